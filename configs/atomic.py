@@ -1,0 +1,47 @@
+"""Files that are either whole or absent, also after a power cut."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content`: written aside, fsynced, renamed, directory fsynced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _write_aside(path, content)
+    os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def publish_once(path: Path, content: bytes | str) -> bool:
+    """Create `path` with `content` unless it exists already; True if this call created it (the first wins)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _write_aside(path, content)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(aside)
+    sync_directory(path.parent)
+    return True
+
+
+def sync_directory(folder: Path) -> None:
+    """Make renames and links inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_aside(path: Path, content: bytes | str) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    return aside

@@ -1,0 +1,98 @@
+"""What the three command lines share: flags derived from the config's fields, and errors turned into exit codes."""
+
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+import yaml
+
+from configs.errors import EncodeOnceError, Interrupted
+from configs.experiment import Experiment, Section
+from configs.load import load
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+
+
+def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
+    """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
+
+    Fields of `own` answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
+    The command receives the flags as keyword arguments; pass them to `experiment_from`.
+    """
+
+    def decorate(command: Command) -> Command:
+        for section in reversed((own, *others)):
+            command = _section_flags(section, bare=section == own)(command)
+        command = click.option("--run-dir", "run_dir", default=None, help="Folder of everything the run writes.")(command)
+        default = Path("configs/demo.yaml")
+        return click.option(
+            "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
+            help="YAML file of the experiment.",
+        )(command)  # fmt: skip
+
+    return decorate
+
+
+def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
+    """The experiment of a config file with the flags the user typed laid over it."""
+    given = {key.replace("__", "."): _parse(value) for key, value in flags.items() if value is not None}
+    return load(config_path, given, pruners)
+
+
+def _parse(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
+    model = Experiment.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, Section)
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(model.model_fields.items()):
+            dashed = name.replace("_", "-")
+            flags = [f"--{section}.{dashed}", *([f"--{dashed}"] if bare else [])]
+            command = click.option(*flags, f"{section}__{name}", default=None, help=field.description)(command)
+        return command
+
+    return decorate
+
+
+def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a click group and leave the process with the exit code of the design's table."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(_exit_code(group, arguments))
+
+
+def _exit_code(group: click.Group, arguments: Sequence[str] | None) -> int:
+    try:
+        returned = group.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except EncodeOnceError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in NO_SPACE_OR_READ_ONLY:
+            raise
+        click.echo(f"error: {error.strerror}: {error.filename or 'the output folder'}; free space there and run again", err=True)
+        return 7
+    return returned if isinstance(returned, int) else 0
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM; run the same command again to go on")

@@ -1,0 +1,161 @@
+"""The typed config of one experiment: seven sections, every field with its unit, an unknown key is an error."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import StringConstraints
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Positions = Literal["original", "compact"]
+Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
+
+
+class ModelSection(Section):
+    """The vision-language model whose features are cached and whose language half answers."""
+
+    checkpoint: str
+    """Folder or hub id of a checkpoint in the Hugging Face layout."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    dtype: Dtype = "float32"
+    """Compute dtype of the vision tower, the projector and the language model; features keep it bit for bit."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
+
+
+class DataSection(Section):
+    """The images and the questions about them."""
+
+    images: Path
+    """Image root: every image path in `questions` is relative to this folder and stays inside it."""
+    questions: Path | None = None
+    """JSONL of questions or LLaVA's conversation JSON; without it the whole image folder is encoded."""
+    identity: Literal["content", "name"] = "content"
+    """`content`: an image is its file's sha256; `name` skips the hashing, for trusted, immutable sources."""
+    post_prompt: str = ""
+    """Text appended to every question, such as an instruction to answer with a single word."""
+    train: PositiveInt | None = 600
+    """Questions of the training split, at most; null takes all."""
+    val: PositiveInt | None = 200
+    """Questions of the validation split, at most; null takes all."""
+    test: PositiveInt | None = 200
+    """Questions of the test split, at most; null takes all."""
+
+
+class StoreSection(Section):
+    """Where the cached features lie, and which of them are kept."""
+
+    path: Path | None = None
+    """Folder of the feature store; default: `store` in the run directory."""
+    arrays: tuple[str, ...] = ("raw", "projected", "cls_hidden", "cls_attention")
+    """Names of the arrays to store."""
+    shard_images: PositiveInt | None = None
+    """Images per shard; default: the largest power of two that keeps a shard of `projected` within 320 MB."""
+
+
+class ExtractSection(Section):
+    """Stage 1: how images become features."""
+
+    tower_batch: PositiveInt = 8
+    """Images per forward of the vision tower; part of the numeric fingerprint."""
+    decode_threads: PositiveInt = 2
+    """Threads that read and decode images; changes no result."""
+    max_failures: Failures = "0"
+    """Unreadable images that are tolerated: a count (`5`) or a share of all images (`1%`)."""
+    max_pixels: PositiveInt = 50_000_000
+    """Images with more pixels than this are refused from their header, before they are decoded."""
+
+
+class Method(BaseModel):
+    """A pruning method: its file's name in `stage2_prune/pruners`, and its parameters beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every key beside `name`."""
+        return dict(self.model_extra or {})
+
+
+class PruneSection(Section):
+    """The methods under test and their budgets."""
+
+    methods: tuple[Method, ...] = (Method(name="keep_all"),)
+    """Pruners to evaluate, with their parameters."""
+    budgets: tuple[PositiveInt, ...] = (64,)
+    """Visual tokens kept, in tokens per image."""
+    positions: tuple[Literal["default"] | Positions, ...] = ("default",)
+    """RoPE positions of the kept tokens; `default` is each method's published choice."""
+    seeds: PositiveInt = 5
+    """Seeds over which a randomised pruner is averaged."""
+
+
+class TrainSection(Section):
+    """Training of one pruner; the language model stays frozen."""
+
+    pruner: str = "learned_scorer"
+    """Name of the method in `prune.methods` to train."""
+    epochs: NonNegativeInt = 2
+    """Passes over the training questions; 0 saves the freshly seeded pruner."""
+    batch_size: PositiveInt = 10
+    """Questions per optimiser step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW, after a linear warm-up; cosine decay."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW."""
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the unpruned model's answer distribution, beside the language-model loss."""
+    min_keep: PositiveInt = 16
+    """Smallest budget drawn for a batch, in tokens per image."""
+    max_keep: PositiveInt = 192
+    """Largest budget drawn for a batch, in tokens per image."""
+    val_keep: PositiveInt = 32
+    """Budget at which an epoch is judged on the validation split, in tokens per image."""
+    seed: NonNegativeInt = 0
+    """Seed of the pruner's weights, of the order of questions and of the budgets."""
+
+
+class EvalSection(Section):
+    """Evaluation: greedy generation and, where choices exist, ranking."""
+
+    split: Literal["train", "val", "test"] = "test"
+    """Split to score."""
+    batch_size: PositiveInt = 20
+    """Questions per forward of the language model; the same for every method, because it can change logits."""
+    max_new_tokens: PositiveInt = 16
+    """Longest answer, in tokens."""
+    bootstrap: PositiveInt = 1000
+    """Resamples of the confidence intervals, clustered by image."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap."""
+
+
+class Experiment(Section):
+    """One experiment; the name is the config file's."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    run_dir: Path
+    """Folder of everything this experiment writes; default: `runs/<name>`."""
+    model: ModelSection
+    data: DataSection
+    store: StoreSection = StoreSection()
+    extract: ExtractSection = ExtractSection()
+    prune: PruneSection = PruneSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+
+    @property
+    def store_path(self) -> Path:
+        """Folder of the feature store."""
+        return self.store.path or self.run_dir / "store"

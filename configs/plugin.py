@@ -1,0 +1,35 @@
+"""A name in a config is a module's file name: adding a variant is adding a file, there is no registry to edit."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import TypeVar
+
+from configs.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def names(package: ModuleType) -> list[str]:
+    """Modules of `package` that a config may name; those that begin with an underscore are helpers."""
+    return sorted(module.name for module in iter_modules(package.__path__) if not module.name.startswith("_"))
+
+
+def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
+    """The one subclass of `base` that module `package.name` defines."""
+    if name not in names(package):
+        raise ConfigError(f"unknown {base.__name__.lower()} {name!r}: {package.__name__} has {', '.join(names(package))}")
+    module = import_module(f"{package.__name__}.{name}")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, it defines {len(found)}")
+    return found[0]
+
+
+def find_all(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
+    """Every variant of `package` by its file's name."""
+    return {name: find(package, name, base) for name in names(package)}

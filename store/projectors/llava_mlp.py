@@ -1,0 +1,51 @@
+"""LLaVA-1.5's projector: linear, activation, linear.
+
+Source: haotian-liu/LLaVA, `mlp2x_gelu`; tensor names as transformers' `multi_modal_projector.*`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from store.errors import StoreError
+from store.projectors import Projector
+
+
+class LlavaMlp(Projector):
+    """(…, hidden) -> (…, embed); the widths come from the weights."""
+
+    prefix = "multi_modal_projector."
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Shaped[Tensor, "..."]]) -> None:
+        super().__init__(config, weights)
+        expected = {"linear_1.weight", "linear_2.weight"}
+        if not expected <= set(weights):
+            raise StoreError(
+                f"expected the projector weights {sorted(expected)}, found {sorted(weights)}: this is another kind of "
+                "projector, add a file for it to store/projectors"
+            )
+        self.linear_1 = _linear(weights, "linear_1")
+        self.activation = ACT2FN[config["activation"]]
+        self.linear_2 = _linear(weights, "linear_2")
+        self.requires_grad_(False)
+
+    @classmethod
+    def config_of(cls, checkpoint_config: Any) -> dict[str, Any]:
+        """The activation's name as transformers knows it."""
+        return {"activation": checkpoint_config.projector_hidden_act}
+
+    def forward(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
+        """Project every patch."""
+        return self.linear_2(self.activation(self.linear_1(raw)))
+
+
+def _linear(weights: Mapping[str, Tensor], name: str) -> nn.Linear:
+    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}), strict=True, assign=True)
+    return layer

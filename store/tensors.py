@@ -1,0 +1,46 @@
+"""Between the store's bits and torch's tensors: exact for float32, float16 and bfloat16."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from store.schema import Dtype
+
+_TORCH: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """The torch dtype of a store dtype's name."""
+    return _TORCH[name]
+
+
+def dtype_name(dtype: torch.dtype) -> Dtype:
+    """The store's name of a torch dtype; ValueError for one that a store cannot hold."""
+    for name, candidate in _TORCH.items():
+        if candidate == dtype:
+            return name  # type: ignore[return-value]
+    raise ValueError(f"a store holds {', '.join(_TORCH)}, this tensor is {dtype}: compute in one of them")
+
+
+def from_storage(array: np.ndarray[Any, Any], dtype: Dtype) -> Float[Tensor, "..."]:
+    """A tensor of the same bits as `array`, sharing its memory when it is writable, else a copy."""
+    if not (array.flags.writeable and array.flags.c_contiguous):
+        array = np.array(array, order="C")
+    if dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_storage(tensor: Float[Tensor, "..."]) -> np.ndarray[Any, Any]:
+    """The bits of `tensor` as the store keeps them: bfloat16 becomes uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
