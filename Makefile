@@ -1,0 +1,67 @@
+# One-liners over the three command lines. CONFIG picks the experiment; ARGS passes flags through.
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo extract train eval parity inspect test test-geometry check lint types bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the virtual environment (every target below does it when needed)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## the whole idea in minutes, on the embedded default: data, extract, train, eval, parity
+	$(BIN)/python -m stage1_extract.demo data --config configs/demo.yaml
+	$(BIN)/python -m stage1_extract extract --config configs/demo.yaml $(ARGS)
+	$(BIN)/python -m stage2_prune train --config configs/demo.yaml $(ARGS)
+	$(BIN)/python -m stage2_prune eval --config configs/demo.yaml $(ARGS)
+	$(BIN)/python -m stage2_prune parity --config configs/demo.yaml $(ARGS)
+
+data: $(READY) ## write the demo's images and questions (CONFIG=configs/demo.yaml or configs/demo_large.yaml)
+	$(BIN)/python -m stage1_extract.demo data --config $(CONFIG) $(ARGS)
+
+extract: $(READY) ## stage 1: encode every image of CONFIG once into its store
+	$(BIN)/python -m stage1_extract extract --config $(CONFIG) $(ARGS)
+
+train: $(READY) ## stage 2: train CONFIG's pruner from the store
+	$(BIN)/python -m stage2_prune train --config $(CONFIG) $(ARGS)
+
+eval: $(READY) ## stage 2: score CONFIG's pruners from the store
+	$(BIN)/python -m stage2_prune eval --config $(CONFIG) $(ARGS)
+
+parity: $(READY) ## prove that the store answers as the full model does, bit for bit
+	$(BIN)/python -m stage2_prune parity --config $(CONFIG) $(ARGS)
+
+inspect: $(READY) ## look into CONFIG's store
+	$(BIN)/python -m store inspect --config $(CONFIG) $(ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -m 'not geometry' -n 2 $(ARGS)
+
+test-geometry: $(READY) ## the real shapes: CLIP ViT-L/14-336, projector 1024 -> 4096, language model of width 4096
+	$(BIN)/python -m pytest -m geometry $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/basedpyright
+
+check: lint types test ## lint, types and tests
+
+bench: $(READY) ## ratios, measured in interleaved runs
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean: ## remove what the demo wrote
+	rm -rf runs data/demo data/demo_large

@@ -1,0 +1,110 @@
+"""The one loader: typed, all problems at once, nothing unknown let through."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import yaml
+from annotated_types import Gt
+from pydantic import ConfigDict
+
+from configs.errors import ConfigError
+from configs.experiment import Method
+from configs.load import build_pruner, load, save_resolved
+
+MINIMAL = {"model": {"checkpoint": "x"}, "data": {"images": "images"}}
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A pruner's parameters, as pydantic sees them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    temperature: Annotated[float, Gt(0)] = 1.0
+
+
+def write(folder: Path, content: object, name: str = "trial.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_the_defaults_are_those_that_users_of_this_pipeline_know(tmp_path):
+    experiment = load(write(tmp_path, MINIMAL), {})
+    assert (experiment.train.epochs, experiment.train.batch_size) == (2, 10)
+    assert (experiment.data.train, experiment.data.val, experiment.data.test) == (600, 200, 200)
+
+
+def test_the_run_directory_is_named_after_the_config_file(tmp_path):
+    experiment = load(write(tmp_path, MINIMAL), {})
+    assert experiment.run_dir == Path("runs/trial")
+    assert experiment.store_path == Path("runs/trial/store")
+
+
+def test_every_problem_is_reported_at_once_with_its_path_and_value(tmp_path):
+    path = write(tmp_path, MINIMAL | {"train": {"epochs": -1, "epoch": 3}, "extract": {"max_failures": "many"}})
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, {})
+    message = str(caught.value)
+    assert "3 problems" in message
+    for expected in ("train.epochs", "-1", "train.epoch:", "extract.max_failures", "'many'"):
+        assert expected in message
+
+
+def test_a_number_that_yaml_reads_as_text_is_still_a_number(tmp_path):
+    assert yaml.safe_load("1e-4") == "1e-4"
+    path = write(tmp_path, yaml.safe_dump(MINIMAL) + "\ntrain:\n  learning_rate: 1e-4\n")
+    assert load(path, {}).train.learning_rate == 1e-4
+
+
+def test_debug_all_ones_is_told_to_use_parity(tmp_path):
+    with pytest.raises(ConfigError, match=r"prune\.debug_all_ones: .*make parity"):
+        load(write(tmp_path, MINIMAL | {"prune": {"debug_all_ones": True}}), {})
+
+
+def test_the_parameters_of_a_pruner_are_validated_where_they_stand(tmp_path):
+    methods = [{"name": "warm", "temperature": -1}, {"name": "warn"}, {"name": "warm", "temprature": 2}]
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, MINIMAL | {"prune": {"methods": methods}}), {}, {"warm": Warm})
+    message = str(caught.value)
+    assert "prune.methods.0.temperature" in message and "-1" in message
+    assert "prune.methods.1.name: no such pruner (got 'warn')" in message
+    assert "prune.methods.2.temprature" in message
+
+
+def test_a_pruner_is_built_from_its_method():
+    assert build_pruner(Method.model_validate({"name": "warm", "temperature": "2e-1"}), {"warm": Warm}) == Warm(0.2)
+
+
+def test_flags_lie_over_the_file(tmp_path):
+    experiment = load(write(tmp_path, MINIMAL), {"train.epochs": 0, "run_dir": str(tmp_path)})
+    assert experiment.train.epochs == 0 and experiment.run_dir == tmp_path
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="'epochs' is given twice"):
+        load(write(tmp_path, yaml.safe_dump(MINIMAL) + "\ntrain:\n  epochs: 1\n  epochs: 2\n"), {})
+
+
+def test_yaml_cannot_build_python_objects(tmp_path):
+    marker = tmp_path / "marker"
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(write(tmp_path, f"model: !!python/object/apply:os.mkdir ['{marker}']"), {})
+    assert not marker.exists()
+
+
+def test_the_resolved_config_reads_back_as_itself(tmp_path):
+    experiment = load(write(tmp_path, MINIMAL), {"train.seed": 5})
+    save_resolved(experiment, tmp_path)
+    assert load(tmp_path / "config.yaml", {}) == experiment
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    from configs import plugin
+    from stage2_prune import pruners
+    from stage2_prune.pruner import Pruner
+
+    assert load(path, {}, plugin.find_all(pruners, Pruner)).name == path.stem

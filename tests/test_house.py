@@ -1,0 +1,68 @@
+"""The layout: who may import whom, and what a `--help` may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "configs": {"configs"},
+    "store": {"configs", "store"},
+    "stage1_extract": {"configs", "store", "stage1_extract"},
+    "stage2_prune": {"configs", "store", "stage2_prune"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_downwards(package):
+    for path in (ROOT / package).rglob("*.py"):
+        ours = {module.split(".")[0] for module in imported(path)} & MAY_IMPORT.keys()
+        assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[package]}"
+
+
+def test_nothing_but_the_demo_imports_the_demo():
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            if "demo" not in path.parts:
+                assert not any(module.startswith("stage1_extract.demo") for module in imported(path)), path
+
+
+def test_the_packages_do_not_read_the_folder_that_this_checkout_lies_in():
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            assert "../shared" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("package", ["store", "stage1_extract", "stage2_prune"])
+def test_help_is_quick_because_it_imports_no_framework(package, tmp_path):
+    script = (
+        f"import sys; sys.argv = ['{package}', '--help']\n"
+        "import runpy\n"
+        "try:\n"
+        f"    runpy.run_module('{package}', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'zarr'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_help_lists_the_targets():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "extract", "train", "eval", "parity", "inspect", "test", "check", "bench"):
+        assert f"make {target} " in listed
