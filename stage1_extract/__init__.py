@@ -1,0 +1,1 @@
+"""Stage 1: images -> store. Everything that holds a vision tower."""

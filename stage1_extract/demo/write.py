@@ -1,0 +1,57 @@
+"""Write the demo's data set as ordinary files: images and a JSONL of questions, as a user's own would be."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configs.atomic import write_atomically
+from stage1_extract.demo.questions import questions
+from stage1_extract.demo.scenes import scene
+
+QUESTIONS_PER_SCENE = 5
+SPLIT_STRIDE = 1_000_000
+"""Scene numbers of a split begin at a multiple of this: splits share no scene, and one's size does not move another's."""
+
+
+def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
+    """Write `counts[split]` questions per split under `out`; False if exactly that is there already.
+
+    out/
+      images/<split>_<scene>.png
+      questions.jsonl
+      dataset.json          written last: what the folder holds
+    """
+    settings = json.dumps({"seed": seed, "questions": counts}, indent=2) + "\n"
+    marker = out / "dataset.json"
+    if marker.is_file() and marker.read_text() == settings:
+        return False
+    marker.unlink(missing_ok=True)
+    shutil.rmtree(out / "images", ignore_errors=True)
+    (out / "images").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    scenes = [(split, n) for split, count in counts.items() for n in range(math.ceil(count / QUESTIONS_PER_SCENE))]
+    for split, number in tqdm(scenes, desc="scenes", unit="image", disable=None):
+        index = list(counts).index(split) * SPLIT_STRIDE + number
+        name = f"{split}_{number:05d}.png"
+        drawn = scene(seed, index)
+        drawn.image.save(out / "images" / name)
+        left = counts[split] - number * QUESTIONS_PER_SCENE
+        for question in questions(drawn, seed, index)[:left]:
+            rows.append(
+                {
+                    "question_id": f"{split}_{number:05d}_{question.kind}",
+                    "image": name,
+                    "question": question.text,
+                    "answers": [question.answer],
+                    "choices": question.choices,
+                    "kind": question.kind,
+                    "split": split,
+                    "patches": question.patches,
+                }
+            )
+    write_atomically(out / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(marker, settings)
+    return True
