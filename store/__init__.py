@@ -1,0 +1,1 @@
+"""The cached features: schema, plan, writer, reader, commit log; `python -m store` looks inside."""

@@ -1,0 +1,57 @@
+"""The commit log: a shard exists if and only if its record does."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from configs.atomic import publish_once
+from store.errors import IntegrityError
+from store.shard import FileRecord
+
+FOLDER = "commits"
+
+
+class CommitRecord(BaseModel):
+    """One committed shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: int
+    first_row: int
+    last_row: int
+    """Inclusive."""
+    ids_digest: str
+    """sha256 over the ids of its rows."""
+    plan_digest: str
+    """sha256 of the plan that it was written for, fingerprints included."""
+    files: dict[str, FileRecord]
+    """By array."""
+    failures: dict[int, str]
+    """Rows whose image could not be encoded, with the reason; they hold NaN."""
+    telemetry: dict[str, Any]
+    """Times, host, versions: not part of a store's identity."""
+
+
+def publish(store: Path, record: CommitRecord) -> bool:
+    """Commit a shard; False if it was committed before (the first wins)."""
+    text = record.model_dump_json(indent=1) + "\n"
+    return publish_once(store / FOLDER / f"{record.shard}.json", text)
+
+
+def read_commits(store: Path) -> dict[int, CommitRecord]:
+    """All committed shards by number."""
+    commits: dict[int, CommitRecord] = {}
+    for path in sorted((store / FOLDER).glob("*.json")):
+        if path.name.startswith("."):
+            continue
+        try:
+            record = CommitRecord.model_validate_json(path.read_text())
+        except (ValidationError, UnicodeDecodeError):
+            raise IntegrityError(
+                f"{path} is not a commit record: remove it and run `make extract`, which computes that shard again"
+            ) from None
+        if path.stem != str(record.shard):
+            raise IntegrityError(f"{path} is the record of shard {record.shard}: remove it and run `make extract`")
+        commits[record.shard] = record
+    return dict(sorted(commits.items()))

@@ -1,0 +1,78 @@
+"""What a store holds, as one JSON-able report and as text; imports neither torch nor transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from store.reader import FeatureStore
+
+_SHOWN = 20
+
+
+def report(path: Path) -> dict[str, Any]:
+    """Arrays, fingerprints, committed and missing shards, failures."""
+    store = FeatureStore.open(path)
+    plan = store.plan
+    return {
+        "path": str(path),
+        "format": plan.format,
+        "images": plan.n_images,
+        "identity": plan.identity,
+        "geometry": plan.geometry.model_dump(mode="json"),
+        "arrays": [
+            {
+                "name": spec.name,
+                "axes": ["image", *spec.axes],
+                "shape": [plan.n_images, *spec.shape],
+                "dtype": spec.dtype,
+                "stored_as": spec.storage.str,
+                "bytes": plan.n_images * spec.row_bytes,
+            }
+            for spec in plan.arrays
+        ],
+        "projector": None if (projector := store.projector) is None else projector.kind,
+        "shards": {
+            "images_per_shard": plan.shard_images,
+            "total": plan.n_shards,
+            "committed": sorted(store.commits),
+            "missing": store.missing_shards,
+        },
+        "failures": [
+            {"row": row, "names": store.ids.names(row), "reason": reason} for row, reason in store.failures.items()
+        ],
+        "fingerprints": {name: print_.model_dump(mode="json") for name, print_ in plan.fingerprints.items()},
+        "notes": list(plan.notes),
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for a reader."""
+    shards, failures = found["shards"], found["failures"]
+    rows, columns = found["geometry"]["grid"]
+    lines = [
+        f"{found['path']}: {found['images']} images of {rows}x{columns} patches, "
+        f"format {found['format']}, identity by {found['identity']}",
+        "",
+    ]
+    lines += [
+        f"  {array['name']:<16} {' x '.join(map(str, array['shape'])):<22} {array['dtype']:<9} "
+        f"{array['bytes'] / 1e6:>12,.1f} MB   ({', '.join(array['axes'])})"
+        for array in found["arrays"]
+    ]
+    lines += ["", f"projector  {found['projector'] or 'none: it could not be reached apart from the model'}"]
+    lines += [
+        f"shards     {len(shards['committed'])} of {shards['total']} committed, {shards['images_per_shard']} images each"
+        + (f"; missing {_some(shards['missing'])}" if shards["missing"] else "")
+    ]
+    lines += [f"failures   {len(failures)}"]
+    lines += [f"  row {one['row']} {', '.join(one['names'])}: {one['reason']}" for one in failures[:_SHOWN]]
+    lines += [f"note       {note}" for note in found["notes"]]
+    for name, fingerprint in found["fingerprints"].items():
+        lines += ["", f"fingerprint of {name}"]
+        for part, fields in fingerprint.items():
+            lines += [f"  {part:<9} {key}: {value}" for key, value in fields.items()]
+    return "\n".join(lines)
+
+
+def _some(numbers: list[int]) -> str:
+    listed = ", ".join(map(str, numbers[:_SHOWN]))
+    return listed + (" …" if len(numbers) > _SHOWN else "")

@@ -1,0 +1,50 @@
+"""Reading ahead: one thread gathers the next batches while the current one is computed on."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Wanted = TypeVar("Wanted")
+Read = TypeVar("Read")
+
+
+def prefetched(wanted: Iterable[Wanted], read: Callable[[Wanted], Read], depth: int = 2) -> Iterator[Read]:
+    """`read(w) for w in wanted`, up to `depth` results ahead, in order.
+
+    What `read` raises is raised here, at its place; a consumer that stops early ends the thread.
+    """
+    ready: queue.Queue[tuple[bool, Read | BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: tuple[bool, Read | BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.05)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for one in wanted:
+                if stop.is_set():
+                    return
+                put((True, read(one)))
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item  # type: ignore[misc]
+            elif item is None:
+                return
+            else:
+                raise item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

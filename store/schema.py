@@ -1,0 +1,118 @@
+"""What an array of a store is. The axis vocabulary of the whole project:
+
+image    one distinct image (by the sha256 of its file)
+patch    one position of the vision tower's grid, raster order
+hidden   width of the vision tower
+embed    width of the language model's embeddings, where the projector leads
+head     attention head of the tower
+layer    layer of a model
+kept     visual tokens that a pruner keeps
+token    position of a text or of a whole prompt
+question one question
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from configs.experiment import Dtype
+
+MAX_SHARD_BYTES = 320_000_000
+"""A shard of the largest array stays within this."""
+MIN_CHUNK_BYTES = 64 * 1024
+"""Arrays with at most this many bytes per image use one chunk per shard instead of one per image."""
+_STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+_BFLOAT16_NAN = 0x7FC0
+
+__all__ = ["ArraySpec", "Dtype", "Layout", "default_shard_images"]
+
+
+class ArraySpec(BaseModel):
+    """One array, without its leading image axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    axes: tuple[str, ...]
+    """Names of the axes after `image`."""
+    shape: tuple[int, ...]
+    """Sizes of those axes."""
+    dtype: Dtype
+    """Logical dtype; bfloat16 is kept as its uint16 bits, because plain Zarr has no bfloat16."""
+    attributes: dict[str, Any] = {}
+    """What else a reader should know, such as the layer; stored in the array's Zarr attributes."""
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The numpy dtype on disk, little-endian."""
+        return np.dtype(_STORAGE[self.dtype])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image."""
+        return math.prod(self.shape) * self.storage.itemsize
+
+    @property
+    def per_image_chunks(self) -> bool:
+        """Whether each image is a chunk of its own."""
+        return self.row_bytes > MIN_CHUNK_BYTES
+
+    @property
+    def fill(self) -> float | int:
+        """NaN, so that what was never written cannot pass for data."""
+        return _BFLOAT16_NAN if self.dtype == "bfloat16" else float("nan")
+
+    def finite(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Which rows hold neither NaN nor infinity."""
+        flat = rows.reshape(len(rows), -1)
+        if self.dtype == "bfloat16":
+            exponent = np.uint16(0x7F80)
+            return ((flat & exponent) != exponent).all(axis=1)
+        return np.isfinite(flat).all(axis=1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the bytes of a shard of one array lie; see docs/store-format.md."""
+
+    spec: ArraySpec
+    shard_images: int
+
+    CRC_BYTES = 4
+    INDEX_ENTRY_BYTES = 16
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one image's row to the next, where each is a chunk of its own."""
+        return self.spec.row_bytes + self.CRC_BYTES
+
+    @property
+    def chunks(self) -> int:
+        """Inner chunks of a shard."""
+        return self.shard_images if self.spec.per_image_chunks else 1
+
+    def file_bytes(self, rows: int) -> int:
+        """Size of the file of a shard that holds `rows` images."""
+        index = self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
+        if self.spec.per_image_chunks:
+            return rows * self.stride + index
+        return self.shard_images * self.spec.row_bytes + self.CRC_BYTES + index
+
+    def relative_path(self, shard: int) -> str:
+        """Path of a shard's file inside `features.zarr`."""
+        return "/".join([self.spec.name, "c", str(shard), *["0"] * len(self.spec.shape)])
+
+
+def default_shard_images(specs: Sequence[ArraySpec]) -> int:
+    """The largest power of two that keeps a shard of every array within MAX_SHARD_BYTES.
+
+    >>> embed = ArraySpec(name="projected", axes=("patch", "embed"), shape=(576, 4096), dtype="float16")
+    >>> default_shard_images([embed])
+    64
+    """
+    largest = max(spec.row_bytes for spec in specs)
+    return 2 ** max(0, int(math.log2(max(1, MAX_SHARD_BYTES // largest))))

@@ -1,0 +1,94 @@
+"""Writing one shard's file: rows at a fixed stride, a crc32c behind each, the Zarr shard index at the end.
+
+The result is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the
+speed of memory.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from configs.atomic import sync_directory
+from store.errors import StoreError
+from store.schema import Layout
+
+PARTIAL = ".partial"
+_EMPTY = 2**64 - 1
+
+
+class FileRecord(BaseModel):
+    """What the commit log says about one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Inside `features.zarr`."""
+    bytes: int
+    crc32c: int
+    """Of the whole file."""
+
+
+def write_shard(root: Path, layout: Layout, shard: int, rows: np.ndarray[Any, Any]) -> FileRecord:
+    """Write the rows of a shard to `.partial`, fsync, rename, fsync the directory.
+
+    `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
+    """
+    spec = layout.spec
+    if rows.dtype != spec.storage or rows.shape[1:] != spec.shape or len(rows) > layout.shard_images:
+        raise StoreError(
+            f"expected rows of {spec.name} as {spec.storage} {spec.shape}, at most {layout.shard_images}; "
+            f"got {rows.dtype} {rows.shape}: is the plan of another model?"
+        )
+    relative = layout.relative_path(shard)
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("wb") as file:
+        writer = _Checked(file)
+        _write_payload(writer, layout, np.ascontiguousarray(rows))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_directory(path.parent)
+    return FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc)
+
+
+def crc(data: bytes | np.ndarray[Any, Any], before: int = 0) -> int:
+    """crc32c of bytes, going on from `before`; a writable array is read through a read-only view, as the C code demands."""
+    if isinstance(data, np.ndarray):
+        data = data.reshape(-1).view(np.uint8)
+        data.setflags(write=False)
+    return int(google_crc32c.extend(before, data))
+
+
+class _Checked:
+    """A file that keeps count and checksum of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.written, self.crc = file, 0, 0
+
+    def write(self, data: bytes | np.ndarray[Any, Any]) -> None:
+        self.file.write(data)
+        self.written += len(data)
+        self.crc = crc(data, self.crc)
+
+
+def _write_payload(out: _Checked, layout: Layout, rows: np.ndarray[Any, Any]) -> None:
+    if layout.spec.per_image_chunks:
+        chunks = [rows[number : number + 1] for number in range(len(rows))]
+    else:
+        whole = np.full((layout.shard_images, *layout.spec.shape), layout.spec.fill, layout.spec.storage)
+        whole[: len(rows)] = rows
+        chunks = [whole]
+    index = np.full((layout.chunks, 2), _EMPTY, "<u8")
+    for number, chunk in enumerate(chunks):
+        data = chunk.reshape(-1).view(np.uint8)
+        index[number] = (out.written, len(data) + layout.CRC_BYTES)
+        out.write(data)
+        out.write(crc(data).to_bytes(layout.CRC_BYTES, "little"))
+    out.write(index.tobytes())
+    out.write(crc(index.tobytes()).to_bytes(layout.CRC_BYTES, "little"))
