@@ -1,0 +1,64 @@
+"""The commands of stage 1; torch and transformers are imported by the commands, not by `--help`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from configs.cli import experiment_from, experiment_options
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group()
+def group() -> None:
+    """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
+
+
+@group.command()
+@experiment_options("extract", "model", "data", "store")
+@click.option("--dry-run", is_flag=True, help="Say images, shards, GB and free space; load nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace the store if there is one.")
+@json_option
+def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Encode the images that the store does not have yet."""
+    experiment = experiment_from(config_path, flags)
+    from stage1_extract import extract as stage, price
+
+    if dry_run:
+        found = stage.dry_run(experiment)
+        click.echo(json.dumps(found) if as_json else price.as_text(found, experiment.store_path))
+        return
+    done = stage.extract(experiment, overwrite)
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    click.echo(
+        f"{done['store']}: {done['images']} images, {done['distinct']} distinct; the tower saw {done['tower_images']} now, "
+        f"{done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
+    )
+    for names, reason in done["failures"].items():
+        click.echo(f"  left out: {names} ({reason})")
+
+
+@group.command()
+@click.argument("batch_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def reference(batch_folder: Path) -> None:
+    """Answer a batch that `stage2_prune parity` wrote, with the full model: the only command that loads one."""
+    from stage1_extract import reference
+
+    reference.run(batch_folder)
+
+
+@group.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@experiment_options("model", "data")
+@click.option("--sample", type=click.IntRange(min=1), default=4, show_default=True, help="Images to encode again.")
+@json_option
+def diagnose(store: Path, config_path: Path, sample: int, as_json: bool, **flags: Any) -> int:
+    """Name what is wrong with STORE from its contents: layer, CLS row, processor, projector, dtype, patch order."""
+    experiment = experiment_from(config_path, flags | {"store__path": str(store)})
+    from stage1_extract import diagnose
+
+    return diagnose.run(experiment, sample, as_json)

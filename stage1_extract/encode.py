@@ -1,0 +1,74 @@
+"""The one place that calls a vision tower."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stage1_extract.attention import ClsAttention
+from stage1_extract.tower import Tower, TowerFacts
+from store.projectors import Projector, project_image
+
+SelectStrategy = str
+"""`default` drops the CLS row, `full` keeps every row."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of which hidden states are the model's image features."""
+
+    layers: tuple[int, ...]
+    """Indices into `hidden_states`, from 0 (the embeddings); more than one are concatenated on the hidden axis."""
+    drops_cls: bool
+    """Whether row 0 is left out."""
+
+    def of(self, hidden_states: tuple[Tensor, ...]) -> Float[Tensor, "image token hidden"]:
+        """What the projector gets."""
+        chosen = [hidden_states[layer] for layer in self.layers]
+        rows = [state[:, 1:] for state in chosen] if self.drops_cls else chosen
+        return torch.cat(rows, dim=-1).contiguous()
+
+
+@dataclass(frozen=True)
+class VisionHalf:
+    """Tower and projector of a checkpoint, in eval mode on their device."""
+
+    tower: nn.Module
+    kind: type[Tower]
+    facts: TowerFacts
+    selection: Selection
+    projector: Projector
+    arrays: frozenset[str]
+    """Which arrays to make; see `encode`."""
+
+
+@torch.no_grad()
+def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> dict[str, Float[Tensor, "image ..."]]:
+    """The arrays of a batch of images, from one forward of the tower.
+
+    raw            (image, patch, hidden)  what the projector gets; under `full` the CLS row is its first row
+    projected      (image, patch, embed)   `project_image` of it, image by image
+    cls_hidden     (image, hidden)         the CLS row of the same layers
+    cls_attention  (image, head, patch)    float32; the CLS row's attention in the layer that makes the (last listed)
+                                           features; the CLS -> CLS column dropped, not renormalised
+    """
+    states, attention = _forward(half, pixels)
+    raw = half.selection.of(states)
+    arrays: dict[str, Tensor] = {"raw": raw}
+    if "projected" in half.arrays:
+        arrays["projected"] = torch.cat([project_image(half.projector, raw[i : i + 1]) for i in range(len(raw))])
+    if "cls_hidden" in half.arrays:
+        arrays["cls_hidden"] = torch.cat([states[layer][:, 0] for layer in half.selection.layers], dim=-1)
+    if attention is not None:
+        arrays["cls_attention"] = attention[:, :, 1:].contiguous()
+    return {name: array for name, array in arrays.items() if name in half.arrays}
+
+
+def _forward(half: VisionHalf, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    if "cls_attention" not in half.arrays:
+        return half.tower(pixels, output_hidden_states=True).hidden_states, None
+    layer = half.kind.layers(half.tower)[half.selection.layers[-1] - 1]
+    with ClsAttention(*half.kind.query_and_key(layer), half.facts.heads) as tap:
+        states = half.tower(pixels, output_hidden_states=True).hidden_states
+    return states, tap.weights()

@@ -1,0 +1,177 @@
+"""LLaVA-1.5 and what shares its layout: a vision tower, a two-layer projector, one feature per patch.
+
+Only the bytes of tower and projector are read, whichever of the three key layouts the checkpoint has.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.initialization import no_init_weights
+
+from configs.experiment import Experiment
+from stage1_extract.encode import Selection, VisionHalf, encode
+from stage1_extract.errors import UnsupportedModel, WrongWeights
+from stage1_extract.family import Description, Encoder, Family, Pixels
+from stage1_extract.processor import ImageProcessor
+from stage1_extract.tower import TowerFacts, kind_of_tower
+from store.checkpoint import load_tensors, weights_digest
+from store.plan import Geometry
+from store.projectors import Projector
+from store.projectors.llava_mlp import LlavaMlp
+from store.reader import ProjectorState
+from store.schema import ArraySpec
+from store.tensors import dtype_name, to_storage, torch_dtype
+
+TOWER = "vision_tower."
+KNOWN_ARRAYS = ("raw", "projected", "cls_hidden", "cls_attention")
+
+
+class Llava(Family):
+    """`model_type: llava`, whatever its tower."""
+
+    model_types = frozenset({"llava"})
+
+    @classmethod
+    def describe(cls, experiment: Experiment, config: Any) -> Description:
+        """Geometry and arrays from the config."""
+        facts = kind_of_tower(config.vision_config).facts(config.vision_config)
+        selection = select_features(config, facts)
+        wanted, notes = _available(experiment.store.arrays, facts, selection)
+        rows = facts.patches + int(facts.has_cls and not selection.drops_cls)
+        hidden = facts.hidden * len(selection.layers)
+        dtype = experiment.model.dtype
+        layers = {"hidden_states": list(selection.layers)}
+        specs = {
+            "raw": ArraySpec(name="raw", axes=("patch", "hidden"), shape=(rows, hidden), dtype=dtype, attributes=layers),
+            "projected": ArraySpec(
+                name="projected", axes=("patch", "embed"), shape=(rows, config.text_config.hidden_size), dtype=dtype
+            ),
+            "cls_hidden": ArraySpec(name="cls_hidden", axes=("hidden",), shape=(hidden,), dtype=dtype, attributes=layers),
+            "cls_attention": ArraySpec(
+                name="cls_attention", axes=("head", "patch"), shape=(facts.heads, facts.patches), dtype="float32",
+                attributes={"layer": selection.layers[-1] - 1},
+            ),
+        }  # fmt: skip
+        geometry = Geometry(grid=facts.grid, has_cls=facts.has_cls, tokens=rows)
+        return Description(geometry, tuple(specs[name] for name in wanted), notes)
+
+    @classmethod
+    def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
+        """Tower and projector, nothing of the language model."""
+        description = cls.describe(experiment, config)
+        return LlavaEncoder(experiment, config, description, device)
+
+
+class LlavaEncoder(Encoder):
+    """The opened vision half of a LLaVA."""
+
+    def __init__(self, experiment: Experiment, config: Any, description: Description, device: torch.device) -> None:
+        model = experiment.model
+        dtype = torch_dtype(model.dtype)
+        kind = kind_of_tower(config.vision_config)
+        facts = kind.facts(config.vision_config)
+        tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)
+        tower_weights, projector_weights = (_part(tensors, prefix) for prefix in (TOWER, LlavaMlp.prefix))
+        settings = LlavaMlp.config_of(config)
+        self.description = description
+        self.half = VisionHalf(
+            tower=_build_tower(model.checkpoint, config, tower_weights, dtype).to(device),
+            kind=kind,
+            facts=facts,
+            selection=select_features(config, facts),
+            projector=_build_projector(settings, projector_weights).to(device),
+            arrays=frozenset(spec.name for spec in description.arrays),
+        )
+        self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
+        self.projector = projector_state(settings, projector_weights)
+        self._image_processor = ImageProcessor(model.checkpoint, model.revision)
+        self.processor = self._image_processor.fingerprint
+        self._device, self._dtype = device, dtype
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """(1, 3, height, width) float32."""
+        return self._image_processor(image)
+
+    def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
+        """One forward of the tower."""
+        pixels = torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)
+        return encode(self.half, pixels)
+
+
+def select_features(config: Any, facts: TowerFacts) -> Selection:
+    """Layers and strategy of a LLaVA config, resolved and checked.
+
+    Raises UnsupportedModel for a layer that the tower does not have, and for the strategy `default` on a tower without
+    a CLS row: stock code silently loses the first patch there.
+    """
+    listed = config.vision_feature_layer
+    asked = [listed] if isinstance(listed, int) else list(listed)
+    states = facts.layers + 1
+    if not asked or any(not -states <= layer < states for layer in asked):
+        raise UnsupportedModel(
+            f"expected vision_feature_layer within -{states}..{states - 1} for a tower of {facts.layers} layers, "
+            f"got {listed}: correct the checkpoint's config"
+        )
+    strategy = config.vision_feature_select_strategy
+    if strategy not in ("default", "full"):
+        raise UnsupportedModel(f"expected vision_feature_select_strategy `default` or `full`, got {strategy!r}")
+    if strategy == "default" and not facts.has_cls:
+        raise UnsupportedModel(
+            f"vision_feature_select_strategy `default` drops the first row as the CLS row, but a {config.vision_config.model_type} "
+            "tower has none, so a real patch would be lost: set it to `full` in the checkpoint's config"
+        )
+    return Selection(tuple(layer % states for layer in asked), drops_cls=strategy == "default")
+
+
+def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ProjectorState:
+    """The projector as a store keeps it."""
+    arrays = {name: to_storage(tensor) for name, tensor in weights.items()}
+    dtypes = {name: dtype_name(tensor.dtype) for name, tensor in weights.items()}
+    return ProjectorState("llava_mlp", settings, arrays, dtypes)
+
+
+def _available(
+    asked: tuple[str, ...], facts: TowerFacts, selection: Selection
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    unknown = [name for name in asked if name not in KNOWN_ARRAYS]
+    if unknown:
+        raise UnsupportedModel(
+            f"expected store.arrays from {', '.join(KNOWN_ARRAYS)}, got {', '.join(unknown)}: correct the config"
+        )
+    lacking: dict[str, str] = {}
+    if not facts.has_cls:
+        lacking = dict.fromkeys(("cls_hidden", "cls_attention"), "the tower has no CLS row")
+    elif selection.layers[-1] == 0:
+        lacking = {"cls_attention": "the features are the embeddings, which no attention makes"}
+    notes = tuple(f"{name} is not stored: {lacking[name]}" for name in asked if name in lacking)
+    return tuple(name for name in asked if name not in lacking), notes
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    # Old checkpoints carry this buffer; it is a plain range that the tower makes itself.
+    return {name: tensor for name, tensor in found.items() if not name.endswith("position_ids")}
+
+
+def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    # A copy: transformers writes the attention implementation into the config object it is given.
+    vision_config = copy.deepcopy(config.vision_config)
+    with no_init_weights():
+        tower: nn.Module = AutoModel.from_config(vision_config, attn_implementation="sdpa", dtype=dtype)
+    try:
+        tower.load_state_dict(dict(weights), strict=True, assign=True)
+    except RuntimeError as error:
+        raise WrongWeights(
+            f"expected the tensors of a {vision_config.model_type} under vision_tower.* in {source}, {error}: is the checkpoint whole?"
+        ) from None
+    return tower.eval()
+
+
+def _build_projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Projector:
+    return LlavaMlp(settings, weights).eval()

@@ -1,0 +1,94 @@
+"""The fallback for models whose parts cannot be reached apart: their own `get_image_features`, called once per batch.
+
+Only `projected` is stored. So nothing can be re-projected, pruners that read `raw` or CLS arrays cannot run, and parity
+can compare the cached features but not their re-projection.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from configs.experiment import Experiment
+from stage1_extract.errors import UnsupportedModel
+from stage1_extract.family import Description, Encoder, Family, Pixels
+from stage1_extract.processor import ImageProcessor
+from store.checkpoint import weight_files, weights_digest
+from store.plan import Geometry
+from store.schema import ArraySpec
+from store.tensors import torch_dtype
+
+NOTE = (
+    "only `projected` is stored: this model's vision tower and projector cannot be reached apart, so its features come from "
+    "its own get_image_features; there is no re-projection and no array for pruners that read raw or CLS features"
+)
+ONE_CROP = {"do_image_splitting": False}
+"""Options that keep the number of visual tokens of an image fixed, where the processor has them."""
+
+
+class WholeModel(Family):
+    """Any model with `get_image_features`; serves no model type by name."""
+
+    model_types = frozenset()
+
+    @classmethod
+    def describe(cls, experiment: Experiment, config: Any) -> Description:
+        """Opens the model: how many tokens it makes of an image is known to its code only."""
+        return cls.open(experiment, config, torch.device("cpu")).description
+
+    @classmethod
+    def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
+        """The full model."""
+        return WholeModelEncoder(experiment, device)
+
+
+class WholeModelEncoder(Encoder):
+    """A full model, used for its `get_image_features` alone."""
+
+    projector = None
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        model = experiment.model
+        weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
+        self._model: Any = AutoModelForImageTextToText.from_pretrained(
+            model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation="sdpa"
+        ).eval()
+        self.weights = {"model": weights_digest(self._model.state_dict())}
+        self._model.to(device)
+        stock = ImageProcessor(model.checkpoint, model.revision)
+        options = {name: value for name, value in ONE_CROP.items() if hasattr(stock.stock, name)}
+        self._image_processor = ImageProcessor(model.checkpoint, model.revision, **options)
+        self.processor = self._image_processor.fingerprint
+        self._device = device
+        self.description = self._probe(experiment)
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """What `get_image_features` takes."""
+        taken = inspect.signature(self._model.get_image_features).parameters
+        return {name: value for name, value in self._image_processor(image).items() if name in taken}
+
+    @torch.no_grad()
+    def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
+        """One call of the model's own code."""
+        inputs = {name: torch.cat([one[name] for one in batch]).to(self._device) for name in batch[0]}
+        found = self._model.get_image_features(**inputs)
+        features = list(getattr(found, "pooler_output", found))
+        counts = {len(one) for one in features}
+        if len(features) != len(batch) or len(counts) != 1:
+            raise UnsupportedModel(
+                f"expected one feature tensor per image with as many tokens as the others, got {len(features)} for "
+                f"{len(batch)} images with {sorted(counts)} tokens: format 1 stores a fixed number of tokens per image"
+            )
+        return {"projected": torch.stack(features)}
+
+    def _probe(self, experiment: Experiment) -> Description:
+        """Shapes from one blank image."""
+        blank = Image.new("RGB", (64, 64), "white")
+        tokens, embed = self.encode([self.preprocess(blank)])["projected"].shape[1:]
+        spec = ArraySpec(name="projected", axes=("patch", "embed"), shape=(tokens, embed), dtype=experiment.model.dtype)
+        return Description(Geometry(grid=(1, tokens), has_cls=False, tokens=tokens), (spec,), (NOTE,))

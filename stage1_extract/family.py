@@ -1,0 +1,105 @@
+"""How one family of vision-language models is opened for encoding; one file per family in `families/`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from configs import plugin
+from configs.experiment import Experiment, ModelSection
+from store.checkpoint import load_config
+from store.plan import Geometry
+from store.reader import ProjectorState
+from store.schema import ArraySpec
+
+Pixels = dict[str, Tensor]
+"""What an image processor makes of one image: every tensor has a leading image axis of 1."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a store of this model will hold, known before any weight is read."""
+
+    geometry: Geometry
+    arrays: tuple[ArraySpec, ...]
+    notes: tuple[str, ...]
+    """What was asked for and cannot be had, and why."""
+
+
+class Encoder(ABC):
+    """An opened vision half."""
+
+    description: Description
+    projector: ProjectorState | None
+    """The projector's weights for the store; None where they cannot be reached."""
+    weights: Mapping[str, str]
+    """sha256 of each part's weights, for the fingerprint."""
+    processor: Mapping[str, Any]
+    """Class, backend and config of the image processor, for the fingerprint."""
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """Pixel values of one RGB image, on the CPU; called from decoding threads."""
+
+    @abstractmethod
+    def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
+        """The arrays of some images, by one forward of the tower."""
+
+
+class Family(ABC):
+    """A family of models."""
+
+    model_types: ClassVar[frozenset[str]]
+    """`model_type`s of the configs that this file serves; empty for the fallback."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, experiment: Experiment, config: Any) -> Description:
+        """From the checkpoint's config alone, where that is possible."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
+        """Load what encodes."""
+
+
+def find_family(config: Any) -> type[Family]:
+    """The family of a checkpoint: by model type, if its parts can be reached; else the model's own code.
+
+    In transformers 5 LLaVA has its parts on `model.model` only: both places are looked at, on the meta device, so that
+    nothing is loaded to find out.
+    """
+    from stage1_extract import families
+    from stage1_extract.families.whole_model import WholeModel
+
+    for family in plugin.find_all(families, Family).values():
+        if config.model_type in family.model_types and parts_can_be_reached(config):
+            return family
+    return WholeModel
+
+
+def parts_can_be_reached(config: Any) -> bool:
+    """Whether the model, or its `.model`, has a vision tower and a projector of their own."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    holders = [model, *([model.model] if hasattr(model, "model") else [])]
+    return any(hasattr(one, "vision_tower") and hasattr(one, "multi_modal_projector") for one in holders)
+
+
+def checkpoint_config(model: ModelSection) -> Any:
+    """The checkpoint's transformers config; CheckpointMissing (exit 5) names what to download."""
+    return load_config(model.checkpoint, model.revision)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of `model.device`; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,90 @@
+"""Opening one image file that may be anything: checked before it is decoded, and never outside its root."""
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stage1_extract.errors import BadImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Formats that are decoded; of an animation, the first frame."""
+REASONS = {
+    "outside_image_root": "the path leads out of the image root",
+    "missing_file": "there is no such file",
+    "not_a_regular_file": "it is a folder, a pipe or a device",
+    "empty_file": "it has no bytes",
+    "not_an_image": f"its content is none of {', '.join(FORMATS)}",
+    "too_many_pixels": "its header announces more pixels than extract.max_pixels",
+    "truncated_image": "its pixels end early or cannot be decoded",
+    "unreadable": "the operating system refuses to read it",
+    "changed_while_running": "its content is not what was planned for",
+}
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+
+
+def read_image_bytes(root: Path, name: str) -> bytes:
+    """The bytes of an image file under `root`; raises BadImage."""
+    try:
+        path = (root / name).resolve()
+        inside = path.is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):
+        raise BadImage("outside_image_root", name) from None
+    if not inside:
+        raise BadImage("outside_image_root", name)
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for someone to write to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise BadImage("missing_file", name) from None
+    except OSError as error:
+        raise BadImage("unreadable", f"{name} ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadImage("not_a_regular_file", name)
+        data = file.read()
+    if not data:
+        raise BadImage("empty_file", name)
+    return data
+
+
+def decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """An RGB image; the header is judged before any pixel is decoded. Raises BadImage.
+
+    Alpha is dropped and palettes are resolved as stock processors do (`convert("RGB")`); 16-bit grey keeps its upper
+    byte. EXIF orientation is not applied, as stock processors do not apply it either.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage("too_many_pixels", name) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise BadImage("not_an_image", name) from None
+    with image:
+        if image.width * image.height > max_pixels:
+            raise BadImage("too_many_pixels", f"{name} ({image.width}x{image.height}, at most {max_pixels:,})")
+        try:
+            image.load()
+            return _rgb(image)
+        except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
+            raise BadImage("truncated_image", f"{name} ({error})") from None
+
+
+def content_id(data: bytes) -> str:
+    """An image's identity: the sha256 of its file, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def name_id(name: str) -> str:
+    """The identity of an image known by its name only, or of one that cannot be read."""
+    return hashlib.sha256(b"name:" + name.encode(errors="surrogatepass")).hexdigest()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,74 @@
+"""Which distinct images there are: every file hashed once, names grouped by content."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configs.experiment import Experiment
+from stage1_extract.errors import BadImage
+from stage1_extract.images import content_id, name_id, read_image_bytes
+from store.errors import DataMissing
+from store.ids import ImageIds
+from store.questions import image_names, read_questions, used
+
+
+@dataclass(frozen=True)
+class Source:
+    """One distinct image: a row of the store."""
+
+    sha: str
+    names: tuple[str, ...]
+    """Paths under the image root with this content; the first is read."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All images of an experiment, in order of first appearance."""
+
+    root: Path
+    names: int
+    """How many names were given."""
+    rows: tuple[Source, ...]
+    unreadable: dict[str, str]
+    """Names whose file could not be read, with the reason: rows of their own that will fail."""
+    by_content: bool
+
+    def ids(self) -> ImageIds:
+        """As the store keeps them."""
+        return ImageIds.build([(source.sha, source.names) for source in self.rows])
+
+
+def find_sources(experiment: Experiment) -> Sources:
+    """The images that the experiment's questions (or its folder) name; raises DataMissing (exit 5) if there are none."""
+    data = experiment.data
+    questions = read_questions(data)
+    if not data.images.is_dir():
+        raise DataMissing(
+            f"expected a folder of images at {data.images}, there is none: check data.images, or write the demo's with `make data`"
+        )
+    names = image_names(data, used(questions, data))
+    if not names:
+        raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
+    by_content = data.identity == "content"
+    unreadable: dict[str, str] = {}
+    shas = _hash_all(data.images, names, experiment.extract.decode_threads, unreadable) if by_content else map(name_id, names)
+    grouped: dict[str, list[str]] = {}
+    for name, sha in zip(names, shas, strict=True):
+        grouped.setdefault(sha, []).append(name)
+    rows = tuple(Source(sha, tuple(given)) for sha, given in grouped.items())
+    return Sources(data.images, len(names), rows, unreadable, by_content)
+
+
+def _hash_all(root: Path, names: Sequence[str], threads: int, unreadable: dict[str, str]) -> list[str]:
+    def hash_one(name: str) -> str:
+        try:
+            return content_id(read_image_bytes(root, name))
+        except BadImage as bad:
+            unreadable[name] = bad.reason
+            return name_id(name)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(tqdm(pool.map(hash_one, names), total=len(names), desc="hash", unit="image", disable=None))
