@@ -128,7 +128,7 @@ def kept_patches(
 
 def train_language(
     recipe: Recipe, features: Float[Tensor, "scene patch hidden"], lessons: Teaching,
-    held_out_features: Float[Tensor, "scene patch hidden"], held_out: Teaching, report: Report,
+    held_out_features: Float[Tensor, "held_out patch hidden"], held_out: Teaching, report: Report,
 ) -> Reader:  # fmt: skip
     """A language model that looks at the image, also when most of its tokens are gone."""
     reader = Reader(recipe).to(recipe.device)

@@ -8,12 +8,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.atomic import write_atomically
+from configs.errors import ConfigError
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.scenes import scene
 
 QUESTIONS_PER_SCENE = 5
 SPLIT_STRIDE = 1_000_000
 """Scene numbers of a split begin at a multiple of this: splits share no scene, and one's size does not move another's."""
+UNFINISHED = "{}\n"
+"""What `dataset.json` holds until all else is written: the folder is ours, and is to be written again."""
 
 
 def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
@@ -22,13 +25,17 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
     out/
       images/<split>_<scene>.png
       questions.jsonl
-      dataset.json          written last: what the folder holds
+      dataset.json          what the folder holds; UNFINISHED until all else is written
     """
     settings = json.dumps({"seed": seed, "questions": counts}, indent=2) + "\n"
     marker = out / "dataset.json"
     if marker.is_file() and marker.read_text() == settings:
         return False
-    marker.unlink(missing_ok=True)
+    if not marker.is_file() and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"expected a folder of this demo or none at {out}, it holds other files: name another, or remove it"
+        )
+    write_atomically(marker, UNFINISHED)
     shutil.rmtree(out / "images", ignore_errors=True)
     (out / "images").mkdir(parents=True)
     rows: list[dict[str, object]] = []
