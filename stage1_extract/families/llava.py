@@ -12,7 +12,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.initialization import no_init_weights
 
 from configs.experiment import Experiment
 from stage1_extract.encode import Selection, VisionHalf, encode
@@ -162,14 +161,18 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     # A copy: transformers writes the attention implementation into the config object it is given.
     vision_config = copy.deepcopy(config.vision_config)
-    with no_init_weights():
-        tower: nn.Module = AutoModel.from_config(vision_config, attn_implementation="sdpa", dtype=dtype)
-    try:
-        tower.load_state_dict(dict(weights), strict=True, assign=True)
-    except RuntimeError as error:
+    with torch.device("meta"):
+        kind: Any = type(AutoModel.from_config(vision_config))
+    # Stock loading of tensors that are read already: it knows towers whose names on disk differ from those in memory.
+    tower, loading = kind.from_pretrained(
+        None, config=vision_config, state_dict=dict(weights), dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    wrong = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
+    if wrong:
         raise WrongWeights(
-            f"expected the tensors of a {vision_config.model_type} under vision_tower.* in {source}, {error}: is the checkpoint whole?"
-        ) from None
+            f"expected the tensors of a {vision_config.model_type} under vision_tower.* in {source}, found differences "
+            f"({', '.join(f'{name}: {keys[:3]}' for name, keys in wrong.items())}): is the checkpoint whole?"
+        )
     return tower.eval()
 
 
