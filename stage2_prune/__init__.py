@@ -1,0 +1,1 @@
+"""Stage 2, store -> pruner -> language model -> answer: everything that holds a language model."""

@@ -1,0 +1,83 @@
+"""Questions of one batch, answered from pruned visual tokens and scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.experiment import Positions
+from stage2_prune.assemble import assemble, gather_kept
+from stage2_prune.features import FeatureBatch
+from stage2_prune.generate import generate
+from stage2_prune.language import Language, Prompt
+from stage2_prune.score import is_right, rank
+from stage2_prune.tokens import Pruned
+from store.questions import Question
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of questions, tokenised once for all methods."""
+
+    prompts: tuple[Prompt, ...]
+    choices: tuple[tuple[tuple[int, ...], ...] | None, ...]
+    """Token ids of each choice where it would be answered; None where a question has no choices."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question: a line of `predictions/*.jsonl`."""
+
+    question_id: str
+    image: str
+    kind: str | None
+    answers: tuple[str, ...]
+    prediction: str
+    """Generated text, as the model wrote it."""
+    right: bool
+    ranked: str | None
+    """The likeliest of the question's choices."""
+    ranked_right: bool | None
+
+
+def prepare(language: Language, questions: Sequence[Question], post_prompt: str) -> Prepared:
+    """Tokenise prompts and choices; `post_prompt` is appended to every question."""
+    asked = [question.question + post_prompt for question in questions]
+    choices = tuple(
+        None if not q.choices else tuple(language.answer_ids(text, choice) for choice in q.choices)
+        for q, text in zip(questions, asked, strict=True)
+    )
+    return Prepared(tuple(language.prompt(text) for text in asked), choices)
+
+
+def ask(
+    language: Language,
+    batch: FeatureBatch,
+    prepared: Prepared,
+    pruned: Pruned,
+    positions: Positions,
+    max_new_tokens: int,
+) -> list[Prediction]:
+    """Answer a batch from the visual tokens that `pruned` leaves of its images."""
+    visual = gather_kept(batch.projected, pruned)[batch.of_question]
+    index = None if pruned.index is None else pruned.index[batch.of_question]
+    patches = batch.projected.shape[1]
+    assembled = assemble(language, prepared.prompts, visual, index, patches, positions)
+    said = generate(language, assembled, max_new_tokens)
+    best = rank(language, assembled, said.logits[:, 0], prepared.choices)
+    return [
+        _prediction(question, text, choice)
+        for question, text, choice in zip(batch.questions, said.texts(language), best, strict=True)
+    ]
+
+
+def _prediction(question: Question, text: str, best: int | None) -> Prediction:
+    ranked = None if best is None or question.choices is None else question.choices[best]
+    return Prediction(
+        question.question_id,
+        question.image,
+        question.kind,
+        question.answers,
+        text,
+        is_right(text, question.answers),
+        ranked,
+        None if ranked is None else is_right(ranked, question.answers),
+    )

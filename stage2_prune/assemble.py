@@ -1,0 +1,94 @@
+"""From visual tokens to a batch: the one code path of evaluation and of every parity mode.
+
+Batches differ only in where the (question, kept, embed) tensor comes from; ids, padding, mask and positions
+are made here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.language import Language, Prompt
+from stage2_prune.tokens import Pruned
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the language model is called with; rows are padded on the left."""
+
+    input_ids: Int[Tensor, "question token"]
+    """One image placeholder per kept visual token: a full model needs as many features."""
+    inputs_embeds: Float[Tensor, "question token embed"]
+    attention_mask: Int[Tensor, "question token"]
+    """Always explicit: without it, gaps in `position_ids` are read as packed sequences, silently."""
+    position_ids: Int[Tensor, "question token"]
+
+
+def gather_kept(
+    projected: Float[Tensor, "image patch embed"], pruned: Pruned
+) -> Float[Tensor, "image kept embed"]:
+    """The visual tokens that go on: all patches were projected, only then is selected."""
+    if pruned.index is None:
+        assert pruned.tokens is not None
+        return pruned.tokens
+    return projected.gather(1, pruned.index[..., None].expand(-1, -1, projected.shape[-1]))
+
+
+def assemble(
+    language: Language,
+    prompts: Sequence[Prompt],
+    visual: Float[Tensor, "question kept embed"],
+    index: Int[Tensor, "question kept"] | None,
+    patches: int,
+    positions: Positions,
+) -> Batch:
+    """One batch of questions, each with its own visual tokens.
+
+    `index` are the patches that `visual` comes from, None where a method merged. With `original` positions a
+    kept patch stays where it stood among all `patches` and the text after it does too; with `compact`
+    positions are consecutive.
+    """
+    if positions == "original" and index is None:
+        raise PrunerMisused(
+            "merged tokens have no original positions: set prune.positions to compact for this method"
+        )
+    kept = visual.shape[1]
+    rows = [[*p.before, *[language.image_token_id] * kept, *p.after] for p in prompts]
+    ids = _left_padded(rows, language.pad_token_id)
+    mask = _left_padded([[1] * len(row) for row in rows], 0)
+    places = _left_padded([_places(p, kept, patches, positions) for p in prompts], 0)
+    slots = ids == language.image_token_id
+    slots &= mask.bool()  # a checkpoint may pad with its image token
+    if index is not None and positions == "original":
+        starts = torch.tensor([len(p.before) for p in prompts])[:, None]
+        places[slots] = (index.cpu() + starts).flatten()
+    ids, mask, places, slots = (part.to(language.device) for part in (ids, mask, places, slots))
+    embeds = language.embed(ids).masked_scatter(slots[..., None], cast(visual, language.dtype))
+    return Batch(ids, embeds, mask, places)
+
+
+def cast(features: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """The features in the text embeddings' dtype; nothing else casts them."""
+    return features.to(dtype)
+
+
+def cast_is_exact(features: torch.dtype, embeddings: torch.dtype) -> bool:
+    """Whether `cast` keeps every value: true for the same dtype and for a 16-bit one in float32."""
+    return torch.promote_types(features, embeddings) == embeddings
+
+
+def _places(prompt: Prompt, kept: int, patches: int, positions: Positions) -> list[int]:
+    """Position ids of one row; those of the visual tokens are provisional under `original`."""
+    before = len(prompt.before)
+    image_end = before + (patches if positions == "original" else kept)
+    return [*range(before + kept), *range(image_end, image_end + len(prompt.after))]
+
+
+def _left_padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "question token"]:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows])

@@ -1,0 +1,86 @@
+"""The commands of stage 2; torch and transformers are imported by the commands, not by `--help`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from configs.cli import experiment_from, experiment_options
+from configs.experiment import Experiment
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+foreign_option = click.option(
+    "--allow-foreign-device",
+    is_flag=True,
+    help="Accept a store from another device whose projections are close but not the same bits.",
+)
+
+
+@click.group()
+def group() -> None:
+    """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
+
+
+@group.command("eval")
+@experiment_options("eval", "model", "data", "store", "prune")
+@overwrite_option
+@foreign_option
+@json_option
+def evaluate(
+    config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any
+) -> None:
+    """Score every configured pruner at every budget; interrupted runs are resumed."""
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import evaluate, report
+
+    summary = evaluate.run(experiment, overwrite, allow_foreign_device)
+    click.echo(json.dumps(summary) if as_json else report.table(summary), nl=as_json)
+    click.echo(f"written to {experiment.run_dir / 'eval'}", err=True)
+
+
+@group.command()
+@experiment_options("train", "model", "data", "store", "prune")
+@overwrite_option
+@json_option
+def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Train one pruner through the frozen language model; interrupted runs are resumed."""
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import train
+
+    result = train.run(experiment, overwrite)
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@group.command()
+@experiment_options("eval", "model", "data", "store", "prune", "train")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split."
+)
+@json_option
+def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
+    """Prove that the store answers as the full model does: four modes, bit for bit."""
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import parity
+
+    return parity.run(experiment, limit=limit, as_json=as_json)
+
+
+@group.command("pruners")
+@json_option
+def list_pruners(as_json: bool) -> None:
+    """List the pruning methods: parameters with defaults, arrays they need, where and how they budget."""
+    from stage2_prune import report
+
+    rows = report.describe_pruners()
+    click.echo(json.dumps(rows) if as_json else report.pruner_table(rows), nl=as_json)
+
+
+def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
+    from configs import plugin
+    from stage2_prune import pruners
+    from stage2_prune.pruner import Pruner
+
+    return experiment_from(config_path, flags, plugin.find_all(pruners, Pruner))

@@ -1,0 +1,49 @@
+"""Errors of stage 2 that a user can act on."""
+
+from configs.errors import ConfigError, EncodeOnceError
+
+
+class PruneError(EncodeOnceError):
+    """Base of every error of stage 2."""
+
+
+class PrunerMisused(PruneError, ConfigError):
+    """A pruner or a budget that cannot do what the config asks of it."""
+
+    exit_code = 2
+
+
+class OtherRun(PruneError, ConfigError):
+    """The output folder holds results of other settings, and `--overwrite` was not given."""
+
+    exit_code = 2
+
+
+class StoreMismatch(PruneError):
+    """The store's features are not those that this checkpoint would make."""
+
+    exit_code = 4
+
+
+class WeightsMismatch(PruneError):
+    """Weights on disk are not those that this model or pruner needs."""
+
+    exit_code = 4
+
+
+class NotTrained(PruneError):
+    """A trained pruner has no weights yet."""
+
+    exit_code = 5
+
+
+class NotExtracted(PruneError):
+    """Features that stage 2 needs are not in the store."""
+
+    exit_code = 5
+
+
+class LanguageModelMissing(PruneError):
+    """The checkpoint lacks a part of the language half, such as its chat template."""
+
+    exit_code = 5

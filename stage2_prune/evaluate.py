@@ -1,0 +1,198 @@
+"""Evaluation: every (pruner, budget, positions, seed) of a config on the same batches, from the store."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from configs.atomic import write_atomically
+from configs.experiment import Experiment
+from configs.load import save_resolved
+from stage2_prune import report, weights
+from stage2_prune.ask import Prepared, ask, prepare
+from stage2_prune.cells import Cell, configured_pruners, plan
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.features import FeatureBatch
+from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
+from stage2_prune.pruner import Pruner, TrainedPruner
+from stage2_prune.session import Session, open_session
+from stage2_prune.summary import Evaluated, summarise
+from store.checkpoint import weights_digest
+from store.questions import Question, read_questions, select
+
+
+@dataclass
+class Progress:
+    """One cell while it is evaluated."""
+
+    cell: Cell
+    file: PredictionFile
+    identity: dict[str, Any]
+    selector_seconds: float = 0.0
+    images: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """What `cells.json` keeps of it."""
+        per_image = 1000 * self.selector_seconds / self.images if self.images else None
+        return {"identity": self.identity, "selector_ms_per_image": per_image}
+
+
+def run(
+    experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False
+) -> dict[str, Any]:
+    """Evaluate the configured pruners; returns what `eval/summary.json` holds.
+
+    Writes `eval/predictions/*.jsonl`, `eval/summary.json`, `eval/table.md` and `eval/accuracy_vs_tokens.png`
+    into the run directory. Complete predictions of the same settings are reused, interrupted ones are
+    resumed; predictions of other settings raise OtherRun unless `overwrite`.
+    """
+    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
+    if not questions:
+        raise PrunerMisused(
+            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
+        )
+    methods = configured_pruners(experiment)
+    needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
+    session = open_session(experiment, needs, allow_foreign_device)
+    bound, digests = bind(session, methods)
+    asked, excluded = session.features.answerable(questions)
+    cells = plan(experiment, bound, session.features.patches)
+    todo = _open_progress(session, cells, digests, asked, overwrite)
+    answer(session, todo, asked)
+    folder = experiment.run_dir / "eval"
+    records = read_cells(folder)
+    evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
+    summary = summarise(session, evaluated, asked, excluded)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", report.table(summary))
+    report.plot(summary, folder / "accuracy_vs_tokens.png")
+    save_resolved(experiment, folder)
+    return summary
+
+
+def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], dict[str, str]]:
+    """The pruners, trained ones with their weights, and the digests of those weights.
+
+    Raises NotTrained (exit 5) naming `make train` where weights are missing.
+    """
+    bound: dict[str, Pruner] = {}
+    digests: dict[str, str] = {}
+    for label, pruner in methods.items():
+        session.features.check(label, pruner)
+        if isinstance(pruner, TrainedPruner):
+            spec = session.features.spec(pruner, session.language.width)
+            folder = weights.folder(session.experiment.run_dir, label)
+            pruner, record = weights.load(pruner, label, spec, folder)
+            pruner = pruner.with_module(pruner.module.to(session.features.device))
+            digests[label] = record["sha256"]
+        bound[label] = pruner
+    return bound, digests
+
+
+def answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question]) -> None:
+    """Ask every question in every cell that lacks it: features are read once per batch, for all cells."""
+    section = session.experiment.eval
+    left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
+    done = len(asked) - max(left.values())
+    batches = [
+        asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)
+    ]
+    with tqdm(total=sum(left.values()), desc="eval", unit="answer", disable=None) as bar:
+        for batch in session.features.batches(batches):
+            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+            for progress in todo:
+                if len(progress.file.rows) == done:
+                    _answer_batch(session, progress, batch, prepared)
+                    bar.update(len(batch.questions))
+            done += len(batch.questions)
+    timed = {p.cell.name: p.record() for p in todo if p.images}
+    write_cells(session.experiment.run_dir / "eval", timed)
+    for progress in todo:
+        progress.file.finish()
+
+
+@torch.no_grad()
+def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, prepared: Prepared) -> None:
+    cell = progress.cell
+    seen = batch.tokens.only(cell.pruner.needs)
+    start = _now(session)
+    pruned = cell.pruner.prune(seen, cell.keep)
+    progress.selector_seconds += _now(session) - start
+    progress.images += len(batch.tokens.image_ids)
+    section = session.experiment.eval
+    progress.file.append(
+        ask(session.language, batch, prepared, pruned, cell.positions, section.max_new_tokens)
+    )
+
+
+def _now(session: Session) -> float:
+    """Seconds, after what the device was still doing."""
+    if session.language.device.type == "cuda":
+        torch.cuda.synchronize(session.language.device)
+    return time.perf_counter()
+
+
+def _open_progress(
+    session: Session,
+    cells: Sequence[Cell],
+    digests: Mapping[str, str],
+    asked: Sequence[Question],
+    overwrite: bool,
+) -> list[Progress]:
+    """The cells with what is on disk of each; its identity is recorded before its first prediction."""
+    experiment = session.experiment
+    folder = experiment.run_dir / "eval"
+    features, common = session.features, _identity(session, asked)
+    identities = {
+        cell.name: common
+        | {
+            "pruner": cell.label,
+            "parameters": cell.pruner.parameters(),
+            "weights": digests.get(cell.label),
+            "features": _digest(features.fingerprints(cell.pruner.needs | {features.source})),
+            "keep": cell.keep,
+            "positions": cell.positions,
+            "seed": cell.seed,
+        }
+        for cell in cells
+    }
+    if not overwrite:
+        refuse_other_runs(folder, identities)
+    todo: list[Progress] = []
+    recorded = read_cells(folder)
+    for cell in cells:
+        path = folder / "predictions" / f"{cell.name}.jsonl"
+        if overwrite or cell.name not in recorded:
+            PredictionFile.remove(path)
+        file = PredictionFile(path, experiment.eval.batch_size, len(asked))
+        todo.append(Progress(cell, file, identities[cell.name]))
+    unfinished = {p.cell.name: p.record() for p in todo if not p.file.rows}
+    write_cells(folder, unfinished)
+    return todo
+
+
+def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
+    """Everything but the cell itself that a prediction depends on."""
+    experiment, language = session.experiment, session.language
+    return {
+        "language_model": weights_digest(language.model.state_dict()),
+        "questions": _digest([question.model_dump() for question in asked]),
+        "template": language.template,
+        "data.post_prompt": experiment.data.post_prompt,
+        "eval.batch_size": experiment.eval.batch_size,
+        "eval.max_new_tokens": experiment.eval.max_new_tokens,
+        "model.dtype": experiment.model.dtype,
+        "device": language.device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

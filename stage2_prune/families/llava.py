@@ -1,0 +1,134 @@
+"""LLaVA-1.5 and its like: a causal language model with visual tokens in place of one placeholder.
+
+Stock `from_pretrained` with renamed keys, so that only the language half is built. `dtype=` is given there
+and never applied later: `.to(dtype)` would round RoPE's `inv_freq` too. Weights keep `requires_grad`, as in
+the stock model: torch folds a matrix product by that flag (also under no_grad), so freezing them here would
+change the last bits of the logits.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from configs.experiment import ModelSection
+from stage2_prune.errors import LanguageModelMissing, WeightsMismatch
+from stage2_prune.language import Family, Language
+from store.checkpoint import optional_checkpoint_file, weight_files
+from store.tensors import torch_dtype
+
+KEY_MAPPING = {
+    r"^(model\.)?language_model\.model\.": "model.",
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.(?!model\.|lm_head\.)": "model.",
+}
+
+
+class Llava(Family):
+    """Opens `language_model` and `lm_head` of a LLaVA checkpoint in any of its three key layouts."""
+
+    model_types: ClassVar[frozenset[str]] = frozenset({"llava"})
+
+    @classmethod
+    def vision_choices(cls, config: Any) -> dict[str, Any]:
+        """Layer and select strategy."""
+        return {
+            "vision_feature_layer": config.vision_feature_layer,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        }
+
+    @classmethod
+    def open(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
+        """The language half in eval mode, with SDPA attention."""
+        source, revision = model.checkpoint, model.revision
+        weight_files(source, revision)  # names what is missing before transformers would
+        text = copy.deepcopy(config.text_config)
+        text.tie_word_embeddings = config.tie_word_embeddings
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=text,
+                revision=revision,
+                key_mapping=KEY_MAPPING,
+                dtype=torch_dtype(model.dtype),
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        causal, loading = loaded
+        _check(source, causal, loading)
+        causal.eval().to(device)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        eos = _eos(causal, tokenizer)
+        pad = tokenizer.pad_token_id
+        return Language(
+            model=causal,
+            tokenizer=tokenizer,
+            template=_template(source, revision, tokenizer),
+            image_token_id=config.image_token_id,
+            eos_token_ids=eos,
+            pad_token_id=eos[0] if pad is None else pad,
+            device=device,
+        )
+
+
+def _check(source: str, causal: torch.nn.Module, loading: Any) -> None:
+    """Nothing may be left at its random initial value, and RoPE must have kept its precision."""
+    missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+    if missing:
+        raise WeightsMismatch(
+            f"expected every weight of the language model in {source}, {len(missing)} are missing or of "
+            f"another shape ({', '.join(missing[:3])}…): the checkpoint is incomplete or has another config"
+        )
+    for name, buffer in causal.named_buffers():
+        if name.endswith("inv_freq") and buffer.dtype != torch.float32:
+            raise WeightsMismatch(
+                f"expected {name} in float32, it is {buffer.dtype}: load with dtype=, never .to(dtype)"
+            )
+
+
+def _eos(causal: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Where generation ends, as the checkpoint's own generation config has it."""
+    eos = causal.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def _template(source: str, revision: str | None, tokenizer: Any) -> str:
+    """The checkpoint's chat template, looked for in the order of transformers' processors."""
+    own = optional_checkpoint_file(source, "chat_template.jinja", revision)
+    if own is not None:
+        return own.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        legacy = optional_checkpoint_file(source, name, revision)
+        template = (
+            None if legacy is None else json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
+        )
+        if template is not None:
+            return template
+    if isinstance(tokenizer.chat_template, str):
+        return tokenizer.chat_template
+    raise LanguageModelMissing(
+        f"expected a chat template in {source} (chat_template.jinja or chat_template.json), found none: "
+        "add the one that the model was trained with"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the report that the vision half is not used, which is the point; bars on terminals only."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,167 @@
+"""Rows of a store for questions: arrays for pruners to look at, projected features to select from."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from stage2_prune.errors import NotExtracted, PrunerMisused
+from stage2_prune.pruner import ModuleSpec, Pruner
+from stage2_prune.tokens import VisualTokens
+from store.prefetch import prefetched
+from store.projectors import Projector, build, project_image
+from store.questions import Question
+from store.reader import FeatureStore
+from store.tensors import from_storage
+
+Source = Literal["projected", "raw"]
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A question that cannot be asked, because its image could not be encoded; never scored as wrong."""
+
+    question_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """A batch of questions and the distinct images that they are about."""
+
+    questions: tuple[Question, ...]
+    of_question: Int[Tensor, " question"]
+    """Which image of the batch each question is about."""
+    tokens: VisualTokens
+    projected: Float[Tensor, "image patch embed"]
+
+
+class Features:
+    """One store, opened for the arrays that a run needs.
+
+    `projected` features come from the store; where it holds only `raw`, they are made by its own projector.
+    """
+
+    def __init__(self, store: FeatureStore, needs: Collection[str], device: torch.device) -> None:
+        self.store = store
+        self.device = device
+        self.source: Source = "projected" if "projected" in store.arrays else "raw"
+        self.needs = frozenset(needs)
+        store.require(sorted(self.needs | {self.source}))
+        state = store.projector
+        self.projector: Projector | None = None if state is None else build(state, device)
+        if self.source == "raw" and self.projector is None:
+            raise NotExtracted(
+                f"expected `projected` features or a projector in {store.path}, it has neither: "
+                "add `projected` to store.arrays and run `make extract`"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Visual tokens per image."""
+        return self.store.arrays[self.source].shape[0]
+
+    @property
+    def embed(self) -> int:
+        """Width of the projected features."""
+        if self.source == "projected":
+            return self.store.arrays["projected"].shape[1]
+        return self.project(self.read("raw", self.sample(1))).shape[-1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; one row where the CLS row is among the tokens, which are no grid."""
+        rows, columns = self.store.plan.geometry.grid
+        return (rows, columns) if rows * columns == self.patches else (1, self.patches)
+
+    def spec(self, pruner: Pruner, embed: int) -> ModuleSpec:
+        """What a learned module's shape may depend on."""
+        shapes = {name: self.store.arrays[name].shape for name in sorted(pruner.needs)}
+        return ModuleSpec(self.grid, shapes, embed)
+
+    def check(self, name: str, pruner: Pruner) -> None:
+        """Refuse a pruner that reads another number of patches than there are visual tokens."""
+        for array in pruner.needs:
+            spec = self.store.arrays[array]
+            found = dict(zip(spec.axes, spec.shape, strict=True)).get("patch", self.patches)
+            if found != self.patches:
+                raise PrunerMisused(
+                    f"{name} needs {array} for each of {self.patches} visual tokens, it has {found} patches "
+                    "(the CLS row is a token under the strategy `full`): leave this method out"
+                )
+
+    def answerable(self, questions: Sequence[Question]) -> tuple[list[Question], list[Excluded]]:
+        """The questions whose image is in the store, and those whose image could not be encoded.
+
+        Raises NotExtracted (exit 5) if an image was never given to stage 1 or its shard is not committed yet.
+        """
+        absent = sorted({q.image for q in questions if self.store.ids.row_of_name(q.image) is None})
+        if absent:
+            raise NotExtracted(
+                f"expected the images of all {len(questions)} questions in {self.store.path}, {len(absent)} "
+                f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
+            )
+        rows = {q.question_id: self._row(q) for q in questions}
+        self.store.require_complete(sorted(set(rows.values()) - self.store.failures.keys()))
+        failed = {q.question_id: self.store.failures.get(rows[q.question_id]) for q in questions}
+        kept = [q for q in questions if failed[q.question_id] is None]
+        return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
+
+    def batches(
+        self, batches: Sequence[Sequence[Question]], source: Source | None = None
+    ) -> Iterator[FeatureBatch]:
+        """The features of each batch, read ahead by a thread; `source` overrides where they come from."""
+        source = self.source if source is None else source
+        wanted = [list(dict.fromkeys(self._row(question) for question in batch)) for batch in batches]
+        names = sorted(self.needs | {source})
+
+        def read(rows: Sequence[int]) -> dict[str, Shaped[np.ndarray, "..."]]:
+            return {name: self.store.gather(name, rows) for name in names}
+
+        for batch, rows, arrays in zip(batches, wanted, prefetched(wanted, read), strict=True):
+            yield self._batch(
+                batch, rows, {name: self._tensor(name, array) for name, array in arrays.items()}, source
+            )
+
+    def project(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
+        """Project with the store's own projector, one image at a time, as stage 1 did."""
+        assert self.projector is not None, "a store without a projector holds `projected`"
+        projector = self.projector
+        return torch.cat([project_image(projector, image[None].contiguous()) for image in raw])
+
+    def _batch(
+        self, questions: Sequence[Question], rows: list[int], arrays: dict[str, Tensor], source: Source
+    ) -> FeatureBatch:
+        projected = arrays["projected"] if source == "projected" else self.project(arrays["raw"])
+        seen = {name: arrays[name] for name in self.needs}
+        ids = tuple(self.store.ids.sha_of_row(row) for row in rows)
+        at = {row: place for place, row in enumerate(rows)}
+        of_question = torch.tensor([at[self._row(question)] for question in questions], device=self.device)
+        return FeatureBatch(
+            tuple(questions), of_question, VisualTokens(ids, self.grid, seen, None, self.device), projected
+        )
+
+    def _row(self, question: Question) -> int:
+        row = self.store.ids.row_of_name(question.image)
+        assert row is not None, "answerable() has looked"
+        return row
+
+    def sample(self, images: int) -> list[int]:
+        """The first rows that hold features."""
+        return [row for row in self.store.committed_rows if row not in self.store.failures][:images]
+
+    def fingerprints(self, names: Collection[str]) -> dict[str, Any]:
+        """What the store says of some arrays' making, as JSON."""
+        found = {name: self.store.fingerprint(name) for name in sorted(names)}
+        return {name: {"semantic": one.semantic, "numeric": one.numeric} for name, one in found.items()}
+
+    def read(self, name: str, rows: Sequence[int]) -> Float[Tensor, "image ..."]:
+        """One array of some rows."""
+        return self._tensor(name, self.store.gather(name, rows))
+
+    def _tensor(self, name: str, array: Shaped[np.ndarray, "..."]) -> Tensor:
+        return from_storage(array, self.store.arrays[name].dtype).to(self.device)

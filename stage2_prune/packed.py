@@ -1,0 +1,119 @@
+"""All questions about one image in one forward, differentiable in how much of each patch is there.
+
+    before | patches ... | question 1 + answer 1 | question 2 + answer 2 | ...
+
+A question sees the prefix and itself, and its positions continue where the image ends: it is answered as if
+it were asked alone, but the prefix is computed once. Valid for pruners that do not look at the question.
+
+A patch of weight w counts w times in every softmax: log(w) is added to its column of the attention mask. That
+runs
+from a removed patch (w = 0) to an untouched one (w = 1 adds exactly 0) without a jump at either end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stage2_prune.assemble import cast
+from stage2_prune.language import Language, Prompt
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A tokenised question and the answer that the language model should give."""
+
+    prompt: Prompt
+    answer: tuple[int, ...]
+    """Token ids, the end token included."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Lessons about one image, laid one after another behind its patches."""
+
+    before: Int[Tensor, " before"]
+    """Token ids before the image, shared by all lessons."""
+    ids: Int[Tensor, " token"]
+    segment: Int[Tensor, " token"]
+    """Number of the lesson that a token belongs to, from 1; the prefix is 0."""
+    offset: Int[Tensor, " token"]
+    """Position of a token, counted from the end of the image."""
+    scored: Int[Tensor, " scored"]
+    """Where in `ids` an answer token is predicted: one before it."""
+    answer: Int[Tensor, " scored"]
+    """The answer token that is right there."""
+
+
+def pack(lessons: Sequence[Lesson], device: torch.device) -> Packed:
+    """Lay lessons that share what comes before the image one after another."""
+    before = lessons[0].prompt.before
+    assert all(lesson.prompt.before == before for lesson in lessons), "group them by what precedes the image"
+    ids: list[int] = []
+    segment: list[int] = []
+    offset: list[int] = []
+    scored: list[int] = []
+    for number, lesson in enumerate(lessons, start=1):
+        tokens = [*lesson.prompt.after, *lesson.answer[:-1]]  # nothing follows the last answer token
+        first_scored = len(ids) + len(lesson.prompt.after) - 1
+        scored += range(first_scored, first_scored + len(lesson.answer))
+        ids += tokens
+        segment += [number] * len(tokens)
+        offset += range(len(tokens))
+    answer = [token for lesson in lessons for token in lesson.answer]
+    parts = (before, ids, segment, offset, scored, answer)
+    return Packed(*(torch.tensor(part, dtype=torch.long, device=device) for part in parts))
+
+
+def answer_logits(
+    language: Language,
+    visual: Float[Tensor, "patch embed"],
+    weights: Float[Tensor, " patch"] | None,
+    packed: Packed,
+) -> Float[Tensor, "scored vocab"]:
+    """Float32 logits at each scored position.
+
+    `weights` in [0, 1] say how much of each patch is there; None is all of it (the same bits as 1).
+    """
+    before, patches = len(packed.before), len(visual)
+    text = language.embed(torch.cat([packed.before, packed.ids]))
+    sequence = torch.cat([text[:before], cast(visual, language.dtype), text[before:]])
+    order = torch.arange(before + patches, device=language.device)
+    logits = language.model(
+        inputs_embeds=sequence[None],
+        attention_mask=attention_bias(packed, patches, weights).to(language.dtype)[None, None],
+        position_ids=torch.cat([order, packed.offset + before + patches])[None],
+        use_cache=False,
+        logits_to_keep=packed.scored + before + patches,
+    ).logits[0]
+    return logits.float()
+
+
+def attention_bias(
+    packed: Packed, patches: int, weights: Float[Tensor, " patch"] | None
+) -> Float[Tensor, "token token"]:
+    """What is added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
+
+    The diagonal stays 0: a patch that is there sees itself, whatever it weighs for the others. So no row is
+    empty.
+    """
+    before = len(packed.before)
+    if weights is None:
+        weights = torch.ones(patches, device=packed.ids.device)
+    segment = torch.cat([packed.segment.new_zeros(before + patches), packed.segment])
+    size = len(segment)
+    earlier = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril(-1)
+    visible = earlier & ((segment[None, :] == 0) | (segment[None, :] == segment[:, None]))
+    text = weights.new_zeros(1)
+    column = torch.cat([text.expand(before), log_weight(weights), text.expand(len(packed.ids))])
+    itself = torch.eye(size, dtype=torch.bool, device=segment.device)
+    rest = torch.where(itself, 0.0, -torch.inf)
+    return torch.where(visible, column[None], rest)
+
+
+def log_weight(weights: Float[Tensor, " patch"]) -> Float[Tensor, " patch"]:
+    """log(weight); for a patch that is gone -inf with gradient 0, where log's would be 0 times infinity."""
+    there = weights >= torch.finfo(weights.dtype).tiny
+    return torch.where(there, torch.where(there, weights, 1).log(), -torch.inf)

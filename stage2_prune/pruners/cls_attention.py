@@ -1,0 +1,29 @@
+"""Patches that the vision tower's CLS token attends to most.
+
+FasterVLM (Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning", arXiv
+2412.01818): the mean over heads of the CLS row, top-k, raster order, compact positions. Same code family as
+Theia-4869/VisPruner at aefa01a, where the score can be read; reimplemented from the formula.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.pruner import Pruner
+from stage2_prune.tokens import VisualTokens
+from stage2_prune.top_k import top_k
+
+
+@dataclass(frozen=True)
+class ClsAttention(Pruner):
+    """Top-k of CLS attention in the layer that produces `raw`, averaged over heads."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
+    positions: ClassVar[Positions] = "compact"
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """The `keep` most attended patches of each image, ascending; of equals the lower index."""
+        return top_k(tokens.arrays["cls_attention"].mean(dim=1), keep)

@@ -1,0 +1,112 @@
+"""Results for people: Markdown tables and the plot of accuracy against kept tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from configs import plugin
+from stage2_prune import pruners
+from stage2_prune.plot import plot
+from stage2_prune.pruner import Pruner
+
+__all__ = ["describe_pruners", "plot", "pruner_table", "table"]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown: one line per result, accuracy by kind of question, then what was left out."""
+    kinds = list(dict.fromkeys(kind for row in summary["results"] for kind in row["by_kind"]))
+    header = [
+        "pruner",
+        "tokens/image",
+        "positions",
+        "accuracy",
+        "95 % interval",
+        *kinds,
+        "ranked",
+        "disagree",
+    ]
+    lines = [_line(row, kinds) for row in summary["results"]]
+    notes = [
+        f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}; "
+        "accuracy: exact match of greedy answers; interval: bootstrap over images; ranked: likeliest of the "
+        "given choices; disagree: answers in which the two differ, over all seeds."
+    ]
+    if summary["excluded"]:
+        notes.append(
+            f"{len(summary['excluded'])} questions were left out because their image could not be encoded."
+        )
+    if not summary["exact"]:
+        notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
+    return _markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join(notes) + "\n"
+
+
+def describe_pruners() -> list[dict[str, Any]]:
+    """Every method in the folder: parameters with defaults, needs, place, budget, positions."""
+    rows: list[dict[str, Any]] = []
+    for name, pruner in plugin.find_all(pruners, Pruner).items():
+        assert dataclasses.is_dataclass(pruner), f"{name} must be a frozen dataclass"
+        parameters = {field.name: field.default for field in dataclasses.fields(pruner)}
+        summary = (pruner.__doc__ or "").strip().splitlines()[0]
+        rows.append(
+            {
+                "name": name,
+                "summary": summary,
+                "parameters": parameters,
+                "needs": sorted(pruner.needs),
+                "place": pruner.place,
+                "budget": pruner.budget,
+                "positions": pruner.positions,
+                "randomised": pruner.randomised,
+            }
+        )
+    return rows
+
+
+def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
+    """`describe_pruners` as Markdown."""
+    header = ["pruner", "parameters", "needs", "place", "budget", "positions", "what it keeps"]
+    lines = [
+        [
+            row["name"],
+            ", ".join(f"{key}={value}" for key, value in row["parameters"].items()) or "-",
+            ", ".join(row["needs"]) or "-",
+            row["place"],
+            row["budget"],
+            row["positions"],
+            row["summary"],
+        ]
+        for row in rows
+    ]
+    return _markdown(header, lines, left=range(len(header)))
+
+
+def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+    seeds = f" (mean of {len(row['seeds'])} seeds)" if row["seeds"] else ""
+    low, high = row["ci95"]
+    by_kind = [f"{row['by_kind'][kind]:.3f}" if kind in row["by_kind"] else "-" for kind in kinds]
+    ranked = "-" if row["accuracy_ranked"] is None else f"{row['accuracy_ranked']:.3f}"
+    return [
+        row["pruner"] + seeds,
+        f"{row['tokens_per_layer_mean']:g}",
+        row["positions"],
+        f"{row['accuracy']:.3f}",
+        f"{low:.3f} - {high:.3f}",
+        *by_kind,
+        ranked,
+        str(row["disagree"]),
+    ]
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """An aligned Markdown table; columns outside `left` are flushed right."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |\n"
+
+    rule = [":" + "-" * (w - 1) if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return row(header) + row(rule) + "".join(row(line) for line in lines)

@@ -1,0 +1,88 @@
+"""Predictions -> `summary.json`: one row per (pruner, keep, positions), averaged over seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from stage2_prune import budgets
+from stage2_prune.ask import Prediction
+from stage2_prune.cells import Cell
+from stage2_prune.features import Excluded
+from stage2_prune.intervals import by_kind, interval
+from stage2_prune.score import NORMALISATION, normalise
+from stage2_prune.session import Session
+from store.questions import Question
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One finished cell: its predictions in question order, and its record in `cells.json`."""
+
+    cell: Cell
+    predictions: Sequence[Prediction]
+    record: Mapping[str, Any]
+
+
+def summarise(
+    session: Session, evaluated: Sequence[Evaluated], asked: Sequence[Question], excluded: Sequence[Excluded]
+) -> dict[str, Any]:
+    """All that a program may want to read of an evaluation, as JSON."""
+    experiment = session.experiment
+    groups = groupby(evaluated, key=lambda one: (one.cell.label, one.cell.keep, one.cell.positions))
+    return {
+        "schema": 1,
+        "split": experiment.eval.split,
+        "n_questions": len(asked),
+        "n_images": len({question.image for question in asked}),
+        "excluded": [asdict(one) for one in excluded],
+        "primary": "generate",
+        "normalisation": NORMALISATION,
+        "exact": session.exact,
+        "template": session.language.template,
+        "macs": budgets.MACS,
+        "results": [_row(session, list(group), asked) for _, group in groups],
+        "config": experiment.model_dump(mode="json"),
+        "fingerprints": session.fingerprints,
+    }
+
+
+def _row(session: Session, group: Sequence[Evaluated], asked: Sequence[Question]) -> dict[str, Any]:
+    cell = group[0].cell
+    right = np.mean([[p.right for p in one.predictions] for one in group], axis=0)
+    ranked = [[p.ranked_right for p in one.predictions if p.ranked_right is not None] for one in group]
+    cost = budgets.before_llm(session.language, cell.keep)
+    section = session.experiment.eval
+    timed = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
+    return {
+        "pruner": cell.label,
+        "keep": cell.keep,
+        "positions": cell.positions,
+        "seeds": [one.cell.seed for one in group if one.cell.seed is not None],
+        "accuracy": float(right.mean()),
+        "accuracy_ranked": float(np.mean(ranked)) if ranked[0] else None,
+        "disagree": sum(_disagree(p) for one in group for p in one.predictions),
+        "ci95": list(interval(right, _clusters(asked), section.bootstrap, section.seed)),
+        "tokens_per_layer_mean": cost.tokens_per_layer_mean,
+        "n": len(asked),
+        "n_ranked": len(ranked[0]),
+        "by_kind": by_kind(right, [question.kind for question in asked]),
+        "tokens_per_layer": list(cost.tokens_per_layer),
+        "kv_bytes": cost.kv_bytes,
+        "prefill_macs": cost.prefill_macs,
+        "selector_ms_per_image": float(np.mean(timed)) if timed else None,
+        "parameters": {k: v for k, v in cell.pruner.parameters().items() if k != "seed" or cell.seed is None},
+    }
+
+
+def _disagree(prediction: Prediction) -> bool:
+    """Whether generation and ranking gave different answers; counted over all seeds."""
+    return prediction.ranked is not None and normalise(prediction.prediction) != normalise(prediction.ranked)
+
+
+def _clusters(asked: Sequence[Question]) -> Int[np.ndarray, " question"]:
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(question.image, len(number)) for question in asked])

@@ -1,0 +1,72 @@
+"""What a pruner sees, and what it returns."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stage2_prune.errors import PrunerMisused
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """One batch of cached arrays; every image of it is pruned on its own.
+
+    Arrays bear the store's names and shapes with the image axis first, such as `raw` (image, patch, hidden),
+    `cls_hidden` (image, hidden) or `cls_attention` (image, head, patch). They are shared with other pruners:
+    never write to them.
+    """
+
+    image_ids: tuple[str, ...]
+    """sha256 of each image's file: what randomness hangs on."""
+    grid: tuple[int, int]
+    """Rows and columns of patches; patch `row * columns + column` is raster order."""
+    arrays: Mapping[str, Tensor]
+    """The arrays that the pruner's `needs` name."""
+    question: Float[Tensor, "image token embed"] | None = None
+    """Embedded question, for methods that look at it; None for all others."""
+    device: str | torch.device = "cpu"
+    """Where the arrays lie and where indices are expected."""
+
+    @property
+    def patches(self) -> int:
+        """Visual tokens of an unpruned image."""
+        return self.grid[0] * self.grid[1]
+
+    def only(self, names: Collection[str]) -> "VisualTokens":
+        """The same images with no other arrays than `names`: what a pruner did not declare it cannot read."""
+        return replace(self, arrays={name: array for name, array in self.arrays.items() if name in names})
+
+    def one(self, image: int) -> "VisualTokens":
+        """The image at position `image`, as a batch of its own."""
+        at = slice(image, image + 1)
+        arrays = {name: array[at] for name, array in self.arrays.items()}
+        question = None if self.question is None else self.question[at]
+        return replace(self, image_ids=self.image_ids[at], arrays=arrays, question=question)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The visual tokens that go on to the language model.
+
+    A selection names patches by `index`, and their projected features are gathered from the store. A merging
+    method has no index: it hands over its own `tokens`, already in the language model's embedding space.
+    """
+
+    index: Int[Tensor, "image kept"] | None
+    tokens: Float[Tensor, "image kept embed"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.tokens is None):
+            raise PrunerMisused(
+                "a pruner returns either the kept patches' index or merged tokens: give exactly one of them"
+            )
+
+    @property
+    def kept(self) -> int:
+        """Visual tokens per image that enter the language model."""
+        returned = self.tokens if self.index is None else self.index
+        assert returned is not None
+        return returned.shape[1]

@@ -1,0 +1,21 @@
+"""The one top-k of all scoring methods: deterministic, ties go to the lower patch index."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stage2_prune.errors import PrunerMisused
+
+
+def top_k(scores: Float[Tensor, "image patch"], keep: int) -> Int[Tensor, "image {keep}"]:
+    """Indices of the `keep` highest scores of each image, ascending.
+
+    `torch.topk` leaves the order of equal scores open, and with it the selection at the cut; a stable sort
+    does not. NaN would sort as the highest score, so it is refused.
+    """
+    if torch.isnan(scores).any():
+        raise PrunerMisused(
+            "expected scores to rank patches by, some are NaN: check the arrays or the pruner's weights"
+        )
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return order[:, :keep].sort(dim=-1).values

@@ -1,0 +1,40 @@
+"""The command line of stage 2."""
+
+import json
+import subprocess
+import sys
+
+import yaml
+from click.testing import CliRunner
+
+from stage2_prune.cli import group
+
+
+def test_pruners_lists_parameters_needs_place_and_budget():
+    listed = {row["name"]: row for row in json.loads(CliRunner().invoke(group, ["pruners", "--json"]).output)}
+    assert listed["random"]["parameters"] == {"seed": 0}
+    assert listed["cls_attention"]["needs"] == ["cls_attention"]
+    assert listed["keep_all"]["budget"] == "fixed"
+    assert all(row["place"] == "before_llm" for row in listed.values())
+    assert "| cls_attention" in CliRunner().invoke(group, ["pruners"]).output
+
+
+def test_eval_holds_no_vision_tower_and_no_stage_1(home, tmp_path, tiny):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    script = (
+        "import sys, runpy\n"
+        f"sys.argv = ['_', 'eval', '--config', {str(config)!r}, '--prune.budgets', '[4]', '--json']\n"
+        "try:\n"
+        "    runpy.run_module('stage2_prune', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "eyes = [m for m in sys.modules if m.startswith('transformers.models.') and\n"
+        "        any(f'modeling_{tower}' in m for tower in ('clip', 'siglip', 'dinov2', 'llava'))]\n"
+        "assert not eyes, eyes\n"
+        "assert not any(m.startswith('stage1_extract') for m in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema"] == 1
+    assert "Traceback" not in done.stderr and "UNEXPECTED" not in done.stderr

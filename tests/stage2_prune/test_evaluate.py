@@ -1,0 +1,272 @@
+"""Evaluation from the store: the right numbers, resumable, and refused where it would mislead."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from stage2_prune import evaluate
+from stage2_prune.cells import configured_pruners, plan
+from stage2_prune.errors import NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.score import is_right, normalise
+from stage2_prune.session import open_session
+from store.errors import StoreError
+from store.questions import read_questions, select
+from tests.helpers.checkpoints import tiny_llava
+from tests.stage2_prune.conftest import extract
+
+
+def files(experiment):
+    folder = experiment.run_dir / "eval" / "predictions"
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+def rows(experiment, cell):
+    return [json.loads(line) for line in files(experiment)[f"{cell}.jsonl"].splitlines()]
+
+
+def asked(experiment):
+    return select(read_questions(experiment.data), experiment.data, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(home, tmp_path_factory):
+    """One whole evaluation."""
+    from configs.experiment import Experiment
+    from tests.stage2_prune.conftest import settings
+
+    experiment = Experiment.model_validate(settings(home, run_dir=str(tmp_path_factory.mktemp("finished"))))
+    return experiment, evaluate.run(experiment)
+
+
+def test_the_summary_has_the_promised_schema_and_agrees_with_the_predictions(finished):
+    experiment, summary = finished
+    assert json.loads((experiment.run_dir / "eval" / "summary.json").read_text()) == summary
+    assert (summary["schema"], summary["split"], summary["primary"]) == (1, "test", "generate")
+    assert summary["exact"] is True and summary["excluded"] == []
+    questions = asked(experiment)
+    assert summary["n_questions"] == len(questions)
+    assert summary["n_images"] == len({question.image for question in questions})
+    keys = [(row["pruner"], row["keep"], row["positions"]) for row in summary["results"]]
+    assert len(set(keys)) == len(keys) == 2 + 4 * 2
+    for row in summary["results"]:
+        cells = [f"-seed{seed}" for seed in row["seeds"]] or [""]
+        lines = [
+            rows(experiment, f"{row['pruner']}-{row['keep']}-{row['positions']}{cell}") for cell in cells
+        ]
+        right = [is_right(line["prediction"], line["answers"]) for cell in lines for line in cell]
+        ranked = [
+            is_right(line["ranked"], line["answers"])
+            for cell in lines
+            for line in cell
+            if line["ranked"] is not None
+        ]
+        assert row["accuracy"] == pytest.approx(np.mean(right))
+        assert row["accuracy_ranked"] == (pytest.approx(np.mean(ranked)) if ranked else None)
+        assert row["disagree"] == sum(
+            line["ranked"] is not None and normalise(line["ranked"]) != normalise(line["prediction"])
+            for cell in lines
+            for line in cell
+        )
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+        assert row["tokens_per_layer_mean"] == row["keep"] and row["n"] == len(questions)
+        assert set(row["by_kind"]) == {question.kind for question in questions if question.kind}
+
+
+def test_all_and_none_appear_once_and_random_is_averaged_over_its_seeds(finished):
+    results = {(row["pruner"], row["keep"]): row for row in finished[1]["results"]}
+    patches = max(keep for _, keep in results)
+    assert ("keep_all", patches) in results and ("keep_none", 0) in results
+    assert results["random", 3]["seeds"] == [0, 1]
+    assert (
+        results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
+    )
+    assert results["uniform_grid", 3]["positions"] == "original"
+
+
+def test_the_table_and_the_plot_are_written(finished):
+    folder = finished[0].run_dir / "eval"
+    assert "| keep_all" in (folder / "table.md").read_text()
+    with Image.open(folder / "accuracy_vs_tokens.png") as picture:
+        assert picture.width > 800
+    assert (folder / "config.yaml").is_file()
+
+
+@torch.no_grad()
+def test_unpruned_answers_from_the_store_are_those_of_the_stock_model_on_the_pictures(finished):
+    experiment, _ = finished
+    checkpoint = experiment.model.checkpoint
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
+    processor.tokenizer.padding_side = "left"
+    questions = asked(experiment)[: experiment.eval.batch_size]
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.question}]}],
+            add_generation_prompt=True,
+        )
+        for question in questions
+    ]
+    pictures = [Image.open(experiment.data.images / question.image).convert("RGB") for question in questions]
+    inputs = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=experiment.eval.max_new_tokens, do_sample=False)
+    expected = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    patches = max(row["keep"] for row in finished[1]["results"])
+    found = [row["prediction"] for row in rows(experiment, f"keep_all-{patches}-original")[: len(questions)]]
+    assert found == [text.strip() for text in expected]
+
+
+def test_a_finished_evaluation_is_not_computed_again(tiny, monkeypatch):
+    experiment = tiny(prune__methods=[{"name": "keep_all"}, {"name": "random"}])
+    first = evaluate.run(experiment)
+    monkeypatch.setattr(evaluate, "ask", lambda *_: pytest.fail("asked again"))
+    assert evaluate.run(experiment) == first
+
+
+def test_an_interrupted_evaluation_resumes_to_the_same_files(tiny, monkeypatch, tmp_path):
+    whole = tiny(run_dir=str(tmp_path / "whole"))
+    evaluate.run(whole)
+    experiment, calls, ask = tiny(), [], evaluate.ask
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 17:
+            raise KeyboardInterrupt
+        return ask(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(experiment)
+    assert any(name.endswith(".partial") for name in files(experiment))
+    evaluate.run(experiment)
+    assert files(experiment) == files(whole)
+
+
+def test_results_of_other_settings_are_kept_unless_overwriting_is_asked_for(tiny):
+    methods = [{"name": "keep_none"}]
+    evaluate.run(tiny(prune__methods=methods))
+    before = files(tiny())
+    with pytest.raises(OtherRun, match=r"eval\.batch_size 4, now 2"):
+        evaluate.run(
+            tiny(prune__methods=methods, eval__batch_size=2, eval__max_new_tokens=3, eval__bootstrap=50)
+        )
+    assert files(tiny()) == before
+    evaluate.run(tiny(prune__methods=methods, eval__batch_size=2), overwrite=True)
+
+
+def test_another_budget_adds_to_the_results_that_are_there(tiny):
+    methods = [{"name": "uniform_grid"}]
+    evaluate.run(tiny(prune__methods=methods, prune__budgets=[3]))
+    before = files(tiny())
+    summary = evaluate.run(tiny(prune__methods=methods, prune__budgets=[3, 8]))
+    assert before.items() <= files(tiny()).items()
+    assert [row["keep"] for row in summary["results"]] == [3, 8]
+
+
+def test_a_question_whose_image_could_not_be_encoded_is_excluded_with_the_reason(home, tiny, tmp_path):
+    shutil.copytree(home / "data", tmp_path / "data")
+    data = {
+        "images": str(tmp_path / "data" / "images"),
+        "questions": str(tmp_path / "data" / "questions.jsonl"),
+    }
+    experiment = tiny(
+        data=data, store={"path": str(tmp_path / "store")}, extract={"max_failures": 1},
+        prune__methods=[{"name": "keep_none"}],
+    )  # fmt: skip
+    questions = asked(experiment)
+    broken = questions[0].image
+    (experiment.data.images / broken).write_bytes(b"not an image")
+    extract(experiment, tmp_path)
+    summary = evaluate.run(experiment)
+    about = {question.question_id for question in questions if question.image == broken}
+    assert {row["question_id"] for row in summary["excluded"]} == about
+    assert all(row["reason"] for row in summary["excluded"])
+    assert summary["n_questions"] == len(questions) - len(about)
+    assert all(row["question_id"] not in about for row in rows(experiment, "keep_none-0-original"))
+
+
+def test_a_question_about_an_image_that_was_never_extracted_names_make_extract(tiny, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(
+        json.dumps({"question_id": "1", "image": "new.png", "question": "?", "split": "test"}) + "\n"
+    )
+    with pytest.raises(NotExtracted, match=r"new\.png.*make extract") as caught:
+        evaluate.run(tiny(data__questions=str(questions), data__images=str(tmp_path)))
+    assert caught.value.exit_code == 5
+
+
+def test_a_store_without_an_array_that_a_pruner_needs_is_refused_before_anything_runs(tiny, tmp_path):
+    experiment = tiny(store={"path": str(tmp_path / "store"), "arrays": ["projected"]})
+    extract(experiment, tmp_path)
+    with pytest.raises(StoreError, match="cls_attention"):
+        evaluate.run(experiment)
+
+
+def test_a_store_of_raw_features_only_gives_the_same_predictions(finished, tiny, tmp_path):
+    experiment = tiny(store={"path": str(tmp_path / "store"), "arrays": ["raw", "cls_attention"]})
+    extract(experiment, tmp_path)
+    evaluate.run(experiment)
+    assert files(experiment) == files(finished[0])
+
+
+def test_a_store_of_another_projector_is_refused(tiny, tmp_path):
+    other = tiny_llava(tmp_path / "checkpoint")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("linear_2.weight"))
+    weights[name] = weights[name] * 2
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StoreMismatch, match="projector weights") as caught:
+        evaluate.run(tiny(model__checkpoint=str(other)))
+    assert caught.value.exit_code == 4
+
+
+def test_a_store_of_another_layer_is_refused_with_both_values(tiny, tmp_path):
+    other = tiny_llava(tmp_path / "checkpoint", feature_layer=-1)
+    with pytest.raises(StoreMismatch, match=r"vision_feature_layer: store -2, checkpoint -1"):
+        evaluate.run(tiny(model__checkpoint=str(other)))
+
+
+def test_the_store_opens_without_images_tower_and_projector(finished, tiny, tmp_path):
+    stripped = tiny_llava(tmp_path / "checkpoint")
+    weights = load_file(stripped / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "language_model" in name or "lm_head" in name}
+    save_file(kept, stripped / "model.safetensors", {"format": "pt"})
+    experiment = tiny(model__checkpoint=str(stripped), data__images=str(tmp_path / "deleted"))
+    evaluate.run(experiment)
+    assert files(experiment) == files(finished[0])
+
+
+def test_features_rounded_on_their_way_into_the_model_are_not_called_exact(tiny):
+    experiment = tiny(model__dtype="bfloat16", prune__methods=[{"name": "keep_all"}])
+    assert not open_session(experiment, frozenset()).exact
+
+
+def test_budgets_beyond_the_patches_are_a_config_error(tiny):
+    experiment = tiny(prune__budgets=[4, 10_000])
+    with pytest.raises(PrunerMisused, match="10000") as caught:
+        plan(experiment, configured_pruners(experiment), 16)
+    assert caught.value.exit_code == 2
+
+
+def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
+    methods = configured_pruners(tiny(prune__methods=[{"name": "random", "seed": 3}, {"name": "random"}]))
+    assert list(methods) == ["random@seed=3", "random"]
+    cells = plan(tiny(prune__budgets=[2], prune__seeds=2), methods, 16)
+    assert [cell.seed for cell in cells] == [3, 4, 0, 1]
+    with pytest.raises(PrunerMisused, match="twice"):
+        configured_pruners(tiny(prune__methods=[{"name": "random"}, {"name": "random"}]))
+
+
+def test_both_kinds_of_positions_are_evaluated_where_asked_and_fixed_methods_still_once(tiny):
+    methods = configured_pruners(tiny())
+    cells = plan(
+        tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1), methods, 16
+    )
+    assert len([cell for cell in cells if cell.label == "keep_all"]) == 1
+    assert [cell.positions for cell in cells if cell.label == "cls_attention"] == ["original", "compact"]

@@ -1,0 +1,74 @@
+"""The soft top-k keeps its budget, and its gradient is the true one."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.soft_topk import soft_top_k
+from stage2_prune.top_k import top_k
+
+SCORES = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=40)
+TEMPERATURE = st.floats(0.01, 10)
+
+
+def drawn(images=2, patches=12, dtype=torch.float64):
+    return torch.randn(images, patches, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(SCORES, TEMPERATURE, st.data())
+def test_weights_lie_between_0_and_1_follow_the_scores_and_sum_to_the_budget(values, temperature, data):
+    scores = torch.tensor([values])
+    keep = data.draw(st.integers(1, len(values)))
+    weights = soft_top_k(scores, keep, temperature)
+    assert weights.dtype == scores.dtype and ((weights >= 0) & (weights <= 1)).all()
+    assert weights.sum().item() == pytest.approx(keep, rel=1e-5)
+    order = scores[0].argsort()
+    assert (weights[0, order].diff() >= -1e-6).all()
+
+
+@pytest.mark.parametrize("keep", [1, 5, 11])
+def test_the_gradient_equals_finite_differences_with_the_threshold_moving_along(keep):
+    scores = drawn().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: soft_top_k(s, keep, 0.7), (scores,))
+
+
+def test_keeping_every_patch_gives_exact_ones_with_a_gradient_of_0():
+    scores = drawn(dtype=torch.float32).requires_grad_()
+    weights = soft_top_k(scores, 12, 0.1)
+    assert torch.equal(weights, torch.ones_like(weights))
+    weights.square().sum().backward()
+    assert torch.equal(scores.grad, torch.zeros_like(scores))
+
+
+def test_an_images_weights_do_not_depend_on_its_batch():
+    scores = drawn(images=4, patches=100, dtype=torch.float32) * torch.tensor([[1.0], [10], [0.1], [3]])
+    together = soft_top_k(scores, 30, 0.1)
+    for image in range(4):
+        assert torch.equal(soft_top_k(scores[image : image + 1], 30, 0.1)[0], together[image])
+
+
+def test_towards_temperature_0_it_becomes_the_hard_selection():
+    scores = drawn(patches=50)
+    hard = torch.zeros_like(scores).scatter(1, top_k(scores, 20), 1)
+    torch.testing.assert_close(soft_top_k(scores, 20, 1e-5), hard)
+
+
+def test_saturated_weights_have_a_finite_gradient():
+    scores = torch.tensor([[1e4, 0.0, -1e4, -2e4]], requires_grad=True)
+    weights = soft_top_k(scores, 2, 1e-3)
+    (weights * torch.arange(4)).sum().backward()
+    assert weights.tolist() == [[1, 1, 0, 0]] and torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize("keep", [0, 13])
+def test_a_budget_that_does_not_exist_is_refused(keep):
+    with pytest.raises(PrunerMisused, match=r"1\.\.12"):
+        soft_top_k(drawn(), keep, 0.1)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(PrunerMisused, match="finite"):
+        soft_top_k(torch.tensor([[1.0, float("inf"), 0.0]]), 1, 0.1)
