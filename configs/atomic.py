@@ -9,7 +9,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content`: written aside, fsynced, renamed, directory fsynced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _write_aside(path, content)
-    os.replace(aside, path)
+    Path(aside).replace(path)
     sync_directory(path.parent)
 
 
@@ -22,7 +22,7 @@ def publish_once(path: Path, content: bytes | str) -> bool:
     except FileExistsError:
         return False
     finally:
-        os.unlink(aside)
+        Path(aside).unlink()
     sync_directory(path.parent)
     return True
 

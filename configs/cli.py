@@ -30,7 +30,9 @@ def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for section in reversed((own, *others)):
             command = _section_flags(section, bare=section == own)(command)
-        command = click.option("--run-dir", "run_dir", default=None, help="Folder of everything the run writes.")(command)
+        command = click.option("--run-dir", "run_dir", default=None, help="Folder of everything the run writes.")(
+            command
+        )
         default = Path("configs/demo.yaml")
         return click.option(
             "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
@@ -89,7 +91,10 @@ def _exit_code(group: click.Group, arguments: Sequence[str] | None) -> int:
     except OSError as error:
         if error.errno not in NO_SPACE_OR_READ_ONLY:
             raise
-        click.echo(f"error: {error.strerror}: {error.filename or 'the output folder'}; free space there and run again", err=True)
+        click.echo(
+            f"error: {error.strerror}: {error.filename or 'the output folder'}; free space there and run again",
+            err=True,
+        )
         return 7
     return returned if isinstance(returned, int) else 0
 

@@ -68,7 +68,9 @@ def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"expected a config file, found none at {path}: name one with --config, such as configs/demo.yaml")
+        raise ConfigError(
+            f"expected a config file, found none at {path}: name one with --config, such as configs/demo.yaml"
+        )
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: a config has at most {MAX_CONFIG_BYTES} bytes, this file has {path.stat().st_size}")
     try:

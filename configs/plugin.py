@@ -18,7 +18,9 @@ def names(package: ModuleType) -> list[str]:
 def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
     """The one subclass of `base` that module `package.name` defines."""
     if name not in names(package):
-        raise ConfigError(f"unknown {base.__name__.lower()} {name!r}: {package.__name__} has {', '.join(names(package))}")
+        raise ConfigError(
+            f"unknown {base.__name__.lower()} {name!r}: {package.__name__} has {', '.join(names(package))}"
+        )
     module = import_module(f"{package.__name__}.{name}")
     found = [
         value

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+ATTENTION = "sdpa"
+"""The attention implementation of every model of this stage."""
+
 
 class ClsAttention:
     """Context manager around one forward: takes a layer's queries and keys and weighs the CLS row's.

@@ -24,7 +24,8 @@ def group() -> None:
 def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Encode the images that the store does not have yet."""
     experiment = experiment_from(config_path, flags)
-    from stage1_extract import extract as stage, price
+    from stage1_extract import extract as stage
+    from stage1_extract import price
 
     if dry_run:
         found = stage.dry_run(experiment)

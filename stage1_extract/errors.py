@@ -25,6 +25,12 @@ class WrongWeights(ExtractError):
     exit_code = 4
 
 
+class ChangedImage(ExtractError):
+    """An image file is not the one that was encoded."""
+
+    exit_code = 4
+
+
 class BadImage(ExtractError):
     """One image cannot be encoded; `reason` is one of the words of `images.REASONS`."""
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from configs.experiment import Experiment
@@ -71,7 +72,9 @@ def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
     encoder = family.open(experiment, config, device)
     for note in encoder.description.notes:
         _log.warning("note: %s", note)
-    numeric = environment(device, experiment.extract.tower_batch, _batch_invariant(encoder, experiment.extract.tower_batch))
+    numeric = environment(
+        device, experiment.extract.tower_batch, _batch_invariant(encoder, experiment.extract.tower_batch)
+    )
     plan = _plan(experiment, sources, encoder.description, fingerprints(experiment, config, encoder, numeric))
     path = experiment.store_path
     if overwrite and (path / PLAN).exists():
@@ -79,7 +82,9 @@ def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
     with StoreWriter.open(path, plan, sources.ids(), encoder.projector) as writer:
         save_resolved(experiment, path)
         missing = writer.missing_shards()
-        require_space(sum(plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing), path)
+        require_space(
+            sum(plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing), path
+        )
         progress = _encode_shards(experiment, writer, sources, encoder, missing, allowed)
     return {
         "store": str(path),
@@ -116,7 +121,12 @@ def _plan(experiment: Experiment, sources: Sources, description: Description, pr
 
 
 def _encode_shards(
-    experiment: Experiment, writer: StoreWriter, sources: Sources, encoder: Encoder, missing: Sequence[int], allowed: int
+    experiment: Experiment,
+    writer: StoreWriter,
+    sources: Sources,
+    encoder: Encoder,
+    missing: Sequence[int],
+    allowed: int,
 ) -> Progress:
     """All missing shards; decoding runs ahead in threads, committing runs behind in one."""
     plan = writer.plan
@@ -142,7 +152,11 @@ def _encode_shards(
                 arrays, failures = _encode_shard(plan, shard, decoded, encoder, batch, progress)
                 progress.failures |= failures
                 _require_few(progress.failures, allowed, sources)
-                telemetry = {"began": begun, "ended": time.time(), "tower_images": len(plan.rows(shard)) - len(failures)}
+                telemetry = {
+                    "began": begun,
+                    "ended": time.time(),
+                    "tower_images": len(plan.rows(shard)) - len(failures),
+                }
                 if pending is not None:
                     pending.result()
                 pending = committer.submit(writer.commit_shard, shard, arrays, failures, telemetry)
@@ -157,7 +171,7 @@ def _encode_shards(
 
 def _encode_shard(
     plan: Plan, shard: int, decoded: Iterator[Decoded], encoder: Encoder, batch: int, progress: Progress
-) -> tuple[dict[str, np.ndarray[Any, Any]], dict[int, str]]:
+) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
     """Arrays and failures of one shard. Batches are cut inside the shard, in row order: where a run began changes nothing."""
     rows = plan.rows(shard)
     arrays = {spec.name: np.full((len(rows), *spec.shape), spec.fill, spec.storage) for spec in plan.arrays}
@@ -246,4 +260,3 @@ def _require_few(failures: dict[int, str], allowed: int, sources: Sources) -> No
         f"{len(failures)} images cannot be encoded, {allowed} are tolerated; correct them, or raise --max-failures; shards "
         f"that are committed stay:{listed}{more}"
     )
-

@@ -9,18 +9,23 @@ import torch
 import transformers
 
 from configs.experiment import Experiment
+from stage1_extract.attention import ATTENTION
 from stage1_extract.family import Encoder
 from store.fingerprint import Fingerprint
 
-ATTENTION = "sdpa"
 
-
-def fingerprints(experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]) -> dict[str, Fingerprint]:
+def fingerprints(
+    experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]
+) -> dict[str, Fingerprint]:
     """One per array; `projected` names the projector's weights too."""
     semantic = _semantic(experiment, config, encoder)
     found: dict[str, Fingerprint] = {}
     for spec in encoder.description.arrays:
-        parts = dict(encoder.weights) if spec.name == "projected" else {k: v for k, v in encoder.weights.items() if k != "projector"}
+        parts = (
+            dict(encoder.weights)
+            if spec.name == "projected"
+            else {k: v for k, v in encoder.weights.items() if k != "projector"}
+        )
         weights = {f"{part}_sha256": digest for part, digest in parts.items()}
         found[spec.name] = Fingerprint(semantic=semantic | weights, numeric=numeric)
     return found

@@ -52,4 +52,6 @@ def require_space(needed: int, path: Path) -> None:
     """Raise NoSpace (exit 7) before any work is done for a store that cannot fit."""
     free = free_bytes(path)
     if needed > free:
-        raise NoSpace(f"expected {needed:,} bytes for what is missing of {path}, {free:,} are free: make room, then run again")
+        raise NoSpace(
+            f"expected {needed:,} bytes for what is missing of {path}, {free:,} are free: make room, then run again"
+        )

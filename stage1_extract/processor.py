@@ -25,7 +25,12 @@ class ImageProcessor:
     def fingerprint(self) -> dict[str, Any]:
         """All that decides which pixels the tower sees."""
         config = json.loads(self.stock.to_json_string())
-        return {"class": type(self.stock).__name__, "backend": BACKEND, "exif": "ignored", "config": config | self.options}
+        return {
+            "class": type(self.stock).__name__,
+            "backend": BACKEND,
+            "exif": "ignored",
+            "config": config | self.options,
+        }
 
     def __call__(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Every tensor has a leading image axis of 1."""

@@ -54,7 +54,11 @@ def find_sources(experiment: Experiment) -> Sources:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
     by_content = data.identity == "content"
     unreadable: dict[str, str] = {}
-    shas = _hash_all(data.images, names, experiment.extract.decode_threads, unreadable) if by_content else map(name_id, names)
+    shas = (
+        _hash_all(data.images, names, experiment.extract.decode_threads, unreadable)
+        if by_content
+        else map(name_id, names)
+    )
     grouped: dict[str, list[str]] = {}
     for name, sha in zip(names, shas, strict=True):
         grouped.setdefault(sha, []).append(name)

@@ -7,7 +7,7 @@ from configs.experiment import Positions
 from stage2_prune.assemble import assemble, gather_kept
 from stage2_prune.features import FeatureBatch
 from stage2_prune.generate import generate
-from stage2_prune.language import Language, Prompt
+from stage2_prune.language import Language, Prompt, Text
 from stage2_prune.score import is_right, rank
 from stage2_prune.tokens import Pruned
 from store.questions import Question
@@ -38,14 +38,14 @@ class Prediction:
     ranked_right: bool | None
 
 
-def prepare(language: Language, questions: Sequence[Question], post_prompt: str) -> Prepared:
+def prepare(text: Text, questions: Sequence[Question], post_prompt: str) -> Prepared:
     """Tokenise prompts and choices; `post_prompt` is appended to every question."""
     asked = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not q.choices else tuple(language.answer_ids(text, choice) for choice in q.choices)
-        for q, text in zip(questions, asked, strict=True)
+        None if not q.choices else tuple(text.answer_ids(said, choice) for choice in q.choices)
+        for q, said in zip(questions, asked, strict=True)
     )
-    return Prepared(tuple(language.prompt(text) for text in asked), choices)
+    return Prepared(tuple(text.prompt(said) for said in asked), choices)
 
 
 def ask(
@@ -65,7 +65,7 @@ def ask(
     best = rank(language, assembled, said.logits[:, 0], prepared.choices)
     return [
         _prediction(question, text, choice)
-        for question, text, choice in zip(batch.questions, said.texts(language), best, strict=True)
+        for question, text, choice in zip(batch.questions, language.decode(said.tokens), best, strict=True)
     ]
 
 

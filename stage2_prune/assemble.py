@@ -8,35 +8,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.language import Language, Prompt
+from stage2_prune.language import Language, Prompt, Text
 from stage2_prune.tokens import Pruned
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What the language model is called with; rows are padded on the left."""
+class Layout:
+    """Where everything stands in a batch, before anything is embedded; rows are padded on the left."""
 
     input_ids: Int[Tensor, "question token"]
     """One image placeholder per kept visual token: a full model needs as many features."""
-    inputs_embeds: Float[Tensor, "question token embed"]
+    slots: Bool[Tensor, "question token"]
+    """Which of them are placeholders."""
     attention_mask: Int[Tensor, "question token"]
     """Always explicit: without it, gaps in `position_ids` are read as packed sequences, silently."""
     position_ids: Int[Tensor, "question token"]
 
 
-def gather_kept(
-    projected: Float[Tensor, "image patch embed"], pruned: Pruned
-) -> Float[Tensor, "image kept embed"]:
+@dataclass(frozen=True)
+class Batch:
+    """What the language model is called with."""
+
+    input_ids: Int[Tensor, "question token"]
+    """What a full model would be called with: see `Layout`."""
+    inputs_embeds: Float[Tensor, "question token embed"]
+    attention_mask: Int[Tensor, "question token"]
+    position_ids: Int[Tensor, "question token"]
+
+
+def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
     """The visual tokens that go on: all patches were projected, only then is selected."""
     if pruned.index is None:
         assert pruned.tokens is not None
         return pruned.tokens
     return projected.gather(1, pruned.index[..., None].expand(-1, -1, projected.shape[-1]))
+
+
+def lay_out(
+    text: Text,
+    prompts: Sequence[Prompt],
+    kept: int,
+    index: Int[Tensor, "question kept"] | None,
+    patches: int,
+    positions: Positions,
+) -> Layout:
+    """Ids, mask and positions of a batch of questions, each with `kept` visual tokens; on the CPU.
+
+    `index` are the patches that they come from, None where a method merged. With `original` positions a kept
+    patch stays where it stood among all `patches` and the text after it does too; with `compact` positions
+    are consecutive.
+    """
+    if positions == "original" and index is None:
+        raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
+    rows = [[*p.before, *[text.image_token_id] * kept, *p.after] for p in prompts]
+    ids = _left_padded(rows, text.pad_token_id)
+    mask = _left_padded([[1] * len(row) for row in rows], 0)
+    places = _left_padded([_places(p, kept, patches, positions) for p in prompts], 0)
+    slots = (ids == text.image_token_id) & mask.bool()  # a checkpoint may pad with its image token
+    if index is not None and positions == "original":
+        starts = torch.tensor([len(p.before) for p in prompts])[:, None]
+        places[slots] = (index.cpu() + starts).flatten()
+    return Layout(ids, slots, mask, places)
+
+
+def fill(language: Language, layout: Layout, visual: Float[Tensor, "question kept embed"]) -> Batch:
+    """The batch of a layout, with each question's own visual tokens in its slots."""
+    parts = (layout.input_ids, layout.slots, layout.attention_mask, layout.position_ids)
+    ids, slots, mask, places = (part.to(language.device) for part in parts)
+    embeds = language.embed(ids).masked_scatter(slots[..., None], cast(visual, language.dtype))
+    return Batch(ids, embeds, mask, places)
 
 
 def assemble(
@@ -47,29 +92,9 @@ def assemble(
     patches: int,
     positions: Positions,
 ) -> Batch:
-    """One batch of questions, each with its own visual tokens.
-
-    `index` are the patches that `visual` comes from, None where a method merged. With `original` positions a
-    kept patch stays where it stood among all `patches` and the text after it does too; with `compact`
-    positions are consecutive.
-    """
-    if positions == "original" and index is None:
-        raise PrunerMisused(
-            "merged tokens have no original positions: set prune.positions to compact for this method"
-        )
-    kept = visual.shape[1]
-    rows = [[*p.before, *[language.image_token_id] * kept, *p.after] for p in prompts]
-    ids = _left_padded(rows, language.pad_token_id)
-    mask = _left_padded([[1] * len(row) for row in rows], 0)
-    places = _left_padded([_places(p, kept, patches, positions) for p in prompts], 0)
-    slots = ids == language.image_token_id
-    slots &= mask.bool()  # a checkpoint may pad with its image token
-    if index is not None and positions == "original":
-        starts = torch.tensor([len(p.before) for p in prompts])[:, None]
-        places[slots] = (index.cpu() + starts).flatten()
-    ids, mask, places, slots = (part.to(language.device) for part in (ids, mask, places, slots))
-    embeds = language.embed(ids).masked_scatter(slots[..., None], cast(visual, language.dtype))
-    return Batch(ids, embeds, mask, places)
+    """`lay_out` and `fill` in one: a batch of questions, each with its own visual tokens."""
+    layout = lay_out(language, prompts, visual.shape[1], index, patches, positions)
+    return fill(language, layout, visual)
 
 
 def cast(features: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:

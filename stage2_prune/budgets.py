@@ -22,9 +22,7 @@ class Cost:
         return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
 
 
-MACS = (
-    "MACs (not 2x) of visual tokens: q, k, v, o, attention n^2, 3 MLP matrices; no tower, projector or head"
-)
+MACS = "MACs (not 2x) of visual tokens: q, k, v, o, attention n^2, 3 MLP matrices; no tower, projector or head"
 
 
 def cost(language: Language, tokens_per_layer: tuple[int, ...]) -> Cost:

@@ -36,9 +36,7 @@ class Cell:
 def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     """The pruners of `prune.methods` by label, in the order of the config."""
     if not experiment.prune.methods:
-        raise PrunerMisused(
-            "expected pruners to evaluate, prune.methods is empty: name one, such as keep_all"
-        )
+        raise PrunerMisused("expected pruners to evaluate, prune.methods is empty: name one, such as keep_all")
     classes = plugin.find_all(pruners, Pruner)
     counts = Counter(method.name for method in experiment.prune.methods)
     built: dict[str, Pruner] = {}
@@ -47,9 +45,7 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
         label = method.name if counts[method.name] == 1 or not given else f"{method.name}@{given}"
         label = re.sub(r"[^\w.=@,-]", "_", label)
         if label in built:
-            raise PrunerMisused(
-                f"prune.methods names {label} twice: remove one, or give them different parameters"
-            )
+            raise PrunerMisused(f"prune.methods names {label} twice: remove one, or give them different parameters")
         built[label] = build_pruner(method, classes)
     return built
 

@@ -28,9 +28,7 @@ def group() -> None:
 @overwrite_option
 @foreign_option
 @json_option
-def evaluate(
-    config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any
-) -> None:
+def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score every configured pruner at every budget; interrupted runs are resumed."""
     experiment = _experiment(config_path, flags)
     from stage2_prune import evaluate, report
@@ -56,9 +54,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
 @group.command()
 @experiment_options("eval", "model", "data", "store", "prune", "train")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split."
-)
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
 @json_option
 def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
     """Prove that the store answers as the full model does: four modes, bit for bit."""

@@ -43,9 +43,7 @@ class Progress:
         return {"identity": self.identity, "selector_ms_per_image": per_image}
 
 
-def run(
-    experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False
-) -> dict[str, Any]:
+def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
     """Evaluate the configured pruners; returns what `eval/summary.json` holds.
 
     Writes `eval/predictions/*.jsonl`, `eval/summary.json`, `eval/table.md` and `eval/accuracy_vs_tokens.png`
@@ -100,9 +98,7 @@ def answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question]
     section = session.experiment.eval
     left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
     done = len(asked) - max(left.values())
-    batches = [
-        asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)
-    ]
+    batches = [asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)]
     with tqdm(total=sum(left.values()), desc="eval", unit="answer", disable=None) as bar:
         for batch in session.features.batches(batches):
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
@@ -126,9 +122,7 @@ def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, pre
     progress.selector_seconds += _now(session) - start
     progress.images += len(batch.tokens.image_ids)
     section = session.experiment.eval
-    progress.file.append(
-        ask(session.language, batch, prepared, pruned, cell.positions, section.max_new_tokens)
-    )
+    progress.file.append(ask(session.language, batch, prepared, pruned, cell.positions, section.max_new_tokens))
 
 
 def _now(session: Session) -> float:

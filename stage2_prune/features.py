@@ -111,9 +111,7 @@ class Features:
         kept = [q for q in questions if failed[q.question_id] is None]
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
-    def batches(
-        self, batches: Sequence[Sequence[Question]], source: Source | None = None
-    ) -> Iterator[FeatureBatch]:
+    def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:
         """The features of each batch, read ahead by a thread; `source` overrides where they come from."""
         source = self.source if source is None else source
         wanted = [list(dict.fromkeys(self._row(question) for question in batch)) for batch in batches]
@@ -123,9 +121,7 @@ class Features:
             return {name: self.store.gather(name, rows) for name in names}
 
         for batch, rows, arrays in zip(batches, wanted, prefetched(wanted, read), strict=True):
-            yield self._batch(
-                batch, rows, {name: self._tensor(name, array) for name, array in arrays.items()}, source
-            )
+            yield self._batch(batch, rows, {name: self._tensor(name, array) for name, array in arrays.items()}, source)
 
     def project(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
         """Project with the store's own projector, one image at a time, as stage 1 did."""

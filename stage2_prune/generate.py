@@ -1,7 +1,6 @@
 """Greedy answers of the language model to an assembled batch."""
 
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +18,6 @@ class Answers:
     """New tokens only; after the end of an answer, padding."""
     logits: Float[Tensor, "question step vocab"]
     """Step 0 is the prompt's last position."""
-
-    def texts(self, language: Language) -> list[str]:
-        """The answers as text: up to the end token, without special tokens."""
-        rows = [
-            list(takewhile(lambda i: i not in language.eos_token_ids, row)) for row in self.tokens.tolist()
-        ]
-        return [text.strip() for text in language.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 @torch.no_grad()

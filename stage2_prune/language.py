@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -22,37 +23,16 @@ class Prompt:
     after: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Language:
-    """A language model in eval mode, its tokenizer, and the text around a question.
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The text around an image and a question, and how it becomes token ids; holds no model."""
 
-    Called under no_grad; whoever trains through it freezes its weights first (and not before: see
-    families/llava.py).
-    """
-
-    model: Any
-    """A stock transformers `…ForCausalLM`, whose calls are not typed."""
     tokenizer: Any
     template: str
     """The checkpoint's chat template, verbatim."""
     image_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    device: torch.device
-
-    def embed(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token embed"]:
-        """Text embeddings."""
-        return self.model.get_input_embeddings()(ids)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the text embeddings, which visual tokens are cast to."""
-        return self.model.get_input_embeddings().weight.dtype
-
-    @property
-    def width(self) -> int:
-        """Width of the embeddings."""
-        return self.model.get_input_embeddings().weight.shape[1]
 
     def text(self, question: str) -> str:
         """The prompt as text: the template around image and question, up to where the answer begins."""
@@ -81,15 +61,45 @@ class Language:
         ids = self._ids(text)
         joined = self._ids(text + ("" if text[-1:].isspace() else " ") + answer)
         if joined[: len(ids)] != ids or len(joined) == len(ids):
-            raise PruneError(
-                f"expected {answer!r} to be tokens of its own after {text[-20:]!r}, they merge: reword it"
-            )
+            raise PruneError(f"expected {answer!r} to be tokens of its own after {text[-20:]!r}, they merge: reword it")
         return tuple(joined[len(ids) :])
+
+    def decode(self, tokens: Int[Tensor, "question step"]) -> list[str]:
+        """Answers as text: up to the end token, without special tokens."""
+        rows = [list(takewhile(lambda i: i not in self.eos_token_ids, row)) for row in tokens.tolist()]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def _ids(self, text: str) -> list[int]:
         bos = self.tokenizer.bos_token
         twice = bos is not None and text.startswith(bos)
         return self.tokenizer(text, add_special_tokens=not twice)["input_ids"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Text):
+    """A language model in eval mode with its text.
+
+    Called under no_grad; whoever trains through it freezes its weights first (and not before: see
+    families/llava.py).
+    """
+
+    model: Any
+    """A stock transformers `…ForCausalLM`, whose calls are not typed."""
+    device: torch.device
+
+    def embed(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token embed"]:
+        """Text embeddings."""
+        return self.model.get_input_embeddings()(ids)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the text embeddings, which visual tokens are cast to."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self.model.get_input_embeddings().weight.shape[1]
 
 
 class Family(ABC):
@@ -102,6 +112,11 @@ class Family(ABC):
     @abstractmethod
     def vision_choices(cls, config: Any) -> dict[str, Any]:
         """Which features of its tower the model was trained on, by their names in a store's fingerprint."""
+
+    @classmethod
+    @abstractmethod
+    def open_text(cls, config: Any, model: ModelSection) -> Text:
+        """Tokenizer, template and special tokens, without the model."""
 
     @classmethod
     @abstractmethod
@@ -122,6 +137,12 @@ def find_family(config: Any) -> type[Family]:
         f"expected a checkpoint of type {', '.join(listed)}, this one is {config.model_type!r}: "
         f"add a file for it to {families.__name__.replace('.', '/')}"
     )
+
+
+def open_text(model: ModelSection) -> Text:
+    """How the configured checkpoint reads and writes text; raises as `open_language` does."""
+    config = load_config(model.checkpoint, model.revision)
+    return find_family(config).open_text(config, model)
 
 
 def open_language(model: ModelSection) -> Language:

@@ -47,17 +47,13 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 def _curves(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows by label in order of tokens; reference rows (fixed budgets: all and none) are no curve."""
-    several = len({(row["pruner"], row["positions"]) for row in results}) > len(
-        {row["pruner"] for row in results}
-    )
+    several = len({(row["pruner"], row["positions"]) for row in results}) > len({row["pruner"] for row in results})
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in results:
         if row["pruner"] not in ("keep_all", "keep_none"):
             label = f"{row['pruner']}, {row['positions']}" if several else row["pruner"]
             curves.setdefault(label, []).append(row)
-    return {
-        label: sorted(rows, key=lambda row: row["tokens_per_layer_mean"]) for label, rows in curves.items()
-    }
+    return {label: sorted(rows, key=lambda row: row["tokens_per_layer_mean"]) for label, rows in curves.items()}
 
 
 def _curve(axes: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str) -> None:

@@ -68,9 +68,7 @@ def refuse_other_runs(folder: Path, identities: Mapping[str, Mapping[str, Any]])
     for cell, identity in identities.items():
         old = recorded.get(cell, {}).get("identity", identity)
         differing = [
-            f"{key} {old.get(key)!r}, now {value!r}"
-            for key, value in identity.items()
-            if old.get(key) != value
+            f"{key} {old.get(key)!r}, now {value!r}" for key, value in identity.items() if old.get(key) != value
         ]
         if differing:
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""

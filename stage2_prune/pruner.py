@@ -95,9 +95,7 @@ class TrainedPruner(Pruner, ABC):
     def module(self) -> nn.Module:
         """The learned module."""
         if self._module is None:
-            raise NotTrained(
-                f"{type(self).__name__} has no weights: bind a module with `with_module` or `fresh`"
-            )
+            raise NotTrained(f"{type(self).__name__} has no weights: bind a module with `with_module` or `fresh`")
         return self._module
 
     def with_module(self: Trained, module: nn.Module) -> Trained:

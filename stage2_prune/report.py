@@ -32,9 +32,7 @@ def table(summary: dict[str, Any]) -> str:
         "given choices; disagree: answers in which the two differ, over all seeds."
     ]
     if summary["excluded"]:
-        notes.append(
-            f"{len(summary['excluded'])} questions were left out because their image could not be encoded."
-        )
+        notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
     return _markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join(notes) + "\n"
@@ -102,10 +100,7 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Seque
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def row(cells: Sequence[str]) -> str:
-        padded = [
-            c.ljust(w) if i in left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
+        padded = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "| " + " | ".join(padded) + " |\n"
 
     rule = [":" + "-" * (w - 1) if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]

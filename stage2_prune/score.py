@@ -51,9 +51,7 @@ def rank(
             best.append(None)
             continue
         if all(len(option) == 1 for option in options):
-            scores = prefill[
-                row, torch.tensor([option[0] for option in options], device=prefill.device)
-            ].float()
+            scores = prefill[row, torch.tensor([option[0] for option in options], device=prefill.device)].float()
         else:
             scores = _sequence_scores(language, batch, row, options)
         best.append(int(scores.cpu().sort(descending=True, stable=True).indices[0]))

@@ -10,9 +10,7 @@ BISECTIONS = 64
 """Halvings of the threshold's bracket: enough to exhaust float64."""
 
 
-def soft_top_k(
-    scores: Float[Tensor, "image patch"], keep: int, temperature: float
-) -> Float[Tensor, "image patch"]:
+def soft_top_k(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image patch"]:
     """Weights in [0, 1] that sum to `keep` in each image: `sigmoid((score - threshold) / temperature)`.
 
     The threshold is each image's own, found by bisection, and differentiated too. A low `temperature` (in units
@@ -41,9 +39,7 @@ def soft_top_k(
 
 
 @torch.no_grad()
-def _threshold(
-    scores: Float[Tensor, "image patch"], keep: int, temperature: float
-) -> Float[Tensor, "image 1"]:
+def _threshold(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image 1"]:
     """The threshold of each image: between where the lowest and the highest score weigh keep / patches."""
     share = torch.tensor(keep / scores.shape[-1], dtype=scores.dtype, device=scores.device)
     offset = temperature * torch.logit(share)

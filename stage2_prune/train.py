@@ -29,9 +29,7 @@ from store.questions import Question, Split, read_questions, select
 CONFIG = "config.yaml"
 
 
-def run(
-    experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False
-) -> dict[str, Any]:
+def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
     """Train the configured pruner; returns what `pruner.json` records about it.
 
     Writes the folder that stage2_prune/training_state.py draws. An interrupted training is resumed, a
@@ -81,9 +79,7 @@ def _questions(experiment: Experiment, split: Split) -> list[Question]:
     if questions and not unanswered:
         return questions
     came = f"{len(unanswered)} lack one ({', '.join(unanswered[:3])})" if unanswered else "there are none"
-    raise PrunerMisused(
-        f"training expects answered questions in the {split} split, {came}: check data.questions"
-    )
+    raise PrunerMisused(f"training expects answered questions in the {split} split, {came}: check data.questions")
 
 
 def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:

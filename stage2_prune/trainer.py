@@ -103,9 +103,7 @@ class Trainer:
         lessons = [lesson(language, question, post_prompt) for question in batch.questions]
         self.optimiser.zero_grad()
         with seeded(step_seed(section.seed, epoch, step), language.device):
-            loss = accumulate_gradients(
-                language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler
-            )
+            loss = accumulate_gradients(language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler)
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.pruner.module.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimiser)

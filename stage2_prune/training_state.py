@@ -106,9 +106,7 @@ def saved_identity(folder: Path) -> dict[str, Any] | None:
         return json.loads(file.metadata()["identity"])
 
 
-def load_state(
-    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[Position, dict[str, Tensor]]:
+def load_state(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Position, dict[str, Tensor]]:
     """Bring module and optimiser to the saved state; returns the position and the best weights so far."""
     with safe_open(folder / STATE, "pt") as file:
         position = Position(**json.loads(file.metadata()["position"]))

@@ -50,25 +50,19 @@ def save(pruner: TrainedPruner, name: str, spec: ModuleSpec, folder: Path, train
     return digest
 
 
-def load(
-    pruner: TrainedPruner, name: str, spec: ModuleSpec, folder: Path
-) -> tuple[TrainedPruner, dict[str, Any]]:
+def load(pruner: TrainedPruner, name: str, spec: ModuleSpec, folder: Path) -> tuple[TrainedPruner, dict[str, Any]]:
     """`pruner` bound to its trained module in eval mode, and the record of `pruner.json`.
 
     Raises NotTrained (exit 5) where nothing was trained, WeightsMismatch where the weights belong to other
     parameters or to other features.
     """
     if not (folder / RECORD).is_file():
-        raise NotTrained(
-            f"expected trained weights of {name} in {folder}, there are none: run `make train` first"
-        )
+        raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: run `make train` first")
     record = json.loads((folder / RECORD).read_text())
     data = (folder / WEIGHTS).read_bytes()
     expected = {"pruner": name, "parameters": pruner.parameters(), "spec": asdict(spec)}
     expected = json.loads(json.dumps(expected))
-    differing = [
-        f"{key} {record[key]!r}, now {value!r}" for key, value in expected.items() if record[key] != value
-    ]
+    differing = [f"{key} {record[key]!r}, now {value!r}" for key, value in expected.items() if record[key] != value]
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         differing.append("its weights file is not the one that it records")
     if differing:

@@ -8,7 +8,9 @@ model (`vision_tower.encoder.*`). `canonical` maps them all to one.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,9 @@ def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path
     if found is not None:
         return found
     if Path(source).is_dir():
-        raise CheckpointMissing(f"expected {name} in the checkpoint folder {source}, it is not there: check model.checkpoint")
+        raise CheckpointMissing(
+            f"expected {name} in the checkpoint folder {source}, it is not there: check model.checkpoint"
+        )
     at = f" --revision {revision}" if revision else ""
     raise CheckpointMissing(
         f"{source} is neither a folder nor in the Hugging Face cache ({name} not found), and the hub cannot be reached: "
@@ -70,7 +74,12 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
     if folder.is_absolute() or source.startswith("."):
         raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: check model.checkpoint")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(hf_hub_download(source, name, revision=revision))
@@ -112,13 +121,34 @@ def load_tensors(
     return tensors
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Inside, transformers does not report which half of a checkpoint is left aside, and draws bars on terminals only."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in the order of the names; the same for every key layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.view(torch.uint8).numpy() if tensor.dim() else tensor.reshape(1).view(torch.uint8).numpy()))
+        digest.update(
+            memoryview(
+                tensor.view(torch.uint8).numpy() if tensor.dim() else tensor.reshape(1).view(torch.uint8).numpy()
+            )
+        )
     return digest.hexdigest()
 
 
@@ -126,4 +156,6 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise StoreError(f"{path} is not a readable safetensors file ({error}): download the checkpoint again") from None
+        raise StoreError(
+            f"{path} is not a readable safetensors file ({error}): download the checkpoint again"
+        ) from None

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, NDArray[Any]]
 GROUP = "ids"
 
 
@@ -97,7 +98,7 @@ class ImageIds:
         return self._arrays["names_utf8"][offsets[number] : offsets[number + 1]].tobytes()
 
 
-def write_whole(group: zarr.Group, name: str, array: np.ndarray[Any, Any]) -> zarr.Array[Any]:
+def write_whole(group: zarr.Group, name: str, array: NDArray[Any]) -> zarr.Array[Any]:
     """One small array as a single uncompressed chunk with a checksum."""
     chunks = tuple(max(1, size) for size in array.shape) or None
     created = group.create_array(

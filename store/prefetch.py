@@ -20,7 +20,8 @@ def prefetched(wanted: Iterable[Wanted], read: Callable[[Wanted], Read], depth: 
     def put(item: tuple[bool, Read | BaseException | None]) -> None:
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=0.05)
+                ready.put(item, timeout=0.05)
+                return
             except queue.Full:
                 continue
 

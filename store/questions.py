@@ -63,7 +63,9 @@ def read_questions(data: DataSection) -> list[Question]:
     if problems:
         more = f"\n  … and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:MAX_PROBLEMS])
-        raise InvalidQuestions(f"{data.questions}: {len(problems)} rows cannot be used, correct or remove them:{listed}{more}")
+        raise InvalidQuestions(
+            f"{data.questions}: {len(problems)} rows cannot be used, correct or remove them:{listed}{more}"
+        )
     return questions
 
 
@@ -85,7 +87,9 @@ def select(questions: Sequence[Question], data: DataSection, split: Split) -> li
     """
     named = [question.split is not None for question in questions]
     if any(named) and not all(named):
-        raise InvalidQuestions(f"{named.count(False)} of {len(named)} questions name no split: name it in all rows or in none")
+        raise InvalidQuestions(
+            f"{named.count(False)} of {len(named)} questions name no split: name it in all rows or in none"
+        )
     limits: dict[Split, int | None] = {"test": data.test, "val": data.val, "train": data.train}
     if not any(named):
         return _dealt(questions, limits)[split][: limits[split]]
@@ -119,7 +123,9 @@ def _question(where: str, row: Any, problems: list[str]) -> Question | None:
         return Question.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
-        problems.append(f"{where}: {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']} (got {first['input']!r:.80})")
+        problems.append(
+            f"{where}: {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']} (got {first['input']!r:.80})"
+        )
         return None
 
 
@@ -146,12 +152,15 @@ def _conversation_rows(path: Path, entries: Iterable[Any]) -> Iterator[tuple[str
             continue
         turns = entry.get("conversations", [])
         for turn, (asked, answered) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
-            yield f"entry {number} turn {turn}", {
-                "question_id": f"{entry.get('id', number)}/{turn}",
-                "image": entry["image"],
-                "question": str(asked.get("value", "")).replace("<image>", "").strip(),
-                "answers": [answered.get("value")],
-                "split": entry.get("split"),
-            }
+            yield (
+                f"entry {number} turn {turn}",
+                {
+                    "question_id": f"{entry.get('id', number)}/{turn}",
+                    "image": entry["image"],
+                    "question": str(asked.get("value", "")).replace("<image>", "").strip(),
+                    "answers": [answered.get("value")],
+                    "split": entry.get("split"),
+                },
+            )
     if without_image:
         _log.warning("%s: %d conversations have no image and are left out", path, without_image)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from store.commits import CommitRecord, read_commits
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
@@ -32,7 +33,7 @@ class ProjectorState:
     kind: str
     """Name of its file in store/projectors."""
     config: Mapping[str, Any]
-    weights: Mapping[str, np.ndarray[Any, Any]]
+    weights: Mapping[str, NDArray[Any]]
     """In storage dtype."""
     dtypes: Mapping[str, Dtype]
     """Logical dtype of each weight."""
@@ -57,7 +58,7 @@ class MappedShard:
         self._per_chunk = per_chunk
         self._verified = np.zeros(len(self._chunks), bool)
 
-    def row(self, place: int) -> np.ndarray[Any, Any]:
+    def row(self, place: int) -> NDArray[Any]:
         """The row at `place` in this shard: a view of the map."""
         chunk, inside = divmod(place, self._per_chunk)
         rows = self._chunks["rows"][chunk]
@@ -93,7 +94,9 @@ class FeatureStore:
         commits = read_commits(path)
         for record in commits.values():
             if record.shard >= plan.n_shards or record.ids_digest != ids.digest(plan.rows(record.shard)):
-                raise IntegrityError(f"commit {record.shard} of {path} is about other images than the plan's: remove it")
+                raise IntegrityError(
+                    f"commit {record.shard} of {path} is about other images than the plan's: remove it"
+                )
         return cls(path, plan, commits, ids)
 
     def fingerprint(self, name: str) -> Fingerprint:
@@ -123,7 +126,9 @@ class FeatureStore:
         try:
             values = {name: np.asarray(array[...]) for name, array in arrays.items()}
         except ValueError as error:
-            raise IntegrityError(f"the projector in {self.path / FEATURES} is damaged ({error}): extract anew") from None
+            raise IntegrityError(
+                f"the projector in {self.path / FEATURES} is damaged ({error}): extract anew"
+            ) from None
         return ProjectorState(str(attributes["kind"]), attributes["config"], values, dtypes)
 
     def require(self, names: Iterable[str]) -> None:
@@ -144,9 +149,7 @@ class FeatureStore:
                 "run `make extract` with this config to go on"
             )
 
-    def gather(
-        self, name: str, rows: Sequence[int], out: np.ndarray[Any, Any] | None = None
-    ) -> np.ndarray[Any, Any]:
+    def gather(self, name: str, rows: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Rows of an array as (row, *shape) in storage dtype (bfloat16 as uint16), into `out` if it is given.
 
         Raises RowUnavailable (exit 4) for rows that failed or are not committed, IntegrityError (exit 4) for bytes

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from configs.experiment import Dtype
@@ -66,7 +67,7 @@ class ArraySpec(BaseModel):
         """NaN, so that what was never written cannot pass for data."""
         return _BFLOAT16_NAN if self.dtype == "bfloat16" else float("nan")
 
-    def finite(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def finite(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Which rows hold neither NaN nor infinity."""
         flat = rows.reshape(len(rows), -1)
         if self.dtype == "bfloat16":

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from configs.atomic import sync_directory
@@ -32,7 +33,7 @@ class FileRecord(BaseModel):
     """Of the whole file."""
 
 
-def write_shard(root: Path, layout: Layout, shard: int, rows: np.ndarray[Any, Any]) -> FileRecord:
+def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> FileRecord:
     """Write the rows of a shard to `.partial`, fsync, rename, fsync the directory.
 
     `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
@@ -57,7 +58,7 @@ def write_shard(root: Path, layout: Layout, shard: int, rows: np.ndarray[Any, An
     return FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc)
 
 
-def crc(data: bytes | np.ndarray[Any, Any], before: int = 0) -> int:
+def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
     """crc32c of bytes, going on from `before`; a writable array is read through a read-only view, as the C code demands."""
     if isinstance(data, np.ndarray):
         data = data.reshape(-1).view(np.uint8)
@@ -71,13 +72,13 @@ class _Checked:
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.written, self.crc = file, 0, 0
 
-    def write(self, data: bytes | np.ndarray[Any, Any]) -> None:
+    def write(self, data: bytes | NDArray[Any]) -> None:
         self.file.write(data)
         self.written += len(data)
         self.crc = crc(data, self.crc)
 
 
-def _write_payload(out: _Checked, layout: Layout, rows: np.ndarray[Any, Any]) -> None:
+def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any]) -> None:
     if layout.spec.per_image_chunks:
         chunks = [rows[number : number + 1] for number in range(len(rows))]
     else:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from store.schema import Dtype
@@ -29,7 +30,7 @@ def dtype_name(dtype: torch.dtype) -> Dtype:
     raise ValueError(f"a store holds {', '.join(_TORCH)}, this tensor is {dtype}: compute in one of them")
 
 
-def from_storage(array: np.ndarray[Any, Any], dtype: Dtype) -> Float[Tensor, "..."]:
+def from_storage(array: NDArray[Any], dtype: Dtype) -> Float[Tensor, "..."]:
     """A tensor of the same bits as `array`, sharing its memory when it is writable, else a copy."""
     if not (array.flags.writeable and array.flags.c_contiguous):
         array = np.array(array, order="C")
@@ -38,7 +39,7 @@ def from_storage(array: np.ndarray[Any, Any], dtype: Dtype) -> Float[Tensor, "..
     return torch.from_numpy(array)
 
 
-def to_storage(tensor: Float[Tensor, "..."]) -> np.ndarray[Any, Any]:
+def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
     """The bits of `tensor` as the store keeps them: bfloat16 becomes uint16."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from configs.atomic import sync_directory, write_atomically
@@ -40,9 +41,7 @@ class StoreWriter:
 
     @classmethod
     @contextmanager
-    def open(
-        cls, path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None
-    ) -> Iterator["StoreWriter"]:
+    def open(cls, path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> Iterator["StoreWriter"]:
         """The store at `path`, created if it is new, with the writer's lock held.
 
         Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
@@ -69,7 +68,7 @@ class StoreWriter:
         return [shard for shard in range(self.plan.n_shards) if shard not in committed]
 
     def commit_shard(
-        self, shard: int, arrays: Mapping[str, np.ndarray[Any, Any]], failures: Mapping[int, str],
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
         telemetry: Mapping[str, Any],
     ) -> CommitRecord:  # fmt: skip
         """Write a shard's files, then its record; the record is the commit.
@@ -97,9 +96,7 @@ class StoreWriter:
             publish(self.path, record)
         return record
 
-    def _checked(
-        self, spec: ArraySpec, rows: range, values: np.ndarray[Any, Any], failures: Mapping[int, str]
-    ) -> np.ndarray[Any, Any]:
+    def _checked(self, spec: ArraySpec, rows: range, values: NDArray[Any], failures: Mapping[int, str]) -> NDArray[Any]:
         if len(values) != len(rows):
             raise StoreError(f"expected {len(rows)} rows of {spec.name} for this shard, got {len(values)}")
         failed = [row - rows.start for row in failures]

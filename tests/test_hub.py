@@ -18,7 +18,12 @@ REPOSITORY = "models--llava-hf--llava-1.5-7b-hf"
 
 
 def run(package: str, *arguments: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
     environment.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-m", package, *arguments, "--config", str(CONFIG)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

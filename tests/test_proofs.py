@@ -72,7 +72,14 @@ def test_proof_stage_2_gives_the_same_predictions_without_images_and_without_any
     hidden = folder / "data" / "images"
     hidden.rename(tmp_path / "images")
     try:
-        flags = ("--run-dir", tmp_path / "run", "--store.path", folder / "runs/proof/store", "--model.checkpoint", towerless)
+        flags = (
+            "--run-dir",
+            tmp_path / "run",
+            "--store.path",
+            folder / "runs/proof/store",
+            "--model.checkpoint",
+            towerless,
+        )
         run("stage2_prune", "train", "--config", config, *flags, cwd=folder)
         run("stage2_prune", "eval", "--config", config, *flags, cwd=folder)
     finally:
@@ -91,7 +98,14 @@ def test_proof_the_tower_sees_each_distinct_image_once_however_many_names_and_qu
         shutil.copy(copies / "images" / name, copies / "images" / f"twin_{name}")
     twins = [row | {"question_id": f"twin/{row['question_id']}", "image": f"twin_{row['image']}"} for row in rows]
     (copies / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *twins]))
-    flags = ("--data.images", copies / "images", "--data.questions", copies / "questions.jsonl", "--run-dir", tmp_path / "run")
+    flags = (
+        "--data.images",
+        copies / "images",
+        "--data.questions",
+        copies / "questions.jsonl",
+        "--run-dir",
+        tmp_path / "run",
+    )
     second = json.loads(run("stage1_extract", "extract", "--config", config, *flags, "--json", cwd=folder).stdout)
     assert second["tower_images"] == len(images)
     again = json.loads(run("stage1_extract", "extract", "--config", config, *flags, "--json", cwd=folder).stdout)
@@ -136,7 +150,12 @@ def test_a_llava_whose_tower_is_dinov2_with_tied_embeddings_and_shards_goes_thro
     checkpoint = tiny_llava(tmp_path / "checkpoint", vision="dinov2", tie=True, sharded=True)
     tiny_questions(tmp_path / "data")
     config = experiment(tmp_path, checkpoint)
-    for command in (("stage1_extract", "extract"), ("stage2_prune", "train"), ("stage2_prune", "eval"), ("stage2_prune", "parity")):
+    for command in (
+        ("stage1_extract", "extract"),
+        ("stage2_prune", "train"),
+        ("stage2_prune", "eval"),
+        ("stage2_prune", "parity"),
+    ):
         run(*command, "--config", config, cwd=tmp_path)
     parity = json.loads((tmp_path / "runs" / "proof" / "parity.json").read_text())
     summary = json.loads((tmp_path / "runs" / "proof" / "eval" / "summary.json").read_text())

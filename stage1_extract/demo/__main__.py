@@ -31,7 +31,9 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
     splits = {"train": wanted.train, "val": wanted.val, "test": wanted.test}
     counts = {name: count for name, count in splits.items() if count is not None}
     if len(counts) < len(splits):
-        raise ConfigError(f"the demo draws as many questions as asked for, {config_path} leaves a split open: give numbers")
+        raise ConfigError(
+            f"the demo draws as many questions as asked for, {config_path} leaves a split open: give numbers"
+        )
     written = write_dataset(out, counts, seed)
     click.echo(f"{out}: {sum(counts.values())} questions " + ("written" if written else "are there already"), err=True)
 

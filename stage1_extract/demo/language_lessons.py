@@ -97,7 +97,10 @@ def answer_logits(
         positions = torch.cat([order, kept + opening.shape[1], packed.position], 1)
         segments = F.pad(packed.segment, (lead, 0))
         hidden = reader.language.model(
-            inputs_embeds=sequence, attention_mask=block_mask(segments)[:, None], position_ids=positions, use_cache=False
+            inputs_embeds=sequence,
+            attention_mask=block_mask(segments)[:, None],
+            position_ids=positions,
+            use_cache=False,
         ).last_hidden_state[:, lead:]
         scored = packed.label != UNSCORED
         return reader.language.lm_head(hidden[scored]).float(), packed.label[scored]

@@ -18,7 +18,9 @@ class Pace:
     def __init__(self, parameters: list[nn.Parameter], peak: float, steps: int) -> None:
         self.parameters = parameters
         self.optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: _share_of_peak((step + 1) / steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: _share_of_peak((step + 1) / steps)
+        )
 
     def step(self, loss: Tensor) -> None:
         """One step down `loss`."""

@@ -94,7 +94,9 @@ def _objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
         shapes = rng.permutation(len(SHAPES))[: 3 if rng.random() < 0.5 else len(SHAPES)]
         pairs = {(int(k) // len(SHAPES), int(shapes[int(k) % len(shapes)])) for k in kinds}
         cells = rng.permutation(CELLS * CELLS)[: len(pairs)]
-        objects = tuple(_place(rng, color, shape, int(cell)) for (color, shape), cell in zip(sorted(pairs), cells, strict=True))
+        objects = tuple(
+            _place(rng, color, shape, int(cell)) for (color, shape), cell in zip(sorted(pairs), cells, strict=True)
+        )
         if len(objects) >= 2 and _askable(objects):
             return objects
 

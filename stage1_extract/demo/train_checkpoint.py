@@ -5,14 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionModel, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionModel,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from stage1_extract.demo.language_lessons import Reader, accuracy, train_language
 from stage1_extract.demo.pace import Report
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import GRID, IMAGE_SIZE, PATCH_SIZE
-from stage1_extract.demo.teaching import Teaching, teaching
+from stage1_extract.demo.teaching import teaching
 from stage1_extract.demo.tower_lessons import FEATURE_LAYER, encode, train_tower
 from stage1_extract.demo.words import CHAT_TEMPLATE, IMAGE, tokenizer, vocabulary
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from configs.experiment import Experiment
+from stage1_extract.attention import ATTENTION
 from stage1_extract.encode import Selection, VisionHalf, encode
 from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.family import Description, Encoder, Family, Pixels
 from stage1_extract.processor import ImageProcessor
 from stage1_extract.tower import TowerFacts, kind_of_tower
-from store.checkpoint import load_tensors, weights_digest
+from store.checkpoint import load_tensors, quiet_loading, weights_digest
 from store.plan import Geometry
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
@@ -164,9 +165,11 @@ def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype:
     with torch.device("meta"):
         kind: Any = type(AutoModel.from_config(vision_config))
     # Stock loading of tensors that are read already: it knows towers whose names on disk differ from those in memory.
-    tower, loading = kind.from_pretrained(
-        None, config=vision_config, state_dict=dict(weights), dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-    )
+    with quiet_loading():
+        tower, loading = kind.from_pretrained(
+            None, config=vision_config, state_dict=dict(weights), dtype=dtype, attn_implementation=ATTENTION,
+            output_loading_info=True,
+        )  # fmt: skip
     wrong = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
     if wrong:
         raise WrongWeights(

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from configs.experiment import Experiment
+from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.family import Description, Encoder, Family, Pixels
 from stage1_extract.processor import ImageProcessor
-from store.checkpoint import weight_files, weights_digest
+from store.checkpoint import quiet_loading, weight_files, weights_digest
 from store.plan import Geometry
 from store.schema import ArraySpec
 from store.tensors import torch_dtype
@@ -55,9 +56,10 @@ class WholeModelEncoder(Encoder):
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         model = experiment.model
         weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation="sdpa"
-        ).eval()
+        with quiet_loading():
+            self._model: Any = AutoModelForImageTextToText.from_pretrained(
+                model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION
+            ).eval()
         self.weights = {"model": weights_digest(self._model.state_dict())}
         self._model.to(device)
         stock = ImageProcessor(model.checkpoint, model.revision)

@@ -8,19 +8,15 @@ change the last bits of the logits.
 
 import copy
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from configs.experiment import ModelSection
 from stage2_prune.errors import LanguageModelMissing, WeightsMismatch
-from stage2_prune.language import Family, Language
-from store.checkpoint import optional_checkpoint_file, weight_files
+from stage2_prune.language import Family, Language, Text
+from store.checkpoint import optional_checkpoint_file, quiet_loading, weight_files
 from store.tensors import torch_dtype
 
 KEY_MAPPING = {
@@ -50,7 +46,7 @@ class Llava(Family):
         weight_files(source, revision)  # names what is missing before transformers would
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
-        with _quiet():
+        with quiet_loading():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=text,
@@ -63,17 +59,21 @@ class Llava(Family):
         causal, loading = loaded
         _check(source, causal, loading)
         causal.eval().to(device)
+        return Language(model=causal, device=device, **vars(cls.open_text(config, model)))
+
+    @classmethod
+    def open_text(cls, config: Any, model: ModelSection) -> Text:
+        """Generation ends where the checkpoint's generation config says, as in stock generate()."""
+        source, revision = model.checkpoint, model.revision
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        eos = _eos(causal, tokenizer)
+        eos = _eos(source, revision, config, tokenizer)
         pad = tokenizer.pad_token_id
-        return Language(
-            model=causal,
+        return Text(
             tokenizer=tokenizer,
             template=_template(source, revision, tokenizer),
             image_token_id=config.image_token_id,
             eos_token_ids=eos,
             pad_token_id=eos[0] if pad is None else pad,
-            device=device,
         )
 
 
@@ -92,10 +92,17 @@ def _check(source: str, causal: torch.nn.Module, loading: Any) -> None:
             )
 
 
-def _eos(causal: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Where generation ends, as the checkpoint's own generation config has it."""
-    eos = causal.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
+def _eos(source: str, revision: str | None, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Where generation ends: the first that says so of generation config, text config and tokenizer."""
+    own = optional_checkpoint_file(source, "generation_config.json", revision)
+    generation = {} if own is None else json.loads(own.read_text(encoding="utf-8"))
+    said = (generation.get("eos_token_id"), config.text_config.eos_token_id, tokenizer.eos_token_id)
+    eos = next((one for one in said if one is not None), None)
+    if eos is None:
+        raise LanguageModelMissing(
+            f"expected an eos_token_id in the configs or the tokenizer of {source}, found none: add the one "
+            "that ends the model's answers"
+        )
     return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
@@ -106,9 +113,7 @@ def _template(source: str, revision: str | None, tokenizer: Any) -> str:
         return own.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
         legacy = optional_checkpoint_file(source, name, revision)
-        template = (
-            None if legacy is None else json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
-        )
+        template = None if legacy is None else json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
         if template is not None:
             return template
     if isinstance(tokenizer.chat_template, str):
@@ -117,18 +122,3 @@ def _template(source: str, revision: str | None, tokenizer: Any) -> str:
         f"expected a chat template in {source} (chat_template.jinja or chat_template.json), found none: "
         "add the one that the model was trained with"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the report that the vision half is not used, which is the point; bars on terminals only."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

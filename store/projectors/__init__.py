@@ -39,9 +39,7 @@ def build(state: "ProjectorState", device: str | torch.device = "cpu") -> Projec
 
 
 @torch.no_grad()
-def project_image(
-    projector: nn.Module, raw: Float[Tensor, "1 patch hidden"]
-) -> Float[Tensor, "1 patch embed"]:
+def project_image(projector: nn.Module, raw: Float[Tensor, "1 patch hidden"]) -> Float[Tensor, "1 patch embed"]:
     """Project all patches of ONE image.
 
     Always called on this one shape and layout, by both stages: a GEMM of the same shape picks the same kernel, so what
@@ -49,5 +47,7 @@ def project_image(
     saturate the GEMM, the loop costs nothing); a pruner selects afterwards, never before.
     """
     if not raw.is_contiguous():
-        raise ValueError("project_image expects a contiguous image so that both stages run one kernel: call .contiguous()")
+        raise ValueError(
+            "project_image expects a contiguous image so that both stages run one kernel: call .contiguous()"
+        )
     return projector(raw)

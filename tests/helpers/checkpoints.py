@@ -22,7 +22,30 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 Layout = Literal["v5", "hub4", "v4_52"]
-WORDS = "<pad> <s> </s> <unk> <image> USER: ASSISTANT: ? what color is it red green blue yes no one two three left right".split()
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<image>",
+    "USER:",
+    "ASSISTANT:",
+    "?",
+    "what",
+    "color",
+    "is",
+    "it",
+    "red",
+    "green",
+    "blue",
+    "yes",
+    "no",
+    "one",
+    "two",
+    "three",
+    "left",
+    "right",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}"
@@ -81,7 +104,9 @@ def tiny_llava(
     return folder
 
 
-def save_processor(folder: Path, image_size: int, patch_size: int, strategy: str = "default", has_cls: bool = True) -> None:
+def save_processor(
+    folder: Path, image_size: int, patch_size: int, strategy: str = "default", has_cls: bool = True
+) -> None:
     """Tokenizer, image processor and chat template."""
     size = {"height": image_size, "width": image_size}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=size)
@@ -109,7 +134,13 @@ def edit_config(folder: Path, **fields: Any) -> None:
 
 
 def _vision_config(vision: str, image_size: int, patch_size: int, layers: int, width: int) -> Any:
-    common = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4, "image_size": image_size, "patch_size": patch_size}
+    common = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
     if vision == "dinov2":
         return Dinov2Config(mlp_ratio=2, **common)
     kind = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[vision]

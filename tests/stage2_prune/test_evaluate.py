@@ -56,15 +56,10 @@ def test_the_summary_has_the_promised_schema_and_agrees_with_the_predictions(fin
     assert len(set(keys)) == len(keys) == 2 + 4 * 2
     for row in summary["results"]:
         cells = [f"-seed{seed}" for seed in row["seeds"]] or [""]
-        lines = [
-            rows(experiment, f"{row['pruner']}-{row['keep']}-{row['positions']}{cell}") for cell in cells
-        ]
+        lines = [rows(experiment, f"{row['pruner']}-{row['keep']}-{row['positions']}{cell}") for cell in cells]
         right = [is_right(line["prediction"], line["answers"]) for cell in lines for line in cell]
         ranked = [
-            is_right(line["ranked"], line["answers"])
-            for cell in lines
-            for line in cell
-            if line["ranked"] is not None
+            is_right(line["ranked"], line["answers"]) for cell in lines for line in cell if line["ranked"] is not None
         ]
         assert row["accuracy"] == pytest.approx(np.mean(right))
         assert row["accuracy_ranked"] == (pytest.approx(np.mean(ranked)) if ranked else None)
@@ -83,9 +78,7 @@ def test_all_and_none_appear_once_and_random_is_averaged_over_its_seeds(finished
     patches = max(keep for _, keep in results)
     assert ("keep_all", patches) in results and ("keep_none", 0) in results
     assert results["random", 3]["seeds"] == [0, 1]
-    assert (
-        results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
-    )
+    assert results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
     assert results["uniform_grid", 3]["positions"] == "original"
 
 
@@ -153,9 +146,7 @@ def test_results_of_other_settings_are_kept_unless_overwriting_is_asked_for(tiny
     evaluate.run(tiny(prune__methods=methods))
     before = files(tiny())
     with pytest.raises(OtherRun, match=r"eval\.batch_size 4, now 2"):
-        evaluate.run(
-            tiny(prune__methods=methods, eval__batch_size=2, eval__max_new_tokens=3, eval__bootstrap=50)
-        )
+        evaluate.run(tiny(prune__methods=methods, eval__batch_size=2, eval__max_new_tokens=3, eval__bootstrap=50))
     assert files(tiny()) == before
     evaluate.run(tiny(prune__methods=methods, eval__batch_size=2), overwrite=True)
 
@@ -193,9 +184,7 @@ def test_a_question_whose_image_could_not_be_encoded_is_excluded_with_the_reason
 
 def test_a_question_about_an_image_that_was_never_extracted_names_make_extract(tiny, tmp_path):
     questions = tmp_path / "questions.jsonl"
-    questions.write_text(
-        json.dumps({"question_id": "1", "image": "new.png", "question": "?", "split": "test"}) + "\n"
-    )
+    questions.write_text(json.dumps({"question_id": "1", "image": "new.png", "question": "?", "split": "test"}) + "\n")
     with pytest.raises(NotExtracted, match=r"new\.png.*make extract") as caught:
         evaluate.run(tiny(data__questions=str(questions), data__images=str(tmp_path)))
     assert caught.value.exit_code == 5
@@ -265,8 +254,6 @@ def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
 
 def test_both_kinds_of_positions_are_evaluated_where_asked_and_fixed_methods_still_once(tiny):
     methods = configured_pruners(tiny())
-    cells = plan(
-        tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1), methods, 16
-    )
+    cells = plan(tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1), methods, 16)
     assert len([cell for cell in cells if cell.label == "keep_all"]) == 1
     assert [cell.positions for cell in cells if cell.label == "cls_attention"] == ["original", "compact"]

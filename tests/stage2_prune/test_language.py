@@ -117,9 +117,7 @@ def test_a_checkpoint_without_its_tower_and_projector_still_opens(checkpoint, tm
 def test_a_missing_weight_is_an_error_and_not_a_random_one(tmp_path):
     broken = tiny_llava(tmp_path / "checkpoint")
     weights = load_file(broken / "model.safetensors")
-    weights.pop(
-        next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight") and "language" in name)
-    )
+    weights.pop(next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight") and "language" in name))
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsMismatch, match="up_proj") as caught:
         opened(broken)
@@ -182,9 +180,7 @@ def test_choices_are_tokenised_where_they_would_be_answered(checkpoint):
     text = language.text(QUESTIONS[0])
     ids = language.tokenizer(text)["input_ids"]
     for word in ("red", "blue"):
-        assert [*ids, *language.answer_ids(QUESTIONS[0], word)] == language.tokenizer(f"{text} {word}")[
-            "input_ids"
-        ]
+        assert [*ids, *language.answer_ids(QUESTIONS[0], word)] == language.tokenizer(f"{text} {word}")["input_ids"]
 
 
 @torch.no_grad()
@@ -205,9 +201,7 @@ def test_dropped_patches_at_original_positions_equal_masked_ones(checkpoint):
     kept = visual.gather(1, index[..., None].expand(-1, -1, visual.shape[-1]))
     prompts = [language.prompt(question) for question in QUESTIONS]
     batch = assemble(language, prompts, kept, index, patches, "original")
-    masked = language.model(
-        inputs_embeds=full.inputs_embeds, attention_mask=mask, position_ids=full.position_ids
-    )
+    masked = language.model(inputs_embeds=full.inputs_embeds, attention_mask=mask, position_ids=full.position_ids)
     answers = generate(language, batch, 1)
     torch.testing.assert_close(answers.logits[:, 0], masked.logits[:, -1], atol=1e-5, rtol=1e-4)
     # Alone there is no padding, and generate() drops the mask.

@@ -24,7 +24,15 @@ def language():
         num_key_value_heads=2, initializer_range=0.2, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return Language(model, None, "", 4, (2,), 0, torch.device("cpu"))
+    return Language(
+        model=model,
+        tokenizer=None,
+        template="",
+        image_token_id=4,
+        eos_token_ids=(2,),
+        pad_token_id=0,
+        device=torch.device("cpu"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,15 @@ def test_half_precision_models_give_close_logits_in_float32(language, visual, dt
     config = language.model.config
     half = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     half.load_state_dict(language.model.state_dict())
-    other = Language(half, None, "", 4, (2,), 0, torch.device("cpu"))
+    other = Language(
+        model=half,
+        tokenizer=None,
+        template="",
+        image_token_id=4,
+        eos_token_ids=(2,),
+        pad_token_id=0,
+        device=torch.device("cpu"),
+    )
     logits = answer_logits(other, visual, weights, lessons)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.15)

@@ -88,9 +88,7 @@ def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_a
         TypeAdapter(CLASSES[name]).validate_python({"no_such_parameter": 1})
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)]
-)
+@pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
 def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_kept(name, grid):
     tokens = visual_tokens(grid)
     pruner = ready(CLASSES[name](), grid)

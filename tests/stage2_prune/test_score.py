@@ -68,8 +68,7 @@ def test_choices_of_several_tokens_are_ranked_as_a_naive_reference_ranks_them(as
     options = [((5, 6), (7,), (8, 9, 10), (7, 5)), ((6, 6), (9,), (10, 5))]
     prefill = generate(language, batch, 1).logits[:, 0]
     expected = [
-        max(range(len(o)), key=lambda i, o=o, r=r: naive(language, batch, r, o[i]))
-        for r, o in enumerate(options)
+        max(range(len(o)), key=lambda i, o=o, r=r: naive(language, batch, r, o[i])) for r, o in enumerate(options)
     ]
     assert rank(language, batch, prefill, options) == expected
 

@@ -8,9 +8,7 @@ from stage2_prune.tokens import VisualTokens
 HIDDEN, HEADS, EMBED = 8, 2, 12
 
 
-def visual_tokens(
-    grid: tuple[int, int] = (4, 4), images: int = 3, dtype: torch.dtype = torch.float32
-) -> VisualTokens:
+def visual_tokens(grid: tuple[int, int] = (4, 4), images: int = 3, dtype: torch.dtype = torch.float32) -> VisualTokens:
     patches = grid[0] * grid[1]
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(images, HEADS, patches, generator=generator).softmax(-1)

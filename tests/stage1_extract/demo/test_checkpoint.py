@@ -64,13 +64,9 @@ def test_it_answers_unseen_questions_with_one_word_and_the_end(loaded):
         drawn = scene(0, index)
         for question in questions(drawn, 0, index):
             content = [{"type": "image"}, {"type": "text", "text": question.text}]
-            text = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
+            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             inputs = processor(images=drawn.image, text=text, return_tensors="pt")
-            tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[
-                0, inputs["input_ids"].shape[1] :
-            ]
+            tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
             right.append(processor.decode(tokens, skip_special_tokens=True).strip() == question.answer)
             assert tokens[-1] == processor.tokenizer.eos_token_id
     assert sum(right) >= 0.9 * len(right)

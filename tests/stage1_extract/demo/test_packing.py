@@ -77,10 +77,7 @@ def raw_features(tower, drawn) -> torch.Tensor:
 
 def test_the_prompt_is_llavas(packed_and_stock):
     *_, processor = packed_and_stock
-    assert (
-        prompt(processor, "how many stars are there?")
-        == "USER: <image>\nhow many stars are there? ASSISTANT:"
-    )
+    assert prompt(processor, "how many stars are there?") == "USER: <image>\nhow many stars are there? ASSISTANT:"
 
 
 def test_training_pixels_are_those_of_the_image_processor(packed_and_stock, drawn):
@@ -91,9 +88,7 @@ def test_training_pixels_are_those_of_the_image_processor(packed_and_stock, draw
 
 
 @torch.no_grad()
-def test_packed_logits_equal_stock_llava_asked_one_question_at_a_time_with_pixel_values(
-    packed_and_stock, drawn
-):
+def test_packed_logits_equal_stock_llava_asked_one_question_at_a_time_with_pixel_values(packed_and_stock, drawn):
     tower, reader, stock, processor = packed_and_stock
     packed = pack(asked_about(drawn, processor), PATCHES + 2, "cpu")
     kept = torch.arange(PATCHES).expand(len(drawn), -1)
@@ -109,9 +104,7 @@ def test_packed_logits_equal_stock_llava_asked_one_question_at_a_time_with_pixel
 
 
 @torch.no_grad()
-def test_packed_logits_of_pruned_images_equal_one_question_at_a_time_at_the_original_positions(
-    packed_and_stock, drawn
-):
+def test_packed_logits_of_pruned_images_equal_one_question_at_a_time_at_the_original_positions(packed_and_stock, drawn):
     tower, reader, stock, processor = packed_and_stock
     raw, keep = raw_features(tower, drawn), 40
     uniform = torch.zeros(len(drawn), PATCHES, dtype=torch.bool)

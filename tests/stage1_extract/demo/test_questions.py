@@ -15,9 +15,7 @@ SINGULAR = {"crosses": "cross"}
 @pytest.fixture(scope="module")
 def asked():
     scenes = [scene(0, index) for index in range(MANY)]
-    return [
-        (drawn, question) for index, drawn in enumerate(scenes) for question in questions(drawn, 0, index)
-    ]
+    return [(drawn, question) for index, drawn in enumerate(scenes) for question in questions(drawn, 0, index)]
 
 
 def answer(objects, kind: str, text: str) -> str:
@@ -67,9 +65,7 @@ def test_every_answer_follows_from_the_objects_and_is_among_the_choices(asked):
 def test_the_patches_are_those_of_the_objects_asked_about_and_none_where_there_is_no_such_object(asked):
     for drawn, question in asked:
         items = about(drawn.objects, question.kind, question.text)
-        assert question.patches == tuple(sorted({patch for item in items for patch in item.patches()})), (
-            question
-        )
+        assert question.patches == tuple(sorted({patch for item in items for patch in item.patches()})), question
         assert all(0 <= patch < GRID * GRID for patch in question.patches)
         assert bool(question.patches) == (question.answer not in ("no", "0"))
 

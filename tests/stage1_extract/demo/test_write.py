@@ -15,9 +15,7 @@ COUNTS = {"train": 12, "val": 5, "test": 7}
 
 def contents(folder) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +44,7 @@ def test_every_image_named_is_there_and_no_other(written):
 
 def test_splits_share_no_image_by_name_or_by_content(written):
     by_split = {split: {row["image"] for row in rows(written) if row["split"] == split} for split in COUNTS}
-    hashes = {
-        split: {contents(written)[f"images/{name}"] for name in names} for split, names in by_split.items()
-    }
+    hashes = {split: {contents(written)[f"images/{name}"] for name in names} for split, names in by_split.items()}
     assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["val"]
     assert len(set.union(*hashes.values())) == sum(map(len, hashes.values()))
 

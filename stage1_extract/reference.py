@@ -1,0 +1,120 @@
+"""The full model's answers to a batch: the one other thing than features that this stage makes.
+
+Everything is stock: the model's own `get_image_features`, its own `generate`. `stage2_prune parity` compares them with
+what stage 2 makes of the store.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from stage1_extract.attention import ATTENTION
+from stage1_extract.errors import ChangedImage, WrongWeights
+from stage1_extract.family import pick_device
+from stage1_extract.fingerprint import environment
+from stage1_extract.images import content_id, decode_image, read_image_bytes
+from stage1_extract.processor import ImageProcessor
+from store.checkpoint import load_config, quiet_loading, weight_files
+from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
+from store.tensors import torch_dtype
+
+
+class FullModel:
+    """A stock model with its vision tower, and the image processor of its checkpoint."""
+
+    def __init__(self, order: Order) -> None:
+        load_config(order.checkpoint, order.revision)
+        weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
+        self.order = order
+        self.device = pick_device(order.device)
+        with quiet_loading():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),
+                attn_implementation=ATTENTION, output_loading_info=True,
+            )  # fmt: skip
+        self.model, loading = loaded
+        missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+        if missing:
+            raise WrongWeights(
+                f"expected every weight of the full model in {order.checkpoint}, {len(missing)} are missing or of another "
+                f"shape ({', '.join(missing[:3])}): the baseline needs the whole checkpoint, its vision tower included"
+            )
+        self.model.eval().to(self.device)
+        self._processor = ImageProcessor(order.checkpoint, order.revision)
+
+    def image(self, name: str, sha256: str) -> Image.Image:
+        """One image of the order; ChangedImage (exit 4) if it is not the one in the store."""
+        data = read_image_bytes(self.order.image_root, name)
+        if self.order.by_content and content_id(data) != sha256:
+            raise ChangedImage(
+                f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
+                "into a new store"
+            )
+        return decode_image(data, name, self.order.max_pixels)
+
+    def features(self, image: Image.Image) -> tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]:
+        """Stock projected features of one image, and what the projector made them of."""
+        pixels = {name: tensor.to(self.device) for name, tensor in self._processor(image).items()}
+        with _seen(getattr(self.model.model, "multi_modal_projector", None)) as raw:
+            found = self.model.get_image_features(**pixels, return_dict=True).pooler_output
+        return torch.cat(list(found)), raw[0][0] if raw else None
+
+    @torch.no_grad()
+    def answer(self, asked: Asked, prompts: Prompts) -> Reference:
+        """One batch: images one at a time, as a tower may not be invariant to its batch; then stock generation."""
+        images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
+        features, raw = zip(*(self.features(image) for image in images), strict=True)
+        said = self.model.generate(
+            **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
+            mm_encoder_outputs={
+                "image": BaseModelOutputWithPooling(pooler_output=[features[i] for i in asked.of_question])
+            },
+            max_new_tokens=self.order.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=list(self.order.eos_token_ids),
+            pad_token_id=self.order.pad_token_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = said.sequences[:, prompts.input_ids.shape[1] :]
+        return Reference(torch.stack(features), _stacked(raw), torch.stack(said.logits, dim=1), tokens)
+
+
+def run(folder: Path) -> None:
+    """Answer every batch that lies in `folder`; see store/exchange.py for the files."""
+    order, prompts = read_order(folder)
+    full = FullModel(order)
+    batches = tqdm(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batch", disable=None)
+    for number, (asked, one) in enumerate(batches):
+        write_reference(folder, number, full.answer(asked, one))
+    ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
+    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n")
+
+
+@contextmanager
+def _seen(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The inputs of a module, while it is called inside."""
+    inputs: list[Tensor] = []
+    handle = None if module is None else module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        yield inputs
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if len(present) == len(tensors) else None
