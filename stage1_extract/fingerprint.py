@@ -12,6 +12,7 @@ from configs.experiment import Experiment
 from stage1_extract.attention import ATTENTION
 from stage1_extract.family import Encoder
 from store.fingerprint import Fingerprint
+from store.schema import PATCH_ORDER
 
 
 def fingerprints(
@@ -45,6 +46,7 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
         **features,
         "dtype": model.dtype,
         "image_processor": dict(encoder.processor),
+        "patch_order": PATCH_ORDER,
         "geometry": encoder.description.geometry.model_dump(mode="json"),
     }
 

@@ -74,6 +74,7 @@ class FullModel:
         """One batch: images one at a time, as a tower may not be invariant to its batch; then stock generation."""
         images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
         features, raw = zip(*(self.features(image) for image in images), strict=True)
+        self._require_slots(prompts, features[0])
         said = self.model.generate(
             **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
             mm_encoder_outputs={
@@ -90,6 +91,14 @@ class FullModel:
         )
         tokens = said.sequences[:, prompts.input_ids.shape[1] :]
         return Reference(torch.stack(features), _stacked(raw), torch.stack(said.logits, dim=1), tokens)
+
+    def _require_slots(self, prompts: Prompts, features: Float[Tensor, "patch embed"]) -> None:
+        slots = int((prompts.input_ids[0] == self.model.config.image_token_id).sum())
+        if slots != len(features):
+            raise WrongWeights(
+                f"expected as many features per image in the store as the full model makes, {len(features)}, the batch has "
+                f"{slots} image slots: let `python -m stage1_extract diagnose` name the cause"
+            )
 
 
 def run(folder: Path) -> None:

@@ -47,7 +47,8 @@ def find_sources(experiment: Experiment) -> Sources:
     questions = read_questions(data)
     if not data.images.is_dir():
         raise DataMissing(
-            f"expected a folder of images at {data.images}, there is none: check data.images, or write the demo's with `make data`"
+            f"expected a folder of images at {data.images}, there is none: check data.images, or write the demo's with "
+            "`make data`"
         )
     names = image_names(data, used(questions, data))
     if not names:

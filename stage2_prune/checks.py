@@ -1,16 +1,23 @@
 """Do the store's features belong to this checkpoint? Asked without a vision tower, before anything runs."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from configs.experiment import ModelSection
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Family
-from store.checkpoint import load_tensors
+from store.checkpoint import load_tensors, weights_digest
+from store.fingerprint import differences
+from store.image_processor import has_image_processor, open_image_processor, processor_fingerprint
+from store.reader import FeatureStore
+from store.schema import PATCH_ORDER
+from store.tensors import torch_dtype
 
 REPROJECTED_IMAGES = 4
 CLOSE_ULPS = 64
@@ -26,44 +33,70 @@ class Reprojection:
     max_abs_diff: float
 
 
-def check_checkpoint(features: Features, family: type[Family], config: Any, model: ModelSection) -> None:
-    """Refuse features of another checkpoint, layer or select strategy, by the store's semantic fingerprint.
+def check_shapes(store: FeatureStore) -> None:
+    """Refuse a store whose arrays do not hold as many rows per image as there are visual tokens."""
+    tokens = store.plan.geometry.tokens
+    for name in ("raw", "projected"):
+        if name in store.arrays and store.arrays[name].shape[0] != tokens:
+            rows = store.arrays[name].shape[0]
+            raise StoreMismatch(
+                f"expected {tokens} rows of {name} per image in {store.path}, as many as its geometry has visual tokens, "
+                f"it has {rows}: let `python -m stage1_extract diagnose {store.path}` name the cause"
+            )
 
-    A local folder's path says nothing about its content, so checkpoints are compared by name only between hub
-    ids, and by the projector's weights wherever the checkpoint still has them.
+
+def check_checkpoint(features: Features, family: type[Family], config: Any, model: ModelSection, exact: bool) -> None:
+    """Refuse features that another checkpoint, layer, select strategy or image processor made.
+
+    Compared by the store's semantic fingerprint, field by field. A local folder's path says nothing about its
+    content, so checkpoints are compared by name only between hub ids, and by the projector's weights wherever the
+    checkpoint still has them. `exact` also demands the model's dtype; without it, results say whether the cast into
+    the model was exact.
     """
     store = features.store
     semantic = store.fingerprint(features.source).semantic
-    expected = family.vision_choices(config)
-    if not Path(model.checkpoint).is_dir() and not Path(str(semantic["checkpoint"])).is_dir():
+    expected = family.vision_choices(config) | {"patch_order": PATCH_ORDER}
+    if not Path(model.checkpoint).is_dir() and not Path(str(semantic.get("checkpoint"))).is_dir():
         expected |= {"checkpoint": model.checkpoint, "revision": model.revision}
-    problems = [
-        f"{name}: store {semantic[name]!r}, checkpoint {value!r}"
-        for name, value in expected.items()
-        if semantic[name] != value
-    ]
-    if not _projector_agrees(features, model):
-        problems.append("projector weights: the store's are not the checkpoint's")
+    if exact:
+        expected["dtype"] = model.dtype
+    if has_image_processor(model.checkpoint, model.revision):
+        stock = open_image_processor(model.checkpoint, model.revision)
+        expected["image_processor"] = processor_fingerprint(stock, {})
+    if "projector_sha256" in semantic and (theirs := _projector_of(features, model)):
+        expected["projector_sha256"] = weights_digest(theirs)
+    found = {name: semantic.get(name, "nothing") for name in expected}
+    problems = [f"  {one}\n" for one in differences(json.loads(json.dumps(expected)), found)]
     if problems:
         raise StoreMismatch(
-            f"the features in {store.path} are not those of {model.checkpoint}:\n"
-            + "".join(f"  {problem}\n" for problem in problems)
-            + "extract again with this checkpoint, or let `python -m stage1_extract diagnose` name the cause"
+            f"the features in {store.path} are not those of {model.checkpoint}:\n{''.join(problems)}"
+            "extract again with this checkpoint, or let `python -m stage1_extract diagnose` name the cause"
         )
 
 
-def _projector_agrees(features: Features, model: ModelSection) -> bool:
-    """Whether store and checkpoint carry the same projector; a checkpoint without one cannot disagree."""
+def check_projector(features: Features, model: ModelSection) -> None:
+    """Refuse a store whose projector's weights are not the checkpoint's, whatever its fingerprint says."""
+    theirs = _projector_of(features, model)
+    if features.projector is None or not theirs:
+        return
+    ours = {name: tensor.cpu() for name, tensor in features.projector.state_dict().items()}
+    if theirs.keys() != ours.keys() or not all(
+        torch.equal(ours[name], theirs[name].to(ours[name].dtype)) for name in ours
+    ):
+        raise StoreMismatch(
+            f"the projector in {features.store.path} is not that of {model.checkpoint}: extract again with this "
+            "checkpoint, or let `python -m stage1_extract diagnose` name the cause"
+        )
+
+
+def _projector_of(features: Features, model: ModelSection) -> dict[str, Tensor]:
+    """The checkpoint's projector in the features' dtype; nothing where the checkpoint has none (any more)."""
     if features.projector is None:
-        return True
+        return {}
     prefix = features.projector.prefix
-    found = load_tensors(model.checkpoint, [prefix], revision=model.revision)
-    theirs = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    ours = features.projector.state_dict()
-    return not theirs or (
-        theirs.keys() == ours.keys()
-        and all(torch.equal(ours[name].cpu(), theirs[name].to(ours[name].dtype)) for name in ours)
-    )
+    dtype = torch_dtype(features.store.arrays[features.source].dtype)
+    found = load_tensors(model.checkpoint, [prefix], dtype, model.revision)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 @torch.no_grad()

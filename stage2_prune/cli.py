@@ -61,7 +61,7 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     experiment = _experiment(config_path, flags)
     from stage2_prune import parity
 
-    return parity.run(experiment, limit=limit, as_json=as_json)
+    return parity.run(experiment, limit, as_json)
 
 
 @group.command("pruners")

@@ -47,3 +47,14 @@ class LanguageModelMissing(PruneError):
     """The checkpoint lacks a part of the language half, such as its chat template."""
 
     exit_code = 5
+
+
+class ReferenceFailed(PruneError):
+    """The process that runs the full model ended with an error; its exit code is passed on."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(
+            f"the full model could not answer (exit code {exit_code}, its message is above): the baseline needs the "
+            "whole checkpoint and the images; the other modes were not run"
+        )
+        self.exit_code = exit_code if exit_code > 0 else 1

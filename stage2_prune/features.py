@@ -105,7 +105,7 @@ class Features:
                 f"expected the images of all {len(questions)} questions in {self.store.path}, {len(absent)} "
                 f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
             )
-        rows = {q.question_id: self._row(q) for q in questions}
+        rows = {q.question_id: self.row(q) for q in questions}
         self.store.require_complete(sorted(set(rows.values()) - self.store.failures.keys()))
         failed = {q.question_id: self.store.failures.get(rows[q.question_id]) for q in questions}
         kept = [q for q in questions if failed[q.question_id] is None]
@@ -114,7 +114,7 @@ class Features:
     def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:
         """The features of each batch, read ahead by a thread; `source` overrides where they come from."""
         source = self.source if source is None else source
-        wanted = [list(dict.fromkeys(self._row(question) for question in batch)) for batch in batches]
+        wanted = [list(dict.fromkeys(self.row(question) for question in batch)) for batch in batches]
         names = sorted(self.needs | {source})
 
         def read(rows: Sequence[int]) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -136,12 +136,13 @@ class Features:
         seen = {name: arrays[name] for name in self.needs}
         ids = tuple(self.store.ids.sha_of_row(row) for row in rows)
         at = {row: place for place, row in enumerate(rows)}
-        of_question = torch.tensor([at[self._row(question)] for question in questions], device=self.device)
+        of_question = torch.tensor([at[self.row(question)] for question in questions], device=self.device)
         return FeatureBatch(
             tuple(questions), of_question, VisualTokens(ids, self.grid, seen, None, self.device), projected
         )
 
-    def _row(self, question: Question) -> int:
+    def row(self, question: Question) -> int:
+        """The store's row of a question's image."""
         row = self.store.ids.row_of_name(question.image)
         assert row is not None, "answerable() has looked"
         return row

@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.experiment import Experiment
 from stage2_prune.assemble import cast_is_exact
-from stage2_prune.checks import Reprojection, check_checkpoint, check_reprojection
+from stage2_prune.checks import Reprojection, check_checkpoint, check_projector, check_reprojection, check_shapes
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Language, find_family, open_language, pick_device
@@ -36,36 +36,41 @@ class Session:
         }
 
 
-def open_features(experiment: Experiment, needs: Collection[str]) -> Features:
-    """The configured store, opened for the arrays `needs`.
+def open_features(experiment: Experiment, needs: Collection[str], exact: bool = False) -> Features:
+    """The configured store, opened for the arrays `needs`; `exact` demands features in the model's dtype.
 
     Cheap, and so before the model is loaded: raises StoreMissing (exit 5) naming `make extract`, StoreError
     for arrays that the store lacks, CheckpointMissing (exit 5), StoreMismatch (exit 4) if the features are
     another model's.
     """
     store = FeatureStore.open(experiment.store_path)
+    check_shapes(store)
     config = load_config(experiment.model.checkpoint, experiment.model.revision)
     family = find_family(config)
     features = Features(store, needs, pick_device(experiment.model.device))
-    check_checkpoint(features, family, config, experiment.model)
+    check_checkpoint(features, family, config, experiment.model, exact)
     return features
 
 
-def open_session(
-    experiment: Experiment, needs: Collection[str], allow_foreign_device: bool = False, verify: bool = True
-) -> Session:
-    """`open_features`, then the language half; `verify` re-projects a few images (parity does it with all).
+def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_device: bool = False) -> Session:
+    """`open_features`, then the language half; a few images are re-projected to verify the store.
 
     Raises StoreMismatch (exit 4) if the store's features cannot be those of this checkpoint.
     """
     features = open_features(experiment, needs)
+    check_projector(features, experiment.model)
     language = open_language(experiment.model)
+    check_width(features, language)
+    exact = cast_is_exact(torch_dtype(features.store.arrays[features.source].dtype), language.dtype)
+    reprojection = check_reprojection(features, allow_foreign_device)
+    exact &= reprojection is None or reprojection.equal
+    return Session(experiment, features, language, reprojection, exact)
+
+
+def check_width(features: Features, language: Language) -> None:
+    """Refuse features that are not as wide as the language model's embeddings."""
     if features.embed != language.width:
         raise StoreMismatch(
             f"expected features of width {language.width}, the language model's, the store's have "
             f"{features.embed}: extract again with this checkpoint"
         )
-    exact = cast_is_exact(torch_dtype(features.store.arrays[features.source].dtype), language.dtype)
-    reprojection = check_reprojection(features, allow_foreign_device) if verify else None
-    exact &= reprojection is None or reprojection.equal
-    return Session(experiment, features, language, reprojection, exact)

@@ -26,6 +26,8 @@ MAX_SHARD_BYTES = 320_000_000
 """A shard of the largest array stays within this."""
 MIN_CHUNK_BYTES = 64 * 1024
 """Arrays with at most this many bytes per image use one chunk per shard instead of one per image."""
+PATCH_ORDER = "raster"
+"""Order of the patch axis: row by row, from the top left; part of every fingerprint."""
 _STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 _BFLOAT16_NAN = 0x7FC0
 

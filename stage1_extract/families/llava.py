@@ -123,8 +123,8 @@ def select_features(config: Any, facts: TowerFacts) -> Selection:
         raise UnsupportedModel(f"expected vision_feature_select_strategy `default` or `full`, got {strategy!r}")
     if strategy == "default" and not facts.has_cls:
         raise UnsupportedModel(
-            f"vision_feature_select_strategy `default` drops the first row as the CLS row, but a {config.vision_config.model_type} "
-            "tower has none, so a real patch would be lost: set it to `full` in the checkpoint's config"
+            "vision_feature_select_strategy `default` drops the first row as the CLS row, but a "
+            f"{config.vision_config.model_type} tower has none, so a real patch would be lost: set it to `full` in the checkpoint's config"
         )
     return Selection(tuple(layer % states for layer in asked), drops_cls=strategy == "default")
 

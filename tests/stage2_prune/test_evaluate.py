@@ -210,14 +210,14 @@ def test_a_store_of_another_projector_is_refused(tiny, tmp_path):
     name = next(name for name in weights if name.endswith("linear_2.weight"))
     weights[name] = weights[name] * 2
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(StoreMismatch, match="projector weights") as caught:
+    with pytest.raises(StoreMismatch, match="projector") as caught:
         evaluate.run(tiny(model__checkpoint=str(other)))
     assert caught.value.exit_code == 4
 
 
 def test_a_store_of_another_layer_is_refused_with_both_values(tiny, tmp_path):
     other = tiny_llava(tmp_path / "checkpoint", feature_layer=-1)
-    with pytest.raises(StoreMismatch, match=r"vision_feature_layer: store -2, checkpoint -1"):
+    with pytest.raises(StoreMismatch, match=r"vision_feature_layer: expected -1, found -2"):
         evaluate.run(tiny(model__checkpoint=str(other)))
 
 

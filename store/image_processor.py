@@ -1,0 +1,31 @@
+"""A checkpoint's own image processor, always on Pillow: other backends resize to other pixels."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from store.checkpoint import checkpoint_file, optional_checkpoint_file
+
+BACKEND = "pil"
+FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def has_image_processor(source: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint carries the settings of one."""
+    return any(optional_checkpoint_file(source, name, revision) is not None for name in FILES)
+
+
+def open_image_processor(source: str, revision: str | None = None) -> Any:
+    """The stock processor; CheckpointMissing (exit 5) where there are no settings for one."""
+    from transformers import AutoImageProcessor
+
+    if not has_image_processor(source, revision):
+        checkpoint_file(source, FILES[-1], revision)
+    stock: Any = AutoImageProcessor
+    return stock.from_pretrained(source, revision=revision, backend=BACKEND)
+
+
+def processor_fingerprint(stock: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides which pixels the tower sees; `options` are laid over the checkpoint's settings."""
+    config: dict[str, Any] = json.loads(stock.to_json_string())
+    return {"class": type(stock).__name__, "backend": BACKEND, "exif": "ignored", "config": config | dict(options)}
