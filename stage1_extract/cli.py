@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from configs.cli import experiment_from, experiment_options
 
@@ -54,11 +55,18 @@ def reference(batch_folder: Path) -> None:
 
 @group.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@experiment_options("model", "data")
+@experiment_options("model", "data", "extract")
 @click.option("--sample", type=click.IntRange(min=1), default=4, show_default=True, help="Images to encode again.")
 @json_option
-def diagnose(store: Path, config_path: Path, sample: int, as_json: bool, **flags: Any) -> int:
-    """Name what is wrong with STORE from its contents: layer, CLS row, processor, projector, dtype, patch order."""
+@click.pass_context
+def diagnose(context: click.Context, store: Path, config_path: Path, sample: int, as_json: bool, **flags: Any) -> int:
+    """Name what is wrong with STORE from its contents: layer, CLS row, processor, projector, dtype, patch order.
+
+    Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
+    """
+    saved = store / "config.yaml"
+    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT and saved.is_file():
+        config_path = saved
     experiment = experiment_from(config_path, flags | {"store__path": str(store)})
     from stage1_extract import diagnose
 

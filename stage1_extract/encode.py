@@ -1,5 +1,6 @@
 """The one place that calls a vision tower."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,31 @@ def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> d
     if attention is not None:
         arrays["cls_attention"] = attention[:, :, 1:].contiguous()
     return {name: array for name, array in arrays.items() if name in half.arrays}
+
+
+@dataclass(frozen=True)
+class EveryLayer:
+    """All that one forward of the tower shows, for comparing layers."""
+
+    hidden_states: tuple[Float[Tensor, "image token hidden"], ...]
+    """From 0, the embeddings."""
+    last_hidden_state: Float[Tensor, "image token hidden"]
+    """What the tower returns: in some towers a layer norm comes after the last layer."""
+    cls_attention: tuple[Float[Tensor, "image head patch"], ...]
+    """By layer, as `encode` stores it; empty where the tower has no CLS row."""
+
+
+@torch.no_grad()
+def encode_every_layer(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> EveryLayer:
+    """One forward of the tower, with nothing selected."""
+    layers = half.kind.layers(half.tower) if half.facts.has_cls else ()
+    taps = [ClsAttention(*half.kind.query_and_key(layer), half.facts.heads) for layer in layers]
+    with ExitStack() as stack:
+        for tap in taps:
+            stack.enter_context(tap)
+        found = half.tower(pixels, output_hidden_states=True)
+    attention = tuple(tap.weights()[:, :, 1:].contiguous() for tap in taps)
+    return EveryLayer(tuple(found.hidden_states), found.last_hidden_state, attention)
 
 
 def _forward(half: VisionHalf, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:

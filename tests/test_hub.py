@@ -1,5 +1,6 @@
 """The shipped config of LLaVA-1.5-7B, unchanged, against a hub cache that holds a small model in the hub's own layout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,12 @@ from tests.helpers.data import tiny_questions
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "llava-1.5-7b.yaml"
+COMMANDS = (
+    ("stage1_extract", "extract"),
+    ("stage2_prune", "train"),
+    ("stage2_prune", "eval"),
+    ("stage2_prune", "parity"),
+)
 REPOSITORY = "models--llava-hf--llava-1.5-7b-hf"
 
 
@@ -40,19 +47,13 @@ def hub_cache(home: Path, checkpoint: Path) -> None:
 
 def test_the_7b_config_runs_unchanged_against_a_hub_cache_in_the_hubs_own_key_layout(tmp_path):
     home, work = tmp_path / "home", tmp_path / "work"
-    hub_cache(home, tiny_llava(tmp_path / "checkpoint", layout="hub4", sharded=True))
+    hub_cache(home, tiny_llava(tmp_path / "checkpoint", layout="hub4", sharded=True, image_size=336))
     tiny_questions(work / "data" / "llava")
-    for package, command in (
-        ("stage1_extract", "extract"),
-        ("stage2_prune", "train"),
-        ("stage2_prune", "eval"),
-        ("stage2_prune", "parity"),
-    ):
-        extra = ("--prune.budgets", "[8, 4]", "--train.val-keep", "4") if command != "parity" else ()
-        if package == "stage1_extract":
-            extra = ()
-        done = run(package, command, *extra, home=home, cwd=work)
+    for package, command in COMMANDS:
+        done = run(package, command, home=home, cwd=work)
         assert done.returncode == 0, f"{command}: {done.stderr}\n{done.stdout}"
+    parity = json.loads((work / "runs" / "llava-1.5-7b" / "parity.json").read_text())
+    assert parity["identical"] is True and parity["shapes"]["vision_features_raw"][0] == 576
 
 
 @pytest.mark.parametrize("command", [("stage1_extract", "extract"), ("stage1_extract", "extract", "--dry-run")])

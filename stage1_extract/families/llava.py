@@ -90,13 +90,13 @@ class LlavaEncoder(Encoder):
         )
         self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
         self.projector = projector_state(settings, projector_weights)
-        self._image_processor = ImageProcessor(model.checkpoint, model.revision)
-        self.processor = self._image_processor.fingerprint
+        self.image_processor = ImageProcessor(model.checkpoint, model.revision)
+        self.processor = self.image_processor.fingerprint
         self._device, self._dtype = device, dtype
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """(1, 3, height, width) float32."""
-        return self._image_processor(image)
+        return self.image_processor(image)
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One forward of the tower."""
@@ -124,7 +124,8 @@ def select_features(config: Any, facts: TowerFacts) -> Selection:
     if strategy == "default" and not facts.has_cls:
         raise UnsupportedModel(
             "vision_feature_select_strategy `default` drops the first row as the CLS row, but a "
-            f"{config.vision_config.model_type} tower has none, so a real patch would be lost: set it to `full` in the checkpoint's config"
+            f"{config.vision_config.model_type} tower has none, so a real patch would be lost: set it to `full` in the "
+            "checkpoint's config"
         )
     return Selection(tuple(layer % states for layer in asked), drops_cls=strategy == "default")
 

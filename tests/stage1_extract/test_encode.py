@@ -129,7 +129,8 @@ def test_features_equal_the_stock_models_for_every_layer_and_strategy(tmp_path, 
 def test_the_embeddings_as_features_have_no_cls_attention_and_the_store_says_why(tmp_path, layers):
     checkpoint = tiny_llava(tmp_path / "checkpoint", feature_layer=layers)
     store = extracted(tmp_path, checkpoint)
-    tower = stock_model(checkpoint).model.vision_tower  # the whole stock model fails on a layer of 0, it reads it as none
+    # Only the stock tower is asked: the whole stock model reads a layer of 0 as none and fails.
+    tower = stock_model(checkpoint).model.vision_tower
     for row in range(IMAGES):
         with torch.no_grad():
             embeddings = tower(pixels_of(tmp_path, checkpoint, store, row, "float32"), output_hidden_states=True)

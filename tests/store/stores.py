@@ -23,7 +23,7 @@ SMALL, LARGE = (3, 5), (160, 210)
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 Rows = dict[str, NDArray[Any]]
 
-quick = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
 
 def spec(name: str, shape: tuple[int, ...], dtype: Dtype) -> ArraySpec:
