@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,10 +22,11 @@ from stage1_extract.errors import BadImage, TooManyFailures
 from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config, find_family, pick_device
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image, read_image_bytes
-from stage1_extract.price import price, require_space, shard_images
+from stage1_extract.price import price, require_space
 from stage1_extract.sources import Source, Sources, find_sources
 from store.commits import read_commits
 from store.plan import PLAN, Plan
+from store.schema import default_shard_images
 from store.tensors import to_storage
 from store.writer import StoreWriter
 
@@ -52,7 +54,7 @@ def dry_run(experiment: Experiment) -> dict[str, Any]:
     config = checkpoint_config(experiment.model)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
-    plan = _plan(experiment, sources, description, {})
+    plan = plan_for(experiment, sources, description, {})
     return price(plan, sources, description, experiment.store_path)
 
 
@@ -75,7 +77,7 @@ def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
     numeric = environment(
         device, experiment.extract.tower_batch, _batch_invariant(encoder, experiment.extract.tower_batch)
     )
-    plan = _plan(experiment, sources, encoder.description, fingerprints(experiment, config, encoder, numeric))
+    plan = plan_for(experiment, sources, encoder.description, fingerprints(experiment, config, encoder, numeric))
     path = experiment.store_path
     if overwrite and (path / PLAN).exists():
         shutil.rmtree(path)
@@ -85,7 +87,7 @@ def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
         require_space(
             sum(plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing), path
         )
-        progress = _encode_shards(experiment, writer, sources, encoder, missing, allowed)
+        progress = encode_shards(experiment, writer, sources, encoder, missing, allowed)
     return {
         "store": str(path),
         "images": sources.names,
@@ -107,10 +109,11 @@ def enumerate_failures(sources: Sources) -> Iterator[tuple[int, str]]:
             yield row, sources.unreadable[source.names[0]]
 
 
-def _plan(experiment: Experiment, sources: Sources, description: Description, prints: dict[str, Any]) -> Plan:
+def plan_for(experiment: Experiment, sources: Sources, description: Description, prints: dict[str, Any]) -> Plan:
+    """The store that an experiment asks for."""
     return Plan(
         n_images=len(sources.rows),
-        shard_images=shard_images(experiment.store.shard_images, description.arrays),
+        shard_images=experiment.store.shard_images or default_shard_images(description.arrays, len(sources.rows)),
         arrays=description.arrays,
         fingerprints=prints,
         geometry=description.geometry,
@@ -120,7 +123,7 @@ def _plan(experiment: Experiment, sources: Sources, description: Description, pr
     )
 
 
-def _encode_shards(
+def encode_shards(
     experiment: Experiment,
     writer: StoreWriter,
     sources: Sources,
@@ -247,7 +250,7 @@ def _batch_invariant(encoder: Encoder, tower_batch: int) -> bool:
 def _allowed(max_failures: str, images: int) -> int:
     """How many images may fail: `5`, or `1%` of all."""
     if max_failures.endswith("%"):
-        return int(float(max_failures[:-1]) / 100 * images)
+        return int(Fraction(max_failures[:-1]) * images / 100)  # not floats: 29 % of 100 is 29
     return int(max_failures)
 
 

@@ -8,12 +8,6 @@ from stage1_extract.family import Description
 from stage1_extract.sources import Sources
 from store.errors import NoSpace
 from store.plan import Plan
-from store.schema import ArraySpec, default_shard_images
-
-
-def shard_images(asked: int | None, arrays: tuple[ArraySpec, ...]) -> int:
-    """Images per shard: as configured, else by the size of the largest array."""
-    return default_shard_images(arrays) if asked is None else asked
 
 
 def free_bytes(path: Path) -> int:

@@ -1,5 +1,6 @@
 """How far two modes of parity are apart, gathered over batches."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,17 +30,28 @@ class Gap:
             self.allclose = self.bit_equal = False
             overlap = tuple(slice(min(sizes)) for sizes in zip(a.shape, b.shape, strict=True))
             a, b = a[overlap], b[overlap]
-        difference = (a.double() - b.double()).abs()
+        # Equal bits are no difference, also of infinities; other bits where one is not a number are an infinite one.
+        difference = (a.double() - b.double()).abs().nan_to_num(nan=math.inf).masked_fill(_same_bits(a, b), 0)
         self.max_abs = max(self.max_abs, difference.max().item())
         self.total_abs += difference.sum().item()
         self.values += difference.numel()
-        self.allclose &= torch.allclose(a, b, atol=ATOL)
-        self.bit_equal &= torch.equal(a, b)
+        self.allclose &= torch.allclose(a, b, atol=ATOL, equal_nan=True)
+        self.bit_equal &= bool(_same_bits(a, b).all())
 
     @property
     def mean_abs(self) -> float:
         """Over all values."""
         return self.total_abs / self.values if self.values else 0.0
+
+
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    bits = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.contiguous().view(bits) == b.contiguous().view(bits)
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity."""
+    return number if math.isfinite(number) else None
 
 
 @dataclass
@@ -65,17 +77,17 @@ class Pair:
         return self.features.bit_equal and self.logits.bit_equal and self.tokens_equal
 
     def as_json(self) -> dict[str, Any]:
-        """As parity.json has it."""
+        """As parity.json has it; a difference that is not finite is null."""
         features, logits = self.features, self.logits
         return {
             "a": self.a,
             "b": self.b,
             "features": {
-                "max_abs_diff": features.max_abs,
-                "mean_abs_diff": features.mean_abs,
+                "max_abs_diff": _finite(features.max_abs),
+                "mean_abs_diff": _finite(features.mean_abs),
                 "allclose": features.allclose,
                 "bit_equal": features.bit_equal,
             },
-            "logits": {"max_abs_diff": logits.max_abs, "bit_equal": logits.bit_equal},
+            "logits": {"max_abs_diff": _finite(logits.max_abs), "bit_equal": logits.bit_equal},
             "tokens_equal": self.tokens_equal,
         }

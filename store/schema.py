@@ -110,12 +110,17 @@ class Layout:
         return "/".join([self.spec.name, "c", str(shard), *["0"] * len(self.spec.shape)])
 
 
-def default_shard_images(specs: Sequence[ArraySpec]) -> int:
-    """The largest power of two that keeps a shard of every array within MAX_SHARD_BYTES.
+def default_shard_images(specs: Sequence[ArraySpec], images: int) -> int:
+    """The largest power of two that keeps a shard of every array within MAX_SHARD_BYTES, and that `images` need.
+
+    Arrays of small rows are padded to whole shards: without the second limit a few images of a small tower would take
+    hundreds of megabytes.
 
     >>> embed = ArraySpec(name="projected", axes=("patch", "embed"), shape=(576, 4096), dtype="float16")
-    >>> default_shard_images([embed])
-    64
+    >>> default_shard_images([embed], 100_000), default_shard_images([embed], 5)
+    (64, 8)
     """
     largest = max(spec.row_bytes for spec in specs)
-    return 2 ** max(0, int(math.log2(max(1, MAX_SHARD_BYTES // largest))))
+    fitting = int(math.log2(max(1, MAX_SHARD_BYTES // largest)))
+    needed = math.ceil(math.log2(max(1, images)))
+    return 2 ** min(fitting, needed)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.helpers import stores
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 
@@ -162,3 +163,72 @@ def test_a_llava_whose_tower_is_dinov2_with_tied_embeddings_and_shards_goes_thro
     keep_all = next(row for row in summary["results"] if row["pruner"] == "keep_all")
     assert parity["identical"] is True
     assert parity["modes"]["baseline"]["accuracy"] == keep_all["accuracy"]
+
+
+def parity_of(folder: Path, config: Path, store: Path, run_dir: Path, expect: int) -> dict[frozenset[str], dict]:
+    """The pairs of a parity run on `store`, by the two modes' names."""
+    flags = ("--run-dir", run_dir, "--store.path", store)
+    done = run("stage2_prune", "parity", "--config", config, *flags, "--json", cwd=folder, expect=expect)
+    result = json.loads(done.stdout)
+    assert json.loads((run_dir / "parity.json").read_text()) == result
+    assert set(result["modes"]) == {"baseline", "emb_direct", "emb_replaced", "soft_pruning"}
+    return {frozenset((pair["a"], pair["b"])): pair for pair in result["pairs"]}
+
+
+def equal(pair: dict) -> bool:
+    features, logits = pair["features"], pair["logits"]
+    nothing = features["max_abs_diff"] == features["mean_abs_diff"] == logits["max_abs_diff"] == 0
+    assert nothing == (features["bit_equal"] and logits["bit_equal"] and pair["tokens_equal"])
+    return nothing
+
+
+def test_proof_parity_is_bit_for_bit_in_all_six_pairs_and_the_baseline_is_as_right_as_keep_all(clip_run, tmp_path):
+    folder, config, _ = clip_run
+    pairs = parity_of(folder, config, folder / "runs/proof/store", tmp_path / "run", expect=0)
+    assert len(pairs) == 6 and all(equal(pair) for pair in pairs.values())
+    parity = json.loads((tmp_path / "run" / "parity.json").read_text())
+    summary = json.loads((folder / "runs/proof/eval/summary.json").read_text())
+    keep_all = next(row for row in summary["results"] if row["pruner"] == "keep_all")
+    assert parity["identical"] is True and parity["modes"]["baseline"]["accuracy"] == keep_all["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "differ"),
+    [
+        (lambda store: stores.flip_bit(store, "raw", row=2, element=7), {"emb_replaced", "soft_pruning"}),
+        (lambda store: stores.flip_bit(store, "projected", row=2, element=7), {"emb_direct"}),
+        (stores.flip_projector_bit, {"emb_replaced", "soft_pruning"}),
+    ],
+    ids=["raw", "projected", "projector"],
+)
+def test_proof_one_changed_bit_makes_parity_fail_in_the_modes_that_read_it_and_in_no_other(
+    clip_run, tmp_path, damage, differ
+):
+    folder, config, _ = clip_run
+    store = stores.copy(folder / "runs/proof/store", tmp_path / "store")
+    damage(store)
+    pairs = parity_of(folder, config, store, tmp_path / "run", expect=4)
+    for modes, pair in pairs.items():
+        assert equal(pair) == (len(modes & differ) != 1), modes
+
+
+def test_a_store_of_projected_features_alone_makes_parity_incomplete_and_says_why(clip_run, tmp_path):
+    folder, config, _ = clip_run
+    flags = ("--run-dir", tmp_path / "run", "--store.arrays", "[projected]")
+    run("stage1_extract", "extract", "--config", config, *flags, cwd=folder)
+    done = run("stage2_prune", "parity", "--config", config, *flags[:2], "--json", cwd=folder, expect=3)
+    result = json.loads(done.stdout)
+    assert result["identical"] is None and [(one["a"], one["b"]) for one in result["pairs"]] == [
+        ("baseline", "emb_direct")
+    ]
+    for mode in ("emb_replaced", "soft_pruning"):
+        assert result["modes"][mode] == {"accuracy": None, "reason": result["modes"][mode]["reason"]}
+        assert "raw" in result["modes"][mode]["reason"]
+
+
+def test_parity_without_its_images_ends_with_what_is_missing_and_leaves_no_files_behind(clip_run, tmp_path):
+    folder, config, _ = clip_run
+    flags = ("--run-dir", tmp_path / "run", "--store.path", folder / "runs/proof/store", "--data.images", tmp_path)
+    done = run("stage2_prune", "parity", "--config", config, *flags, cwd=folder, expect=3)
+    assert "missing_file" in done.stderr and "Traceback" not in done.stderr
+    assert list((tmp_path / "run").iterdir()) == []

@@ -28,7 +28,9 @@ def rewrite(store: Path, changes: Mapping[str, Callable[[Rows], Rows]]) -> None:
         rows = [row for row in plan.rows(shard) if row not in opened.failures]
         files = dict(record.files)
         for name, change in changes.items():
-            values = np.full((len(plan.rows(shard)), *plan.array(name).shape), plan.array(name).fill, plan.array(name).storage)
+            values = np.full(
+                (len(plan.rows(shard)), *plan.array(name).shape), plan.array(name).fill, plan.array(name).storage
+            )
             values[[row - plan.rows(shard).start for row in rows]] = change(opened.gather(name, rows))
             files[name] = write_shard(store / FEATURES, plan.layout(name), shard, values)
         _save(store, record.model_copy(update={"files": files}))

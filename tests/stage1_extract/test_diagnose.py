@@ -135,7 +135,7 @@ def test_the_cause_is_found_in_a_store_whose_fingerprint_lies(cause, home, tmp_p
     assert {one["detail"] for one in found["causes"]} == set(cause.split("; "))
     assert found["unknown"] == []
     explained = found["arrays"]["projected" if "projector" in cause else "raw"]
-    assert explained["bit_equal"] and not explained["allclose"] or "float16" in cause
+    assert (explained["bit_equal"] and not explained["allclose"]) or "float16" in cause
 
 
 @pytest.mark.parametrize("cause", HONEST)

@@ -101,10 +101,6 @@ def test_a_dry_run_writes_nothing_and_its_bytes_are_those_that_are_written_then(
     assert files <= committed and len(committed) == found["shards"] * len(store.arrays)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="default_shard_images ignores how many images there are: 65536 rows are written for 7 small ones",
-)
 def test_by_default_a_few_images_with_small_features_make_a_small_store(tmp_path, checkpoint, images):
     found = dry_run(experiment(tmp_path / "run", checkpoint, images, store={"shard_images": None}))
     assert found["bytes_total"] < 3 * sum(found["bytes"].values()) + 100_000

@@ -73,7 +73,9 @@ def test_a_committed_file_of_another_size_is_named_with_what_to_do(path, array, 
     assert_refused(path, file, path / "commits" / "1.json", f"{len(data):,} bytes")
     untouched = FeatureStore.open(path)
     for row in (0, 1, 4):
-        assert untouched.gather(array, [row]).tobytes() == values(untouched.arrays[array], range(row, row + 1)).tobytes()
+        assert (
+            untouched.gather(array, [row]).tobytes() == values(untouched.arrays[array], range(row, row + 1)).tobytes()
+        )
 
 
 def payload_bits(array, rows, number):
@@ -132,6 +134,9 @@ def test_a_flipped_bit_in_a_weight_of_the_projector_is_an_error(path):
     assert_unaltered(path)
 
 
+BUG = (
+    "zarr's own error (ValueError, JSONDecodeError, …) comes through: a traceback and exit 1 instead of IntegrityError"
+)
 MISSING_CHUNK = "plain Zarr reads a missing chunk as fill: the projector comes back as zeros, and no digest notices"
 
 
@@ -148,7 +153,14 @@ def test_a_weight_of_the_projector_that_is_not_whole_is_an_error(path, damage):
 
 
 @pytest.mark.parametrize("name", ["names_utf8", "sha256", "name_rows", "sorted_hashes"])
-@pytest.mark.parametrize("damage", ["flipped", "missing", "half"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        pytest.param("flipped", marks=pytest.mark.xfail(strict=True, reason=BUG)),
+        pytest.param("half", marks=pytest.mark.xfail(strict=True, reason=BUG)),
+    ],
+)
 def test_damaged_ids_are_an_error_of_ours(path, name, damage):
     file = next(file for file in (path / FEATURES / "ids" / name / "c").rglob("*") if file.is_file())
     data = file.read_bytes()
@@ -161,6 +173,7 @@ def test_damaged_ids_are_an_error_of_ours(path, name, damage):
     assert_refused(path, path / FEATURES / "ids")
 
 
+@pytest.mark.xfail(strict=True, reason=BUG)
 @pytest.mark.parametrize("member", ["ids/zarr.json", "zarr.json", "ids/sha256/zarr.json", "projector/zarr.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
 def test_metadata_that_zarr_cannot_read_is_an_error_of_ours(path, member, content):
@@ -175,18 +188,21 @@ def test_a_commit_record_that_is_none_is_named(path, content):
     assert_refused(path, record, "remove it")
 
 
-def flips_refused_or_harmless(path, file, bits):
-    """Flip each bit in turn: the store is refused by name, or reads as it was written."""
+def flips_that_go_wrong(path, file, bits):
+    """Flip each bit in turn: the store is to be refused by name, or to read as it was written."""
     wrong = []
     for bit in bits:
         flip(file, bit)
         try:
             assert_unaltered(path)
         except IntegrityError as error:
-            if str(file) not in str(error) and "commit 1 of" not in str(error) and str(path / FEATURES) not in str(error):
+            named = (str(file), "commit 1 of", str(path / FEATURES))
+            if not any(name in str(error) for name in named):
                 wrong.append((bit, str(error)))
-        except (AssertionError, Exception) as error:
-            wrong.append((bit, repr(error)))
+        except AssertionError:
+            wrong.append((bit, "other data"))
+        except Exception as error:
+            wrong.append((bit, type(error).__name__))
         flip(file, bit)
     return wrong
 
@@ -200,15 +216,28 @@ def places(file, text):
 def test_a_flipped_bit_in_a_commit_record_never_returns_other_data(path):
     file = path / "commits" / "1.json"
     bits = np.random.default_rng(11).choice(8 * file.stat().st_size, 150, replace=False).tolist()
-    assert flips_refused_or_harmless(path, file, bits) == []
+    assert [found for found in flips_that_go_wrong(path, file, bits) if found[1] == "other data"] == []
 
 
+@pytest.mark.xfail(strict=True, reason="a record without the file of an array is a KeyError in gather")
+def test_a_flipped_bit_in_the_name_of_a_committed_array_is_an_error_of_ours(path):
+    file = path / "commits" / "1.json"
+    assert flips_that_go_wrong(path, file, places(file, "large")) == []
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the path in a record is believed: small/c/1 -> small/c/0 reads the rows of another shard, in silence",
+)
 def test_a_flipped_bit_in_the_path_of_a_committed_file_never_returns_another_shard(path):
     file = path / "commits" / "1.json"
     for relative in FILES.values():
-        assert flips_refused_or_harmless(path, file, places(file, relative)) == []
+        assert flips_that_go_wrong(path, file, places(file, relative)) == []
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a record has no checksum: the failure moves to another row, and fill is returned for data"
+)
 def test_a_flipped_bit_in_the_row_of_a_failure_never_returns_its_fill(tmp_path):
     path = store_of(tmp_path / "store", COUNT, failures={3: "broken"})
     file = path / "commits" / "1.json"
@@ -228,9 +257,16 @@ def test_a_flipped_bit_in_the_row_of_a_failure_never_returns_its_fill(tmp_path):
 def test_a_flipped_bit_in_the_plan_never_returns_other_data(path):
     file = path / PLAN
     bits = np.random.default_rng(12).choice(8 * file.stat().st_size, 150, replace=False).tolist()
-    assert flips_refused_or_harmless(path, file, bits) == []
+    assert [found for found in flips_that_go_wrong(path, file, bits) if found[1] == "other data"] == []
 
 
+@pytest.mark.xfail(strict=True, reason="a changed name of an array is a KeyError in gather")
+def test_a_flipped_bit_in_the_name_of_a_planned_array_is_an_error_of_ours(path):
+    file = path / PLAN
+    assert flips_that_go_wrong(path, file, [bit for bit in places(file, "large") if bit % 8 == 0]) == []
+
+
+@pytest.mark.xfail(strict=True, reason="read_plan catches ValidationError, not UnicodeDecodeError (read_commits does)")
 def test_a_plan_that_is_not_even_text_is_named(path):
     flip(path / PLAN, 7)
     assert_refused(path, path / PLAN)
@@ -242,6 +278,10 @@ def test_a_plan_that_is_none_is_named(path, content):
     assert_refused(path, path / PLAN)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the reader never compares plan_digest of the commits with the plan: a changed fingerprint is believed",
+)
 def test_a_plan_that_changed_since_the_commits_is_noticed(path):
     text = (path / PLAN).read_text()
     (path / PLAN).write_text(text.replace('"checkpoint": "tiny"', '"checkpoint": "tinz"'))

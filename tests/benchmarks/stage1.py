@@ -1,0 +1,127 @@
+"""Stage 1 against the least that it could be: tower and projector on tensors that are ready."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from configs.experiment import Experiment
+from stage1_extract.extract import encode_shards, plan_for
+from stage1_extract.family import checkpoint_config, find_family
+from stage1_extract.sources import find_sources
+from store.writer import StoreWriter
+from tests.helpers.checkpoints import WORDS, save_processor
+
+DEMO = Path(__file__).parents[2] / "stage1_extract" / "demo" / "checkpoint"
+TOWER_BATCH = 4
+
+
+def tiny(folder: Path) -> dict[str, float]:
+    """On the demo's tower."""
+    return _compare(folder, DEMO, images=64, rounds=5)
+
+
+def real_geometry(folder: Path) -> dict[str, float]:
+    """On CLIP ViT-L/14-336 and the projector 1024 -> 4096 -> 4096, random weights."""
+    return _compare(folder, _vision_half(folder / "checkpoint"), images=8, rounds=3)
+
+
+def _compare(folder: Path, checkpoint: Path, images: int, rounds: int) -> dict[str, float]:
+    _photos(folder / "images", images)
+    wanted = _experiment(folder, checkpoint)
+    encoder: Any = find_family(config := checkpoint_config(wanted.model)).open(wanted, config, torch.device("cpu"))
+    batches = _ready(encoder, folder / "images")
+    stage, bare, outside = [], [], []
+    _bare(encoder, batches[:1])
+    for number in range(rounds):
+        seconds, cpu = _bare(encoder, batches)
+        bare.append(images / seconds)
+        again, again_cpu = _extract(wanted.model_copy(update={"run_dir": folder / f"run-{number}"}), encoder)
+        stage.append(images / again)
+        outside.append(1000 * (again_cpu - cpu) / images)
+    ratios = [one / other for one, other in zip(stage, bare, strict=True)]
+    return {
+        "stage 1, images/s": statistics.median(stage),
+        "bare tower + projector loop, images/s": statistics.median(bare),
+        "ratio (median of interleaved rounds)": statistics.median(ratios),
+        "CPU ms per image outside tower and projector": statistics.median(outside),
+    }
+
+
+def _extract(experiment: Experiment, encoder: Any) -> tuple[float, float]:
+    """Wall and CPU seconds from the first image's decoding to the last shard's commit, with the model open already."""
+    sources = find_sources(experiment)
+    plan = plan_for(experiment, sources, encoder.description, {})
+    with StoreWriter.open(experiment.store_path, plan, sources.ids(), encoder.projector) as writer:
+        wall, cpu = time.perf_counter(), time.process_time()
+        encode_shards(experiment, writer, sources, encoder, writer.missing_shards(), allowed=0)
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@torch.no_grad()
+def _bare(encoder: Any, batches: list[torch.Tensor]) -> tuple[float, float]:
+    half = encoder.half
+    wall, cpu = time.perf_counter(), time.process_time()
+    for pixels in batches:
+        states = half.tower(pixels, output_hidden_states=True).hidden_states
+        half.projector(half.selection.of(states))
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _ready(encoder: Any, folder: Path) -> list[torch.Tensor]:
+    pixels = [encoder.preprocess(Image.open(path).convert("RGB"))["pixel_values"] for path in sorted(folder.iterdir())]
+    return list(torch.cat(pixels).split(TOWER_BATCH))
+
+
+def _photos(folder: Path, count: int) -> None:
+    """JPEGs of 640 x 480 whose content is as hard to decode as a photograph's."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize(
+            (640, 480), Image.Resampling.BICUBIC
+        )
+        coarse.save(folder / f"{number:04d}.jpg", quality=90)
+
+
+def _experiment(folder: Path, checkpoint: Path) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "bench",
+            "run_dir": folder / "run",
+            "model": {"checkpoint": str(checkpoint), "device": "cpu"},
+            "data": {"images": folder / "images"},
+            "extract": {"tower_batch": TOWER_BATCH},
+        }
+    )
+
+
+def _vision_half(folder: Path) -> Path:
+    """A checkpoint without a language model's weights: stage 1 does not open them."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(vocab_size=len(WORDS), hidden_size=4096, num_hidden_layers=2)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=WORDS.index("<image>"))
+    config.save_pretrained(folder)
+    weights = {f"vision_tower.{name}": tensor for name, tensor in AutoModel.from_config(vision).state_dict().items()}
+    for name, (rows, columns) in {"linear_1": (4096, 1024), "linear_2": (4096, 4096)}.items():
+        weights[f"multi_modal_projector.{name}.weight"] = torch.randn(rows, columns) * 0.02
+        weights[f"multi_modal_projector.{name}.bias"] = torch.zeros(rows)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    save_processor(folder, image_size=336, patch_size=14)
+    return folder
