@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from store.reader import FeatureStore
 from store.tensors import from_storage
 
 Source = Literal["projected", "raw"]
+AHEAD = 2
+"""Batches that are read before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class FeatureBatch:
     """Which image of the batch each question is about."""
     tokens: VisualTokens
     projected: Float[Tensor, "image patch embed"]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch on the CPU."""
+
+    questions: tuple[Question, ...]
+    of_question: Int[Tensor, " question"]
+    image_ids: tuple[str, ...]
+    arrays: dict[str, Tensor]
 
 
 class Features:
@@ -112,16 +125,22 @@ class Features:
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
     def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:
-        """The features of each batch, read ahead by a thread; `source` overrides where they come from."""
+        """The features of each batch, read ahead by a thread; `source` overrides where they come from.
+
+        On the CPU a batch is valid until the next one is asked for: it lies in one of a few buffers that take turns, as
+        returning and faulting in tens of megabytes per batch would cost more than reading them.
+        """
         source = self.source if source is None else source
-        wanted = [list(dict.fromkeys(self.row(question) for question in batch)) for batch in batches]
         names = sorted(self.needs | {source})
+        longest = max((len(batch) for batch in batches), default=0)
+        # Those that wait, the one being read, the one in use.
+        buffers = cycle([self._buffers(names, longest) for _ in range(AHEAD + 2)])
 
-        def read(rows: Sequence[int]) -> dict[str, Shaped[np.ndarray, "..."]]:
-            return {name: self.store.gather(name, rows) for name in names}
+        def read(batch: Sequence[Question]) -> _Read:
+            return self._read_batch(batch, next(buffers))
 
-        for batch, rows, arrays in zip(batches, wanted, prefetched(wanted, read), strict=True):
-            yield self._batch(batch, rows, {name: self._tensor(name, array) for name, array in arrays.items()}, source)
+        for batch in prefetched(batches, read, AHEAD):
+            yield self._on_device(batch, source)
 
     def project(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
         """Project with the store's own projector, one image at a time, as stage 1 did."""
@@ -129,17 +148,30 @@ class Features:
         projector = self.projector
         return torch.cat([project_image(projector, image[None].contiguous()) for image in raw])
 
-    def _batch(
-        self, questions: Sequence[Question], rows: list[int], arrays: dict[str, Tensor], source: Source
-    ) -> FeatureBatch:
+    def _buffers(self, names: Sequence[str], images: int) -> dict[str, np.ndarray]:
+        specs = [self.store.arrays[name] for name in names]
+        return {spec.name: np.empty((images, *spec.shape), spec.storage) for spec in specs}
+
+    def _read_batch(self, questions: Sequence[Question], buffers: dict[str, np.ndarray]) -> _Read:
+        """All that can be done ahead, in another thread."""
+        rows = [self.row(question) for question in questions]
+        distinct = list(dict.fromkeys(rows))
+        at = {row: place for place, row in enumerate(distinct)}
+        count = len(distinct)
+        arrays = {name: self.store.gather(name, distinct, out=buffer[:count]) for name, buffer in buffers.items()}
+        return _Read(
+            tuple(questions),
+            torch.tensor([at[row] for row in rows]),
+            tuple(self.store.ids.sha_of_row(row) for row in distinct),
+            {name: from_storage(array, self.store.arrays[name].dtype) for name, array in arrays.items()},
+        )
+
+    def _on_device(self, read: _Read, source: Source) -> FeatureBatch:
+        arrays = {name: array.to(self.device) for name, array in read.arrays.items()}
         projected = arrays["projected"] if source == "projected" else self.project(arrays["raw"])
         seen = {name: arrays[name] for name in self.needs}
-        ids = tuple(self.store.ids.sha_of_row(row) for row in rows)
-        at = {row: place for place, row in enumerate(rows)}
-        of_question = torch.tensor([at[self.row(question)] for question in questions], device=self.device)
-        return FeatureBatch(
-            tuple(questions), of_question, VisualTokens(ids, self.grid, seen, None, self.device), projected
-        )
+        tokens = VisualTokens(read.image_ids, self.grid, seen, None, self.device)
+        return FeatureBatch(read.questions, read.of_question.to(self.device), tokens, projected)
 
     def row(self, question: Question) -> int:
         """The store's row of a question's image."""
