@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (YAML may hold anything)
 """YAML file + command-line overrides -> one frozen `Experiment`, with every problem reported at once."""
 
 from collections.abc import Hashable, Mapping

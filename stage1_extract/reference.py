@@ -5,7 +5,7 @@ what stage 2 makes of the store.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,10 @@ class FullModel:
         images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
         features, raw = zip(*(self.features(image) for image in images), strict=True)
         self._require_slots(prompts, features[0])
+        in_slots: Any = [features[image] for image in asked.of_question]
         said = self.model.generate(
             **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
-            mm_encoder_outputs={
-                "image": BaseModelOutputWithPooling(pooler_output=[features[i] for i in asked.of_question])
-            },
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=in_slots)},
             max_new_tokens=self.order.max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -113,7 +112,7 @@ def run(folder: Path) -> None:
 
 
 @contextmanager
-def _seen(module: nn.Module | None) -> Iterator[list[Tensor]]:
+def _seen(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
     """The inputs of a module, while it is called inside."""
     inputs: list[Tensor] = []
     handle = None if module is None else module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))

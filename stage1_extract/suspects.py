@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import (
+from transformers.utils.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     IMAGENET_STANDARD_MEAN,

@@ -1,6 +1,6 @@
 """The loss of one batch of questions, and its gradient: it reaches the pruner's module and nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class StepLoss:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Generator[None, None, None]:
     """Without gradients in the model's weights, inside.
 
     Only inside: torch picks a matrix product's kernel by that flag, and validation answers as an evaluation
@@ -50,7 +50,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
     """Torch's generators at `seed` inside, untouched outside: what a pruner draws can be drawn again."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are typed in part)
 """The key layouts of LLaVA checkpoints, and loading a part of one without touching the rest.
 
 Three layouts are in circulation: the hub's (`vision_tower.vision_model.*`, `language_model.model.*`), the runtime names
@@ -9,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,7 +124,7 @@ def load_tensors(
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Generator[None, None, None]:
     """Inside, transformers does not report which half of a checkpoint is left aside, and draws bars on terminals only."""
     from transformers.utils import logging
 
@@ -144,11 +146,7 @@ def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            memoryview(
-                tensor.view(torch.uint8).numpy() if tensor.dim() else tensor.reshape(1).view(torch.uint8).numpy()
-            )
-        )
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

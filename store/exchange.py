@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are typed in part)
 """What `stage2_prune parity` asks of `stage1_extract reference`, and gets back: files in one folder.
 
 batch.json                 `Order`: which model, which images, how long an answer may be

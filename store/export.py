@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUnknownParameterType=false
+# (h5py has no types)
 """HDF5 out of a store: for tools that read nothing else. Never a working format, a killed writer leaves it unreadable."""
 
 from pathlib import Path

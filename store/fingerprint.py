@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (JSON may hold anything)
 """What features were made by: the part that must agree, and the part that decides whether bits can."""
 
 from typing import Any

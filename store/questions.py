@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (JSON may hold anything)
 """The questions asked about the stored images, and which images a config names.
 
 Three inputs: a folder of images (nothing asked), a JSONL file of questions, or LLaVA's own conversation JSON. Image names

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (zarr's stores are typed in part)
 """Reading a store: only what the log says is committed, checked the first time it is read, at memory speed."""
 
 from collections import OrderedDict

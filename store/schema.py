@@ -74,8 +74,8 @@ class ArraySpec(BaseModel):
         flat = rows.reshape(len(rows), -1)
         if self.dtype == "bfloat16":
             exponent = np.uint16(0x7F80)
-            return ((flat & exponent) != exponent).all(axis=1)
-        return np.isfinite(flat).all(axis=1)
+            return np.asarray(((flat & exponent) != exponent).all(axis=1))
+        return np.asarray(np.isfinite(flat).all(axis=1))
 
 
 @dataclass(frozen=True)

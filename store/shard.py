@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (google_crc32c has no types)
 """Writing one shard's file: rows at a fixed stride, a crc32c behind each, the Zarr shard index at the end.
 
 The result is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the
@@ -73,7 +75,7 @@ class _Checked:
         self.file, self.written, self.crc = file, 0, 0
 
     def write(self, data: bytes | NDArray[Any]) -> None:
-        self.file.write(data)
+        self.file.write(data if isinstance(data, bytes) else data.data)
         self.written += len(data)
         self.crc = crc(data, self.crc)
 

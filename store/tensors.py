@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are typed in part)
 """Between the store's bits and torch's tensors: exact for float32, float16 and bfloat16."""
 
 from typing import Any

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (zarr's stores are typed in part)
 """Creating a store and committing shards to it; one writer at a time."""
 
 import errno
@@ -6,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ class StoreWriter:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> Iterator["StoreWriter"]:
+    def open(
+        cls, path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None
+    ) -> Generator["StoreWriter", None, None]:
         """The store at `path`, created if it is new, with the writer's lock held.
 
         Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
@@ -178,7 +182,7 @@ def _sweep(path: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Generator[None, None, None]:
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / LOCK)
     try:
@@ -196,7 +200,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk(path: Path, needed: int) -> Iterator[None]:
+def _disk(path: Path, needed: int) -> Generator[None, None, None]:
     """Disk errors, said with what was needed and what is there."""
     try:
         yield

@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,11 @@ def teaching(recipe: Recipe, seed: int, count: int) -> Teaching:
         pixels = torch.empty(shape, dtype=torch.uint8, device=recipe.device)
         for first in range(0, count, _CHUNK):
             pixels[first : first + _CHUNK] = torch.from_numpy(np.array(drawn[first : first + _CHUNK]))
-    labels = [torch.from_numpy(np.concatenate([part[0][k] for part in parts])).to(recipe.device) for k in range(4)]
-    return Teaching(pixels, *labels, [asked for part in parts for asked in part[1]])
+    labels: list[Any] = [
+        torch.from_numpy(np.concatenate([part[0][k] for part in parts])).to(recipe.device) for k in range(4)
+    ]
+    asked = [asked for part in parts for asked in part[1]]
+    return Teaching(pixels, labels[0], labels[1], labels[2], labels[3], asked)
 
 
 def normalised(pixels: UInt8[Tensor, "scene height width 3"]) -> Float[Tensor, "scene 3 height width"]:
@@ -82,7 +86,7 @@ def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.nda
         labels.append(_labels(drawn.objects))
         rounds = [question for r in range(_ROUNDS) for question in questions(drawn, seed + r, index)]
         ids = encode([q.text for q in rounds], add_special_tokens=False)["input_ids"]
-        answers = encode.convert_tokens_to_ids([q.answer for q in rounds])
+        answers: Any = encode.convert_tokens_to_ids([q.answer for q in rounds])
         asked.append([Asked(q.kind, tuple(i), a, q.patches) for q, i, a in zip(rounds, ids, answers, strict=True)])
     return [np.stack(part) for part in zip(*labels, strict=True)], asked
 

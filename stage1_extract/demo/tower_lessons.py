@@ -1,5 +1,7 @@
 """Teach the tower with dense labels: colour, shape, half and place of every patch, and what the scene holds."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -37,7 +39,8 @@ class Heads(nn.ModuleDict):
 
 def train_tower(recipe: Recipe, lessons: Teaching, held_out: Teaching, report: Report) -> CLIPVisionModel:
     """A tower whose patches know what and where they are, and whose CLS row attends to the objects."""
-    tower = CLIPVisionModel(tower_config(recipe)).to(recipe.device)
+    tower: Any = CLIPVisionModel(tower_config(recipe))
+    tower.to(recipe.device)
     heads = Heads(recipe.tower_width).to(recipe.device)
     pace = Pace([*tower.parameters(), *heads.parameters()], recipe.learning_rate, recipe.tower_steps)
     order = torch.Generator().manual_seed(recipe.seed)

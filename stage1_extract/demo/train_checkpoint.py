@@ -61,7 +61,8 @@ def save_processor(out: Path) -> None:
 def save_model(tower: CLIPVisionModel, reader: Reader, out: Path) -> None:
     """Assemble the stock model from its trained parts and save it."""
     config = LlavaConfig(
-        vision_config=tower.config, text_config=reader.config, image_token_id=vocabulary()[IMAGE],
+        vision_config=tower.config, text_config=reader.config,
+        image_token_id=vocabulary()[IMAGE],  # pyright: ignore[reportCallIssue] (an alias of its class)
         vision_feature_layer=FEATURE_LAYER, vision_feature_select_strategy="default", projector_hidden_act="gelu",
         image_seq_length=GRID * GRID, tie_word_embeddings=False,
     )  # fmt: skip

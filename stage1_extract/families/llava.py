@@ -25,7 +25,7 @@ from store.plan import Geometry
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
 from store.reader import ProjectorState
-from store.schema import ArraySpec
+from store.schema import ArraySpec, Dtype
 from store.tensors import dtype_name, to_storage, torch_dtype
 
 TOWER = "vision_tower."
@@ -133,7 +133,7 @@ def select_features(config: Any, facts: TowerFacts) -> Selection:
 def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ProjectorState:
     """The projector as a store keeps it."""
     arrays = {name: to_storage(tensor) for name, tensor in weights.items()}
-    dtypes = {name: dtype_name(tensor.dtype) for name, tensor in weights.items()}
+    dtypes: dict[str, Dtype] = {name: dtype_name(tensor.dtype) for name, tensor in weights.items()}
     return ProjectorState("llava_mlp", settings, arrays, dtypes)
 
 

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are typed in part)
 """LLaVA-1.5's projector: linear, activation, linear.
 
 Source: haotian-liu/LLaVA, `mlp2x_gelu`; tensor names as transformers' `multi_modal_projector.*`.

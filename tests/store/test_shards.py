@@ -259,10 +259,11 @@ def test_the_arrays_say_what_they_are_to_any_zarr_reader(tmp_path):
     assert dict(array.attrs) == {"logical_dtype": "bfloat16", "layer": -2}
 
 
-@given(row_bytes=st.integers(1, 10**10))
 @quick
-def test_the_default_shard_is_the_largest_power_of_two_within_the_limit(row_bytes):
-    images = default_shard_images([spec("a", (row_bytes,), "float16"), spec("b", (1,), "float16")])
-    assert images & (images - 1) == 0
-    assert images == 1 or images * 2 * row_bytes <= 320_000_000
-    assert images * 4 * row_bytes > 320_000_000
+@given(size=st.integers(1, 10**10), images=st.integers(1, 10**6))
+def test_the_default_shard_is_a_power_of_two_within_the_limit_and_no_larger_than_needed(size, images):
+    chosen = default_shard_images([spec("a", (size,), "float16"), spec("b", (1,), "float16")], images)
+    row_bytes, limit = 2 * size, 320_000_000
+    assert chosen & (chosen - 1) == 0
+    assert chosen == 1 or (chosen * row_bytes <= limit and chosen < 2 * images)
+    assert 2 * chosen * row_bytes > limit or chosen >= images
