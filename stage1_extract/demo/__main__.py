@@ -19,7 +19,11 @@ def demo() -> None:
 def data(config_path: Path, seed: int, **flags: Any) -> None:
     """Write the images and questions that the config names."""
     from configs.errors import ConfigError
+    from stage1_extract.demo.recipe import Recipe
     from stage1_extract.demo.write import write_dataset
+
+    if seed == Recipe().seed:
+        raise ConfigError(f"seed {seed} draws the scenes that the checkpoint was trained on: choose another")
 
     wanted = experiment_from(config_path, flags).data
     out = wanted.images.parent

@@ -40,7 +40,7 @@ class Recipe:
     budgets: tuple[int, ...] = (16, 32, 64, 128, 192)
     """Visual tokens of such a step, in tokens per image."""
     object_bias: float = 8.0
-    """Largest preference for patches that show an object, in half of those steps; see `lessons.kept_patches`."""
+    """Largest preference for patches that show an object, in half of those steps; see language_lessons.py."""
     report_every: int = 1_000
     """Steps between two lines of the log."""
     device: str = "cuda"
