@@ -1,5 +1,6 @@
 """The commit log: a shard exists if and only if its record does."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,26 @@ class CommitRecord(BaseModel):
     """Rows whose image could not be encoded, with the reason; they hold NaN."""
     telemetry: dict[str, Any]
     """Times, host, versions: not part of a store's identity."""
+    sha256: str = ""
+    """Of all fields but this one and telemetry, so that a damaged record is noticed."""
+
+    def sealed(self) -> "CommitRecord":
+        """The record with its checksum."""
+        return self.model_copy(update={"sha256": self._digest()})
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checksum is right."""
+        return self.sha256 == self._digest()
+
+    def _digest(self) -> str:
+        content = self.model_dump_json(exclude={"telemetry", "sha256"})
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def publish(store: Path, record: CommitRecord) -> bool:
     """Commit a shard; False if it was committed before (the first wins)."""
-    text = record.model_dump_json(indent=1) + "\n"
+    text = record.sealed().model_dump_json(indent=1) + "\n"
     return publish_once(store / FOLDER / f"{record.shard}.json", text)
 
 
@@ -45,13 +61,21 @@ def read_commits(store: Path) -> dict[int, CommitRecord]:
     for path in sorted((store / FOLDER).glob("*.json")):
         if path.name.startswith("."):
             continue
-        try:
-            record = CommitRecord.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError):
+        record = _intact_record(path)
+        if record is None:
             raise IntegrityError(
-                f"{path} is not a commit record: remove it and run `make extract`, which computes that shard again"
-            ) from None
+                f"{path} is not a commit record, or was changed: remove it and run `make extract`, which computes that "
+                "shard again"
+            )
         if path.stem != str(record.shard):
             raise IntegrityError(f"{path} is the record of shard {record.shard}: remove it and run `make extract`")
         commits[record.shard] = record
     return dict(sorted(commits.items()))
+
+
+def _intact_record(path: Path) -> CommitRecord | None:
+    try:
+        record = CommitRecord.model_validate_json(path.read_text())
+    except (ValidationError, UnicodeDecodeError):
+        return None
+    return record if record.intact else None

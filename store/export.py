@@ -33,8 +33,9 @@ def export_hdf5(store: FeatureStore, out: Path, overwrite: bool) -> None:
         file.attrs["plan"] = store.plan.to_json()
         file["rows"] = np.array(rows, np.int64)
         file["sha256"] = [store.ids.sha_of_row(row) for row in rows]
-        file["names"] = ["\n".join(store.ids.names(row)) for row in rows]
-        file["failed"] = [f"{row}\t{reason}" for row, reason in store.failures.items()]
+        file["names"] = ["\n".join(store.ids.names(row)).encode(errors="surrogateescape") for row in rows]
+        failed = [f"{row}\t{reason}" for row, reason in store.failures.items()]
+        file.create_dataset("failed", (len(failed),), h5py.string_dtype(), failed)
         for spec in store.arrays.values():
             _export_array(file, store, spec, rows)
     partial.replace(out)

@@ -98,14 +98,29 @@ class ImageIds:
         return self._arrays["names_utf8"][offsets[number] : offsets[number + 1]].tobytes()
 
 
-def write_whole(group: zarr.Group, name: str, array: NDArray[Any]) -> zarr.Array[Any]:
-    """One small array as a single uncompressed chunk with a checksum."""
+def write_whole(group: zarr.Group, name: str, array: NDArray[Any], fill: float | int = 0) -> zarr.Array[Any]:
+    """One small array as a single uncompressed chunk with a checksum, written even if it is nothing but `fill`."""
     chunks = tuple(max(1, size) for size in array.shape) or None
     created = group.create_array(
-        name, shape=array.shape, dtype=array.dtype, chunks=chunks or "auto", compressors=[Crc32cCodec()]
+        name,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=chunks or "auto",
+        compressors=[Crc32cCodec()],
+        fill_value=fill,
+        config={"write_empty_chunks": True},
     )
     created[...] = array
     return created
+
+
+def printable(name: str) -> str:
+    """A name as text that any output takes: bytes that are not utf-8 are escaped."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace") if _escaped(name) else name
+
+
+def _escaped(name: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _hash(name: bytes) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from store.ids import printable
 from store.reader import FeatureStore
 
 _SHOWN = 20
@@ -64,7 +65,9 @@ def as_text(found: dict[str, Any]) -> str:
         + (f"; missing {_some(shards['missing'])}" if shards["missing"] else "")
     ]
     lines += [f"failures   {len(failures)}"]
-    lines += [f"  row {one['row']} {', '.join(one['names'])}: {one['reason']}" for one in failures[:_SHOWN]]
+    lines += [
+        f"  row {one['row']} {', '.join(map(printable, one['names']))}: {one['reason']}" for one in failures[:_SHOWN]
+    ]
     lines += [f"note       {note}" for note in found["notes"]]
     for name, fingerprint in found["fingerprints"].items():
         lines += ["", f"fingerprint of {name}"]

@@ -1,5 +1,6 @@
 """The plan of a store: written first, never changed; which row is in which shard follows from it alone."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,11 @@ class Plan(BaseModel):
         """As it lies on disk."""
         return self.model_dump_json(indent=1) + "\n"
 
+    @property
+    def digest(self) -> str:
+        """sha256 of all of it: what a commit record says it was written for."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
 
 def read_plan(store: Path) -> Plan:
     """The plan of the store at `store`; StoreMissing (exit 5) if there is none."""
@@ -86,6 +92,10 @@ def read_plan(store: Path) -> Plan:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreMissing(
             f"expected a feature store at {store}, there is none: run `make extract` with this config first"
+        ) from None
+    except UnicodeDecodeError:
+        raise IntegrityError(
+            f"{path} is not a plan of store format 1 (not utf-8): restore it, or extract anew"
         ) from None
     try:
         return Plan.model_validate_json(text)

@@ -132,11 +132,20 @@ def _question(where: str, row: Any, problems: list[str]) -> Question | None:
 
 
 def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        yield from _conversation_rows(path, json.loads(text))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.append(f"byte {error.start}: not utf-8")
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    if text.lstrip().startswith("["):
+        try:
+            entries = json.loads(text)
+        except json.JSONDecodeError as error:
+            problems.append(f"line {error.lineno}: not JSON ({error.msg})")
+            return
+        yield from _conversation_rows(path, entries, problems)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -145,19 +154,29 @@ def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             problems.append(f"line {number}: not JSON ({error.msg})")
 
 
-def _conversation_rows(path: Path, entries: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """LLaVA's conversation JSON: each human turn with the answer that follows is a question asked on its own."""
+def _conversation_rows(path: Path, entries: Iterable[Any], problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """LLaVA's conversation JSON: each human turn with the answer that follows is a question asked on its own.
+
+    Its ids repeat: a conversation whose id was there before is told apart by its place in the file.
+    """
     without_image = 0
+    seen: set[str] = set()
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or "image" not in entry:
             without_image += 1
             continue
         turns = entry.get("conversations", [])
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            problems.append(f"entry {number}: conversations: expected a list of turns (got {turns!r:.80})")
+            continue
+        name = str(entry.get("id", number))
+        name = f"{name}@{number}" if name in seen else name
+        seen.add(name)
         for turn, (asked, answered) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
             yield (
                 f"entry {number} turn {turn}",
                 {
-                    "question_id": f"{entry.get('id', number)}/{turn}",
+                    "question_id": f"{name}/{turn}",
                     "image": entry["image"],
                     "question": str(asked.get("value", "")).replace("<image>", "").strip(),
                     "answers": [answered.get("value")],

@@ -3,7 +3,8 @@
 """Reading a store: only what the log says is committed, checked the first time it is read, at memory speed."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
 from store.ids import GROUP as IDS
 from store.ids import ImageIds
-from store.plan import Plan, read_plan
-from store.schema import ArraySpec, Dtype, Layout
+from store.plan import PLAN, Plan, read_plan
+from store.schema import ArraySpec, Dtype, Layout, holds_fill
 from store.shard import FileRecord, crc
 
 FEATURES = "features.zarr"
@@ -86,19 +87,19 @@ class FeatureStore:
         self._maps: OrderedDict[tuple[str, int], MappedShard] = OrderedDict()
 
     @classmethod
-    def open(cls, path: Path) -> "FeatureStore":
-        """Read plan, log and ids; raises StoreMissing (exit 5) or IntegrityError (exit 4)."""
+    def open(cls, path: Path, believe_plan: bool = False) -> "FeatureStore":
+        """Read plan, log and ids; raises StoreMissing (exit 5) or IntegrityError (exit 4).
+
+        `believe_plan` opens a store whose plan was changed after its shards were committed, to look into it.
+        """
         plan = read_plan(path)
-        group = open_features(path)
-        ids = ImageIds.read(_subgroup(group, IDS))
+        with _damage(path / FEATURES / IDS):
+            ids = ImageIds.read(_subgroup(open_features(path), IDS))
         if len(ids) != plan.n_images or ids.digest() != plan.ids_digest:
             raise IntegrityError(f"the ids in {path / FEATURES / IDS} are not those of the plan: restore them")
         commits = read_commits(path)
         for record in commits.values():
-            if record.shard >= plan.n_shards or record.ids_digest != ids.digest(plan.rows(record.shard)):
-                raise IntegrityError(
-                    f"commit {record.shard} of {path} is about other images than the plan's: remove it"
-                )
+            _require_ours(path, plan, ids, record, believe_plan)
         return cls(path, plan, commits, ids)
 
     def fingerprint(self, name: str) -> Fingerprint:
@@ -118,19 +119,18 @@ class FeatureStore:
     @property
     def projector(self) -> ProjectorState | None:
         """The projector's weights, None where the model's could not be reached."""
-        group = open_features(self.path)
-        if PROJECTOR not in group:
-            return None
-        weights = _subgroup(group, PROJECTOR)
-        arrays = dict(weights.arrays())
-        attributes: dict[str, Any] = dict(weights.attrs)
-        dtypes: dict[str, Any] = {name: array.attrs["logical_dtype"] for name, array in arrays.items()}
-        try:
+        with _damage(self.path / FEATURES / PROJECTOR):
+            group = open_features(self.path)
+            if PROJECTOR not in group:
+                return None
+            weights = _subgroup(group, PROJECTOR)
+            arrays = dict(weights.arrays())
+            attributes: dict[str, Any] = dict(weights.attrs)
+            dtypes: dict[str, Any] = {name: array.attrs["logical_dtype"] for name, array in arrays.items()}
             values = {name: np.asarray(array[...]) for name, array in arrays.items()}
-        except ValueError as error:
-            raise IntegrityError(
-                f"the projector in {self.path / FEATURES} is damaged ({error}): extract anew"
-            ) from None
+            absent = [name for name, value in values.items() if holds_fill(value, dtypes[name])]
+            if absent:
+                raise ValueError(f"chunks of {', '.join(absent)} are missing")
         return ProjectorState(str(attributes["kind"]), attributes["config"], values, dtypes)
 
     def require(self, names: Iterable[str]) -> None:
@@ -166,13 +166,15 @@ class FeatureStore:
         return out
 
     def _shard(self, name: str, shard: int, row: int) -> MappedShard:
+        if not 0 <= row < self.plan.n_images:
+            raise RowUnavailable(f"expected a row of 0..{self.plan.n_images - 1}, got {row}: there is no such image")
         if row in self.failures:
             raise RowUnavailable(f"row {row} ({self._named(row)}) could not be encoded: {self.failures[row]}")
         key = (name, shard)
         if key in self._maps:
             self._maps.move_to_end(key)
             return self._maps[key]
-        if shard not in self.commits or row < 0:
+        if shard not in self.commits:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
         record = self.commits[shard].files[name]
         repair = (
@@ -186,7 +188,7 @@ class FeatureStore:
         return mapped
 
     def _named(self, row: int) -> str:
-        return ", ".join(self.ids.names(row)[:_SHOWN]) if 0 <= row < self.plan.n_images else "no such row"
+        return ", ".join(self.ids.names(row)[:_SHOWN])
 
 
 def open_features(path: Path) -> zarr.Group:
@@ -194,7 +196,34 @@ def open_features(path: Path) -> zarr.Group:
     folder = path / FEATURES
     if not folder.is_dir():
         raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run `make extract` to go on")
-    return zarr.open_group(folder, mode="r")
+    with _damage(folder):
+        return zarr.open_group(folder, mode="r")
+
+
+def _require_ours(path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, believe_plan: bool) -> None:
+    """Refuse a commit record that is about something else than the plan."""
+    rows = plan.rows(record.shard) if 0 <= record.shard < plan.n_shards else range(0)
+    paths = {spec.name: plan.layout(spec.name).relative_path(record.shard) for spec in plan.arrays}
+    where = f"commit {record.shard} of {path}"
+    if (record.first_row, record.last_row) != (rows.start, rows.stop - 1) or record.ids_digest != ids.digest(rows):
+        raise IntegrityError(f"{where} is about other images than the plan's: remove it and run `make extract`")
+    if record.plan_digest != plan.digest and not believe_plan:
+        raise IntegrityError(
+            f"{where} was made for another plan: {path / PLAN} was changed since; restore it, or let "
+            f"`python -m stage1_extract diagnose {path}` say what the store holds"
+        )
+    if {name: file.path for name, file in record.files.items()} != paths:
+        raise IntegrityError(f"{where} names other files than the plan's: remove it and run `make extract`")
+
+
+@contextmanager
+def _damage(folder: Path) -> Generator[None, None, None]:
+    """What zarr raises on damaged bytes or metadata, said as an IntegrityError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise IntegrityError(f"{folder} is damaged ({said}): restore it, or extract anew") from None
 
 
 def _subgroup(group: zarr.Group, name: str) -> zarr.Group:

@@ -66,8 +66,8 @@ class ArraySpec(BaseModel):
 
     @property
     def fill(self) -> float | int:
-        """NaN, so that what was never written cannot pass for data."""
-        return _BFLOAT16_NAN if self.dtype == "bfloat16" else float("nan")
+        """What rows hold that were never written, or whose image failed."""
+        return fill_value(self.dtype)
 
     def finite(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Which rows hold neither NaN nor infinity."""
@@ -76,6 +76,18 @@ class ArraySpec(BaseModel):
             exponent = np.uint16(0x7F80)
             return np.asarray(((flat & exponent) != exponent).all(axis=1))
         return np.asarray(np.isfinite(flat).all(axis=1))
+
+
+def fill_value(dtype: Dtype) -> float | int:
+    """NaN, so that what was never written cannot pass for data."""
+    return _BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
+
+
+def holds_fill(values: NDArray[Any], dtype: Dtype) -> bool:
+    """Whether any value is a NaN, as in chunks that are not there."""
+    if dtype == "bfloat16":
+        return bool(((values & 0x7FFF) > 0x7F80).any())
+    return bool(np.isnan(values).any())
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 """Creating a store and committing shards to it; one writer at a time."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import socket
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from store.fingerprint import require_equal
 from store.ids import ImageIds, write_whole
 from store.plan import PLAN, Plan, read_plan
 from store.reader import FEATURES, PROJECTOR, ProjectorState
-from store.schema import ArraySpec
+from store.schema import ArraySpec, fill_value
 from store.shard import PARTIAL, write_shard
 
 LOCK = "writer.lock"
@@ -39,7 +38,6 @@ class StoreWriter:
 
     def __init__(self, path: Path, plan: Plan, ids: ImageIds) -> None:
         self.path, self.plan, self.ids = path, plan, ids
-        self._plan_digest = hashlib.sha256(plan.to_json().encode()).hexdigest()
 
     @classmethod
     @contextmanager
@@ -51,21 +49,23 @@ class StoreWriter:
         Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
         while another process writes, NoSpace (exit 7) where the disk is full or read-only.
         """
-        with _disk(path, plan.total_bytes), _lock(path):
-            if (path / PLAN).exists():
-                _require_same(path, read_plan(path), plan)
-            else:
-                write_atomically(path / PLAN, plan.to_json())
-            if not (path / FEATURES).exists():
-                _create_arrays(path, plan, ids, projector)
-            _sweep(path)
+        with ExitStack() as held:
+            with _disk(path, plan.total_bytes):
+                held.enter_context(_lock(path))
+                if (path / PLAN).exists():
+                    _require_same(path, read_plan(path), plan)
+                else:
+                    write_atomically(path / PLAN, plan.to_json())
+                if not (path / FEATURES).exists():
+                    _create_arrays(path, plan, ids, projector)
+                _sweep(path)
             yield cls(path, plan, ids)
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
         committed = read_commits(self.path)
         for record in committed.values():
-            if record.plan_digest != self._plan_digest:
+            if record.plan_digest != self.plan.digest:
                 raise IntegrityError(
                     f"shard {record.shard} of {self.path} was committed for another plan: extract into a new folder"
                 )
@@ -81,6 +81,11 @@ class StoreWriter:
         Raises NonFinite (exit 3) naming the images whose features are not numbers.
         """
         rows = self.plan.rows(shard)
+        if not failures.keys() <= set(rows):
+            raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
+        committed = read_commits(self.path).get(shard)
+        if committed is not None:
+            return committed  # the first commit wins, and its files stay
         filled = {spec.name: self._checked(spec, rows, arrays[spec.name], failures) for spec in self.plan.arrays}
         with _disk(self.path, self.plan.total_bytes):
             files = {
@@ -92,13 +97,13 @@ class StoreWriter:
                 first_row=rows.start,
                 last_row=rows.stop - 1,
                 ids_digest=self.ids.digest(rows),
-                plan_digest=self._plan_digest,
+                plan_digest=self.plan.digest,
                 files=files,
                 failures=dict(sorted(failures.items())),
                 telemetry=dict(telemetry),
             )
             publish(self.path, record)
-        return record
+        return record.sealed()
 
     def _checked(self, spec: ArraySpec, rows: range, values: NDArray[Any], failures: Mapping[int, str]) -> NDArray[Any]:
         if len(values) != len(rows):
@@ -131,7 +136,7 @@ def _create_arrays(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorSt
         attributes = {"kind": projector.kind, "config": projector.config}
         weights = group.create_group(PROJECTOR, attributes=attributes)
         for name in sorted(projector.weights):
-            created = write_whole(weights, name, projector.weights[name])
+            created = write_whole(weights, name, projector.weights[name], fill_value(projector.dtypes[name]))
             created.attrs["logical_dtype"] = projector.dtypes[name]
     aside.rename(path / FEATURES)
     sync_directory(path)

@@ -1,6 +1,5 @@
 """Wrong stores: bits flipped under valid checksums, arrays rewritten, fingerprints that lie."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -87,10 +86,9 @@ def copy(store: Path, to: Path) -> Path:
 
 def _replan(store: Path, plan: Plan) -> None:
     write_atomically(store / PLAN, plan.to_json())
-    digest = hashlib.sha256(plan.to_json().encode()).hexdigest()
     for record in read_commits(store).values():
-        _save(store, record.model_copy(update={"plan_digest": digest}))
+        _save(store, record.model_copy(update={"plan_digest": plan.digest}))
 
 
 def _save(store: Path, record: CommitRecord) -> None:
-    write_atomically(store / "commits" / f"{record.shard}.json", record.model_dump_json(indent=1) + "\n")
+    write_atomically(store / "commits" / f"{record.shard}.json", record.sealed().model_dump_json(indent=1) + "\n")

@@ -81,7 +81,9 @@ def test_the_language_model_is_not_touched_and_its_flags_are_as_before(wanted, t
         return seen[-1]
 
     monkeypatch.setattr(train, "open_session", watched)
-    before = {name: tensor.clone() for name, tensor in opened(wanted(tmp_path), {"raw"}).language.model.state_dict().items()}
+    before = {
+        name: tensor.clone() for name, tensor in opened(wanted(tmp_path), {"raw"}).language.model.state_dict().items()
+    }
     train.run(wanted(tmp_path))
     model = seen[0].language.model
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -126,9 +126,6 @@ def named_store(path, name):
         "line\nbreak.png",
         pytest.param(
             "\udcff.png",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a name that is not utf-8 is a UnicodeEncodeError when inspect prints the failure"
-            ),
         ),
     ],
 )
@@ -220,9 +217,6 @@ def test_an_empty_store_exports_as_empty_arrays(tmp_path):
         assert file["large"].shape[0] == file["rows"].shape[0] == file["names"].shape[0] == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an empty list becomes a float64 dataset: readers of text break where nothing failed"
-)
 def test_a_list_of_no_failures_is_still_a_list_of_text(tmp_path):
     path = store_of(tmp_path / "store", 2)
     export_hdf5(FeatureStore.open(path), tmp_path / "out.h5", overwrite=False)
@@ -236,9 +230,6 @@ def test_a_list_of_no_failures_is_still_a_list_of_text(tmp_path):
         "naïve é 图.png",
         pytest.param(
             "\udcff.png",
-            marks=pytest.mark.xfail(
-                strict=True, reason="h5py encodes str as strict utf-8: a name that is not utf-8 breaks the whole export"
-            ),
         ),
     ],
 )

@@ -117,9 +117,6 @@ def test_a_missing_file_is_said_with_its_path(tmp_path):
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.xfail(
-    strict=True, reason="str.splitlines also splits at U+2028, U+2029 and U+0085, which JSON allows inside strings"
-)
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 def test_a_question_may_hold_any_character_that_json_allows_in_a_line(tmp_path, character):
     text = json.dumps(row(1, question=f"what{character}is it ?"), ensure_ascii=False)
@@ -135,9 +132,6 @@ def test_lines_may_end_as_windows_ends_them(tmp_path, content):
     assert read_questions(source) == expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="JSONDecodeError and UnicodeDecodeError of the whole file come through as tracebacks"
-)
 @pytest.mark.parametrize("content", ["[{", "[1, 2,]", '[{"image": "a.png"}', b'{"question_id": "\xff\xfe"}\n'])
 def test_a_file_that_cannot_be_read_at_all_is_an_error_of_ours(tmp_path, content):
     source = data(tmp_path, content)
@@ -192,16 +186,12 @@ def test_unusable_turns_are_listed_by_entry_and_turn(tmp_path):
         read_questions(data(tmp_path, ([conversation(1), broken],)))
 
 
-@pytest.mark.xfail(strict=True, reason="_conversation_rows assumes lists of dicts: AttributeError or TypeError")
 @pytest.mark.parametrize("turns", ["text", 7, None, [1, 2], ["a", "b"], [None, {"value": "a"}]])
 def test_conversations_that_are_none_are_listed_as_problems(tmp_path, turns):
     with pytest.raises(InvalidQuestions, match="entry 1"):
         read_questions(data(tmp_path, ([conversation(1), conversation(2, conversations=turns)],)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ids of LLaVA-Instruct are those of images and repeat: the whole file is refused"
-)
 def test_two_conversations_may_share_an_id_as_they_do_in_llavas_own_file(tmp_path):
     entries = [conversation(1), conversation(1, turns=2)]
     questions = read_questions(data(tmp_path, (entries,)))
