@@ -1,0 +1,55 @@
+"""The README's code is run as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.experiment import Experiment
+from stage1_extract.extract import extract
+from tests.helpers.checkpoints import tiny_llava
+from tests.helpers.data import tiny_questions
+from tests.stage2_prune.tokens import visual_tokens
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_examples_of_the_readme_run_on_a_store_at_the_place_where_the_demo_writes_it(tmp_path, monkeypatch, dtype):
+    tiny_llava(tmp_path / "checkpoint")
+    tiny_questions(tmp_path / "data", images=2)
+    content = {
+        "name": "demo",
+        "run_dir": tmp_path / "runs" / "demo",
+        "model": {"checkpoint": str(tmp_path / "checkpoint"), "device": "cpu", "dtype": dtype},
+        "data": {"images": tmp_path / "data/images", "questions": tmp_path / "data/questions.jsonl"},
+    }
+    extract(Experiment.model_validate(content), overwrite=False)
+    monkeypatch.chdir(tmp_path)
+    example, look_inside, _ = blocks("README.md")
+    exec(compile(example, "README.md", "exec"), {})
+    inside: dict = {}
+    exec(compile(look_inside, "README.md", "exec"), inside)
+    assert inside["image"].dtype == "float32" and inside["image"].shape == (16, 32)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/adding-a-pruner.md"])
+def test_the_pruner_that_the_pages_show_is_complete_and_keeps_what_it_says(page):
+    defined: dict = {"__name__": "top_rows"}
+    exec(compile(blocks(page)[-1], page, "exec"), defined)
+    kept = defined["TopRows"](skip=4).select(visual_tokens((4, 4)), 8)
+    assert torch.equal(kept, torch.arange(4, 12).expand(3, -1))
+
+
+def test_every_make_target_and_path_that_the_readme_names_exists():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    known = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "extract", "parity"} <= targets <= known
+    for linked in re.findall(r"\]\(([^)]+)\)", readme):
+        assert (ROOT / linked).exists(), linked
