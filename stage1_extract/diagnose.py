@@ -21,7 +21,8 @@ from configs.experiment import Experiment
 from stage1_extract.encode import EveryLayer, Selection, encode_every_layer
 from stage1_extract.errors import ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
-from stage1_extract.family import checkpoint_config, find_family, pick_device
+from stage1_extract.family import checkpoint_config, pick_device
+from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image, read_image_bytes
 from stage1_extract.suspects import (

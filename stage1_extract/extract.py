@@ -19,7 +19,8 @@ from tqdm import tqdm
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage1_extract.errors import BadImage, TooManyFailures
-from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config, find_family, pick_device
+from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config, pick_device
+from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image, read_image_bytes
 from stage1_extract.price import price, require_space

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from configs import plugin
 from configs.experiment import Experiment, ModelSection
 from store.checkpoint import load_config
 from store.plan import Geometry
@@ -66,31 +65,6 @@ class Family(ABC):
     @abstractmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
         """Load what encodes."""
-
-
-def find_family(config: Any) -> type[Family]:
-    """The family of a checkpoint: by model type, if its parts can be reached; else the model's own code.
-
-    In transformers 5 LLaVA has its parts on `model.model` only: both places are looked at, on the meta device, so that
-    nothing is loaded to find out.
-    """
-    from stage1_extract import families
-    from stage1_extract.families.whole_model import WholeModel
-
-    for family in plugin.find_all(families, Family).values():
-        if config.model_type in family.model_types and parts_can_be_reached(config):
-            return family
-    return WholeModel
-
-
-def parts_can_be_reached(config: Any) -> bool:
-    """Whether the model, or its `.model`, has a vision tower and a projector of their own."""
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(config)
-    holders = [model, *([model.model] if hasattr(model, "model") else [])]
-    return any(hasattr(one, "vision_tower") and hasattr(one, "multi_modal_projector") for one in holders)
 
 
 def checkpoint_config(model: ModelSection) -> Any:

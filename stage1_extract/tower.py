@@ -1,6 +1,5 @@
 """What stage 1 must know of a kind of vision tower; one file per kind in `towers/`."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,25 +31,43 @@ class TowerFacts:
         return self.grid[0] * self.grid[1]
 
 
-class Tower(ABC):
-    """A kind of tower, found by its config's `model_type`."""
+class Tower:
+    """A kind of tower: what is the same in all transformers of square images; a file of `towers/` says the rest.
+
+    A tower that is built otherwise overrides the methods.
+    """
 
     model_types: ClassVar[frozenset[str]]
+    """`model_type`s of the vision configs that it serves."""
+    has_cls: ClassVar[bool]
+    """Whether its first row is a CLS row."""
+    layers_at: ClassVar[str]
+    """Where its list of layers is."""
+    query_at: ClassVar[str]
+    """Where a layer has the query projection of its self-attention."""
+    key_at: ClassVar[str]
+    """The same for the key projection."""
 
     @classmethod
-    @abstractmethod
     def facts(cls, config: Any) -> TowerFacts:
         """Geometry from the vision config."""
+        return TowerFacts(
+            grid=square_grid(config),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            layers=config.num_hidden_layers,
+            has_cls=cls.has_cls,
+        )
 
     @classmethod
-    @abstractmethod
     def layers(cls, tower: nn.Module) -> Sequence[nn.Module]:
         """Its layers in order; `hidden_states[j]` is the output of layer j - 1."""
+        return list(tower.get_submodule(cls.layers_at).children())
 
     @classmethod
-    @abstractmethod
     def query_and_key(cls, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The two projections of a layer's self-attention, each (image, token, hidden) -> (image, token, hidden)."""
+        return layer.get_submodule(cls.query_at), layer.get_submodule(cls.key_at)
 
 
 def square_grid(config: Any) -> tuple[int, int]:

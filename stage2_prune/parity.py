@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from stage2_prune import weights
 from stage2_prune.ask import prepare
-from stage2_prune.assemble import Layout, lay_out
+from stage2_prune.assemble import lay_out
 from stage2_prune.cells import configured_pruners
 from stage2_prune.differences import Pair
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
-from stage2_prune.features import Excluded, FeatureBatch, Features
+from stage2_prune.features import FeatureBatch, Features
+from stage2_prune.findings import Batch, Findings
 from stage2_prune.language import Text, open_language, open_text
 from stage2_prune.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING, Outcome, answer, reasons, slot_features
 from stage2_prune.parity_report import as_json, as_text
@@ -42,44 +42,6 @@ from store.reader import FeatureStore
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch of an evaluation, laid out once for all modes."""
-
-    questions: list[Question]
-    layout: Layout
-    asked: Asked
-
-
-@dataclass
-class Findings:
-    """What was compared, and what came out."""
-
-    store: Path
-    batches: Sequence[Batch]
-    excluded: Sequence[Excluded]
-    without: dict[str, str]
-    """Modes that could not run, with the reason."""
-    right: dict[str, int]
-    """Right answers by mode."""
-    pairs: list[Pair]
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of one image, in the words of the hunt."""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def questions(self) -> int:
-        """How many were asked."""
-        return sum(len(batch.questions) for batch in self.batches)
-
-    @property
-    def identical(self) -> bool | None:
-        """None where nothing differs, but a mode could not run."""
-        if not all(pair.equal for pair in self.pairs):
-            return False
-        return None if self.without else True
 
 
 def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:

@@ -1,15 +1,13 @@
 """What parity found, for people (in the words of the hunt that it replaces) and for programs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stage2_prune.differences import ATOL, Pair
+from stage2_prune.findings import Findings
 from stage2_prune.modes import BASELINE, EMB_REPLACED, MODES
 
-if TYPE_CHECKING:
-    from stage2_prune.parity import Findings
 
-
-def as_json(findings: "Findings") -> dict[str, Any]:
+def as_json(findings: Findings) -> dict[str, Any]:
     """`parity.json`."""
     return {
         "identical": findings.identical,
@@ -24,7 +22,7 @@ def as_json(findings: "Findings") -> dict[str, Any]:
     }
 
 
-def as_text(findings: "Findings") -> str:
+def as_text(findings: Findings) -> str:
     """Shapes and differences of the features, then one line per pair of modes, then the verdict."""
     lines = [f"{name:<22}{shape}" for name, shape in findings.shapes.items()]
     hunted = next((pair for pair in findings.pairs if (pair.a, pair.b) == (BASELINE, EMB_REPLACED)), None)
@@ -54,7 +52,7 @@ def _pair_table(pairs: list[Pair]) -> list[str]:
     ]
 
 
-def _mode_lines(findings: "Findings") -> list[str]:
+def _mode_lines(findings: Findings) -> list[str]:
     lines: list[str] = []
     for mode in MODES:
         accuracy = _accuracy(findings, mode)
@@ -63,13 +61,13 @@ def _mode_lines(findings: "Findings") -> list[str]:
     return lines
 
 
-def _accuracy(findings: "Findings", mode: str) -> float | None:
+def _accuracy(findings: Findings, mode: str) -> float | None:
     if mode in findings.without or not findings.questions:
         return None
     return findings.right[mode] / findings.questions
 
 
-def _verdict(findings: "Findings") -> str:
+def _verdict(findings: Findings) -> str:
     asked = f"{findings.questions} questions"
     if findings.identical:
         return f"IDENTICAL: {asked}, every feature, logit and token the same bits in all four modes"

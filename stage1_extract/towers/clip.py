@@ -1,35 +1,15 @@
 """CLIP's vision transformer (Radford et al. 2021), the tower of LLaVA-1.5."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
-from torch import nn
-
-from stage1_extract.tower import Tower, TowerFacts, square_grid
+from stage1_extract.tower import Tower
 
 
 class Clip(Tower):
     """CLS row first; the last hidden state is the last layer's output."""
 
-    model_types = frozenset({"clip_vision_model"})
-
-    @classmethod
-    def facts(cls, config: Any) -> TowerFacts:
-        """Geometry from the vision config."""
-        return TowerFacts(
-            grid=square_grid(config),
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            layers=config.num_hidden_layers,
-            has_cls=True,
-        )
-
-    @classmethod
-    def layers(cls, tower: nn.Module) -> Sequence[nn.Module]:
-        """Its layers in order."""
-        return list(tower.get_submodule("encoder.layers").children())
-
-    @classmethod
-    def query_and_key(cls, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The two projections of its self-attention."""
-        return layer.get_submodule("self_attn.q_proj"), layer.get_submodule("self_attn.k_proj")
+    model_types: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
+    has_cls = True
+    layers_at = "encoder.layers"
+    query_at = "self_attn.q_proj"
+    key_at = "self_attn.k_proj"

@@ -1,35 +1,15 @@
 """SigLIP's vision transformer (Zhai et al. 2023): no CLS row."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
-from torch import nn
-
-from stage1_extract.tower import Tower, TowerFacts, square_grid
+from stage1_extract.tower import Tower
 
 
 class Siglip(Tower):
     """Patches only, so the select strategy `default` would drop a real patch."""
 
-    model_types = frozenset({"siglip_vision_model"})
-
-    @classmethod
-    def facts(cls, config: Any) -> TowerFacts:
-        """Geometry from the vision config."""
-        return TowerFacts(
-            grid=square_grid(config),
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            layers=config.num_hidden_layers,
-            has_cls=False,
-        )
-
-    @classmethod
-    def layers(cls, tower: nn.Module) -> Sequence[nn.Module]:
-        """Its layers in order."""
-        return list(tower.get_submodule("encoder.layers").children())
-
-    @classmethod
-    def query_and_key(cls, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The two projections of its self-attention."""
-        return layer.get_submodule("self_attn.q_proj"), layer.get_submodule("self_attn.k_proj")
+    model_types: ClassVar[frozenset[str]] = frozenset({"siglip_vision_model"})
+    has_cls = False
+    layers_at = "encoder.layers"
+    query_at = "self_attn.q_proj"
+    key_at = "self_attn.k_proj"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from configs.load import load
-from stage1_extract.family import checkpoint_config, find_family
+from stage1_extract.family import checkpoint_config
+from stage1_extract.find_family import find_family
 from stage1_extract.images import decode_image, read_image_bytes
 from stage2_prune.ask import ask, prepare
 from stage2_prune.cells import configured_pruners

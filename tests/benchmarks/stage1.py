@@ -14,7 +14,8 @@ from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from configs.experiment import Experiment
 from stage1_extract.extract import encode_shards, plan_for
-from stage1_extract.family import Encoder, Pixels, checkpoint_config, find_family
+from stage1_extract.family import Encoder, Pixels, checkpoint_config
+from stage1_extract.find_family import find_family
 from stage1_extract.sources import find_sources
 from store.writer import StoreWriter
 from tests.helpers.checkpoints import WORDS, save_processor

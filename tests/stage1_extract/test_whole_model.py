@@ -27,7 +27,8 @@ from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.families.llava import Llava, LlavaEncoder
 from stage1_extract.families.whole_model import NOTE, WholeModel
-from stage1_extract.family import checkpoint_config, find_family
+from stage1_extract.family import checkpoint_config
+from stage1_extract.find_family import find_family
 from store.compare import differences_between
 from store.errors import StoreMissing
 from store.reader import FeatureStore
@@ -192,7 +193,7 @@ def test_a_llava_whose_parts_could_not_be_reached_would_give_the_same_projected_
     checkpoint = tiny_llava(tmp_path / "checkpoint")
     parts, whole = experiment(tmp_path / "parts", checkpoint), experiment(tmp_path / "whole", checkpoint)
     extract(parts, overwrite=False)
-    monkeypatch.setattr("stage1_extract.family.parts_can_be_reached", lambda config: False)
+    monkeypatch.setattr("stage1_extract.find_family.parts_can_be_reached", lambda config: False)
     assert find_family(checkpoint_config(whole.model)) is WholeModel
     extract(whole, overwrite=False)
     stores = [FeatureStore.open(wanted.store_path) for wanted in (parts, whole)]

@@ -1,0 +1,31 @@
+"""Which file of `families/` opens a checkpoint."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from configs import plugin
+from stage1_extract import families
+from stage1_extract.families.whole_model import WholeModel
+from stage1_extract.family import Family
+
+
+def find_family(config: Any) -> type[Family]:
+    """The family of a checkpoint: by model type, if its parts can be reached; else the model's own code.
+
+    In transformers 5 LLaVA has its parts on `model.model` only: both places are looked at, on the meta device, so that
+    nothing is loaded to find out.
+    """
+    for family in plugin.find_all(families, Family).values():
+        if config.model_type in family.model_types and parts_can_be_reached(config):
+            return family
+    return WholeModel
+
+
+def parts_can_be_reached(config: Any) -> bool:
+    """Whether the model, or its `.model`, has a vision tower and a projector of their own."""
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    holders = [model, *([model.model] if hasattr(model, "model") else [])]
+    return any(hasattr(one, "vision_tower") and hasattr(one, "multi_modal_projector") for one in holders)
