@@ -29,7 +29,6 @@ def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
     """Write a checkpoint folder that stock transformers opens, and a log of one JSON line per measurement."""
     save_processor(out)
     torch.manual_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high")
     report = Report(log)
     report(phase="recipe", **asdict(recipe), torch=torch.__version__)
     lessons = teaching(recipe, recipe.seed, recipe.scenes)
