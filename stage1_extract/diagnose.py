@@ -163,6 +163,7 @@ def run(experiment: Experiment, sample: int, as_json: bool) -> int:
     unknown = [name for name, one in found.items() if not one.known]
     result = {
         "store": str(store.path),
+        "checkpoint": experiment.model.checkpoint,
         "images": len(bench.rows),
         "refusals": refusals,
         "causes": [vars(cause) for cause in causes],
@@ -344,7 +345,7 @@ def _open_image(experiment: Experiment, store: FeatureStore, row: int) -> Image.
 
 
 def _as_text(result: Mapping[str, Any]) -> str:
-    lines = [f"{result['store']}: {result['images']} images encoded again", ""]
+    lines = [f"{result['store']}: {result['images']} images encoded again by {result['checkpoint']}", ""]
     lines += [f"refused  {refusal}" for refusal in result["refusals"]] or ["refused  nothing: its fingerprints agree"]
     lines.append("")
     for name, one in result["arrays"].items():

@@ -40,10 +40,20 @@ def test_nothing_but_the_demo_imports_the_demo():
                 assert not any(module.startswith("stage1_extract.demo") for module in imported(path)), path
 
 
-def test_the_packages_do_not_read_the_folder_that_this_checkout_lies_in():
-    for package in MAY_IMPORT:
-        for path in (ROOT / package).rglob("*.py"):
-            assert "../shared" not in path.read_text(), path
+def test_a_spawned_worker_finds_the_packages_from_any_folder_even_beside_folders_of_their_names(tmp_path):
+    for name in MAY_IMPORT:
+        (tmp_path / name).mkdir()
+    script = (
+        "import multiprocessing\n"
+        "from store.schema import ArraySpec, default_shard_images\n"
+        "if __name__ == '__main__':\n"
+        "    spec = ArraySpec(name='raw', axes=('patch',), shape=(576,), dtype='float16')\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        assert pool.apply(default_shard_images, ([spec], 3)) == 4\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", ["store", "stage1_extract", "stage2_prune"])

@@ -186,4 +186,5 @@ def test_the_report_says_in_words_what_is_refused_and_what_was_found(home, tmp_p
     said = capsys.readouterr().out
     assert said.index("refused  raw: vision_feature_layer: expected -2, found -3") < said.index("CAUSES")
     assert said.rstrip().endswith("CAUSES   layer -3 instead of -2")
+    assert said.splitlines()[0] == f"{store}: 2 images encoded again by {home / 'checkpoint'}"
     assert "max |diff|" in said
