@@ -21,7 +21,7 @@ from configs.experiment import Experiment
 from stage1_extract.encode import EveryLayer, Selection, encode_every_layer
 from stage1_extract.errors import ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
-from stage1_extract.family import checkpoint_config, pick_device
+from stage1_extract.family import checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image, read_image_bytes
@@ -45,7 +45,7 @@ from store.errors import StoreMissing
 from store.fingerprint import differences
 from store.projectors import build, project_image
 from store.reader import FeatureStore
-from store.tensors import from_storage, torch_dtype
+from store.tensors import from_storage, pick_device, torch_dtype
 
 SOUND, WRONG = 0, 4
 """Exit codes."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage1_extract.errors import BadImage, TooManyFailures
-from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config, pick_device
+from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image, read_image_bytes
@@ -28,7 +28,7 @@ from stage1_extract.sources import Source, Sources, find_sources
 from store.commits import read_commits
 from store.plan import PLAN, Plan
 from store.schema import default_shard_images
-from store.tensors import to_storage
+from store.tensors import pick_device, to_storage
 from store.writer import StoreWriter
 
 One = TypeVar("One")

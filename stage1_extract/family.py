@@ -70,10 +70,3 @@ class Family(ABC):
 def checkpoint_config(model: ModelSection) -> Any:
     """The checkpoint's transformers config; CheckpointMissing (exit 5) names what to download."""
     return load_config(model.checkpoint, model.revision)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of `model.device`; `auto` takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

@@ -20,13 +20,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import ChangedImage, WrongWeights
-from stage1_extract.family import pick_device
 from stage1_extract.fingerprint import environment
 from stage1_extract.images import content_id, decode_image, read_image_bytes
 from stage1_extract.processor import ImageProcessor
 from store.checkpoint import load_config, quiet_loading, weight_files
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
-from store.tensors import torch_dtype
+from store.tensors import pick_device, torch_dtype
 
 
 class FullModel:

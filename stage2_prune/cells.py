@@ -50,15 +50,19 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     return built
 
 
-def plan(experiment: Experiment, methods: Mapping[str, Pruner], patches: int) -> list[Cell]:
-    """Every cell, in the order of the config: methods, then budgets, positions and seeds."""
-    section = experiment.prune
-    too_large = [keep for keep in section.budgets if keep > patches]
+def check_budgets(experiment: Experiment, patches: int) -> None:
+    """Refuse budgets of more visual tokens than an image has (PrunerMisused, exit 2)."""
+    too_large = [keep for keep in experiment.prune.budgets if keep > patches]
     if too_large:
         raise PrunerMisused(
             f"expected budgets of at most {patches} visual tokens, the number of patches of this store; "
             f"prune.budgets has {', '.join(map(str, too_large))}"
         )
+
+
+def plan(experiment: Experiment, methods: Mapping[str, Pruner], patches: int) -> list[Cell]:
+    """Every cell, in the order of the config: methods, then budgets, positions and seeds."""
+    section = experiment.prune
     cells: list[Cell] = []
     for label, pruner in methods.items():
         if pruner.place == "in_llm":

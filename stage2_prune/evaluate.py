@@ -16,7 +16,7 @@ from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
-from stage2_prune.cells import Cell, configured_pruners, plan
+from stage2_prune.cells import Cell, check_budgets, configured_pruners, plan
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
@@ -58,6 +58,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     methods = configured_pruners(experiment)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
+    check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
     asked, excluded = session.features.answerable(questions)
     cells = plan(experiment, bound, session.features.patches)

@@ -13,6 +13,7 @@ from configs import plugin
 from configs.experiment import ModelSection
 from stage2_prune.errors import PruneError, PrunerMisused
 from store.checkpoint import load_config
+from store.tensors import pick_device
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,3 @@ def open_language(model: ModelSection) -> Language:
     """
     config = load_config(model.checkpoint, model.revision)
     return find_family(config).open(config, model, pick_device(model.device))
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of `model.device`; `auto` takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

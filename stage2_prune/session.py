@@ -9,10 +9,10 @@ from stage2_prune.assemble import cast_is_exact
 from stage2_prune.checks import Reprojection, check_checkpoint, check_projector, check_reprojection, check_shapes
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
-from stage2_prune.language import Language, find_family, open_language, pick_device
+from stage2_prune.language import Language, find_family, open_language
 from store.checkpoint import load_config
 from store.reader import FeatureStore
-from store.tensors import torch_dtype
+from store.tensors import pick_device, torch_dtype
 
 
 @dataclass(frozen=True)

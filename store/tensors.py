@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs.errors import ConfigError
 from store.schema import Dtype
 
 _TORCH: dict[str, torch.dtype] = {
@@ -47,3 +48,21 @@ def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of `model.device`; `auto` takes a GPU where there is one.
+
+    Raises ConfigError (exit 2) for a device that torch does not know or that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model.device: expected a device that is here, such as cpu or auto, got {name!r} ({said})"
+        ) from None
+    return device

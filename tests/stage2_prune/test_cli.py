@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -38,3 +40,14 @@ def test_eval_holds_no_vision_tower_and_no_stage_1(home, tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["schema"] == 1
     assert "Traceback" not in done.stderr and "UNEXPECTED" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda", "nothing"])
+def test_a_device_that_is_not_here_is_a_config_error(tiny, device):
+    from configs.errors import ConfigError
+    from stage2_prune.session import open_features
+
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it is here")
+    with pytest.raises(ConfigError, match=f"model.device: .*{device}"):
+        open_features(tiny(model__device=device), ())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from stage2_prune import evaluate
-from stage2_prune.cells import configured_pruners, plan
+from stage2_prune.cells import check_budgets, configured_pruners, plan
 from stage2_prune.errors import NotExtracted, OtherRun, PrunerMisused, StoreMismatch
 from stage2_prune.score import is_right, normalise
 from stage2_prune.session import open_session
@@ -239,7 +239,7 @@ def test_features_rounded_on_their_way_into_the_model_are_not_called_exact(tiny)
 def test_budgets_beyond_the_patches_are_a_config_error(tiny):
     experiment = tiny(prune__budgets=[4, 10_000])
     with pytest.raises(PrunerMisused, match="10000") as caught:
-        plan(experiment, configured_pruners(experiment), 16)
+        check_budgets(experiment, 16)
     assert caught.value.exit_code == 2
 
 
