@@ -242,7 +242,7 @@ def _batch_invariant(encoder: Encoder, tower_batch: int) -> bool:
     same = all(np.array_equal(to_storage(together[name][:1]), to_storage(alone[name])) for name in alone)
     if not same:
         _log.warning(
-            "note: on this device the tower's features depend on its batch; with --tower-batch %d parity can only be close, "
+            "note: on this device the tower's features depend on its batch; with --tower-batch %d parity may be only close, "
             "--tower-batch 1 makes it exact", tower_batch,
         )  # fmt: skip
     return same

@@ -65,6 +65,7 @@ def environment(device: torch.device, tower_batch: int, batch_invariant: bool) -
         "fp16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         "bf16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "attention": ATTENTION,
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "tower_batch": tower_batch,
         "batch_invariant": batch_invariant,
     }

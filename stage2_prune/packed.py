@@ -6,8 +6,7 @@ A question sees the prefix and itself, and its positions continue where the imag
 it were asked alone, but the prefix is computed once. Valid for pruners that do not look at the question.
 
 A patch of weight w counts w times in every softmax: log(w) is added to its column of the attention mask. That
-runs
-from a removed patch (w = 0) to an untouched one (w = 1 adds exactly 0) without a jump at either end.
+runs from a removed patch (w = 0) to an untouched one (w = 1 adds exactly 0) without a jump at either end.
 """
 
 from collections.abc import Sequence
@@ -80,6 +79,9 @@ def answer_logits(
     before, patches = len(packed.before), len(visual)
     text = language.embed(torch.cat([packed.before, packed.ids]))
     sequence = torch.cat([text[:before], cast(visual, language.dtype), text[before:]])
+    if weights is not None and weights.requires_grad:
+        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
+        sequence.requires_grad_()
     order = torch.arange(before + patches, device=language.device)
     logits = language.model(
         inputs_embeds=sequence[None],

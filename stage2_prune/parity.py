@@ -167,7 +167,7 @@ def _numeric_notes(stored: Mapping[str, Any], ran_on: Mapping[str, Any]) -> list
     if not stored.get("batch_invariant", True):
         notes.append(
             f"the store was encoded {stored['tower_batch']} images at a time on a device where that changes bits: "
-            "parity can be close only; extract with --tower-batch 1 for equal bits"
+            "parity may be only close; extract with --tower-batch 1 for equal bits"
         )
     return notes
 

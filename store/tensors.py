@@ -51,10 +51,13 @@ def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `model.device`; `auto` takes a GPU where there is one.
+    """The torch device of `model.device`, set to give the same bits on every run; `auto` takes a GPU where there is one.
 
     Raises ConfigError (exit 2) for a device that torch does not know or that is not here.
     """
+    # On an H100, cuDNN's attention of one query to a cache gave other bits from call to call (29 of 50 with 603 keys
+    # and a mask, torch 2.11, bfloat16; use_deterministic_algorithms does not stop it); the other kernels gave the same.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -122,3 +122,20 @@ def test_half_precision_models_give_close_logits_in_float32(language, visual, dt
     logits = answer_logits(other, visual, weights, lessons)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.15)
+
+
+def test_a_gradient_reaches_the_attention_mask_only_together_with_the_queries(language, visual, monkeypatch):
+    # CUDA's memory-efficient attention cannot do otherwise: training crashed on a GPU (pytorch/pytorch#148476).
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask=None, **rest):
+        seen.append((attn_mask.requires_grad, query.requires_grad))
+        return attend(query, key, value, attn_mask=attn_mask, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    weights = torch.full((PATCHES,), 0.5, requires_grad=True)
+    answer_logits(language, visual, weights, pack(LESSONS, language.device)).sum().backward()
+    assert len(seen) == language.model.config.num_hidden_layers
+    assert all(query or not mask for mask, query in seen)
+    assert visual.grad is None
