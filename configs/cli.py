@@ -73,12 +73,13 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     """Run a click group and leave the process with the exit code of the design's table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(_exit_code(group, arguments))
+    sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
 
 
-def _exit_code(group: click.Group, arguments: Sequence[str] | None) -> int:
+def run_to_exit_code(run: Callable[[], Any]) -> int:
+    """Run something that may raise; say what it raised, and return the exit code of the design's table."""
     try:
-        returned = group.main(args=arguments, standalone_mode=False)
+        returned = run()
     except click.ClickException as error:
         error.show()
         return 2

@@ -75,12 +75,26 @@ class ExtractSection(Section):
 
     tower_batch: PositiveInt = 8
     """Images per forward of the vision tower; part of the numeric fingerprint."""
+    exact_batch: bool = True
+    """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
     max_failures: Failures = "0"
     """Unreadable images that are tolerated: a count (`5`) or a share of all images (`1%`)."""
     max_pixels: PositiveInt = 50_000_000
     """Images with more pixels than this are refused from their header, before they are decoded."""
+    engine: Literal["local", "slurm", "ray"] = "local"
+    """Who runs the workers: processes on this machine, SLURM jobs, Ray actors; changes no byte."""
+    workers: PositiveInt | None = None
+    """Workers of the engine; default: one per device."""
+    worker_index: NonNegativeInt | None = None
+    """Which of `num_workers` this run is, from 0: it encodes its share of the shards, for any batch system."""
+    num_workers: PositiveInt | None = None
+    """How many runs share the store, each with its own `worker_index`."""
+    stall_seconds: PositiveFloat = 300.0
+    """A worker without progress for so long is taken for dead: its shard goes to another."""
+    slurm: dict[str, Any] = {}
+    """Parameters of submitit's executor, such as `slurm_partition` and `timeout_min`; `cluster: local` runs them here."""
 
 
 class Method(BaseModel):

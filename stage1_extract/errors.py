@@ -39,3 +39,23 @@ class BadImage(ExtractError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+
+
+class DeviceTooSmall(ExtractError):
+    """Not even one image fits into the device's memory."""
+
+    exit_code = 7
+
+
+class EngineMissing(ExtractError):
+    """The library of an engine is not installed."""
+
+    exit_code = 5
+
+
+class WorkerFailed(ExtractError):
+    """A worker ended with an error, or died too often on one shard."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,53 +1,28 @@
-"""Images -> store: decode in threads, encode, commit shard by shard; killed at any moment, it goes on where it stopped."""
+"""Images -> store: prepared here, encoded by workers; killed at any moment, it goes on where it stopped."""
 
 import logging
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
-from stage1_extract.errors import BadImage, TooManyFailures
-from stage1_extract.family import Description, Encoder, Pixels, checkpoint_config
+from stage1_extract.engines import local, ray, slurm
+from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import find_family
-from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import content_id, decode_image, read_image_bytes
 from stage1_extract.price import price, require_space
-from stage1_extract.sources import Source, Sources, find_sources
+from stage1_extract.sources import Sources, find_sources
+from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few
 from store.commits import read_commits
 from store.plan import PLAN, Plan
 from store.schema import default_shard_images
-from store.tensors import pick_device, to_storage
 from store.writer import StoreWriter
 
-One = TypeVar("One")
-Other = TypeVar("Other")
-Decoded = Pixels | BadImage
 _log = logging.getLogger(__name__)
-_SHOWN = 20
-
-
-@dataclass
-class Progress:
-    """What a run has done so far."""
-
-    bar: Any
-    tower_images: int = 0
-    """Rows that the tower has seen."""
-    failures: dict[int, str] = field(default_factory=dict)
-    """Rows that failed, earlier runs' included."""
-    bytes_written: int = 0
 
 
 def dry_run(experiment: Experiment) -> dict[str, Any]:
@@ -66,40 +41,83 @@ def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
     was made by something else, StoreLocked (exit 6), NoSpace (exit 7).
     """
     begun = time.monotonic()
-    config = checkpoint_config(experiment.model)
-    family = find_family(config)
+    share = _share(experiment)
     sources = find_sources(experiment)
-    allowed = _allowed(experiment.extract.max_failures, len(sources.rows))
-    _require_few(dict(enumerate_failures(sources)), allowed, sources)
-    device = pick_device(experiment.model.device)
-    encoder = family.open(experiment, config, device)
-    for note in encoder.description.notes:
+    allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
+    require_few(dict(enumerate_failures(sources)), allowed, sources)
+    opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
+    description = opened.encoder.description
+    for note in description.notes:
         _log.warning("note: %s", note)
-    numeric = environment(
-        device, experiment.extract.tower_batch, _batch_invariant(encoder, experiment.extract.tower_batch)
-    )
-    plan = plan_for(experiment, sources, encoder.description, fingerprints(experiment, config, encoder, numeric))
+    plan = plan_for(experiment, sources, description, opened.fingerprints())
     path = experiment.store_path
     if overwrite and (path / PLAN).exists():
         shutil.rmtree(path)
-    with StoreWriter.open(path, plan, sources.ids(), encoder.projector) as writer:
+    presence = "exclusive" if share is None else "shared"
+    stall = experiment.extract.stall_seconds
+    with StoreWriter.open(path, plan, sources.ids(), opened.encoder.projector, presence, stall) as writer:
         save_resolved(experiment, path)
-        missing = writer.missing_shards()
-        require_space(
-            sum(plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing), path
-        )
-        progress = encode_shards(experiment, writer, sources, encoder, missing, allowed)
+        missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
+        sizes = [plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing]
+        require_space(sum(sizes), path)
+        _encode(experiment, writer, sources, opened, missing, allowed)
     return {
         "store": str(path),
         "images": sources.names,
         "distinct": len(sources.rows),
-        "tower_images": progress.tower_images,
-        "shards": plan.n_shards,
-        "shards_written": len(missing),
-        "bytes_written": progress.bytes_written,
-        "failures": {", ".join(sources.rows[row].names): why for row, why in sorted(progress.failures.items())},
-        "notes": list(encoder.description.notes),
+        **_done(plan, path, missing, sources),
+        "notes": list(description.notes),
         "seconds": round(time.monotonic() - begun, 2),
+    }
+
+
+def _share(experiment: Experiment) -> tuple[int, int] | None:
+    """Which worker of how many this run is; None where it does all."""
+    index, workers = experiment.extract.worker_index, experiment.extract.num_workers
+    if index is None and workers is None:
+        return None
+    if index is None or workers is None or index >= workers:
+        raise ConfigError(
+            f"expected --worker-index below --num-workers, both or neither, got {index} and {workers}: correct them"
+        )
+    return index, workers
+
+
+def _encode(
+    experiment: Experiment, writer: StoreWriter, sources: Sources, opened: OpenEncoder, missing: list[int], allowed: int
+) -> None:
+    """All missing shards, here or by an engine; one bar for all workers."""
+    plan = writer.plan
+    rows = sum(len(plan.rows(shard)) for shard in missing)
+    engine = {"local": local.run, "slurm": slurm.run, "ray": ray.run}[experiment.extract.engine]
+    alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
+    with tqdm(total=plan.n_images, initial=plan.n_images - rows, desc="encode", unit="image", disable=None) as bar:
+        if alone or experiment.extract.worker_index is not None:
+            worker = Worker(experiment, writer, sources, opened, "alone", bar.update)
+            worker.failures = {r: why for c in read_commits(writer.path).values() for r, why in c.failures.items()}
+            worker.extract(missing, allowed)
+            return
+
+        def look() -> None:
+            left = writer.missing_shards()
+            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.n)
+
+        del opened  # workers load their own
+        engine(experiment, writer, allowed, look)
+        look()
+
+
+def _done(plan: Plan, path: Any, asked: list[int], sources: Sources) -> dict[str, Any]:
+    """What is in the log now of the shards that were missing."""
+    records = read_commits(path)
+    new = [records[shard] for shard in asked if shard in records]
+    failures = {row: why for record in records.values() for row, why in record.failures.items()}
+    return {
+        "tower_images": sum(record.telemetry["tower_images"] for record in new),
+        "shards": plan.n_shards,
+        "shards_written": len(new),
+        "bytes_written": sum(file.bytes for record in new for file in record.files.values()),
+        "failures": {", ".join(sources.rows[row].names): why for row, why in sorted(failures.items())},
     }
 
 
@@ -121,146 +139,4 @@ def plan_for(experiment: Experiment, sources: Sources, description: Description,
         identity=experiment.data.identity,
         ids_digest=sources.ids().digest(),
         notes=description.notes,
-    )
-
-
-def encode_shards(
-    experiment: Experiment,
-    writer: StoreWriter,
-    sources: Sources,
-    encoder: Encoder,
-    missing: Sequence[int],
-    allowed: int,
-) -> Progress:
-    """All missing shards; decoding runs ahead in threads, committing runs behind in one."""
-    plan = writer.plan
-    rows = [row for shard in missing for row in plan.rows(shard)]
-    batch = experiment.extract.tower_batch
-    committed = read_commits(writer.path)
-    earlier = {row: why for record in committed.values() for row, why in record.failures.items()}
-
-    def decode(row: int) -> Decoded:
-        return _decode(sources.rows[row], sources, encoder, experiment.extract.max_pixels)
-
-    with (
-        ThreadPoolExecutor(experiment.extract.decode_threads) as decoders,
-        ThreadPoolExecutor(1) as committer,
-        tqdm(total=plan.n_images, initial=plan.n_images - len(rows), desc="encode", unit="image", disable=None) as bar,
-    ):
-        progress = Progress(bar, failures=earlier)
-        decoded = lookahead(decoders, decode, rows, 2 * batch + experiment.extract.decode_threads)
-        pending: Future[Any] | None = None
-        try:
-            for shard in missing:
-                begun = time.time()
-                arrays, failures = _encode_shard(plan, shard, decoded, encoder, batch, progress)
-                progress.failures |= failures
-                _require_few(progress.failures, allowed, sources)
-                telemetry = {
-                    "began": begun,
-                    "ended": time.time(),
-                    "tower_images": len(plan.rows(shard)) - len(failures),
-                }
-                if pending is not None:
-                    pending.result()
-                pending = committer.submit(writer.commit_shard, shard, arrays, failures, telemetry)
-                progress.bytes_written += sum(array.nbytes for array in arrays.values())
-                bar.set_postfix_str(f"{progress.bytes_written / 1e9:.2f} GB")
-            if pending is not None:
-                pending.result()
-        finally:
-            decoders.shutdown(wait=False, cancel_futures=True)
-    return progress
-
-
-def _encode_shard(
-    plan: Plan, shard: int, decoded: Iterator[Decoded], encoder: Encoder, batch: int, progress: Progress
-) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-    """Arrays and failures of one shard. Batches are cut inside the shard, in row order: where a run began changes nothing."""
-    rows = plan.rows(shard)
-    arrays = {spec.name: np.full((len(rows), *spec.shape), spec.fill, spec.storage) for spec in plan.arrays}
-    failures: dict[int, str] = {}
-    waiting: list[tuple[int, Pixels]] = []
-
-    def flush() -> None:
-        places = [place for place, _ in waiting]
-        for name, values in encoder.encode([pixels for _, pixels in waiting]).items():
-            arrays[name][places] = to_storage(values)
-        progress.tower_images += len(waiting)
-        waiting.clear()
-
-    for place, one in enumerate(islice(decoded, len(rows))):
-        if isinstance(one, BadImage):
-            failures[rows[place]] = one.reason
-        else:
-            waiting.append((place, one))
-        if len(waiting) == batch:
-            flush()
-        progress.bar.update()
-    if waiting:
-        flush()
-    return arrays, failures
-
-
-def _decode(source: Source, sources: Sources, encoder: Encoder, max_pixels: int) -> Decoded:
-    name = source.names[0]
-    try:
-        data = read_image_bytes(sources.root, name)
-        if sources.by_content and content_id(data) != source.sha:
-            raise BadImage("changed_while_running", name)
-        return encoder.preprocess(decode_image(data, name, max_pixels))
-    except BadImage as bad:
-        return bad
-
-
-def lookahead(
-    pool: ThreadPoolExecutor, work: Callable[[One], Other], items: Iterable[One], depth: int
-) -> Iterator[Other]:
-    """`work(item)` for each item, in order, with up to `depth` of them under way in the pool."""
-    source = iter(items)
-    under_way = deque(pool.submit(work, item) for item in islice(source, depth))
-    while under_way:
-        done = under_way.popleft().result()
-        for item in islice(source, 1):
-            under_way.append(pool.submit(work, item))
-        yield done
-
-
-@torch.no_grad()
-def _batch_invariant(encoder: Encoder, tower_batch: int) -> bool:
-    """Whether an image's features are the same bits alone and in a full batch, tried on noise.
-
-    If they are not, the full model (which sees images in other batches) cannot be equal bit for bit, only close.
-    """
-    if tower_batch == 1:
-        return True
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 256, (tower_batch, 64, 64, 3), dtype=np.uint8)
-    pixels = [encoder.preprocess(Image.fromarray(one)) for one in noise]
-    together, alone = encoder.encode(pixels), encoder.encode(pixels[:1])
-    same = all(np.array_equal(to_storage(together[name][:1]), to_storage(alone[name])) for name in alone)
-    if not same:
-        _log.warning(
-            "note: on this device the tower's features depend on its batch; with --tower-batch %d parity may be only close, "
-            "--tower-batch 1 makes it exact", tower_batch,
-        )  # fmt: skip
-    return same
-
-
-def _allowed(max_failures: str, images: int) -> int:
-    """How many images may fail: `5`, or `1%` of all."""
-    if max_failures.endswith("%"):
-        return int(Fraction(max_failures[:-1]) * images / 100)  # not floats: 29 % of 100 is 29
-    return int(max_failures)
-
-
-def _require_few(failures: dict[int, str], allowed: int, sources: Sources) -> None:
-    if len(failures) <= allowed:
-        return
-    listed = "".join(f"\n  {', '.join(sources.rows[row].names)}: {why}" for row, why in list(failures.items())[:_SHOWN])
-    more = f"\n  … and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
-    raise TooManyFailures(
-        f"{len(failures)} images cannot be encoded, {allowed} are tolerated; correct them, or raise --max-failures; shards "
-        f"that are committed stay:{listed}{more}"
     )

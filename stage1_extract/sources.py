@@ -12,6 +12,7 @@ from stage1_extract.errors import BadImage
 from stage1_extract.images import content_id, name_id, read_image_bytes
 from store.errors import DataMissing
 from store.ids import ImageIds
+from store.plan import Plan
 from store.questions import image_names, read_questions, used
 
 
@@ -77,3 +78,10 @@ def _hash_all(root: Path, names: Sequence[str], threads: int, unreadable: dict[s
 
     with ThreadPoolExecutor(threads) as pool:
         return list(tqdm(pool.map(hash_one, names), total=len(names), desc="hash", unit="image", disable=None))
+
+
+def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources:
+    """The images of a store's plan, for a worker that joins: nothing is hashed again."""
+    rows = tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(len(ids)))
+    by_content = plan.identity == "content"
+    return Sources(experiment.data.images, sum(len(row.names) for row in rows), rows, {}, by_content)

@@ -1,6 +1,8 @@
 """`python -m store`: look into a store, export it. `--help` and `inspect` import neither torch nor transformers."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,69 @@ def inspect(path: Path | None, config_path: Path, as_json: bool, **flags: Any) -
 
     found = report(path or experiment_from(config_path, flags).store_path)
     click.echo(json.dumps(found) if as_json else as_text(found))
+
+
+@group.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+@click.option("--quick", is_flag=True, help="Sizes, metadata and the log only; seconds instead of reading every byte.")
+@click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(path: Path | None, config_path: Path, quick: bool, sources: bool, as_json: bool, **flags: Any) -> int:
+    """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
+    from dataclasses import asdict
+
+    from store.verify import verify
+
+    experiment = experiment_from(config_path, flags)
+    found = verify(path or experiment.store_path, quick)
+    changed = _changed_sources(path or experiment.store_path, config_path) if sources else []
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))
+    else:
+        for one in found:
+            click.echo(str(one))
+        for one in changed:
+            click.echo(f"source changed: {one}; extract into a new store, or append")
+        if not found and not changed:
+            click.echo("nothing is damaged")
+    return 4 if found or changed else 0
+
+
+def _changed_sources(store: Path, config_path: Path) -> list[str]:
+    """Stage 1 knows how to read images: it is asked in a process of its own, as stages do not import each other."""
+    command = [sys.executable, "-m", "stage1_extract", "sources", str(store), "--config", str(config_path), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return list(json.loads(done.stdout)["changed"])
+
+
+@group.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
+def status(path: Path | None, config_path: Path, as_json: bool, **flags: Any) -> None:
+    """Print how far an extraction into PATH (default: the config's store) is; may be asked while it runs."""
+    from store.status import as_text, status
+
+    found = status(path or experiment_from(config_path, flags).store_path)
+    click.echo(json.dumps(found) if as_json else as_text(found))
+
+
+@group.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+@click.option("--quick", is_flag=True, help="Look at sizes, metadata and the log only.")
+def repair(path: Path | None, config_path: Path, quick: bool, **flags: Any) -> None:
+    """Withdraw exactly the damaged shards of PATH (default: the config's store); `make extract` computes them again."""
+    from store.repair import repair
+
+    found, shards = repair(path or experiment_from(config_path, flags).store_path, quick)
+    for one in found:
+        click.echo(str(one))
+    listed = ", ".join(map(str, shards))
+    click.echo(f"withdrawn: shard {listed}; run `make extract`" if shards else "no shard is damaged, none is withdrawn")
 
 
 @group.command()

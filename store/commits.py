@@ -1,12 +1,13 @@
 """The commit log: a shard exists if and only if its record does."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from configs.atomic import publish_once
+from configs.atomic import publish_once, sync_directory
 from store.errors import IntegrityError
 from store.shard import FileRecord
 
@@ -79,3 +80,26 @@ def _intact_record(path: Path) -> CommitRecord | None:
     except (ValidationError, UnicodeDecodeError):
         return None
     return record if record.intact else None
+
+
+def intact_records(store: Path) -> dict[int, CommitRecord]:
+    """What `read_commits` returns, damaged records left out: for looking at a store that is damaged."""
+    found = {path: _intact_record(path) for path in _record_files(store)}
+    return {r.shard: r for path, r in found.items() if r is not None and path.stem == str(r.shard)}
+
+
+def damaged_records(store: Path) -> list[tuple[Path, int]]:
+    """Files that are no records of the shard that their name says, with that shard."""
+    whole = intact_records(store)
+    return [(path, int(path.stem)) for path in _record_files(store) if int(path.stem) not in whole]
+
+
+def _record_files(store: Path) -> list[Path]:
+    return sorted(path for path in (store / FOLDER).glob("*.json") if path.stem.isdecimal())
+
+
+def withdraw(store: Path, shards: Iterable[int]) -> None:
+    """Take back the commits of some shards, durably: they count as not computed from now on."""
+    for shard in shards:
+        (store / FOLDER / f"{shard}.json").unlink(missing_ok=True)
+    sync_directory(store / FOLDER)

@@ -71,3 +71,9 @@ class NoSpace(StoreError):
     """The disk is full or read-only."""
 
     exit_code = 7
+
+
+class LeaseLost(StoreError):
+    """A shard is another worker's by now."""
+
+    exit_code = 6

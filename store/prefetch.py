@@ -9,8 +9,13 @@ Wanted = TypeVar("Wanted")
 Read = TypeVar("Read")
 
 
-def prefetched(wanted: Iterable[Wanted], read: Callable[[Wanted], Read], depth: int = 2) -> Iterator[Read]:
-    """`read(w) for w in wanted`, up to `depth` results ahead, in order.
+def prefetched(
+    wanted: Iterable[Wanted],
+    read: Callable[[Wanted], Read],
+    depth: int = 2,
+    announce: Callable[[Wanted], None] = lambda _: None,
+) -> Iterator[Read]:
+    """`read(w) for w in wanted`, up to `depth` results ahead, in order; each `w` is announced one before it is read.
 
     What `read` raises is raised here, at its place; a consumer that stops early ends the thread.
     """
@@ -27,7 +32,7 @@ def prefetched(wanted: Iterable[Wanted], read: Callable[[Wanted], Read], depth: 
 
     def work() -> None:
         try:
-            for one in wanted:
+            for one in _announced(wanted, announce):
                 if stop.is_set():
                     return
                 put((True, read(one)))
@@ -49,3 +54,16 @@ def prefetched(wanted: Iterable[Wanted], read: Callable[[Wanted], Read], depth: 
     finally:
         stop.set()
         thread.join()
+
+
+def _announced(wanted: Iterable[Wanted], announce: Callable[[Wanted], None]) -> Iterator[Wanted]:
+    """Each one after its successor was announced."""
+    coming = iter(wanted)
+    for first in coming:
+        announce(first)
+        before = first
+        for one in coming:
+            announce(one)
+            yield before
+            before = one
+        yield before

@@ -2,12 +2,15 @@
 # (zarr's stores are typed in part)
 """Reading a store: only what the log says is committed, checked the first time it is read, at memory speed."""
 
+import resource
+import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -18,14 +21,18 @@ from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
 from store.ids import GROUP as IDS
 from store.ids import ImageIds
+from store.manifest import HEAL, read_manifest
 from store.plan import PLAN, Plan, read_plan
-from store.schema import ArraySpec, Dtype, Layout, holds_fill
-from store.shard import FileRecord, crc
+from store.prefetch import prefetched
+from store.schema import ArraySpec, Dtype, holds_fill
+from store.shard_file import MappedShard, PositionalShard, ShardFile, Verify
 
 FEATURES = "features.zarr"
 PROJECTOR = "projector"
-MAX_MAPS = 32
-"""Files mapped at a time: each map holds a file descriptor."""
+READ_THREADS = 16
+"""Reads under way at a time with `access="preadv"`."""
+Access = Literal["mmap", "preadv", "zarr"]
+"""`mmap` for a local disk, `preadv` for a network or cold one, `zarr` for any: the same bytes."""
 _SHOWN = 5
 
 
@@ -42,36 +49,6 @@ class ProjectorState:
     """Logical dtype of each weight."""
 
 
-class MappedShard:
-    """One committed file of one array, memory-mapped; each chunk's checksum is verified when it is first read."""
-
-    def __init__(self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str) -> None:
-        self._path, self._repair = path, repair
-        size = path.stat().st_size if path.is_file() else None
-        # A map of a truncated file is a SIGBUS, not an error: sizes are compared before mapping.
-        if size != record.bytes or size != layout.file_bytes(rows):
-            raise IntegrityError(
-                f"expected {path} with {record.bytes:,} bytes as committed, "
-                f"found {'no such file' if size is None else f'{size:,} bytes'}: {repair}"
-            )
-        spec = layout.spec
-        per_chunk = 1 if spec.per_image_chunks else layout.shard_images
-        chunk = np.dtype([("rows", spec.storage, (per_chunk, *spec.shape)), ("crc", "<u4")])
-        self._chunks = np.memmap(path, chunk, "r", shape=(rows if spec.per_image_chunks else 1,))
-        self._per_chunk = per_chunk
-        self._verified = np.zeros(len(self._chunks), bool)
-
-    def row(self, place: int) -> NDArray[Any]:
-        """The row at `place` in this shard: a view of the map."""
-        chunk, inside = divmod(place, self._per_chunk)
-        rows = self._chunks["rows"][chunk]
-        if not self._verified[chunk]:
-            if crc(rows) != int(self._chunks["crc"][chunk]):
-                raise IntegrityError(f"{self._path} is damaged (checksum of row {place}): {self._repair}")
-            self._verified[chunk] = True
-        return rows[inside]
-
-
 class FeatureStore:
     """A store, open for reading.
 
@@ -80,27 +57,39 @@ class FeatureStore:
     (2, 576, 96)
     """
 
-    def __init__(self, path: Path, plan: Plan, commits: dict[int, CommitRecord], ids: ImageIds) -> None:
+    def __init__(
+        self, path: Path, plan: Plan, commits: Mapping[int, CommitRecord], ids: ImageIds, features: zarr.Group,
+        verify: Verify, access: Access,
+    ) -> None:  # fmt: skip
         self.path, self.plan, self.commits, self.ids = path, plan, commits, ids
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
         self.failures: dict[int, str] = {row: why for c in commits.values() for row, why in c.failures.items()}
-        self._maps: OrderedDict[tuple[str, int], MappedShard] = OrderedDict()
+        self._features = features
+        self._verify: Verify = verify
+        self._access: Access = access
+        self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
+        self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self._max_files = max_open_files()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" else None
 
     @classmethod
-    def open(cls, path: Path, believe_plan: bool = False) -> "FeatureStore":
+    def open(
+        cls, path: Path, believe_plan: bool = False, verify: Verify = "first-read", access: Access = "mmap"
+    ) -> "FeatureStore":
         """Read plan, log and ids; raises StoreMissing (exit 5) or IntegrityError (exit 4).
 
         `believe_plan` opens a store whose plan was changed after its shards were committed, to look into it.
         """
         plan = read_plan(path)
-        with _damage(path / FEATURES / IDS):
-            ids = ImageIds.read(_subgroup(open_features(path), IDS))
-        if len(ids) != plan.n_images or ids.digest() != plan.ids_digest:
-            raise IntegrityError(f"the ids in {path / FEATURES / IDS} are not those of the plan: restore them")
+        features = open_features(path)
+        if not believe_plan:
+            _require_metadata(path, plan)
+        ids = stored_ids(path, plan)
         commits = read_commits(path)
         for record in commits.values():
-            _require_ours(path, plan, ids, record, believe_plan)
-        return cls(path, plan, commits, ids)
+            require_ours(path, plan, ids, record, believe_plan)
+        return cls(path, plan, commits, ids, features, verify, access)
 
     def fingerprint(self, name: str) -> Fingerprint:
         """What made an array."""
@@ -120,7 +109,7 @@ class FeatureStore:
     def projector(self) -> ProjectorState | None:
         """The projector's weights, None where the model's could not be reached."""
         with _damage(self.path / FEATURES / PROJECTOR):
-            group = open_features(self.path)
+            group = self._features
             if PROJECTOR not in group:
                 return None
             weights = _subgroup(group, PROJECTOR)
@@ -160,35 +149,83 @@ class FeatureStore:
         spec = self.arrays[name]
         if out is None:
             out = np.empty((len(rows), *spec.shape), spec.storage)
-        for place, row in enumerate(rows):
-            shard, inside = divmod(row, self.plan.shard_images)
-            np.copyto(out[place], self._shard(name, shard, row).row(inside))
+        if self._pool is None:
+            for place, row in enumerate(rows):
+                self._read(name, row, out[place])
+        else:
+            list(self._pool.map(self._read, [name] * len(rows), rows, out))
         return out
 
-    def _shard(self, name: str, shard: int, row: int) -> MappedShard:
+    def will_need(self, name: str, rows: Iterable[int]) -> None:
+        """Let the operating system fetch rows that are read soon; what cannot be read is said when it is."""
+        for row in rows:
+            shard, inside = divmod(row, self.plan.shard_images)
+            if self._access == "zarr" or shard not in self.commits or row in self.failures:
+                continue
+            with suppress(IntegrityError):
+                self._file(name, shard).will_need(inside)
+
+    def stream(self, names: Sequence[str], batches: Iterable[Sequence[int]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """The rows of each batch by array, read ahead by a thread, in fresh arrays."""
+
+        def read(rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+            return {name: self.gather(name, rows) for name in names}
+
+        def announce(rows: Sequence[int]) -> None:
+            for name in names:
+                self.will_need(name, rows)
+
+        return prefetched(batches, read, announce=announce)
+
+    def _read(self, name: str, row: int, out: NDArray[Any]) -> None:
         if not 0 <= row < self.plan.n_images:
             raise RowUnavailable(f"expected a row of 0..{self.plan.n_images - 1}, got {row}: there is no such image")
         if row in self.failures:
             raise RowUnavailable(f"row {row} ({self._named(row)}) could not be encoded: {self.failures[row]}")
-        key = (name, shard)
-        if key in self._maps:
-            self._maps.move_to_end(key)
-            return self._maps[key]
+        shard, inside = divmod(row, self.plan.shard_images)
         if shard not in self.commits:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
-        record = self.commits[shard].files[name]
-        repair = (
-            f"remove {self.path / 'commits' / f'{shard}.json'} and run `make extract`, which computes that shard again"
-        )
+        if self._access == "zarr" or self.commits[shard].files[name].codec != "none":
+            self._read_through_zarr(name, row, out)
+        else:
+            self._file(name, shard).read(inside, out)
+
+    def _read_through_zarr(self, name: str, row: int, out: NDArray[Any]) -> None:
+        """What cannot be mapped; a chunk that is not there reads as fill, which committed rows never hold."""
+        with _damage(self.path / FEATURES / name):
+            np.copyto(out, np.asarray(_array(self._features, name)[row]))
+            if holds_fill(out, self.arrays[name].dtype):
+                raise ValueError(f"row {row} is missing; {self._repair(row // self.plan.shard_images)}")
+
+    def _file(self, name: str, shard: int) -> ShardFile:
+        key = (name, shard)
+        with self._lock:
+            if key in self._files:
+                self._files.move_to_end(key)
+                return self._files[key]
+        record, layout = self.commits[shard].files[name], self.plan.layout(name)
+        rows = len(self.plan.rows(shard))
+        verified = self._verified.setdefault(key, np.zeros(rows if layout.spec.per_image_chunks else 1, bool))
+        kind: type[ShardFile] = PositionalShard if self._access == "preadv" else MappedShard
         path = self.path / FEATURES / record.path
-        mapped = MappedShard(path, self.plan.layout(name), len(self.plan.rows(shard)), record, repair)
-        self._maps[key] = mapped
-        if len(self._maps) > MAX_MAPS:
-            self._maps.popitem(last=False)
-        return mapped
+        opened = kind(path, layout, rows, record, self._repair(shard), verified, self._verify)
+        with self._lock:
+            self._files[key] = opened
+            if len(self._files) > self._max_files:
+                self._files.popitem(last=False)
+        return opened
+
+    def _repair(self, shard: int) -> str:
+        return f"`python -m store repair {self.path}` withdraws shard {shard}, and `make extract` computes it again"
 
     def _named(self, row: int) -> str:
         return ", ".join(self.ids.names(row)[:_SHOWN])
+
+
+def max_open_files() -> int:
+    """Shard files that are kept open at a time: half of what this process may, as each map holds a descriptor."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(soft, 4096) // 2)
 
 
 def open_features(path: Path) -> zarr.Group:
@@ -200,7 +237,23 @@ def open_features(path: Path) -> zarr.Group:
         return zarr.open_group(folder, mode="r")
 
 
-def _require_ours(path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, believe_plan: bool) -> None:
+def stored_ids(path: Path, plan: Plan) -> ImageIds:
+    """The ids of a store; IntegrityError (exit 4) if they are damaged, or not those of the plan."""
+    with _damage(path / FEATURES / IDS):
+        ids = ImageIds.read(_subgroup(open_features(path), IDS))
+    if len(ids) != plan.n_images or ids.digest() != plan.ids_digest:
+        raise IntegrityError(f"the ids in {path / FEATURES / IDS} are not those of the plan: {HEAL}")
+    return ids
+
+
+def _require_metadata(path: Path, plan: Plan) -> None:
+    """Refuse a `zarr.json` that is not as it was written: nothing in it is checked otherwise."""
+    damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
+    if damaged:
+        raise IntegrityError(f"{path / FEATURES / damaged[0]} is damaged or missing: {HEAL}")
+
+
+def require_ours(path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, believe_plan: bool) -> None:
     """Refuse a commit record that is about something else than the plan."""
     rows = plan.rows(record.shard) if 0 <= record.shard < plan.n_shards else range(0)
     paths = {spec.name: plan.layout(spec.name).relative_path(record.shard) for spec in plan.arrays}
@@ -224,6 +277,13 @@ def _damage(folder: Path) -> Generator[None, None, None]:
     except (ValueError, KeyError, TypeError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise IntegrityError(f"{folder} is damaged ({said}): restore it, or extract anew") from None
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise ValueError(f"expected the array {name}, found a group")
+    return found
 
 
 def _subgroup(group: zarr.Group, name: str) -> zarr.Group:

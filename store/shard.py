@@ -7,8 +7,10 @@ speed of memory.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
+from uuid import uuid4
 
 import google_crc32c
 import numpy as np
@@ -33,10 +35,37 @@ class FileRecord(BaseModel):
     bytes: int
     crc32c: int
     """Of the whole file."""
+    codec: Literal["none", "zstd"] = "none"
+    """How its chunks are compressed; only files that are not can be mapped."""
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A shard's file, written and durable, not in its place yet."""
+
+    path: Path
+    root: Path
+    record: FileRecord
+
+    def settle(self) -> FileRecord:
+        """Put it into its place, durably."""
+        place = self.root / self.record.path
+        self.path.replace(place)
+        sync_directory(place.parent)
+        return self.record
+
+    def drop(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
 
 
 def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> FileRecord:
-    """Write the rows of a shard to `.partial`, fsync, rename, fsync the directory.
+    """Write the rows of a shard to `.partial`, fsync, rename, fsync the directory; see `write_aside`."""
+    return write_aside(root, layout, shard, rows).settle()
+
+
+def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
+    """Write the rows of a shard to a `.partial` of its own, and fsync it; nothing is left of it if that fails.
 
     `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
     """
@@ -49,15 +78,17 @@ def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> F
     relative = layout.relative_path(shard)
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        writer = _Checked(file)
-        _write_payload(writer, layout, np.ascontiguousarray(rows))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
-    return FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            writer = _Checked(file)
+            _write_payload(writer, layout, np.ascontiguousarray(rows))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc))
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from configs.experiment import Experiment
-from stage1_extract.extract import encode_shards, plan_for
+from stage1_extract.extract import plan_for
 from stage1_extract.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.sources import find_sources
+from stage1_extract.worker import OpenEncoder, Worker
 from store.writer import StoreWriter
 from tests.helpers.checkpoints import WORDS, save_processor
 
@@ -82,8 +83,9 @@ def _extract(experiment: Experiment, encoder: Any) -> tuple[float, float]:
     sources = find_sources(experiment)
     plan = plan_for(experiment, sources, encoder.description, {})
     with StoreWriter.open(experiment.store_path, plan, sources.ids(), encoder.projector) as writer:
+        opened = OpenEncoder(experiment, None, encoder, torch.device("cpu"))
         wall, cpu = time.perf_counter(), time.process_time()
-        encode_shards(experiment, writer, sources, encoder, writer.missing_shards(), allowed=0)
+        Worker(experiment, writer, sources, opened, "benchmark").extract(writer.missing_shards(), allowed=0)
         return time.perf_counter() - wall, time.process_time() - cpu
 
 

@@ -12,6 +12,7 @@ from zarr.codecs import Crc32cCodec
 
 from configs.atomic import write_atomically
 from store.commits import CommitRecord, read_commits
+from store.manifest import make_manifest, write_manifest
 from store.plan import PLAN, Plan, read_plan
 from store.reader import FEATURES, PROJECTOR, FeatureStore
 from store.shard import write_shard
@@ -63,6 +64,7 @@ def flip_projector_bit(store: Path, weight: str = "linear_1.weight", bit: int = 
     )
     created[...] = values
     created.attrs.update(attributes)
+    _remake_manifest(store)
 
 
 def claim(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -84,8 +86,15 @@ def copy(store: Path, to: Path) -> Path:
     return to
 
 
+def _remake_manifest(store: Path) -> None:
+    plan = read_plan(store)
+    made = make_manifest(store / FEATURES, plan.digest, [spec.name for spec in plan.arrays])
+    write_manifest(store, plan.generation, made)
+
+
 def _replan(store: Path, plan: Plan) -> None:
     write_atomically(store / PLAN, plan.to_json())
+    _remake_manifest(store)
     for record in read_commits(store).values():
         _save(store, record.model_copy(update={"plan_digest": plan.digest}))
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from configs.experiment import Experiment
-from stage1_extract import extract as stage
+from stage1_extract.errors import DeviceTooSmall
 from stage1_extract.extract import dry_run, extract
+from stage1_extract.families.llava import LlavaEncoder
 from store.compare import differences_between
 from store.errors import CheckpointMissing, DataMissing, FingerprintMismatch, NoSpace, StoreError
 from store.reader import FeatureStore
@@ -145,24 +147,77 @@ def test_overwriting_replaces_a_store_that_was_made_by_something_else(tmp_path, 
     assert differences_between(other.store_path, clean.store_path) == []
 
 
-@pytest.mark.parametrize(
-    ("sections", "named"),
-    [
-        ({"model": {"dtype": "bfloat16"}}, "dtype"),
-        ({"extract": {"tower_batch": 1}}, "tower_batch"),
-    ],
-    ids=["dtype", "tower_batch"],
-)
-def test_a_store_made_otherwise_is_not_gone_on_with_and_what_differs_is_named(
-    tmp_path, checkpoint, images, sections, named
-):
+def test_a_store_made_otherwise_is_not_gone_on_with_and_what_differs_is_named(tmp_path, checkpoint, images):
     wanted = experiment(tmp_path / "run", checkpoint, images)
     extract(wanted, overwrite=False)
     shutil.copytree(wanted.store_path, tmp_path / "before")
-    with pytest.raises(FingerprintMismatch, match=named) as caught:
-        extract(experiment(tmp_path / "run", checkpoint, images, **sections), overwrite=False)
+    with pytest.raises(FingerprintMismatch, match="dtype") as caught:
+        extract(experiment(tmp_path / "run", checkpoint, images, model={"dtype": "bfloat16"}), overwrite=False)
     assert caught.value.exit_code == 4
     assert differences_between(tmp_path / "before", wanted.store_path) == []
+
+
+@pytest.mark.parametrize("tower_batch", [1, 3, 8])
+def test_the_batch_of_the_tower_changes_no_byte_and_no_fingerprint(tmp_path, checkpoint, images, tower_batch):
+    first = experiment(tmp_path / "first", checkpoint, images)
+    other = experiment(tmp_path / "other", checkpoint, images, extract={"tower_batch": tower_batch})
+    extract(first, overwrite=False)
+    extract(other, overwrite=False)
+    assert differences_between(first.store_path, other.store_path) == []
+
+
+def test_a_device_out_of_memory_gets_smaller_batches_and_the_bytes_stay(
+    tmp_path, checkpoint, images, monkeypatch, caplog
+):
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    encode = LlavaEncoder.encode
+
+    def small_device(self, batch):
+        if len(batch) > 2 and self.__dict__.setdefault("started", 0) >= 4:  # the self-test of the batch sees all of it
+            raise torch.OutOfMemoryError("out of memory")
+        self.started = self.__dict__.get("started", 0) + 1
+        return encode(self, batch)
+
+    monkeypatch.setattr(LlavaEncoder, "encode", small_device)
+    wanted = experiment(tmp_path / "run", checkpoint, images, extract={"tower_batch": 8}, store={"shard_images": 8})
+    reference = experiment(tmp_path / "reference", checkpoint, images, store={"shard_images": 8})
+    extract(wanted, overwrite=False)
+    assert "out of memory, going on with 4 images" in caplog.text and "with 2 images" in caplog.text
+    monkeypatch.setattr(LlavaEncoder, "encode", encode)
+    extract(reference, overwrite=False)
+    assert differences_between(wanted.store_path, reference.store_path) == []
+
+
+def test_a_device_too_small_for_one_image_is_said_to_be_so(tmp_path, checkpoint, images, monkeypatch):
+    def no_memory(self, batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(LlavaEncoder, "encode", no_memory)
+    wanted = experiment(tmp_path / "run", checkpoint, images, extract={"tower_batch": 1})
+    with pytest.raises(DeviceTooSmall, match="free the device") as caught:
+        extract(wanted, overwrite=False)
+    assert caught.value.exit_code == 7 and FeatureStore.open(wanted.store_path).commits == {}
+
+
+def test_where_bits_depend_on_the_batch_images_are_encoded_one_at_a_time_and_it_is_said(
+    tmp_path, checkpoint, images, monkeypatch, caplog
+):
+    encode, sizes = LlavaEncoder.encode, []
+
+    def dependent(self, batch):
+        sizes.append(len(batch))
+        return {name: values + (len(batch) - 1) for name, values in encode(self, batch).items()}
+
+    monkeypatch.setattr(LlavaEncoder, "encode", dependent)
+    wanted = experiment(tmp_path / "exact", checkpoint, images, extract={"tower_batch": 2})
+    extract(wanted, overwrite=False)
+    assert "one at a time" in caplog.text and set(sizes[2:]) == {1}
+    assert FeatureStore.open(wanted.store_path).fingerprint("raw").numeric["batch_invariant"]
+    close = experiment(tmp_path / "close", checkpoint, images, extract={"tower_batch": 2, "exact_batch": False})
+    extract(close, overwrite=False)
+    found = FeatureStore.open(close.store_path).fingerprint("raw").numeric
+    assert (found["batch_invariant"], found["tower_batch"]) == (False, 2)
 
 
 @pytest.mark.parametrize("changed", ["tower", "projector", "layer"])
@@ -224,7 +279,7 @@ def test_the_key_layout_of_the_checkpoint_changes_no_byte(tmp_path, images, layo
 
 def test_by_name_two_names_are_two_images_and_no_file_is_hashed(tmp_path, checkpoint, images, monkeypatch):
     shutil.copy(images / "image_000.png", images / "twin.png")
-    monkeypatch.setattr(stage, "content_id", None)
+    monkeypatch.setattr("stage1_extract.worker.content_id", None)
     monkeypatch.setattr("stage1_extract.sources.content_id", None)
     wanted = experiment(tmp_path / "run", checkpoint, images, data={"identity": "name"})
     done = extract(wanted, overwrite=False)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from configs.experiment import Experiment
 from stage1_extract.errors import BadImage, TooManyFailures
-from stage1_extract.extract import _allowed, dry_run, extract
+from stage1_extract.extract import dry_run, extract
 from stage1_extract.images import REASONS, decode_image, read_image_bytes
+from stage1_extract.worker import allowed_failures
 from store.errors import RowUnavailable
 from store.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
@@ -225,7 +226,7 @@ def test_a_share_of_all_images_may_fail(tmp_path, checkpoint, share, enough):
     ],
 )  # fmt: skip
 def test_the_number_of_images_that_may_fail_is_the_share_rounded_down(share, images, expected):
-    assert _allowed(share, images) == expected
+    assert allowed_failures(share, images) == expected
 
 
 def test_a_dry_run_names_the_files_that_cannot_be_read(tmp_path, checkpoint):

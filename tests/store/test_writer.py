@@ -55,7 +55,7 @@ def test_a_second_writer_is_told_who_writes_and_may_write_afterwards(tmp_path):
     with StoreWriter.open(tmp_path, plan_of(ids), ids, None):
         refused = second_writer(tmp_path)
         assert refused.returncode == 6, refused.stderr
-        assert str(tmp_path) in refused.stdout and f'"pid": {os.getpid()}' in refused.stdout
+        assert str(tmp_path) in refused.stdout and f'process {os.getpid()} on' in refused.stdout
         with pytest.raises(StoreLocked, match="wait for it"), StoreWriter.open(tmp_path, plan_of(ids), ids, None):
             pass
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
@@ -198,7 +198,7 @@ def test_a_crash_between_a_shard_and_its_record_leaves_the_shard_uncommitted(tmp
     assert differences_between(a, write_store(b, plan, ids)) == []
 
 
-@pytest.mark.parametrize("step", ["write_atomically", "_create_arrays", "write_shard"])
+@pytest.mark.parametrize("step", ["write_atomically", "_build", "write_aside"])
 def test_a_crash_at_any_step_is_made_good_by_the_next_run(tmp_path, monkeypatch, step):
     ids = image_ids(5)
     plan = plan_of(ids)
@@ -328,7 +328,7 @@ def test_a_full_disk_while_a_shard_is_written_is_said_with_path_and_bytes(tmp_pa
     assert differences_between(tmp_path, write_store(tmp_path.with_name("whole"), plan, ids)) == []
 
 
-@pytest.mark.parametrize("call", ["write_atomically", "_create_arrays", "publish"])
+@pytest.mark.parametrize("call", ["write_atomically", "_build", "publish"])
 def test_a_full_disk_at_any_other_step_is_said_too(tmp_path, monkeypatch, call):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -342,7 +342,7 @@ def test_an_error_that_is_not_about_the_disk_is_left_as_it_is(tmp_path, monkeypa
     def broken(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(writer_module, "write_shard", broken)
+    monkeypatch.setattr(writer_module, "write_aside", broken)
     with pytest.raises(OSError, match="Input/output error"):
         store_of(tmp_path)
 
@@ -355,7 +355,7 @@ def test_an_image_that_may_not_be_read_is_not_called_a_full_store(tmp_path):
 
 def test_a_writer_of_a_new_store_writes_the_plan_first(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(writer_module, "_create_arrays", lambda path, *rest: seen.append((path / PLAN).is_file()))
+    monkeypatch.setattr(writer_module, "_build", lambda path, *rest: seen.append((path / PLAN).is_file()))
     with StoreWriter.open(tmp_path, plan_of(image_ids(2)), image_ids(2), None):
         pass
     assert seen == [True]

@@ -1,0 +1,55 @@
+"""A worker below an engine: it finds everything in the store that the engine has prepared."""
+
+import multiprocessing
+
+import torch
+
+from configs.errors import Interrupted
+from configs.experiment import Experiment
+from stage1_extract.sources import stored_sources
+from stage1_extract.worker import OpenEncoder, Worker
+from store.fingerprint import require_equal
+from store.plan import read_plan
+from store.reader import stored_ids
+from store.writer import StoreWriter
+
+
+class Joined:
+    """A worker with its model loaded."""
+
+    def __init__(self, experiment: Experiment, label: str, device: str) -> None:
+        """Raises FingerprintMismatch (exit 4) on a machine that would make other features than the store's."""
+        self.experiment, self.label = experiment, label
+        self.plan = read_plan(experiment.store_path)
+        self.ids = stored_ids(experiment.store_path, self.plan)
+        self.sources = stored_sources(experiment, self.plan, self.ids)
+        self.opened = OpenEncoder.load(experiment, device)
+        for name, found in self.opened.fingerprints().items():
+            wanted = self.plan.fingerprints[name].model_dump()
+            require_equal(f"the fingerprint of {name} in {label}", wanted, found.model_dump(), "use equal machines")
+
+    def extract(self, shards: list[int], allowed: int) -> None:
+        """Encode those of `shards` that are nobody else's."""
+        stall = self.experiment.extract.stall_seconds
+        with StoreWriter.open(self.experiment.store_path, self.plan, self.ids, None, "joined", stall) as writer:
+            worker = Worker(self.experiment, writer, self.sources, self.opened, self.label, _stop_with_parent)
+            worker.extract(shards, allowed)
+
+
+def in_turn(shards: list[int], index: int, workers: int) -> list[int]:
+    """All shards in the order in which one of several workers tries them: its own share first, then what others left."""
+    return [shard for turn in range(workers) for shard in shards[(index + turn) % workers :: workers]]
+
+
+def devices(experiment: Experiment) -> list[str]:
+    """The devices of this machine that workers are spread over."""
+    name = experiment.model.device
+    count = torch.cuda.device_count()
+    return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]
+
+
+def _stop_with_parent(images: int) -> None:
+    """A worker whose engine was killed gives up."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise Interrupted("the process that started this worker is gone; run the same command again to go on")

@@ -1,0 +1,45 @@
+"""A store as a torch dataset: whole batches at once, so that a plain DataLoader without workers is fast."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from store.reader import FeatureStore
+from store.tensors import from_storage
+
+Rows = dict[str, Shaped[Tensor, "image ..."]]
+
+
+class StoreDataset(Dataset[Any]):
+    """Arrays of a store by row, failed and missing images left out.
+
+    Reading is copying from the page cache: worker processes only slow it down. Every batch is a fresh set of tensors.
+
+    >>> dataset = StoreDataset(store, ["raw"])  # doctest: +SKIP
+    >>> loader = DataLoader(dataset, batch_size=32, shuffle=True, collate_fn=StoreDataset.collate)  # doctest: +SKIP
+    """
+
+    def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:
+        store.require(names)
+        self.store, self.names = store, tuple(names)
+        self.rows = [row for row in store.committed_rows if row not in store.failures]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Shaped[Tensor, "..."]]:
+        """One image: (*shape) by array."""
+        return {name: tensor[0] for name, tensor in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """A batch of images: (image, *shape) by array."""
+        rows = [self.rows[index] for index in indices]
+        return {name: from_storage(self.store.gather(name, rows), self.store.arrays[name].dtype) for name in self.names}
+
+    @staticmethod
+    def collate(batch: Rows) -> Rows:
+        """For `DataLoader(collate_fn=…)`: what `__getitems__` returns is a batch already."""
+        return batch

@@ -1,0 +1,127 @@
+"""One committed file of one array, open for reading: mapped, or read at positions where a map would be slow."""
+
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import IntegrityError
+from store.schema import Layout
+from store.shard import FileRecord, crc
+
+Verify = Literal["never", "first-read", "always"]
+"""When a row's checksum is compared: `first-read` is the first time that this process reads it."""
+
+
+class ShardFile(ABC):
+    """Rows of one shard of one array; each chunk's checksum is verified as `verify` says."""
+
+    def __init__(
+        self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str, verified: NDArray[np.bool_],
+        verify: Verify,
+    ) -> None:  # fmt: skip
+        """`verified` is the caller's: it outlives this file's turn among the open ones."""
+        self._path, self._layout, self._repair = path, layout, repair
+        self._verified, self._verify = verified, verify
+        self.per_chunk = 1 if layout.spec.per_image_chunks else layout.shard_images
+        self.chunk_bytes = layout.spec.row_bytes * self.per_chunk
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise IntegrityError(f"expected {path} as committed, found none ({error.strerror}): {repair}") from None
+        try:
+            # A map of a truncated file is a SIGBUS, not an error: sizes are compared before mapping.
+            size = os.fstat(descriptor).st_size
+            if size != record.bytes or size != layout.file_bytes(rows):
+                raise IntegrityError(
+                    f"expected {path} with {record.bytes:,} bytes as committed, found {size:,} bytes: {repair}"
+                )
+            self._open(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    @abstractmethod
+    def _open(self, descriptor: int, size: int) -> None:
+        """Take what is needed from a descriptor that is closed afterwards."""
+
+    @abstractmethod
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """Copy the row at `place` in this shard; IntegrityError if its chunk is damaged."""
+
+    @abstractmethod
+    def will_need(self, place: int) -> None:
+        """Let the operating system fetch a row ahead."""
+
+    def _at(self, place: int) -> tuple[int, int]:
+        """The chunk that a row is in, and where that chunk begins in the file."""
+        chunk = place // self.per_chunk
+        return chunk, chunk * (self.chunk_bytes + self._layout.CRC_BYTES)
+
+    def _check(self, chunk: int, place: int, found: Callable[[], int], stored: int) -> None:
+        if self._verify == "never" or (self._verify == "first-read" and self._verified[chunk]):
+            return
+        if found() != stored:
+            raise IntegrityError(f"{self._path} is damaged (checksum of row {place}): {self._repair}")
+        self._verified[chunk] = True
+
+
+class MappedShard(ShardFile):
+    """Memory-mapped: the fastest where the file is, or will be, in the page cache."""
+
+    def _open(self, descriptor: int, size: int) -> None:
+        spec = self._layout.spec
+        self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        chunk = np.dtype([("rows", spec.storage, (self.per_chunk, *spec.shape)), ("crc", "<u4")])
+        self._chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
+
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """From the map."""
+        chunk, inside = divmod(place, self.per_chunk)
+        rows = self._chunks["rows"][chunk]
+        self._check(chunk, place, lambda: crc(rows), int(self._chunks["crc"][chunk]))
+        np.copyto(out, rows[inside])
+
+    def will_need(self, place: int) -> None:
+        """Whole pages around the row's chunk."""
+        _, begin = self._at(place)
+        page = begin - begin % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, page, begin + self.chunk_bytes + self._layout.CRC_BYTES - page)
+
+
+class PositionalShard(ShardFile):
+    """Read with `preadv`: for network and cold disks, where many reads under way beat page faults one by one."""
+
+    def _open(self, descriptor: int, size: int) -> None:
+        self._descriptor = os.dup(descriptor)
+
+    def __del__(self) -> None:
+        if "_descriptor" in vars(self):  # not where opening failed
+            os.close(self._descriptor)
+
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """One system call."""
+        chunk, begin = self._at(place)
+        spec, inside = self._layout.spec, place % self.per_chunk
+        # A chunk that is the row itself lands where it is wanted; of a chunk of many rows one is copied.
+        rows = out[None] if self.per_chunk == 1 else np.empty((self.per_chunk, *spec.shape), spec.storage)
+        stored = np.empty(1, "<u4")
+        wanted = self.chunk_bytes + self._layout.CRC_BYTES
+        got = os.preadv(self._descriptor, [rows.reshape(-1).view(np.uint8).data, stored.data], begin)
+        if got != wanted:
+            raise IntegrityError(
+                f"expected {wanted:,} bytes of row {place} in {self._path}, got {got:,}: {self._repair}"
+            )
+        self._check(chunk, place, lambda: crc(rows), int(stored[0]))
+        if self.per_chunk > 1:
+            np.copyto(out, rows[inside])
+
+    def will_need(self, place: int) -> None:
+        """Whole pages around the row's chunk."""
+        _, begin = self._at(place)
+        size = self.chunk_bytes + self._layout.CRC_BYTES
+        os.posix_fadvise(self._descriptor, begin, size, os.POSIX_FADV_WILLNEED)

@@ -1,0 +1,65 @@
+"""How far an extraction is; reads only the plan, the log and the leases, so that it may be asked at any time."""
+
+import statistics
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from store.commits import intact_records
+from store.leases import live_leases
+from store.plan import read_plan
+from store.writer import STALL_SECONDS
+
+RECENT = 50
+"""Commits whose times the rate is taken from."""
+
+
+def status(store: Path) -> dict[str, Any]:
+    """Committed, in flight and failed, images per second over the last commits, and the seconds that are left."""
+    plan = read_plan(store)
+    records = intact_records(store)
+    committed = sum(len(plan.rows(shard)) for shard in records if 0 <= shard < plan.n_shards)
+    rate = images_per_second([(r.telemetry["ended"], len(plan.rows(s))) for s, r in records.items()])
+    left = plan.n_images - committed
+    return {
+        "path": str(store),
+        "images": plan.n_images,
+        "images_committed": committed,
+        "shards": plan.n_shards,
+        "shards_committed": len(records),
+        "in_flight": {str(shard): str(holder) for shard, holder in live_leases(store, STALL_SECONDS).items()},
+        "failed": sum(len(record.failures) for record in records.values()),
+        "images_per_second": rate,
+        "eta_seconds": 0.0 if not left else None if not rate else left / rate,
+    }
+
+
+def images_per_second(ended: list[tuple[float, int]]) -> float | None:
+    """The rate of the last commits, from when each ended and its images; None where there are too few to tell.
+
+    Pauses between runs are left out: gaps far above the usual one are no work.
+    """
+    last = sorted(ended)[-RECENT:]
+    gaps = [(after - before, images) for (before, _), (after, images) in pairwise(last)]
+    if not gaps:
+        return None
+    usual = statistics.median(gap for gap, _ in gaps)
+    working = [(gap, images) for gap, images in gaps if gap <= 10 * usual]
+    seconds = sum(gap for gap, _ in working)
+    return sum(images for _, images in working) / seconds if seconds > 0 else None
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The status for a reader."""
+    rate, eta = found["images_per_second"], found["eta_seconds"]
+    lines = [
+        f"{found['path']}: {found['images_committed']} of {found['images']} images, {found['shards_committed']} of "
+        f"{found['shards']} shards committed; {found['failed']} images failed"
+    ]
+    lines += [f"  in flight: shard {shard} by {holder}" for shard, holder in found["in_flight"].items()]
+    if eta is None:
+        lines += ["  ETA unknown: too few commits to tell"]
+    elif eta > 0:
+        lines += [f"  {rate:.1f} images/s lately, {time.strftime('%H:%M:%S', time.gmtime(eta))} to go"]
+    return "\n".join(lines)
