@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV := .bench-venv
 export TOKENIZERS_PARALLELISM ?= false
 # Idle OpenMP threads sleep instead of spinning: on a busy machine spinning costs up to 20x the CPU time.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval parity inspect test test-geometry check lint types bench clean
+.PHONY: help setup data demo extract train eval parity inspect test test-geometry check lint types bench bench-store clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +65,15 @@ check: lint types test ## lint, types and tests
 
 bench: $(READY) ## ratios, measured in interleaved runs
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-store: $(READY) ## the store against np.memmap and other containers; they get .bench-venv, 6 GB, of their own
+	@$(MAKE) --no-print-directory $(BENCH_VENV)/.ready || echo "the other libraries are left out" >&2
+	$(BIN)/python -m tests.benchmarks.store --others $(BENCH_VENV) $(ARGS)
+
+$(BENCH_VENV)/.ready: tests/benchmarks/store/others.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --requirement $< 2> $(BENCH_VENV)/pip.err
+	@touch $@
 
 clean: ## remove what the demo wrote
 	rm -rf runs data/demo data/demo_large

@@ -72,7 +72,7 @@ def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click group and leave the process with the exit code of the design's table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    stop_on_sigterm()
     sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
 
 
@@ -98,6 +98,11 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         )
         return 7
     return returned if isinstance(returned, int) else 0
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end this process in order: exit 75, to be gone on with."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

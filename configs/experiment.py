@@ -38,6 +38,8 @@ class ModelSection(Section):
     """Compute dtype of the vision tower, the projector and the language model; features keep it bit for bit."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that the checkpoint brings, with all rights of this process; recorded in the fingerprint."""
 
 
 class DataSection(Section):

@@ -2,7 +2,7 @@
 # (YAML may hold anything)
 """YAML file + command-line overrides -> one frozen `Experiment`, with every problem reported at once."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,20 @@ from pydantic import TypeAdapter, ValidationError
 from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
+from configs.strict_yaml import parse
 
 MAX_CONFIG_BYTES = 1_000_000
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of a silent last-one-wins."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As the base class, refusing duplicates."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+_SHOWN = 80
+"""Characters of a wrong value in a message."""
 
 
 def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None) -> Experiment:
     """Read `path`, lay `overrides` (dotted key -> value) over it, validate everything once.
 
     `pruners` are the stage's pruner classes by name: with them the parameters of `prune.methods` are validated too.
-    Raises ConfigError naming each problem by dotted path with the value received.
+    Raises ConfigError naming each problem by line and dotted path, with the value received.
     """
-    raw = _read_yaml(path)
+    raw, lines = _read_yaml(path)
     for dotted, value in overrides.items():
         _lay_over(raw, dotted, value)
     problems = _retired_keys(raw)
@@ -50,7 +41,8 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
         problems += _method_problems(experiment.prune.methods, pruners)
     if problems or experiment is None:
         plural = "problem" if len(problems) == 1 else "problems"
-        raise ConfigError(f"{path}: {len(problems)} {plural}\n" + "\n".join(f"  {line}" for line in problems))
+        listed = "".join(f"\n  {_place(problem, lines, overrides)}{problem}" for problem in problems)
+        raise ConfigError(f"{path}: {len(problems)} {plural}{listed}")
     return experiment
 
 
@@ -68,7 +60,7 @@ def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
     return TypeAdapter(pruners[method.name]).validate_python(method.parameters)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not path.is_file():
         raise ConfigError(
             f"expected a config file, found none at {path}: name one with --config, such as configs/demo.yaml"
@@ -76,12 +68,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: a config has at most {MAX_CONFIG_BYTES} bytes, this file has {path.stat().st_size}")
     try:
-        raw = yaml.load(path.read_text(), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raw, lines = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, found {type(raw).__name__}")
-    return raw
+    return raw, lines
 
 
 def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
@@ -125,4 +117,21 @@ def _method_problems(methods: tuple[Method, ...], pruners: Mapping[str, type]) -
 
 
 def _lines(error: ValidationError) -> list[str]:
-    return [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+    return [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _place(problem: str, lines: Mapping[str, int], overrides: Mapping[str, Any]) -> str:
+    """The line of what a problem is about, or of the nearest section around it; nothing for a flag's value."""
+    path = problem.split(":")[0]
+    while path:
+        if path in overrides:
+            return ""
+        if path in lines:
+            return f"line {lines[path]}: "
+        path = path.rpartition(".")[0]
+    return ""

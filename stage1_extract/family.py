@@ -69,4 +69,4 @@ class Family(ABC):
 
 def checkpoint_config(model: ModelSection) -> Any:
     """The checkpoint's transformers config; CheckpointMissing (exit 5) names what to download."""
-    return load_config(model.checkpoint, model.revision)
+    return load_config(model.checkpoint, model.revision, model.trust_remote_code)

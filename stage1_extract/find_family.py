@@ -26,6 +26,6 @@ def find_family(config: Any) -> type[Family]:
 def parts_can_be_reached(config: Any) -> bool:
     """Whether the model, or its `.model`, has a vision tower and a projector of their own."""
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(config)
+        model: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     holders = [model, *([model.model] if hasattr(model, "model") else [])]
     return any(hasattr(one, "vision_tower") and hasattr(one, "multi_modal_projector") for one in holders)

@@ -48,6 +48,7 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
         "image_processor": dict(encoder.processor),
         "patch_order": PATCH_ORDER,
         "geometry": encoder.description.geometry.model_dump(mode="json"),
+        **({"trust_remote_code": True} if model.trust_remote_code else {}),
     }
 
 

@@ -20,6 +20,7 @@ REASONS = {
     "empty_file": "it has no bytes",
     "not_an_image": f"its content is none of {', '.join(FORMATS)}",
     "too_many_pixels": "its header announces more pixels than extract.max_pixels",
+    "too_narrow": "resized for the tower before it is cropped, it would have more than 50 million pixels",
     "truncated_image": "its pixels end early or cannot be decoded",
     "unreadable": "the operating system refuses to read it",
     "changed_while_running": "its content is not what was planned for",

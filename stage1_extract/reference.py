@@ -23,7 +23,7 @@ from stage1_extract.errors import ChangedImage, WrongWeights
 from stage1_extract.fingerprint import environment
 from stage1_extract.images import content_id, decode_image, read_image_bytes
 from stage1_extract.processor import ImageProcessor
-from store.checkpoint import load_config, quiet_loading, weight_files
+from store.checkpoint import load_config, quiet_loading, stock_reading, weight_files
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
 from store.tensors import pick_device, torch_dtype
 
@@ -32,14 +32,15 @@ class FullModel:
     """A stock model with its vision tower, and the image processor of its checkpoint."""
 
     def __init__(self, order: Order) -> None:
-        load_config(order.checkpoint, order.revision)
+        load_config(order.checkpoint, order.revision, order.trust_remote_code)
         weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
         self.order = order
         self.device = pick_device(order.device)
-        with quiet_loading():
+        with quiet_loading(), stock_reading(order.checkpoint, "a model"):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),
-                attn_implementation=ATTENTION, output_loading_info=True,
+                attn_implementation=ATTENTION, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True,
+                trust_remote_code=order.trust_remote_code,
             )  # fmt: skip
         self.model, loading = loaded
         missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
@@ -49,7 +50,7 @@ class FullModel:
                 f"shape ({', '.join(missing[:3])}): the baseline needs the whole checkpoint, its vision tower included"
             )
         self.model.eval().to(self.device)
-        self._processor = ImageProcessor(order.checkpoint, order.revision)
+        self._processor = ImageProcessor(order.checkpoint, order.revision, order.trust_remote_code)
 
     def image(self, name: str, sha256: str) -> Image.Image:
         """One image of the order; ChangedImage (exit 4) if it is not the one in the store."""

@@ -113,11 +113,11 @@ class Worker:
 
     def __init__(
         self, experiment: Experiment, writer: StoreWriter, sources: Sources, opened: OpenEncoder, label: str,
-        tick: Callable[[int], object] = lambda images: None,
+        tick: Callable[[int], object] = lambda images: None, begin: Callable[[int], object] = lambda shard: None,
     ) -> None:  # fmt: skip
-        """`label` names the worker in the log; `tick` is told how many images are done."""
+        """`label` names the worker in the log; `tick` is told of images that are done, `begin` of the shard at hand."""
         self.experiment, self.writer, self.sources, self.opened = experiment, writer, sources, opened
-        self.label, self.tick = label, tick
+        self.label, self.tick, self.begin = label, tick, begin
         self.failures: dict[int, str] = {}
         self._leases: deque[Lease] = deque()
 
@@ -131,6 +131,7 @@ class Worker:
             pending: Future[Any] | None = None
             for first in decoded:
                 lease = self._leases[0]
+                self.begin(lease.shard)
                 began = time.time()
                 rows = len(plan.rows(lease.shard))
                 arrays, failures = self._encode_shard(lease, islice(chain([first], decoded), rows))

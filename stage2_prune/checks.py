@@ -61,7 +61,7 @@ def check_checkpoint(features: Features, family: type[Family], config: Any, mode
     if exact:
         expected["dtype"] = model.dtype
     if has_image_processor(model.checkpoint, model.revision):
-        stock = open_image_processor(model.checkpoint, model.revision)
+        stock = open_image_processor(model.checkpoint, model.revision, model.trust_remote_code)
         expected["image_processor"] = processor_fingerprint(stock, {})
     if "projector_sha256" in semantic and (theirs := _projector_of(features, model)):
         expected["projector_sha256"] = weights_digest(theirs)

@@ -142,7 +142,7 @@ def find_family(config: Any) -> type[Family]:
 
 def open_text(model: ModelSection) -> Text:
     """How the configured checkpoint reads and writes text; raises as `open_language` does."""
-    config = load_config(model.checkpoint, model.revision)
+    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
     return find_family(config).open_text(config, model)
 
 
@@ -151,5 +151,5 @@ def open_language(model: ModelSection) -> Language:
 
     Raises CheckpointMissing (exit 5) where there is none, PrunerMisused for a family that has no file yet.
     """
-    config = load_config(model.checkpoint, model.revision)
+    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
     return find_family(config).open(config, model, pick_device(model.device))

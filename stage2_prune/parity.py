@@ -127,6 +127,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
         revision=model.revision,
         dtype=model.dtype,
         device=model.device,
+        trust_remote_code=model.trust_remote_code,
         image_root=experiment.data.images.resolve(),
         by_content=plan.identity == "content",
         max_pixels=experiment.extract.max_pixels,

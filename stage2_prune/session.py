@@ -45,10 +45,11 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
     """
     store = FeatureStore.open(experiment.store_path)
     check_shapes(store)
-    config = load_config(experiment.model.checkpoint, experiment.model.revision)
+    model = experiment.model
+    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
     family = find_family(config)
-    features = Features(store, needs, pick_device(experiment.model.device))
-    check_checkpoint(features, family, config, experiment.model, exact)
+    features = Features(store, needs, pick_device(model.device))
+    check_checkpoint(features, family, config, model, exact)
     return features
 
 

@@ -9,10 +9,12 @@ model (`vision_tower.encoder.*`). `canonical` maps them all to one.
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,14 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from store.errors import CheckpointMissing, StoreError
+from store.errors import CheckpointMissing, CustomCode, DamagedCheckpoint
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SAID = 300
+"""Characters of another library's message that are repeated."""
+_log = logging.getLogger(__name__)
 _RULES = (
     (re.compile(r"^model\.(?=(vision_tower|multi_modal_projector|language_model)\.)"), ""),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
@@ -44,12 +50,48 @@ def canonical(key: str) -> str:
     return key
 
 
-def load_config(source: str, revision: str | None = None) -> Any:
-    """The checkpoint's transformers config; CheckpointMissing if it is neither a folder nor in the cache."""
+def load_config(source: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's transformers config.
+
+    Raises CheckpointMissing (exit 5) if it is neither a folder nor in the cache, CustomCode (exit 2) if it brings code of
+    its own and that was not asked for, DamagedCheckpoint (exit 4) if its config cannot be read.
+    """
     from transformers import AutoConfig
 
     checkpoint_file(source, "config.json", revision)
-    return AutoConfig.from_pretrained(source, revision=revision)
+    if trust_remote_code:
+        _warn_of_code(source)
+    with stock_reading(source, "a config.json"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def stock_reading(source: str, what: str) -> Generator[None, None, None]:
+    """What transformers raises while it reads a part of a checkpoint, said in one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StrictDataclassError, SafetensorError,
+    ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the checkpoint's
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise CustomCode(
+                f"{source} brings code of its own, which was not run: read it, and if you trust it with everything that you "
+                "may do here, set model.trust_remote_code: true (--model.trust-remote-code true)"
+            ) from None
+        raise DamagedCheckpoint(
+            f"expected {what} in {source} that transformers can read, it says: {said:.{_SAID}}; correct it, or download the "
+            "checkpoint again"
+        ) from None
+
+
+@cache
+def _warn_of_code(source: str) -> None:
+    _log.warning("warning: model.trust_remote_code is on, code that %s brings may be run", source)
 
 
 def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path:
@@ -73,6 +115,10 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
     folder = Path(source)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
+    if folder.is_file():
+        raise CheckpointMissing(
+            f"expected a checkpoint folder at {source}, it is a file: name the folder that holds config.json and {SINGLE}"
+        )
     if folder.is_absolute() or source.startswith("."):
         raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: check model.checkpoint")
     from huggingface_hub import hf_hub_download
@@ -99,15 +145,55 @@ def weight_files(source: str, revision: str | None = None) -> tuple[dict[str, st
 
     index = optional_checkpoint_file(source, INDEX, revision)
     if index is not None:
-        return dict(json.loads(index.read_text())["weight_map"]), fetch
-    with _open(fetch(SINGLE)) as file:
+        return _weight_map(index), fetch
+    if optional_checkpoint_file(source, SINGLE, revision) is None:
+        _refuse_pickle(source, revision)
+    path = fetch(SINGLE)
+    with _reading(path), safe_open(path, "pt") as file:
         return dict.fromkeys(file.keys(), SINGLE), fetch
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file; its files lie beside the index and nowhere else."""
+    try:
+        files: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        strange = [name for name in files.values() if not name.endswith(".safetensors") or Path(name).name != name]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(
+            f"expected a weight_map of tensor and file names in {index} ({type(error).__name__}): download it again"
+        ) from None
+    if strange:
+        raise DamagedCheckpoint(
+            f"expected safetensors files beside {index}, it names {strange[0]!r:.{_SAID}}: correct it"
+        )
+    return dict(files)
+
+
+def _refuse_pickle(source: str, revision: str | None) -> None:
+    """Say why weights that are there are not read."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(source)
+    if folder.is_dir():
+        found = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+    else:
+        names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        found = [name for name in names if isinstance(try_to_load_from_cache(source, name, revision=revision), str)]
+    if found:
+        raise CheckpointMissing(
+            f"expected {SINGLE} in {source}, found {found[0]}: a pickle can run any code when it is opened, so it is never "
+            "read; take a revision with safetensors, or convert it where it can do no harm, with "
+            "`AutoModelForImageTextToText.from_pretrained(…).save_pretrained(…)` of transformers"
+        )
 
 
 def load_tensors(
     source: str, prefixes: Iterable[str], dtype: torch.dtype | None = None, revision: str | None = None
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """Tensors whose canonical name begins with one of `prefixes`; only the files that hold them are opened."""
+    """Tensors whose canonical name begins with one of `prefixes`; only the files that hold them are opened.
+
+    Raises DamagedCheckpoint (exit 4) naming the tensor that cannot be read or holds NaN or infinity.
+    """
     wanted = tuple(prefixes)
     files, fetch = weight_files(source, revision)
     by_file: dict[str, list[str]] = {}
@@ -116,11 +202,23 @@ def load_tensors(
             by_file.setdefault(file, []).append(raw)
     tensors: dict[str, Tensor] = {}
     for name in sorted(by_file):
-        with _open(fetch(name)) as file:
+        path = fetch(name)
+        with _reading(path), safe_open(path, "pt") as file:
             for raw in by_file[name]:
                 tensor = file.get_tensor(raw)
                 tensors[canonical(raw)] = tensor.to(dtype) if dtype is not None else tensor
+    require_finite(source, tensors)
     return tensors
+
+
+def require_finite(source: str, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
+    """Raise DamagedCheckpoint (exit 4) naming the first tensor with NaN or infinity: all that it touches would be NaN."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DamagedCheckpoint(
+                f"expected finite weights in {source}, {name} has NaN or infinity as {tensor.dtype}: download the "
+                "checkpoint again, or choose a wider model.dtype"
+            )
 
 
 @contextmanager
@@ -150,10 +248,12 @@ def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path) -> Generator[None, None, None]:
     try:
-        return safe_open(path, "pt")
+        yield
     except SafetensorError as error:
-        raise StoreError(
-            f"{path} is not a readable safetensors file ({error}): download the checkpoint again"
+        said = " ".join(str(error).split())
+        raise DamagedCheckpoint(
+            f"{path} is not a safetensors file that can be read ({said:.{_SAID}}): download the checkpoint again"
         ) from None

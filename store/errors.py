@@ -19,6 +19,18 @@ class CheckpointMissing(StoreError):
     exit_code = 5
 
 
+class CustomCode(StoreError):
+    """A checkpoint brings code of its own, and nobody said that it may run."""
+
+    exit_code = 2
+
+
+class DamagedCheckpoint(StoreError):
+    """Files of a checkpoint are not what they should be."""
+
+    exit_code = 4
+
+
 class DataMissing(StoreError):
     """Images or questions are not where the config says."""
 

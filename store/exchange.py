@@ -49,6 +49,7 @@ class Order(BaseModel):
     revision: str | None
     dtype: Dtype
     device: str
+    trust_remote_code: bool = False
     image_root: Path
     """Absolute."""
     by_content: bool

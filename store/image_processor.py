@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from store.checkpoint import checkpoint_file, optional_checkpoint_file
+from store.checkpoint import checkpoint_file, optional_checkpoint_file, stock_reading
 
 BACKEND = "pil"
 FILES = ("processor_config.json", "preprocessor_config.json")
@@ -15,14 +15,17 @@ def has_image_processor(source: str, revision: str | None = None) -> bool:
     return any(optional_checkpoint_file(source, name, revision) is not None for name in FILES)
 
 
-def open_image_processor(source: str, revision: str | None = None) -> Any:
-    """The stock processor; CheckpointMissing (exit 5) where there are no settings for one."""
+def open_image_processor(source: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The stock processor; CheckpointMissing (exit 5) where there are no settings for one, CustomCode (exit 2) where it
+    is code of the checkpoint's own and that was not asked for.
+    """
     from transformers import AutoImageProcessor
 
     if not has_image_processor(source, revision):
         checkpoint_file(source, FILES[-1], revision)
     stock: Any = AutoImageProcessor
-    return stock.from_pretrained(source, revision=revision, backend=BACKEND)
+    with stock_reading(source, "settings of an image processor"):
+        return stock.from_pretrained(source, revision=revision, backend=BACKEND, trust_remote_code=trust_remote_code)
 
 
 def processor_fingerprint(stock: Any, options: Mapping[str, Any]) -> dict[str, Any]:

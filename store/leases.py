@@ -88,17 +88,6 @@ def live_leases(store: Path, stall_seconds: float) -> dict[int, Holder]:
     return dict(sorted(found.items()))
 
 
-def holders(store: Path) -> dict[int, tuple[Holder, float]]:
-    """By shard, who holds its lease, dead or alive, and when it was last touched (by the disk's clock)."""
-    found: dict[int, tuple[Holder, float]] = {}
-    for path in (store / FOLDER).glob("[0-9]*.json"):
-        holder = read_holder(path)
-        with suppress(FileNotFoundError):
-            if holder is not None:
-                found[int(path.stem)] = (holder, path.stat().st_mtime)
-    return found
-
-
 def read_holder(path: Path) -> Holder | None:
     """Who holds a lease; None if nobody does. A lease that is not readable holds nothing."""
     try:

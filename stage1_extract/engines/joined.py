@@ -1,10 +1,9 @@
 """A worker below an engine: it finds everything in the store that the engine has prepared."""
 
-import multiprocessing
+from collections.abc import Callable
 
 import torch
 
-from configs.errors import Interrupted
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
 from stage1_extract.worker import OpenEncoder, Worker
@@ -28,11 +27,14 @@ class Joined:
             wanted = self.plan.fingerprints[name].model_dump()
             require_equal(f"the fingerprint of {name} in {label}", wanted, found.model_dump(), "use equal machines")
 
-    def extract(self, shards: list[int], allowed: int) -> None:
-        """Encode those of `shards` that are nobody else's."""
+    def extract(
+        self, shards: list[int], allowed: int, tick: Callable[[int], object] = lambda images: None,
+        begin: Callable[[int], object] = lambda shard: None,
+    ) -> None:  # fmt: skip
+        """Encode those of `shards` that are nobody else's; see Worker for `tick` and `begin`."""
         stall = self.experiment.extract.stall_seconds
         with StoreWriter.open(self.experiment.store_path, self.plan, self.ids, None, "joined", stall) as writer:
-            worker = Worker(self.experiment, writer, self.sources, self.opened, self.label, _stop_with_parent)
+            worker = Worker(self.experiment, writer, self.sources, self.opened, self.label, tick, begin)
             worker.extract(shards, allowed)
 
 
@@ -46,10 +48,3 @@ def devices(experiment: Experiment) -> list[str]:
     name = experiment.model.device
     count = torch.cuda.device_count()
     return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]
-
-
-def _stop_with_parent(images: int) -> None:
-    """A worker whose engine was killed gives up."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise Interrupted("the process that started this worker is gone; run the same command again to go on")

@@ -79,18 +79,21 @@ class LlavaEncoder(Encoder):
         tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)
         tower_weights, projector_weights = (_part(tensors, prefix) for prefix in (TOWER, LlavaMlp.prefix))
         settings = LlavaMlp.config_of(config)
+        projector = _build_projector(settings, projector_weights)
+        selection = select_features(config, facts)
+        _require_widths(projector_weights, facts.hidden * len(selection.layers), config.text_config.hidden_size)
         self.description = description
         self.half = VisionHalf(
             tower=_build_tower(model.checkpoint, config, tower_weights, dtype).to(device),
             kind=kind,
             facts=facts,
-            selection=select_features(config, facts),
-            projector=_build_projector(settings, projector_weights).to(device),
+            selection=selection,
+            projector=projector.to(device),
             arrays=frozenset(spec.name for spec in description.arrays),
         )
         self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
         self.projector = projector_state(settings, projector_weights)
-        self.image_processor = ImageProcessor(model.checkpoint, model.revision)
+        self.image_processor = ImageProcessor(model.checkpoint, model.revision, model.trust_remote_code)
         self.processor = self.image_processor.fingerprint
         self._device, self._dtype = device, dtype
 
@@ -169,8 +172,9 @@ def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype:
     with quiet_loading():
         tower, loading = kind.from_pretrained(
             None, config=vision_config, state_dict=dict(weights), dtype=dtype, attn_implementation=ATTENTION,
-            output_loading_info=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
+    loading["mismatched_keys"] = [f"{k} {tuple(got)} not {tuple(own)}" for k, got, own in loading["mismatched_keys"]]
     wrong = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
     if wrong:
         raise WrongWeights(
@@ -178,6 +182,15 @@ def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype:
             f"({', '.join(f'{name}: {keys[:3]}' for name, keys in wrong.items())}): is the checkpoint whole?"
         )
     return tower.eval()
+
+
+def _require_widths(weights: Mapping[str, Tensor], hidden: int, embed: int) -> None:
+    for name, axis, expected in (("linear_1.weight", 1, hidden), ("linear_2.weight", 0, embed)):
+        if weights[name].shape[axis] != expected:
+            raise WrongWeights(
+                f"expected {expected} as axis {axis} of {LlavaMlp.prefix}{name}, as config.json says, it has the shape "
+                f"{tuple(weights[name].shape)}: are weights and config of one checkpoint?"
+            )
 
 
 def _build_projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Projector:

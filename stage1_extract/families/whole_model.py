@@ -19,7 +19,7 @@ from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.family import Description, Encoder, Family, Pixels
 from stage1_extract.processor import ImageProcessor
-from store.checkpoint import quiet_loading, weight_files, weights_digest
+from store.checkpoint import quiet_loading, stock_reading, weight_files, weights_digest
 from store.plan import Geometry
 from store.schema import ArraySpec
 from store.tensors import torch_dtype
@@ -56,15 +56,17 @@ class WholeModelEncoder(Encoder):
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         model = experiment.model
         weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
-        with quiet_loading():
+        with quiet_loading(), stock_reading(model.checkpoint, "a model"):
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
-                model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION
-            ).eval()
+                model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION,
+                use_safetensors=True, trust_remote_code=model.trust_remote_code,
+            ).eval()  # fmt: skip
         self.weights = {"model": weights_digest(self._model.state_dict())}
         self._model.to(device)
-        stock = ImageProcessor(model.checkpoint, model.revision)
+        source = (model.checkpoint, model.revision, model.trust_remote_code)
+        stock = ImageProcessor(*source)
         options = {name: value for name, value in ONE_CROP.items() if hasattr(stock.stock, name)}
-        self._image_processor = ImageProcessor(model.checkpoint, model.revision, **options)
+        self._image_processor = ImageProcessor(*source, **options)
         self.processor = self._image_processor.fingerprint
         self._device = device
         self.description = self._probe(experiment)

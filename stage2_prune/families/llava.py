@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.experiment import ModelSection
 from stage2_prune.errors import LanguageModelMissing, WeightsMismatch
 from stage2_prune.language import Family, Language, Text
-from store.checkpoint import optional_checkpoint_file, quiet_loading, weight_files
+from store.checkpoint import optional_checkpoint_file, quiet_loading, require_finite, stock_reading, weight_files
 from store.tensors import torch_dtype
 
 KEY_MAPPING = {
@@ -46,7 +46,7 @@ class Llava(Family):
         weight_files(source, revision)  # names what is missing before transformers would
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
-        with quiet_loading():
+        with quiet_loading(), stock_reading(source, "a language model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=text,
@@ -54,18 +54,25 @@ class Llava(Family):
                 key_mapping=KEY_MAPPING,
                 dtype=torch_dtype(model.dtype),
                 attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=model.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the loading info, and refused with their names
             )
         causal, loading = loaded
         _check(source, causal, loading)
         causal.eval().to(device)
+        require_finite(source, dict(causal.named_parameters()))
         return Language(model=causal, device=device, **vars(cls.open_text(config, model)))
 
     @classmethod
     def open_text(cls, config: Any, model: ModelSection) -> Text:
         """Generation ends where the checkpoint's generation config says, as in stock generate()."""
         source, revision = model.checkpoint, model.revision
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        with stock_reading(source, "a tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=model.trust_remote_code
+            )
         eos = _eos(source, revision, config, tokenizer)
         pad = tokenizer.pad_token_id
         return Text(

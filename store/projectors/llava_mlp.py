@@ -13,8 +13,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from store.errors import StoreError
+from store.errors import DamagedCheckpoint
 from store.projectors import Projector
+
+_SHOWN = 6
 
 
 class LlavaMlp(Projector):
@@ -24,12 +26,7 @@ class LlavaMlp(Projector):
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Shaped[Tensor, "..."]]) -> None:
         super().__init__(config, weights)
-        expected = {"linear_1.weight", "linear_2.weight"}
-        if not expected <= set(weights):
-            raise StoreError(
-                f"expected the projector weights {sorted(expected)}, found {sorted(weights)}: this is another kind of "
-                "projector, add a file for it to store/projectors"
-            )
+        _require_known(weights)
         self.linear_1 = _linear(weights, "linear_1")
         self.activation = ACT2FN[config["activation"]]
         self.linear_2 = _linear(weights, "linear_2")
@@ -43,6 +40,32 @@ class LlavaMlp(Projector):
     def forward(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
         """Project every patch."""
         return self.linear_2(self.activation(self.linear_1(raw)))
+
+
+def _require_known(weights: Mapping[str, Tensor]) -> None:
+    """Two matrices that fit together, each with a bias of its height or none, and nothing else."""
+    matrices = {"linear_1.weight", "linear_2.weight"}
+    if not matrices <= set(weights) <= matrices | {"linear_1.bias", "linear_2.bias"}:
+        listed = ", ".join(sorted(weights)[:_SHOWN]) or "none"
+        raise DamagedCheckpoint(
+            f"expected the projector weights {sorted(matrices)} and their biases, found {listed}: this is another kind of "
+            "projector, add a file for it to store/projectors"
+        )
+    width = None
+    for name in ("linear_1", "linear_2"):
+        shape = tuple(weights[f"{name}.weight"].shape)
+        if len(shape) != 2 or shape[1] != (width or shape[1]):
+            raise _misfit(f"{name}.weight", shape, f"two axes, the second {width or 'as wide as the features'}")
+        width = shape[0]
+        bias = tuple(weights[f"{name}.bias"].shape) if f"{name}.bias" in weights else (width,)
+        if bias != (width,):
+            raise _misfit(f"{name}.bias", bias, f"{width} values")
+
+
+def _misfit(name: str, shape: tuple[int, ...], expected: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
+        f"expected {expected} in the projector's {name}, it has the shape {shape}: download the checkpoint again"
+    )
 
 
 def _linear(weights: Mapping[str, Tensor], name: str) -> nn.Linear:

@@ -1,0 +1,77 @@
+"""A small experiment in a folder, and the real command lines run on it as a user would."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+    "extract": ("-m", "stage1_extract", "extract"),
+    "train": ("-m", "stage2_prune", "train"),
+    "eval": ("-m", "stage2_prune", "eval"),
+    "parity": ("-m", "stage2_prune", "parity"),
+    "inspect": ("-m", "store", "inspect"),
+    "verify": ("-m", "store", "verify"),
+    "status": ("-m", "store", "status"),
+}
+
+
+def config_file(folder: Path, checkpoint: object, **sections: Mapping[str, Any]) -> Path:
+    """An experiment over `folder/data` that writes to `folder/run`; keyword arguments are laid over its sections."""
+    content: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "model": {"checkpoint": str(checkpoint), "device": "cpu"},
+        "data": {"images": str(folder / "data" / "images"), "questions": str(folder / "data" / "questions.jsonl")},
+        "store": {"shard_images": 2},
+        "extract": {"tower_batch": 1},
+        "prune": {"methods": [{"name": "keep_all"}, {"name": "learned_scorer"}], "budgets": [4], "seeds": 1},
+        "train": {"epochs": 1, "batch_size": 4, "min_keep": 2, "max_keep": 12, "val_keep": 4},
+        "eval": {"batch_size": 4, "max_new_tokens": 2, "bootstrap": 20},
+    }
+    for section, fields in sections.items():
+        content[section] = content[section] | dict(fields)
+    path = folder / "trial.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def run(
+    command: str,
+    *arguments: object,
+    cwd: Path,
+    expect: int | None = 0,
+    env: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """`python -m …` in `cwd`, and what it said; `env` is added to the environment, `without` taken from it."""
+    environment = (
+        {k: v for k, v in os.environ.items() if k not in without} | {"PYTHONPATH": str(ROOT)} | dict(env or {})
+    )
+    done = subprocess.run(
+        [*prefix, sys.executable, *COMMANDS[command], *map(str, arguments)],
+        cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        timeout=timeout,
+    )  # fmt: skip
+    assert expect is None or done.returncode == expect, (
+        f"{command}: exit {done.returncode}\n{done.stderr}\n{done.stdout}"
+    )
+    return done
+
+
+def snapshot(folder: Path) -> dict[str, bytes | str]:
+    """Every file under a folder, with its content; links and folders by what they are."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")
+        if path.is_symlink():
+            found[name] = f"-> {path.readlink()}"
+        else:
+            found[name] = path.read_bytes() if path.is_file() else "folder"
+    return found

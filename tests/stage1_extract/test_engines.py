@@ -1,0 +1,234 @@
+"""Whoever calls the workers, the bytes are the same; a worker that dies, hangs or is stopped costs nothing but its time."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.experiment import Experiment
+from stage1_extract.engines.joined import in_turn
+from stage1_extract.extract import extract
+from store.commits import read_commits
+from store.compare import differences_between
+from store.leases import live_leases, process_start
+from store.status import status
+from tests.helpers.checkpoints import tiny_llava
+from tests.helpers.data import tiny_images
+
+ROOT = Path(__file__).parents[2]
+IMAGES = 23
+BROKEN = """
+import importlib.abc, importlib.util, os, signal, sys, time
+
+def change(worker):
+    encode_shard = worker.Worker._encode_shard
+    def broken(self, lease, decoded):
+        marks = {folder!r}
+        met = [mark for mark in os.listdir(marks) if mark.startswith(str(lease.shard) + "-")]
+        if lease.shard in {shards!r} and len(met) < {times}:
+            open(os.path.join(marks, str(lease.shard) + "-" + str(time.time())), "w").close()
+            {how}
+        return encode_shard(self, lease, decoded)
+    worker.Worker._encode_shard = broken
+
+class Changing(importlib.abc.MetaPathFinder):  # so that no process pays for imports that it does not make itself
+    def find_spec(self, name, path, target=None):
+        if name != "stage1_extract.worker":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (execute(module), change(module))
+        return spec
+
+sys.meta_path.insert(0, Changing())
+"""
+DIE, HANG = "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(1000)"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A checkpoint, images, and the store that one worker makes of them."""
+    folder = tmp_path_factory.mktemp("engines")
+    tiny_llava(folder / "checkpoint")
+    tiny_images(folder / "images", IMAGES)
+    extract(experiment(folder, folder / "whole"), overwrite=False)
+    return folder
+
+
+def experiment(home: Path, run_dir: Path, **fields) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "tiny",
+            "run_dir": str(run_dir),
+            "model": {"checkpoint": str(home / "checkpoint"), "device": "cpu"},
+            "data": {"images": str(home / "images")},
+            "store": {"shard_images": 4},
+            "extract": {"tower_batch": 2} | fields,
+        }
+    )
+
+
+def command(wanted: Experiment, folder: Path, *flags: str) -> list[str]:
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
+    return [sys.executable, "-m", "stage1_extract", "extract", "--config", str(config), *flags]
+
+
+def run(wanted: Experiment, folder: Path, *flags: str, broken: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line; `broken` is code that every process of it runs first."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if broken is not None:
+        (folder / "site").mkdir(exist_ok=True)
+        (folder / "site" / "sitecustomize.py").write_text(broken)
+        environment |= {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        command(wanted, folder, *flags), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def breaking(folder: Path, shards: list[int], times: int, how: str) -> str:
+    (folder / "marks").mkdir()
+    return BROKEN.format(folder=str(folder / "marks"), shards=shards, times=times, how=how)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_every_shard_is_tried_by_every_worker_its_own_share_first(workers):
+    shards = list(range(7))
+    for index in range(workers):
+        turns = in_turn(shards, index, workers)
+        assert sorted(turns) == shards
+        own = shards[index::workers]
+        assert turns[: len(own)] == own
+
+
+def test_two_local_workers_make_the_bytes_of_one(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    done = run(wanted, tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tower_images"] == IMAGES
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+    assert live_leases(wanted.store_path, 300.0) == {} and status(wanted.store_path)["images_committed"] == IMAGES
+
+
+def test_static_workers_encode_their_share_and_a_run_without_an_index_the_rest(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run")
+    first = extract(experiment(home, tmp_path / "run", worker_index=0, num_workers=3), overwrite=False)
+    assert first["shards_written"] == 2 and sorted(read_commits(wanted.store_path)) == [0, 3]
+    second = extract(experiment(home, tmp_path / "run", worker_index=1, num_workers=3), overwrite=False)
+    assert second["shards_written"] == 2 and sorted(read_commits(wanted.store_path)) == [0, 1, 3, 4]
+    extract(wanted, overwrite=False)
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_static_workers_side_by_side_make_the_bytes_of_one(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run")
+    (tmp_path / "config.yaml").write_text("")
+    share = [command(wanted, tmp_path, "--worker-index", str(i), "--num-workers", "2") for i in range(2)]
+    workers = [subprocess.Popen(one, cwd=ROOT, stderr=subprocess.PIPE, text=True) for one in share]
+    ended = [(worker.communicate(timeout=200)[1], worker.returncode) for worker in workers]
+    assert [code for _, code in ended] == [0, 0], ended
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_an_index_without_a_number_of_workers_is_exit_2(home, tmp_path):
+    done = run(experiment(home, tmp_path / "run"), tmp_path, "--worker-index", "1")
+    assert done.returncode == 2 and "both or neither" in done.stderr
+
+
+def test_a_killed_worker_is_replaced_and_its_shard_done_by_another(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, DIE))
+    assert done.returncode == 0, done.stderr
+    assert "was killed by signal 9 at shard 1" in done.stderr
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_a_shard_on_which_workers_die_three_times_is_given_up_and_the_others_are_done(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 99, DIE))
+    assert done.returncode == 3, done.stderr
+    assert "shard 1 was given up" in done.stderr and "3 times" in done.stderr
+    assert sorted(read_commits(wanted.store_path)) == [0, 2, 3, 4, 5]
+    assert extract(experiment(home, tmp_path / "run"), overwrite=False)["shards_written"] == 1
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_a_hung_worker_is_killed_and_replaced(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", workers=2, stall_seconds=12.0)
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [2], 1, HANG))
+    assert done.returncode == 0, done.stderr
+    assert "made no progress in 1" in done.stderr
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stopped_run_leaves_no_worker_and_no_lease(home, tmp_path, number, code):
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(
+        command(wanted, tmp_path), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 100
+    while not (wanted.store_path / "commits").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    process.send_signal(number)
+    began = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    assert time.monotonic() - began < 10, said
+    time.sleep(1)  # multiprocessing's own tracker leaves a moment after its parent
+    assert children and not [pid for pid in children if process_start(int(pid)) is not None]
+    assert live_leases(wanted.store_path, 300.0) == {}
+    extract(experiment(home, tmp_path / "run"), overwrite=False)
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_an_error_of_a_worker_ends_the_run_with_the_same_exit_code(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    broken = breaking(tmp_path, [0], 9, "from store.errors import NonFinite; raise NonFinite('row 0 is infinite')")
+    done = run(wanted, tmp_path, broken=broken)
+    assert done.returncode == 3 and "row 0 is infinite" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+def test_slurm_jobs_make_the_bytes_of_one_worker(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", engine="slurm", workers=2, slurm={"cluster": "local", "timeout_min": 5})
+    done = run(wanted, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+def test_a_preempted_slurm_job_is_submitted_again_as_it_was(home, tmp_path):
+    from stage1_extract.engines.slurm import Worker
+
+    worker = Worker(experiment(home, tmp_path / "run", engine="slurm"), 1, 2, 0)
+    again = worker.checkpoint()
+    assert again.function == worker and again.args == ()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_actors_make_the_bytes_of_one_worker_though_one_of_them_is_killed(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", engine="ray", workers=2)
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, DIE))
+    assert done.returncode == 0, done.stderr
+    assert "the actor at shard 1 died" in done.stderr
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+def test_another_number_of_workers_and_another_engine_go_on_to_the_same_bytes(home, tmp_path):
+    extract(experiment(home, tmp_path / "run", worker_index=2, num_workers=4), overwrite=False)
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    assert run(wanted, tmp_path).returncode == 0
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
