@@ -1,10 +1,12 @@
 """What the three command lines share: flags derived from the config's fields, and errors turned into exit codes."""
 
 import errno
+import io
 import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -49,10 +51,16 @@ def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str,
 
 
 def _parse(value: str) -> Any:
+    """Lists, mappings and null of a flag are YAML; all else is the text that was typed, which the config's types read.
+
+    So a path keeps what YAML would take for a comment, and a revision of digits its zeros.
+    """
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed: Any = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
         return value
+    is_text = isinstance(parsed, str | int | float | date)
+    return value if is_text else parsed
 
 
 def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
@@ -73,6 +81,9 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     """Run a click group and leave the process with the exit code of the design's table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     stop_on_sigterm()
+    for stream in (sys.stdout, sys.stderr):  # no name, path or locale may turn a result into a UnicodeEncodeError
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
 
 

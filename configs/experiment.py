@@ -16,6 +16,7 @@ from pydantic import (
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
+ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
 
 
@@ -46,7 +47,15 @@ class DataSection(Section):
     """The images and the questions about them."""
 
     images: Path
-    """Image root: every image path in `questions` is relative to this folder and stays inside it."""
+    """Image root: a folder of image files, of webdataset shards (.tar) or of parquet files, or one such file.
+
+    Every image path in `questions` is relative to this folder and stays inside it; in archives it is the member's or the
+    cell's path, or `<file>/<member>` and `<file>/<row>` where several images have that path.
+    """
+    format: ImageFormat = "auto"
+    """What `images` is; `auto` finds out where only one kind of file is there."""
+    image_column: str | None = None
+    """Column of the images in parquet files; default: the only one of `{bytes, path}`."""
     questions: Path | None = None
     """JSONL of questions or LLaVA's conversation JSON; without it the whole image folder is encoded."""
     identity: Literal["content", "name"] = "content"

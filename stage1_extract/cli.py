@@ -27,6 +27,7 @@ def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **
     experiment = experiment_from(config_path, flags)
     from stage1_extract import extract as stage
     from stage1_extract import price
+    from store.ids import printable
 
     if dry_run:
         found = stage.dry_run(experiment)
@@ -41,7 +42,7 @@ def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **
         f"{done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
     )
     for names, reason in done["failures"].items():
-        click.echo(f"  left out: {names} ({reason})")
+        click.echo(f"  left out: {printable(names)} ({reason})")
 
 
 @group.command()

@@ -24,7 +24,9 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.family import checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import content_id, decode_image, read_image_bytes
+from stage1_extract.images import content_id, decode_image
+from stage1_extract.sources.detect import open_images
+from stage1_extract.sources.image_source import ImageSource
 from stage1_extract.suspects import (
     PROCESSOR_AXES,
     Axes,
@@ -111,7 +113,9 @@ class Bench:
         numeric = environment(device, experiment.extract.tower_batch, batch_invariant=True)
         self.expected = fingerprints(experiment, config, encoder, numeric)
         self.rows = _spread_out(store, sample)
-        self.images = [_open_image(experiment, store, row) for row in self.rows]
+        data = experiment.data
+        images = open_images(data.images, data.format, data.image_column)
+        self.images = [_open_image(images, experiment, store, row) for row in self.rows]
         self._seen: OrderedDict[str, EveryLayer] = OrderedDict()
         stored = store.projector
         self.stored_projector = None if stored is None else build(stored, device)
@@ -334,9 +338,9 @@ def _spread_out(store: FeatureStore, sample: int) -> list[int]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _open_image(experiment: Experiment, store: FeatureStore, row: int) -> Image.Image:
+def _open_image(images: ImageSource, experiment: Experiment, store: FeatureStore, row: int) -> Image.Image:
     name = store.ids.names(row)[0]
-    data = read_image_bytes(experiment.data.images, name)
+    data = images.read(name)
     if store.plan.identity == "content" and content_id(data) != store.ids.sha_of_row(row):
         raise ChangedImage(
             f"expected {name} as it was encoded, its file has changed: restore it to diagnose this store"

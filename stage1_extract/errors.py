@@ -41,6 +41,24 @@ class BadImage(ExtractError):
         self.reason = reason
 
 
+class UnusableImages(ExtractError):
+    """`data.images` is nothing that can be read in place, or several things at once."""
+
+    exit_code = 2
+
+
+class DamagedArchive(ExtractError):
+    """A tar or parquet file is not whole."""
+
+    exit_code = 4
+
+
+class ReaderMissing(ExtractError):
+    """The library that reads a kind of input is not installed."""
+
+    exit_code = 5
+
+
 class DeviceTooSmall(ExtractError):
     """Not even one image fits into the device's memory."""
 

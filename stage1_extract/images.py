@@ -13,10 +13,16 @@ from stage1_extract.errors import BadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are decoded; of an animation, the first frame."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Of files that are taken for images where nobody names any."""
+MAX_IMAGE_BYTES = 1 << 30
+"""Of one image file: more than any image of extract.max_pixels needs."""
 REASONS = {
     "outside_image_root": "the path leads out of the image root",
     "missing_file": "there is no such file",
-    "not_a_regular_file": "it is a folder, a pipe or a device",
+    "not_a_regular_file": "it is a folder, a pipe or a device, or a link inside an archive",
+    "ambiguous_name": "several images of the archives have this name",
+    "too_many_bytes": "it is larger than any image",
     "empty_file": "it has no bytes",
     "not_an_image": f"its content is none of {', '.join(FORMATS)}",
     "too_many_pixels": "its header announces more pixels than extract.max_pixels",
@@ -28,6 +34,12 @@ REASONS = {
 # Pillow's own limit is a constant; ours is extract.max_pixels, held against the header before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    stem, dot, suffix = name.rpartition(".")
+    return bool(stem) and (dot + suffix).lower() in SUFFIXES
 
 
 def read_image_bytes(root: Path, name: str) -> bytes:
@@ -50,6 +62,9 @@ def read_image_bytes(root: Path, name: str) -> bytes:
         os.close(descriptor)
         raise BadImage("not_a_regular_file", name)
     with os.fdopen(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_IMAGE_BYTES:
+            raise BadImage("too_many_bytes", f"{name} ({size:,}, at most {MAX_IMAGE_BYTES:,})")
         data = file.read()
     if not data:
         raise BadImage("empty_file", name)

@@ -7,6 +7,7 @@ from typing import Any
 from stage1_extract.family import Description
 from stage1_extract.sources import Sources
 from store.errors import NoSpace
+from store.ids import printable
 from store.plan import Plan
 
 
@@ -38,7 +39,7 @@ def as_text(found: dict[str, Any], path: Path) -> str:
         f"{found['images']} images, {found['distinct']} distinct, in {found['shards']} shards of {found['images_per_shard']}",
         f"{found['bytes_total'] / 1e9:.3f} GB to write to {path} ({arrays} GB); {found['bytes_free'] / 1e9:.1f} GB free",
     ]
-    lines += [f"cannot be read: {name} ({reason})" for name, reason in found["unreadable"].items()]
+    lines += [f"cannot be read: {printable(name)} ({reason})" for name, reason in found["unreadable"].items()]
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
 
 

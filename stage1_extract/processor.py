@@ -35,4 +35,6 @@ class ImageProcessor:
             return
         resized = edge * edge * max(image.size) // min(image.size)
         if resized > MAX_RESIZED_PIXELS:
-            raise BadImage("too_narrow", f"{image.width}x{image.height}, {resized:,} pixels where its short edge has {edge}")
+            raise BadImage(
+                "too_narrow", f"{image.width}x{image.height}, {resized:,} pixels where its short edge has {edge}"
+            )

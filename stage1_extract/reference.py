@@ -21,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import ChangedImage, WrongWeights
 from stage1_extract.fingerprint import environment
-from stage1_extract.images import content_id, decode_image, read_image_bytes
+from stage1_extract.images import content_id, decode_image
 from stage1_extract.processor import ImageProcessor
+from stage1_extract.sources.detect import open_images
 from store.checkpoint import load_config, quiet_loading, stock_reading, weight_files
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
 from store.tensors import pick_device, torch_dtype
@@ -36,6 +37,7 @@ class FullModel:
         weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
         self.order = order
         self.device = pick_device(order.device)
+        self._images = open_images(order.image_root, order.image_format, order.image_column)
         with quiet_loading(), stock_reading(order.checkpoint, "a model"):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),
@@ -54,7 +56,7 @@ class FullModel:
 
     def image(self, name: str, sha256: str) -> Image.Image:
         """One image of the order; ChangedImage (exit 4) if it is not the one in the store."""
-        data = read_image_bytes(self.order.image_root, name)
+        data = self._images.read(name)
         if self.order.by_content and content_id(data) != sha256:
             raise ChangedImage(
                 f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "

@@ -20,10 +20,11 @@ from stage1_extract.errors import BadImage, DeviceTooSmall, TooManyFailures
 from stage1_extract.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import content_id, decode_image, read_image_bytes
+from stage1_extract.images import content_id, decode_image
 from stage1_extract.sources import Source, Sources
 from store.errors import LeaseLost
 from store.fingerprint import Fingerprint
+from store.ids import printable
 from store.leases import Lease
 from store.tensors import pick_device, to_storage
 from store.writer import StoreWriter
@@ -210,7 +211,7 @@ def decode(source: Source, sources: Sources, encoder: Encoder, max_pixels: int) 
     """Pixel values of one image, or why there are none."""
     name = source.names[0]
     try:
-        data = read_image_bytes(sources.root, name)
+        data = sources.images.read(name)
         if sources.by_content and content_id(data) != source.sha:
             raise BadImage("changed_while_running", name)
         return encoder.preprocess(decode_image(data, name, max_pixels))
@@ -242,7 +243,10 @@ def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> Non
     """Raise TooManyFailures (exit 3), listing them, when more images failed than are tolerated."""
     if len(failures) <= allowed:
         return
-    listed = "".join(f"\n  {', '.join(sources.rows[row].names)}: {why}" for row, why in list(failures.items())[:_SHOWN])
+    listed = "".join(
+        f"\n  {', '.join(map(printable, sources.rows[row].names))}: {why}"
+        for row, why in list(failures.items())[:_SHOWN]
+    )
     more = f"\n  … and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
     raise TooManyFailures(
         f"{len(failures)} images cannot be encoded, {allowed} are tolerated; correct them, or raise --max-failures; shards "

@@ -129,6 +129,8 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
         device=model.device,
         trust_remote_code=model.trust_remote_code,
         image_root=experiment.data.images.resolve(),
+        image_format=experiment.data.format,
+        image_column=experiment.data.image_column,
         by_content=plan.identity == "content",
         max_pixels=experiment.extract.max_pixels,
         max_new_tokens=experiment.eval.max_new_tokens,

@@ -11,12 +11,15 @@ import hashlib
 import json
 import logging
 import re
+import ssl
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import torch
 from jaxtyping import Shaped
@@ -28,6 +31,7 @@ from store.errors import CheckpointMissing, CustomCode, DamagedCheckpoint
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_SECONDS = 3.0
 _SAID = 300
 """Characters of another library's message that are repeated."""
 _log = logging.getLogger(__name__)
@@ -130,11 +134,29 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
     )
 
     try:
-        return Path(hf_hub_download(source, name, revision=revision))
+        return Path(hf_hub_download(source, name, revision=revision, local_files_only=not _hub_answers()))
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return None
     except HFValidationError:
         raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: check model.checkpoint") from None
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and briefly: its own client goes on trying for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()  # noqa: S310 (an https address)
+    except HTTPError:
+        return True
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # its client may know other certificates
+    except OSError:
+        return False
+    return True
 
 
 def weight_files(source: str, revision: str | None = None) -> tuple[dict[str, str], Callable[[str], Path]]:

@@ -92,6 +92,21 @@ def repair(path: Path | None, config_path: Path, quick: bool, **flags: Any) -> N
 
 
 @group.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+def compact(path: Path | None, config_path: Path, **flags: Any) -> None:
+    """Gather the commit records of PATH (default: the config's store) into one file: opens sooner, above 10,000 shards.
+
+    Each shard has a small file of its own until then. Workers and readers may go on meanwhile, and it may be done again.
+    """
+    from store.commits import COMPACTED, FOLDER, compact
+
+    store = path or experiment_from(config_path, flags).store_path
+    records = compact(store)
+    click.echo(f"{records} commit records in {store / FOLDER / COMPACTED}" if records else "no shard is committed yet")
+
+
+@group.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--hdf5", "out", type=click.Path(path_type=Path), required=True, help="HDF5 file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")

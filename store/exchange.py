@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.experiment import Dtype
+from configs.experiment import Dtype, ImageFormat
 from store.errors import StoreError
 
 ORDER = "batch.json"
@@ -52,6 +52,8 @@ class Order(BaseModel):
     trust_remote_code: bool = False
     image_root: Path
     """Absolute."""
+    image_format: ImageFormat = "auto"
+    image_column: str | None = None
     by_content: bool
     """Whether ids are those of the files' bytes, so that a changed file is noticed."""
     max_pixels: int

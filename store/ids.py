@@ -1,101 +1,158 @@
 """Which image is in which row: sha256 per row, and the names that users have for it.
 
-One image may have many names. Names are kept as one utf-8 blob with offsets and a sorted index of hashes, so that
-opening hundreds of thousands costs milliseconds and no dictionary.
+One image may have many names. Nothing is read when a store is opened: an array is mapped, and compared with its checksum,
+when a lookup first needs it. So opening costs milliseconds and no dictionary, however many images there are, and processes
+share what they read.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+import mmap
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore
 
-Arrays = dict[str, NDArray[Any]]
+from store.errors import IntegrityError
+from store.manifest import HEAL, METADATA
+from store.shard import crc
+
 GROUP = "ids"
+ARRAYS = ("sha256", "sorted_rows", "names_utf8", "name_offsets", "name_rows", "sorted_hashes", "sorted_names")
+"""See docs/store-format.md."""
+_CRC_BYTES = 4
+# How `write_whole` has zarr write an array; numbers of one byte have no order of bytes.
+_BYTES = {"name": "bytes"}
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC = {"name": "crc32c"}
+_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One array of the ids: what is known of it beforehand, and how to get at its values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    crc32c: int
+    """Of the values' bytes; a lookup trusts only what has it."""
+    sha256: str
+    load: Callable[[], NDArray[Any]]
+    """Raises IntegrityError where the values are not those that were written."""
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> "_Column":
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        return cls(values.dtype.str, values.shape, crc(data), hashlib.sha256(data.data).hexdigest(), lambda: values)
 
 
 class ImageIds:
-    """Rows, ids and names of a store."""
+    """Rows, ids and names of a store. Lookups raise IntegrityError (exit 4) where the array they need is damaged."""
 
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
+    def __init__(self, columns: Mapping[str, _Column]) -> None:
+        self._columns = columns
+        self._values: dict[str, NDArray[Any]] = {}
 
     @classmethod
     def build(cls, images: Sequence[tuple[str, Sequence[str]]]) -> "ImageIds":
         """From (sha256 in hex, names) of every row."""
-        names = [(name.encode(errors="surrogatepass"), row) for row, (_, given) in enumerate(images) for name in given]
-        lengths = np.array([0, *(len(name) for name, _ in names)], np.int64)
-        hashes = np.array([_hash(name) for name, _ in names], np.uint64)
+        names = [name.encode(errors="surrogatepass") for _, given in images for name in given]
+        counts = np.fromiter((len(given) for _, given in images), "<i8", len(images))
+        offsets = np.zeros(len(names) + 1, "<i8")
+        np.cumsum(np.fromiter(map(len, names), "<i8", len(names)), out=offsets[1:])
+        hashes = np.fromiter(map(_hash, names), "<u8", len(names))
         order = np.argsort(hashes, kind="stable")
-        shas = b"".join(bytes.fromhex(sha) for sha, _ in images)
-        return cls(
-            {
-                "sha256": np.frombuffer(shas, np.uint8).reshape(len(images), 32),
-                "names_utf8": np.frombuffer(b"".join(name for name, _ in names), np.uint8),
-                "name_offsets": np.cumsum(lengths),
-                "name_rows": np.array([row for _, row in names], np.int64),
-                "sorted_hashes": hashes[order],
-                "sorted_names": order.astype(np.int64),
-            }
-        )
+        shas = np.frombuffer(b"".join(bytes.fromhex(sha) for sha, _ in images), np.uint8).reshape(len(images), 32)
+        arrays = {
+            "sha256": shas,
+            "sorted_rows": _sha_order(shas),
+            "names_utf8": np.frombuffer(b"".join(names), np.uint8),
+            "name_offsets": offsets,
+            "name_rows": np.repeat(np.arange(len(images), dtype="<i8"), counts),
+            "sorted_hashes": hashes[order],
+            "sorted_names": order.astype("<i8"),
+        }
+        return cls({name: _Column.of(values) for name, values in arrays.items()})
 
     @classmethod
     def read(cls, group: zarr.Group) -> "ImageIds":
-        """From the `ids` group of a store."""
-        return cls({name: np.asarray(array[...]) for name, array in group.arrays()})
+        """From the `ids` group of a store; values stay on disk until they are needed.
+
+        Raises IntegrityError (exit 4) where an array is missing or its file has another size.
+        """
+        columns = {name: _stored(array) for name, array in group.arrays()}
+        absent = [name for name in ARRAYS if name not in columns]
+        if absent:
+            raise IntegrityError(f"expected the arrays {', '.join(absent)} in {group.store_path}, found none: {HEAL}")
+        return cls(columns)
 
     def write(self, parent: zarr.Group) -> None:
         """As the group `ids` of `parent`."""
         group = parent.create_group(GROUP)
-        for name in sorted(self._arrays):
-            write_whole(group, name, self._arrays[name])
+        for name in sorted(self._columns):
+            column = self._columns[name]
+            created = write_whole(group, name, self._array(name))
+            created.attrs.update({"crc32c": column.crc32c, "sha256": column.sha256})
 
     def __len__(self) -> int:
-        return len(self._arrays["sha256"])
+        return self._columns["sha256"].shape[0]
 
     def sha_of_row(self, row: int) -> str:
         """The image's id, in hex."""
-        return self._arrays["sha256"][row].tobytes().hex()
+        return self._array("sha256")[row].tobytes().hex()
 
     def row_of_sha(self, sha: str) -> int | None:
         """The row of an id, None if it is not in the store."""
-        wanted = np.frombuffer(bytes.fromhex(sha), np.uint8)
-        found = np.flatnonzero((self._arrays["sha256"] == wanted).all(axis=1))
-        return int(found[0]) if len(found) else None
+        wanted, shas, order = bytes.fromhex(sha), self._array("sha256"), self._array("sorted_rows")
+        at = bisect_left(order, wanted, key=lambda row: shas[row].tobytes())
+        return int(order[at]) if at < len(order) and shas[order[at]].tobytes() == wanted else None
 
     def row_of_name(self, name: str) -> int | None:
         """The row of an image by one of its names, None if the store does not know the name."""
         encoded = name.encode(errors="surrogatepass")
-        hashes = self._arrays["sorted_hashes"]
+        hashes = self._array("sorted_hashes")
         wanted = np.uint64(_hash(encoded))
         at = int(np.searchsorted(hashes, wanted))
         while at < len(hashes) and hashes[at] == wanted:
-            number = int(self._arrays["sorted_names"][at])
+            number = int(self._array("sorted_names")[at])
             if self._name(number) == encoded:
-                return int(self._arrays["name_rows"][number])
+                return int(self._array("name_rows")[number])
             at += 1
         return None
 
     def names(self, row: int) -> list[str]:
         """All names of a row, in the order they were given."""
-        numbers = np.flatnonzero(self._arrays["name_rows"] == row)
-        return [self._name(int(number)).decode(errors="surrogatepass") for number in numbers]
+        first, end = np.searchsorted(self._array("name_rows"), [row, row + 1])  # names lie in the order of their rows
+        return [self._name(number).decode(errors="surrogatepass") for number in range(int(first), int(end))]
 
     def digest(self, rows: range | None = None) -> str:
-        """sha256 over the ids of some rows; over everything, names included, without `rows`."""
+        """sha256 over the ids of some rows; without `rows` over everything, names included.
+
+        The latter is made of each array's recorded checksums, so that comparing it with a plan's reads no values; reading
+        them later compares those.
+        """
         if rows is not None:
-            return hashlib.sha256(self._arrays["sha256"][rows.start : rows.stop].tobytes()).hexdigest()
-        digest = hashlib.sha256()
-        for name in sorted(self._arrays):
-            digest.update(name.encode() + b"\0" + self._arrays[name].tobytes())
-        return digest.hexdigest()
+            return hashlib.sha256(self._array("sha256")[rows.start : rows.stop].data).hexdigest()
+        known = [(name, c.dtype, c.shape, c.crc32c, c.sha256) for name, c in sorted(self._columns.items())]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def _name(self, number: int) -> bytes:
-        offsets = self._arrays["name_offsets"]
-        return self._arrays["names_utf8"][offsets[number] : offsets[number + 1]].tobytes()
+        offsets = self._array("name_offsets")
+        return self._array("names_utf8")[offsets[number] : offsets[number + 1]].tobytes()
+
+    def _array(self, name: str) -> NDArray[Any]:
+        values = self._values.get(name)
+        if values is None:
+            values = self._values[name] = self._columns[name].load()
+        return values
 
 
 def write_whole(group: zarr.Group, name: str, array: NDArray[Any], fill: float | int = 0) -> zarr.Array[Any]:
@@ -115,12 +172,69 @@ def write_whole(group: zarr.Group, name: str, array: NDArray[Any], fill: float |
 
 
 def printable(name: str) -> str:
-    """A name as text that any output takes: bytes that are not utf-8 are escaped."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace") if _escaped(name) else name
+    """A name as text on one line that any output takes: what is not utf-8, and what steers a terminal, is escaped."""
+    return "".join(map(_visible, name))
 
 
-def _escaped(name: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in name)
+def _stored(array: zarr.Array[Any]) -> _Column:
+    """An array of the ids as it lies in a store; its values are mapped where that can be done, else read through zarr."""
+    attributes: dict[str, Any] = dict(array.attrs)
+    checksum, dtype, shape = int(attributes["crc32c"]), np.dtype(array.dtype), tuple(array.shape)
+    file = _only_chunk(array) if math.prod(shape) else None
+    size = math.prod(shape) * dtype.itemsize + _CRC_BYTES
+    if file is not None and (not file.is_file() or file.stat().st_size != size):
+        raise IntegrityError(f"expected {file} with {size:,} bytes, it is missing or has another size: {HEAL}")
+
+    def load() -> NDArray[Any]:
+        try:
+            values = np.asarray(array[...]) if file is None else _mapped(file, dtype, shape)
+        except (ValueError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise IntegrityError(f"{file or array.store_path} is damaged ({said}): {HEAL}") from None
+        if crc(values) != checksum:
+            raise IntegrityError(f"{file or array.store_path} is damaged (its checksum differs): {HEAL}")
+        return values
+
+    return _Column(dtype.str, shape, checksum, str(attributes["sha256"]), load)
+
+
+def _only_chunk(array: zarr.Array[Any]) -> Path | None:
+    """The file that holds all of an array as plain bytes and a checksum; None where it is stored in another way."""
+    store = array.store_path.store
+    if not isinstance(store, LocalStore) or array.chunks != array.shape:
+        return None
+    folder = store.root / array.path
+    described = json.loads((folder / METADATA).read_bytes())
+    as_written = described["codecs"] in ([_BYTES, _CRC], [_LITTLE, _CRC]) and described["chunk_key_encoding"] == _KEYS
+    return folder / "/".join(["c", *["0"] * array.ndim]) if as_written else None
+
+
+def _mapped(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    size = math.prod(shape) * dtype.itemsize
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), size + _CRC_BYTES, access=mmap.ACCESS_READ)  # ValueError if it is shorter
+    values = np.frombuffer(mapped, dtype, math.prod(shape)).reshape(shape)
+    if crc(values) != int.from_bytes(mapped[size:], "little"):
+        raise ValueError("its checksum differs")
+    return values
+
+
+def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows in the order of their ids' bytes."""
+    words = shas.view(">u8")  # big-endian numbers are ordered as bytes are
+    first = words[:, 0].astype(np.uint64)
+    order = np.argsort(first, kind="stable")
+    if (np.diff(first[order]) == 0).any():  # ids that begin alike: only where they are no hashes
+        order = np.lexsort(words.T[::-1])
+    return order.astype("<i8")
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not utf-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return ascii(character)[1:-1]
 
 
 def _hash(name: bytes) -> int:

@@ -72,7 +72,9 @@ class Plan(BaseModel):
     def total_bytes(self) -> int:
         """Bytes of all shards together."""
         layouts = [self.layout(spec.name) for spec in self.arrays]
-        return sum(layout.file_bytes(len(self.rows(s))) for layout in layouts for s in range(self.n_shards))
+        full, rest = divmod(self.n_images, self.shard_images)
+        last = sum(layout.file_bytes(rest) for layout in layouts) if rest else 0
+        return full * sum(layout.file_bytes(self.shard_images) for layout in layouts) + last
 
     def to_json(self) -> str:
         """As it lies on disk."""

@@ -20,7 +20,6 @@ from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
 
 Split = Literal["train", "val", "test"]
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PROBLEMS = 20
 _log = logging.getLogger(__name__)
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -71,14 +70,9 @@ def read_questions(data: DataSection) -> list[Question]:
     return questions
 
 
-def image_names(data: DataSection, questions: Sequence[Question]) -> list[str]:
-    """Distinct image names in order of first appearance; for a folder without questions, its images sorted by path."""
-    if data.questions is not None:
-        return list(dict.fromkeys(question.image for question in questions))
-    if not data.images.is_dir():
-        raise DataMissing(f"expected a folder of images at {data.images}, there is none: check data.images")
-    files = (path for path in data.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
-    return sorted(path.relative_to(data.images).as_posix() for path in files)
+def image_names(questions: Sequence[Question]) -> list[str]:
+    """Distinct image names in order of first appearance."""
+    return list(dict.fromkeys(question.image for question in questions))
 
 
 def select(questions: Sequence[Question], data: DataSection, split: Split) -> list[Question]:
@@ -140,8 +134,8 @@ def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {error.lineno}: not JSON ({error.msg})")
+        except (ValueError, RecursionError) as error:
+            problems.append(_not_json(error))
             return
         yield from _conversation_rows(path, entries, problems)
         return
@@ -149,9 +143,19 @@ def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg})")
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(_not_json(error, number))
+            continue
+        yield f"line {number}", row
+
+
+def _not_json(error: ValueError | RecursionError, line: int | None = None) -> str:
+    """Also numbers of thousands of digits, and lists inside each other without end."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {line or error.lineno}: not JSON ({error.msg})"
+    where = "the file" if line is None else f"line {line}"
+    return f"{where}: not JSON that can be read ({error})"
 
 
 def _conversation_rows(path: Path, entries: Iterable[Any], problems: list[str]) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """Is every byte of a store as it was committed? What is not is a finding, with what makes it whole again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def _static(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
         yield Finding(str(store / FEATURES / name), "changed or missing", None)
 
 
-def _foreign(store: Path, plan: Plan, records: dict[int, CommitRecord]) -> Iterator[Finding]:
+def _foreign(store: Path, plan: Plan, records: Mapping[int, CommitRecord]) -> Iterator[Finding]:
     """Records that are about something else than the plan."""
     try:
         ids = stored_ids(store, plan)

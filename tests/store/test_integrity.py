@@ -35,6 +35,9 @@ def read_all(path):
     state = store.projector
     assert state is not None
     rows = {name: store.gather(name, store.committed_rows) for name in store.arrays}
+    for row in range(len(store.ids)):
+        assert store.ids.row_of_sha(store.ids.sha_of_row(row)) == row
+        assert all(store.ids.row_of_name(name) == row for name in store.ids.names(row))
     return rows | dict(state.weights), store.failures, store.plan
 
 

@@ -200,20 +200,7 @@ def test_two_conversations_may_share_an_id_as_they_do_in_llavas_own_file(tmp_pat
 
 def test_images_are_named_once_in_the_order_of_their_first_question(tmp_path):
     source = data(tmp_path, [row(n, image=image) for n, image in enumerate(["b.png", "a.png", "b.png", "c/d.png"])])
-    assert image_names(source, read_questions(source)) == ["b.png", "a.png", "c/d.png"]
-
-
-def test_a_folder_without_questions_names_all_its_images_sorted(tmp_path):
-    names = ["b.PNG", "a.jpg", "sub/c.jpeg", "sub/deeper/d.webp"]
-    for name in (*names, "notes.txt", "e.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    source = DataSection(images=tmp_path)
-    assert read_questions(source) == []
-    assert image_names(source, []) == sorted(names)
-    with pytest.raises(DataMissing, match="folder of images"):
-        image_names(DataSection(images=tmp_path / "none"), [])
+    assert image_names(read_questions(source)) == ["b.png", "a.png", "c/d.png"]
 
 
 def test_splits_that_rows_name_are_taken_in_file_order_up_to_the_limit():

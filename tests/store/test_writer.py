@@ -55,7 +55,7 @@ def test_a_second_writer_is_told_who_writes_and_may_write_afterwards(tmp_path):
     with StoreWriter.open(tmp_path, plan_of(ids), ids, None):
         refused = second_writer(tmp_path)
         assert refused.returncode == 6, refused.stderr
-        assert str(tmp_path) in refused.stdout and f'process {os.getpid()} on' in refused.stdout
+        assert str(tmp_path) in refused.stdout and f"process {os.getpid()} on" in refused.stdout
         with pytest.raises(StoreLocked, match="wait for it"), StoreWriter.open(tmp_path, plan_of(ids), ids, None):
             pass
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
@@ -355,7 +355,13 @@ def test_an_image_that_may_not_be_read_is_not_called_a_full_store(tmp_path):
 
 def test_a_writer_of_a_new_store_writes_the_plan_first(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(writer_module, "_build", lambda path, *rest: seen.append((path / PLAN).is_file()))
+    build = writer_module._build
+
+    def watched(path, *rest):
+        seen.append((path / PLAN).is_file())
+        return build(path, *rest)
+
+    monkeypatch.setattr(writer_module, "_build", watched)
     with StoreWriter.open(tmp_path, plan_of(image_ids(2)), image_ids(2), None):
         pass
     assert seen == [True]

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from configs.experiment import Experiment
 from stage1_extract.errors import BadImage
-from stage1_extract.images import content_id, name_id, read_image_bytes
+from stage1_extract.images import content_id, name_id
+from stage1_extract.sources.detect import open_images
+from stage1_extract.sources.image_source import ImageSource
 from store.errors import DataMissing
 from store.ids import ImageIds
 from store.plan import Plan
@@ -22,14 +23,14 @@ class Source:
 
     sha: str
     names: tuple[str, ...]
-    """Paths under the image root with this content; the first is read."""
+    """Names with this content; the first is read."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """All images of an experiment, in order of first appearance."""
 
-    root: Path
+    images: ImageSource
     names: int
     """How many names were given."""
     rows: tuple[Source, ...]
@@ -43,45 +44,44 @@ class Sources:
 
 
 def find_sources(experiment: Experiment) -> Sources:
-    """The images that the experiment's questions (or its folder) name; raises DataMissing (exit 5) if there are none."""
+    """The images that the experiment's questions name, or all there are; raises DataMissing (exit 5) if there are none."""
     data = experiment.data
     questions = read_questions(data)
-    if not data.images.is_dir():
-        raise DataMissing(
-            f"expected a folder of images at {data.images}, there is none: check data.images, or write the demo's with "
-            "`make data`"
-        )
-    names = image_names(data, used(questions, data))
+    images = open_images(data.images, data.format, data.image_column)
+    names = images.names() if data.questions is None else image_names(used(questions, data))
     if not names:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
     by_content = data.identity == "content"
     unreadable: dict[str, str] = {}
     shas = (
-        _hash_all(data.images, names, experiment.extract.decode_threads, unreadable)
-        if by_content
-        else map(name_id, names)
+        _hash_all(images, names, experiment.extract.decode_threads, unreadable) if by_content else map(name_id, names)
     )
     grouped: dict[str, list[str]] = {}
     for name, sha in zip(names, shas, strict=True):
         grouped.setdefault(sha, []).append(name)
     rows = tuple(Source(sha, tuple(given)) for sha, given in grouped.items())
-    return Sources(data.images, len(names), rows, unreadable, by_content)
+    return Sources(images, len(names), rows, unreadable, by_content)
 
 
-def _hash_all(root: Path, names: Sequence[str], threads: int, unreadable: dict[str, str]) -> list[str]:
+def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadable: dict[str, str]) -> list[str]:
     def hash_one(name: str) -> str:
         try:
-            return content_id(read_image_bytes(root, name))
+            return content_id(images.read(name))
         except BadImage as bad:
             unreadable[name] = bad.reason
             return name_id(name)
 
+    in_place = sorted(names, key=images.place)
     with ThreadPoolExecutor(threads) as pool:
-        return list(tqdm(pool.map(hash_one, names), total=len(names), desc="hash", unit="image", disable=None))
+        hashed = tqdm(pool.map(hash_one, in_place), total=len(names), desc="hash", unit="image", disable=None)
+        shas = dict(zip(in_place, hashed, strict=True))
+    return [shas[name] for name in names]
 
 
 def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources:
     """The images of a store's plan, for a worker that joins: nothing is hashed again."""
     rows = tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(len(ids)))
     by_content = plan.identity == "content"
-    return Sources(experiment.data.images, sum(len(row.names) for row in rows), rows, {}, by_content)
+    data = experiment.data
+    images = open_images(data.images, data.format, data.image_column)
+    return Sources(images, sum(len(row.names) for row in rows), rows, {}, by_content)
