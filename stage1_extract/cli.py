@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from configs.cli import experiment_from, experiment_options
+from configs.experiment import Experiment
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -21,8 +22,12 @@ def group() -> None:
 @experiment_options("extract", "model", "data", "store")
 @click.option("--dry-run", is_flag=True, help="Say images, shards, GB and free space; load nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace the store if there is one.")
+@click.option("--append", is_flag=True, help="Add images and arrays that the store was not planned for.")
+@click.option("--retry-failed", is_flag=True, help="Try images again that could not be encoded.")
 @json_option
-def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
+def extract(
+    config_path: Path, dry_run: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool, **flags: Any
+) -> None:
     """Encode the images that the store does not have yet."""
     experiment = experiment_from(config_path, flags)
     from stage1_extract import extract as stage
@@ -30,10 +35,10 @@ def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **
     from store.ids import printable
 
     if dry_run:
-        found = stage.dry_run(experiment)
+        found = stage.dry_run(experiment, overwrite, append or retry_failed)
         click.echo(json.dumps(found) if as_json else price.as_text(found, experiment.store_path))
         return
-    done = stage.extract(experiment, overwrite)
+    done = stage.extract(experiment, overwrite, append, retry_failed)
     if as_json:
         click.echo(json.dumps(done))
         return
@@ -43,6 +48,35 @@ def extract(config_path: Path, dry_run: bool, overwrite: bool, as_json: bool, **
     )
     for names, reason in done["failures"].items():
         click.echo(f"  left out: {printable(names)} ({reason})")
+
+
+@group.command()
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+@experiment_options("model", "data", "extract")
+@click.option("--live", type=click.IntRange(min=1), help="Encode this many images again and compare every bit.")
+@click.option("--sources", is_flag=True, help="Compare every image file with what was encoded.")
+@json_option
+@click.pass_context
+def verify(
+    context: click.Context, store: Path | None, config_path: Path, live: int | None, sources: bool, as_json: bool,
+    **flags: Any,
+) -> int:  # fmt: skip
+    """Compare STORE (default: the config's) with its images; exit 4 if they differ. Without options, --live 4.
+
+    Without --config, checkpoint and images are those of the config that was saved beside STORE. The store's own bytes are
+    the business of `python -m store verify`.
+    """
+    experiment = _of_store(context, store, config_path, flags)
+    from stage1_extract import verify as stage
+
+    asked = 4 if live is None and not sources else live
+    found = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
+    changed = [vars(one) for one in stage.changed_sources(experiment)] if sources else found["changed"]
+    if as_json:
+        click.echo(json.dumps(found | {"changed": changed}))
+    else:
+        click.echo(stage.as_text(found | {"changed": changed}))
+    return 4 if found["unequal"] or changed else 0
 
 
 @group.command()
@@ -65,10 +99,17 @@ def diagnose(context: click.Context, store: Path, config_path: Path, sample: int
 
     Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
     """
-    saved = store / "config.yaml"
-    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT and saved.is_file():
-        config_path = saved
-    experiment = experiment_from(config_path, flags | {"store__path": str(store)})
+    experiment = _of_store(context, store, config_path, flags)
     from stage1_extract import diagnose
 
     return diagnose.run(experiment, sample, as_json)
+
+
+def _of_store(context: click.Context, store: Path | None, config_path: Path, flags: dict[str, Any]) -> Experiment:
+    """The experiment that made a store, unless another config is named."""
+    if store is None:
+        return experiment_from(config_path, flags)
+    saved = store / "config.yaml"
+    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT and saved.is_file():
+        config_path = saved
+    return experiment_from(config_path, flags | {"store__path": str(store)})

@@ -4,6 +4,8 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -15,57 +17,82 @@ from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.price import price, require_space
-from stage1_extract.sources import Sources, find_sources
+from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few
-from store.commits import read_commits
-from store.plan import PLAN, Plan
+from store.commits import read_commit
+from store.errors import StoreError
+from store.growth import plan_to_follow
+from store.plan import PLAN, Plan, read_plan
+from store.repair import withdraw_failures
 from store.schema import default_shard_images
-from store.writer import StoreWriter
+from store.writer import StoreWriter, committed_failures, missing_bytes, missing_parts
 
 _log = logging.getLogger(__name__)
 
 
-def dry_run(experiment: Experiment) -> dict[str, Any]:
+def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
     """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
+    experiment = experiment if overwrite else _with_stored_arrays(experiment, append)
     config = checkpoint_config(experiment.model)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
-    plan = plan_for(experiment, sources, description, {})
-    return price(plan, sources, description, experiment.store_path)
+    path = experiment.store_path
+    wanted = plan_for(experiment, sources, description, {})
+    plan, _ = (wanted, None) if overwrite else plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
+    return price(plan, sources, description, path)
 
 
-def extract(experiment: Experiment, overwrite: bool) -> dict[str, Any]:
+def extract(
+    experiment: Experiment, overwrite: bool, append: bool = False, retry_failed: bool = False
+) -> dict[str, Any]:
     """Encode what the store does not have yet; returns counts and failures.
+
+    `append` adds images and arrays that the store was not planned for, `retry_failed` tries images again that could not be
+    encoded (a file that could not even be read had no content: now it is another image, and appended).
 
     Raises TooManyFailures (exit 3), DataMissing and CheckpointMissing (exit 5), FingerprintMismatch (exit 4) if the store
     was made by something else, StoreLocked (exit 6), NoSpace (exit 7).
     """
     begun = time.monotonic()
     share = _share(experiment)
+    if share is not None and retry_failed:
+        raise ConfigError(
+            "expected --retry-failed in a run of its own, got it for one of several workers: run it first"
+        )
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
     require_few(dict(enumerate_failures(sources)), allowed, sources)
+    path = experiment.store_path
+    if overwrite and (path / PLAN).exists():
+        shutil.rmtree(path)
+    experiment = _with_stored_arrays(experiment, append)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     for note in description.notes:
         _log.warning("note: %s", note)
-    plan = plan_for(experiment, sources, description, opened.fingerprints())
-    path = experiment.store_path
-    if overwrite and (path / PLAN).exists():
-        shutil.rmtree(path)
+    wanted = plan_for(experiment, sources, description, opened.fingerprints())
+    plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
+    if experiment.store.shard_images not in (None, plan.shard_images):
+        raise ConfigError(
+            f"store.shard_images: expected {plan.shard_images}, as in {path}, got {experiment.store.shard_images}: "
+            "leave it out"
+        )
+    sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
     stall = experiment.extract.stall_seconds
-    with StoreWriter.open(path, plan, sources.ids(), opened.encoder.projector, presence, stall) as writer:
+    with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall) as writer:
         save_resolved(experiment, path)
+        if retry_failed:
+            withdraw_failures(path, plan)
+        parts = missing_parts(path, plan)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
-        sizes = [plan.layout(a.name).file_bytes(len(plan.rows(s))) for a in plan.arrays for s in missing]
-        require_space(sum(sizes), path)
+        require_space(missing_bytes(path, plan), path)
         _encode(experiment, writer, sources, opened, missing, allowed)
     return {
         "store": str(path),
         "images": sources.names,
-        "distinct": len(sources.rows),
-        **_done(plan, path, missing, sources),
+        "distinct": plan.n_images,
+        **_done(plan, path, [part for part in parts if part[1] in missing], sources),
         "notes": list(description.notes),
         "seconds": round(time.monotonic() - begun, 2),
     }
@@ -94,7 +121,7 @@ def _encode(
     with tqdm(total=plan.n_images, initial=plan.n_images - rows, desc="encode", unit="image", disable=None) as bar:
         if alone or experiment.extract.worker_index is not None:
             worker = Worker(experiment, writer, sources, opened, "alone", bar.update)
-            worker.failures = {r: why for c in read_commits(writer.path).values() for r, why in c.failures.items()}
+            worker.failures = committed_failures(writer.path, plan)
             worker.extract(missing, allowed)
             return
 
@@ -107,18 +134,32 @@ def _encode(
         look()
 
 
-def _done(plan: Plan, path: Any, asked: list[int], sources: Sources) -> dict[str, Any]:
+def _done(plan: Plan, path: Path, asked: list[tuple[int, int]], sources: Sources) -> dict[str, Any]:
     """What is in the log now of the shards that were missing."""
-    records = read_commits(path)
-    new = [records[shard] for shard in asked if shard in records]
-    failures = {row: why for record in records.values() for row, why in record.failures.items()}
+    done = [record for generation, shard in asked if (record := read_commit(path, shard, generation)) is not None]
+    shards = {record.shard: record.telemetry["tower_images"] for record in done}
+    failures = committed_failures(path, plan)
     return {
-        "tower_images": sum(record.telemetry["tower_images"] for record in new),
+        "tower_images": sum(shards.values()),
         "shards": plan.n_shards,
-        "shards_written": len(new),
-        "bytes_written": sum(file.bytes for record in new for file in record.files.values()),
-        "failures": {", ".join(sources.rows[row].names): why for row, why in sorted(failures.items())},
+        "shards_written": len(shards),
+        "bytes_written": sum(file.bytes for record in done for file in record.files.values()),
+        "failures": {
+            ", ".join(sources.rows[row].names): why for row, why in failures.items() if sources.rows[row].names
+        },
     }
+
+
+def _with_stored_arrays(experiment: Experiment, append: bool) -> Experiment:
+    """A store that has grown keeps its arrays, whichever the config names: a shard is always encoded whole."""
+    try:
+        plan = read_plan(experiment.store_path)
+    except StoreError:
+        return experiment  # there is none, or its damage is met where the plan is followed
+    if plan.generation == 0 and not append:
+        return experiment
+    names = dict.fromkeys([*(spec.name for spec in plan.arrays), *experiment.store.arrays])
+    return experiment.model_copy(update={"store": experiment.store.model_copy(update={"arrays": tuple(names)})})
 
 
 def enumerate_failures(sources: Sources) -> Iterator[tuple[int, str]]:

@@ -1,6 +1,5 @@
 """What made the features: the parts of each array's fingerprint."""
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import transformers
 from configs.experiment import Experiment
 from stage1_extract.attention import ATTENTION
 from stage1_extract.family import Encoder
+from store.environment import torch_environment
 from store.fingerprint import Fingerprint
 from store.schema import PATCH_ORDER
 
@@ -54,26 +54,10 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
 
 def environment(device: torch.device, tower_batch: int, batch_invariant: bool) -> dict[str, Any]:
     """What decides whether another process can make the same bits."""
-    return {
-        "torch": torch.__version__,
+    return torch_environment(device) | {
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,
-        "device": _device_name(device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
-        "fp16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        "bf16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "attention": ATTENTION,
-        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "tower_batch": tower_batch,
         "batch_invariant": batch_invariant,
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}, CUDA {torch.version.cuda})"

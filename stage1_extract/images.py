@@ -17,7 +17,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 """Of files that are taken for images where nobody names any."""
 MAX_IMAGE_BYTES = 1 << 30
 """Of one image file: more than any image of extract.max_pixels needs."""
+SUPERSEDED = "superseded"
 REASONS = {
+    SUPERSEDED: "its file has other content by now, which has a row of its own",
     "outside_image_root": "the path leads out of the image root",
     "missing_file": "there is no such file",
     "not_a_regular_file": "it is a folder, a pipe or a device, or a link inside an archive",

@@ -25,7 +25,7 @@ def price(plan: Plan, sources: Sources, description: Description, path: Path) ->
         "unreadable": dict(sources.unreadable),
         "shards": plan.n_shards,
         "images_per_shard": plan.shard_images,
-        "bytes": {spec.name: spec.row_bytes * plan.n_images for spec in plan.arrays},
+        "bytes": {spec.name: spec.row_bytes * plan.n_rows for spec in plan.arrays},
         "bytes_total": plan.total_bytes,
         "bytes_free": free_bytes(path),
         "notes": list(description.notes),

@@ -20,7 +20,7 @@ from stage1_extract.errors import BadImage, DeviceTooSmall, TooManyFailures
 from stage1_extract.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import content_id, decode_image
+from stage1_extract.images import SUPERSEDED, content_id, decode_image
 from stage1_extract.sources import Source, Sources
 from store.errors import LeaseLost
 from store.fingerprint import Fingerprint
@@ -209,6 +209,8 @@ class Worker:
 
 def decode(source: Source, sources: Sources, encoder: Encoder, max_pixels: int) -> Decoded:
     """Pixel values of one image, or why there are none."""
+    if not source.names:
+        return BadImage(SUPERSEDED, source.sha)
     name = source.names[0]
     try:
         data = sources.images.read(name)
@@ -241,6 +243,7 @@ def allowed_failures(max_failures: str, images: int) -> int:
 
 def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> None:
     """Raise TooManyFailures (exit 3), listing them, when more images failed than are tolerated."""
+    failures = {row: why for row, why in failures.items() if why != SUPERSEDED}
     if len(failures) <= allowed:
         return
     listed = "".join(

@@ -119,7 +119,8 @@ class Features:
                 f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
             )
         rows = {q.question_id: self.row(q) for q in questions}
-        self.store.require_complete(sorted(set(rows.values()) - self.store.failures.keys()))
+        wanted = sorted(set(rows.values()) - self.store.failures.keys())
+        self.store.require_complete(self.needs | {self.source}, wanted)
         failed = {q.question_id: self.store.failures.get(rows[q.question_id]) for q in questions}
         kept = [q for q in questions if failed[q.question_id] is None]
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]

@@ -42,26 +42,26 @@ def verify(path: Path | None, config_path: Path, quick: bool, sources: bool, as_
 
     experiment = experiment_from(config_path, flags)
     found = verify(path or experiment.store_path, quick)
-    changed = _changed_sources(path or experiment.store_path, config_path) if sources else []
+    changed = _changed_sources([str(path)] if path else ["--config", str(config_path)]) if sources else []
     if as_json:
         click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))
     else:
         for one in found:
             click.echo(str(one))
         for one in changed:
-            click.echo(f"source changed: {one}; extract into a new store, or append")
+            click.echo(f"image changed: {one}; `extract --append` encodes what it is now")
         if not found and not changed:
             click.echo("nothing is damaged")
     return 4 if found or changed else 0
 
 
-def _changed_sources(store: Path, config_path: Path) -> list[str]:
-    """Stage 1 knows how to read images: it is asked in a process of its own, as stages do not import each other."""
-    command = [sys.executable, "-m", "stage1_extract", "sources", str(store), "--config", str(config_path), "--json"]
+def _changed_sources(arguments: list[str]) -> list[str]:
+    """Stage 1 knows how to read images: it is asked in a process of its own, as no stage is imported here."""
+    command = [sys.executable, "-m", "stage1_extract", "verify", *arguments, "--sources", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    if done.returncode not in (0, 4):
         raise SystemExit(done.returncode)
-    return list(json.loads(done.stdout)["changed"])
+    return [f"{one['name']} ({one['reason']})" for one in json.loads(done.stdout)["changed"]]
 
 
 @group.command()
@@ -87,7 +87,7 @@ def repair(path: Path | None, config_path: Path, quick: bool, **flags: Any) -> N
     found, shards = repair(path or experiment_from(config_path, flags).store_path, quick)
     for one in found:
         click.echo(str(one))
-    listed = ", ".join(map(str, shards))
+    listed = ", ".join(str(shard) for bad in shards.values() for shard in bad)
     click.echo(f"withdrawn: shard {listed}; run `make extract`" if shards else "no shard is damaged, none is withdrawn")
 
 
@@ -99,11 +99,39 @@ def compact(path: Path | None, config_path: Path, **flags: Any) -> None:
 
     Each shard has a small file of its own until then. Workers and readers may go on meanwhile, and it may be done again.
     """
-    from store.commits import COMPACTED, FOLDER, compact
+    from store.commits import COMPACTED, compact, log_folder
+    from store.plan import read_plan
 
     store = path or experiment_from(config_path, flags).store_path
-    records = compact(store)
-    click.echo(f"{records} commit records in {store / FOLDER / COMPACTED}" if records else "no shard is committed yet")
+    for generation in range(read_plan(store).generation + 1):
+        records = compact(store, generation)
+        click.echo(f"{records} commit records in {log_folder(store, generation) / COMPACTED}")
+
+
+@group.command()
+@click.argument("array", type=click.Choice(["projected"]))
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+@click.option("--device", default="auto", show_default=True, help="Device to compute on.")
+def derive(array: str, path: Path | None, config_path: Path, device: str, **flags: Any) -> None:
+    """Make `projected` of PATH (default: the config's store) from its `raw` and its projector, without any image."""
+    from store.derive import derive_projected
+
+    store = path or experiment_from(config_path, flags).store_path
+    shards = derive_projected(store, device)
+    click.echo(f"{shards} shards of {array} written to {store}")
+
+
+@group.command()
+@click.argument("array")
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@experiment_options("store")
+def drop(array: str, path: Path | None, config_path: Path, **flags: Any) -> None:
+    """Take ARRAY out of PATH (default: the config's store), and its bytes off the disk."""
+    from store.drop import drop
+
+    store = path or experiment_from(config_path, flags).store_path
+    click.echo(f"{drop(store, array) / 1e9:.3f} GB freed in {store}")
 
 
 @group.command()

@@ -2,6 +2,7 @@
 
 A record lies in a file of its own, `commits/<shard>.json`, or, once `compact` has gathered it, on a line of
 `commits/compacted.jsonl`. It is in both where a compaction was killed; the line is the older one and counts.
+What a later generation of the plan adds has a log of its own, `commits/<generation>/`.
 """
 
 import errno
@@ -83,7 +84,7 @@ class CommitLog(Mapping[int, CommitRecord]):
     """
 
     def __init__(self, single: Mapping[int, CommitRecord], compacted: "_Compacted") -> None:
-        self._single, self._compacted = single, compacted
+        self.single, self._compacted = single, compacted
         self._shards = sorted({*single, *compacted.lines})
         self._read = lru_cache(_KEPT)(compacted.record)
         failures = compacted.failures | {row: why for record in single.values() for row, why in record.failures.items()}
@@ -94,10 +95,10 @@ class CommitLog(Mapping[int, CommitRecord]):
 
     def __getitem__(self, shard: int) -> CommitRecord:
         """Raises IntegrityError (exit 4) if the record was damaged since the log was opened."""
-        return self._single[shard] if shard in self._single else self._read(shard)
+        return self.single[shard] if shard in self.single else self._read(shard)
 
     def __contains__(self, shard: object) -> bool:
-        return shard in self._single or shard in self._compacted.lines
+        return shard in self.single or shard in self._compacted.lines
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._shards)
@@ -106,64 +107,76 @@ class CommitLog(Mapping[int, CommitRecord]):
         return len(self._shards)
 
 
-def publish(store: Path, record: CommitRecord) -> bool:
+def log_folder(store: Path, generation: int) -> Path:
+    """Where the log of a generation lies."""
+    return store / FOLDER / str(generation) if generation else store / FOLDER
+
+
+def publish(store: Path, record: CommitRecord, generation: int = 0) -> bool:
     """Commit a shard; False if it was committed before (the first wins)."""
-    if record.shard in _compacted_log(store).lines:
+    folder = log_folder(store, generation)
+    if record.shard in _compacted_log(folder).lines:
         return False
     text = record.sealed().model_dump_json(indent=1) + "\n"
-    published = publish_once(_single_path(store, record.shard), text)
+    published = publish_once(_single_path(folder, record.shard), text)
     # A compaction may have taken an older record away between the two: what it wrote counts, ours is ignored.
-    return published and record.shard not in _compacted_log(store).lines
+    return published and record.shard not in _compacted_log(folder).lines
 
 
-def read_commits(store: Path) -> CommitLog:
+def read_commits(store: Path, generation: int = 0) -> CommitLog:
     """All committed shards by number; IntegrityError (exit 4) if a record is damaged."""
-    log, damaged = _look(store)
+    log, damaged = _look(log_folder(store, generation))
     for path, shard in damaged:
         raise _damage(store, path, shard)
     return log
 
 
-def read_commit(store: Path, shard: int) -> CommitRecord | None:
+def read_commit(store: Path, shard: int, generation: int = 0) -> CommitRecord | None:
     """The record of one shard, None if it is not committed; looks at no other record, so that it may be asked often.
 
     Raises IntegrityError (exit 4) if it is damaged.
     """
-    path = _single_path(store, shard)
-    there = path.exists()  # before the compacted log: records move into that, never out
-    compacted = _compacted_log(store)
-    if shard in compacted.lines:
-        return compacted.record(shard)
-    record = _single(path) if there else None
-    if there and (record is None or record.shard != shard):
-        raise _damage(store, path, shard)
-    if record is None and shard in compacted.lost:
-        raise _damage(store, compacted.path, shard)
-    return record
+    folder = log_folder(store, generation)
+    path = _single_path(folder, shard)
+    while True:
+        there = path.exists()  # before the compacted log: records move into that, never out
+        compacted = _compacted_log(folder)
+        if shard in compacted.lines:
+            return compacted.record(shard)
+        try:
+            record = _single(path) if there else None
+        except FileNotFoundError:
+            continue  # compacted or withdrawn since it was seen
+        if there and (record is None or record.shard != shard):
+            raise _damage(store, path, shard)
+        if record is None and shard in compacted.lost:
+            raise _damage(store, compacted.path, shard)
+        return record
 
 
-def intact_records(store: Path) -> CommitLog:
+def intact_records(store: Path, generation: int = 0) -> CommitLog:
     """What `read_commits` returns, damaged records left out: for looking at a store that is damaged."""
-    return _look(store)[0]
+    return _look(log_folder(store, generation))[0]
 
 
-def damaged_records(store: Path) -> list[tuple[Path, int]]:
+def damaged_records(store: Path, generation: int = 0) -> list[tuple[Path, int]]:
     """Files that do not hold the record of a shard that they should, with that shard."""
-    return [(path, int(shard)) for path, shard in _look(store)[1] if str(shard).isdecimal()]
+    found = _look(log_folder(store, generation))[1]
+    return [(path, int(shard)) for path, shard in found if str(shard).isdecimal()]
 
 
-def compact(store: Path) -> int:
-    """Move all records into one file, and return how many it holds.
+def compact(store: Path, generation: int = 0) -> int:
+    """Move all records of a generation into one file, and return how many it holds.
 
     Opening reads that one file instead of one per shard. Workers and readers may go on meanwhile; killed at any point,
     nothing is lost. Raises IntegrityError (exit 4) if a record is damaged, NoSpace (exit 7) if the disk is full.
     """
-    folder = store / FOLDER
+    folder = log_folder(store, generation)
     if not folder.is_dir():
         return 0
     with _moving(store):
-        files = _single_files(store)
-        log = read_commits(store)
+        files = _single_files(folder)
+        log = read_commits(store, generation)
         lines = _Compacted.open(folder / COMPACTED)
         if not lines.as_written or any(shard not in lines.lines for shard in log):
             shown = tqdm(log.values(), "compact", len(log), unit="shard", disable=None)
@@ -174,15 +187,15 @@ def compact(store: Path) -> int:
     return len(log)
 
 
-def withdraw(store: Path, shards: Iterable[int]) -> None:
+def withdraw(store: Path, shards: Iterable[int], generation: int = 0) -> None:
     """Take back the commits of some shards, durably: they count as not computed from now on."""
-    folder, gone = store / FOLDER, set(shards)
+    folder, gone = log_folder(store, generation), set(shards)
     if not folder.is_dir():
         return
     with _moving(store):
         # First the files: were the line to go first, a younger record that it hides would count for a moment.
         for shard in gone:
-            _single_path(store, shard).unlink(missing_ok=True)
+            _single_path(folder, shard).unlink(missing_ok=True)
         sync_directory(folder)
         lines = _Compacted.open(folder / COMPACTED)
         known = {*lines.lines, *lines.lost}
@@ -191,11 +204,11 @@ def withdraw(store: Path, shards: Iterable[int]) -> None:
             _write(folder, sorted(known - gone), (lines.record(shard).model_dump_json() for shard in kept))
 
 
-def _look(store: Path) -> tuple[CommitLog, list[tuple[Path, int | str]]]:
+def _look(folder: Path) -> tuple[CommitLog, list[tuple[Path, int | str]]]:
     """The intact records, and what is damaged: a file, with the shard that it should be about."""
     while True:
-        files = _single_files(store)  # before the compacted log: records move into that, never out
-        compacted = _Compacted.open(store / FOLDER / COMPACTED)
+        files = _single_files(folder)  # before the compacted log: records move into that, never out
+        compacted = _Compacted.open(folder / COMPACTED)
         try:
             found = {path: _single(path) for path in files if not _is_in(path, compacted.lines)}
         except FileNotFoundError:
@@ -206,12 +219,12 @@ def _look(store: Path) -> tuple[CommitLog, list[tuple[Path, int | str]]]:
         return CommitLog(single, compacted), damaged
 
 
-def _single_path(store: Path, shard: int) -> Path:
-    return store / FOLDER / f"{shard}.json"
+def _single_path(folder: Path, shard: int) -> Path:
+    return folder / f"{shard}.json"
 
 
-def _single_files(store: Path) -> list[Path]:
-    return sorted(path for path in (store / FOLDER).glob("*.json") if not path.name.startswith("."))
+def _single_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
 
 
 def _is_in(path: Path, shards: Iterable[int]) -> bool:
@@ -292,9 +305,10 @@ class _Compacted:
         begin, end = self._ends[line], self._ends[line + 1]
         record = _intact(os.pread(self._descriptor, end - begin, begin))
         if record is None or record.shard != shard:
+            store = next(folder for folder in self.path.parents if folder.name == FOLDER).parent
             raise IntegrityError(
                 f"{self.path} was changed since it was opened, its record of shard {shard} is damaged: "
-                f"run `python -m store repair {self.path.parent.parent}`, which withdraws what is damaged"
+                f"run `python -m store repair {store}`, which withdraws what is damaged"
             )
         return record
 
@@ -378,9 +392,9 @@ def _write(folder: Path, shards: list[int], lines: Iterable[str]) -> None:
     sync_directory(folder)
 
 
-def _compacted_log(store: Path) -> _Compacted:
+def _compacted_log(folder: Path) -> _Compacted:
     """The compacted log, read again only when it was replaced: asked for by every commit."""
-    path = store / FOLDER / COMPACTED
+    path = folder / COMPACTED
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -388,7 +402,7 @@ def _compacted_log(store: Path) -> _Compacted:
     return _cached(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-@lru_cache(1)
+@lru_cache(8)
 def _cached(path: Path, _identity: tuple[int, ...]) -> _Compacted:
     return _Compacted.open(path)
 

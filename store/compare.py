@@ -20,7 +20,13 @@ def differences_between(a: Path, b: Path) -> list[str]:
         if not filecmp.cmp(a / FEATURES / path, b / FEATURES / path, shallow=False):
             found.append(f"bytes differ: {path}")
     records = [
-        {shard: record.model_dump(exclude={"telemetry"}) for shard, record in read_commits(root).items()}
+        [
+            {
+                shard: record.model_dump(exclude={"telemetry"})
+                for shard, record in read_commits(root, generation).items()
+            }
+            for generation in range(read_plan(root).generation + 1)
+        ]
         for root in (a, b)
     ]
     return found if records[0] == records[1] else [*found, "commit records differ"]

@@ -25,7 +25,6 @@ from store.errors import IntegrityError
 from store.manifest import HEAL, METADATA
 from store.shard import crc
 
-GROUP = "ids"
 ARRAYS = ("sha256", "sorted_rows", "names_utf8", "name_offsets", "name_rows", "sorted_hashes", "sorted_names")
 """See docs/store-format.md."""
 _CRC_BYTES = 4
@@ -94,9 +93,9 @@ class ImageIds:
             raise IntegrityError(f"expected the arrays {', '.join(absent)} in {group.store_path}, found none: {HEAL}")
         return cls(columns)
 
-    def write(self, parent: zarr.Group) -> None:
-        """As the group `ids` of `parent`."""
-        group = parent.create_group(GROUP)
+    def write(self, parent: zarr.Group, group_name: str) -> None:
+        """As a group of `parent`."""
+        group = parent.create_group(group_name)
         for name in sorted(self._columns):
             column = self._columns[name]
             created = write_whole(group, name, self._array(name))

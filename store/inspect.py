@@ -16,6 +16,7 @@ def report(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "format": plan.format,
+        "generation": plan.generation,
         "images": plan.n_images,
         "identity": plan.identity,
         "geometry": plan.geometry.model_dump(mode="json"),
@@ -23,10 +24,10 @@ def report(path: Path) -> dict[str, Any]:
             {
                 "name": spec.name,
                 "axes": ["image", *spec.axes],
-                "shape": [plan.n_images, *spec.shape],
+                "shape": [plan.n_rows, *spec.shape],
                 "dtype": spec.dtype,
                 "stored_as": spec.storage.str,
-                "bytes": plan.n_images * spec.row_bytes,
+                "bytes": plan.n_rows * spec.row_bytes,
             }
             for spec in plan.arrays
         ],
@@ -34,7 +35,7 @@ def report(path: Path) -> dict[str, Any]:
         "shards": {
             "images_per_shard": plan.shard_images,
             "total": plan.n_shards,
-            "committed": sorted(store.commits),
+            "committed": store.committed_shards,
             "missing": store.missing_shards,
         },
         "failures": [
@@ -51,7 +52,7 @@ def as_text(found: dict[str, Any]) -> str:
     rows, columns = found["geometry"]["grid"]
     lines = [
         f"{found['path']}: {found['images']} images of {rows}x{columns} patches, "
-        f"format {found['format']}, identity by {found['identity']}",
+        f"format {found['format']}, generation {found['generation']}, identity by {found['identity']}",
         "",
     ]
     lines += [

@@ -1,7 +1,13 @@
-"""The plan of a store: written first, never changed; which row is in which shard follows from it alone."""
+"""The plan of a store: written first, never changed; which row is in which shard follows from it alone.
+
+A store that grows gets another plan, a generation, which says what the ones before said and what it adds. Adding images
+begins a new shard, adding an array adds files to every shard; files and plans that are there stay as they are.
+"""
 
 import hashlib
 import math
+from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +18,7 @@ from store.fingerprint import Fingerprint
 from store.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
+"""Of the first generation: where it is, there is a store."""
 
 
 class Geometry(BaseModel):
@@ -27,6 +34,16 @@ class Geometry(BaseModel):
     """Visual tokens per image that the language model gets: the patches, and the CLS row under `full`."""
 
 
+class Segment(BaseModel):
+    """Images that one generation added: consecutive rows from a shard boundary on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    generation: int
+    first_row: int
+    n_images: int
+
+
 class Plan(BaseModel):
     """Everything about a store but its rows."""
 
@@ -34,31 +51,88 @@ class Plan(BaseModel):
 
     format: Literal[1] = 1
     generation: int = 0
+    earlier: tuple[str, ...] = ()
+    """Digests of the plans of earlier generations."""
     n_images: int
+    segments: tuple[Segment, ...] = ()
+    """Where the images lie, if some were appended; otherwise they are the rows from 0 on."""
     shard_images: int
     """Images per shard, of every array."""
     arrays: tuple[ArraySpec, ...]
+    added: dict[str, int] = {}
+    """Generation that added an array, for those that were not there from the beginning."""
     fingerprints: dict[str, Fingerprint]
     """By array."""
     geometry: Geometry
     identity: Literal["content", "name"]
     """What the ids are a sha256 of: an image file's bytes, or only its name."""
+    ids_group: str = "ids"
+    """The group of `features.zarr` that names the images."""
     ids_digest: str
     """sha256 over all rows' ids and names."""
     notes: tuple[str, ...] = ()
     """What could not be stored, and why."""
 
     @property
+    def parts(self) -> tuple[Segment, ...]:
+        """Where the images lie."""
+        return self.segments or (Segment(generation=0, first_row=0, n_images=self.n_images),)
+
+    @property
+    def n_rows(self) -> int:
+        """Length of every array: the images, and the rows between an appended segment and the one before it."""
+        return self.parts[-1].first_row + self.parts[-1].n_images
+
+    @property
     def n_shards(self) -> int:
         """Shards of every array."""
-        return math.ceil(self.n_images / self.shard_images)
+        return math.ceil(self.n_rows / self.shard_images)
 
     def rows(self, shard: int) -> range:
         """Rows of a shard: a pure function of the plan, whoever works on it."""
         if not 0 <= shard < self.n_shards:
             raise ValueError(f"expected a shard of 0..{self.n_shards - 1}, got {shard}")
         first = shard * self.shard_images
-        return range(first, min(first + self.shard_images, self.n_images))
+        segment = self._segment(first)
+        return range(first, min(first + self.shard_images, segment.first_row + segment.n_images))
+
+    def generation_of(self, name: str, shard: int) -> int:
+        """The generation whose commit log says whether a shard of an array is there."""
+        return max(self.added.get(name, 0), self._segment(shard * self.shard_images).generation)
+
+    def arrays_of(self, generation: int, shard: int) -> tuple[ArraySpec, ...]:
+        """What a generation adds to a shard."""
+        return tuple(spec for spec in self.arrays if self.generation_of(spec.name, shard) == generation)
+
+    def shards_of(self, generation: int) -> Iterator[int]:
+        """Shards to which a generation adds something."""
+        everywhere = any(self.added.get(spec.name, 0) == generation for spec in self.arrays)
+        for segment in self.parts:
+            if segment.generation == generation or (everywhere and segment.generation < generation):
+                first = segment.first_row // self.shard_images
+                yield from range(first, first + math.ceil(segment.n_images / self.shard_images))
+
+    def flattened(self) -> "Plan":
+        """As a first generation: for a copy, which has no past."""
+        segments = tuple(segment.model_copy(update={"generation": 0}) for segment in self.segments)
+        return Plan(
+            n_images=self.n_images,
+            segments=segments,
+            shard_images=self.shard_images,
+            arrays=self.arrays,
+            fingerprints=self.fingerprints,
+            geometry=self.geometry,
+            identity=self.identity,
+            ids_digest=self.ids_digest,
+            notes=self.notes,
+        )
+
+    def digest_of(self, generation: int) -> str:
+        """The digest of the plan of a generation up to this one."""
+        return self.digest if generation == self.generation else self.earlier[generation]
+
+    def _segment(self, row: int) -> Segment:
+        return self.parts[bisect_right(self.parts, row, key=lambda part: part.first_row) - 1]
 
     def layout(self, name: str) -> Layout:
         """The byte layout of one array's shards."""
@@ -72,9 +146,12 @@ class Plan(BaseModel):
     def total_bytes(self) -> int:
         """Bytes of all shards together."""
         layouts = [self.layout(spec.name) for spec in self.arrays]
-        full, rest = divmod(self.n_images, self.shard_images)
-        last = sum(layout.file_bytes(rest) for layout in layouts) if rest else 0
-        return full * sum(layout.file_bytes(self.shard_images) for layout in layouts) + last
+        total = 0
+        for segment in self.parts:
+            full, rest = divmod(segment.n_images, self.shard_images)
+            total += full * sum(layout.file_bytes(self.shard_images) for layout in layouts)
+            total += sum(layout.file_bytes(rest) for layout in layouts) if rest else 0
+        return total
 
     def to_json(self) -> str:
         """As it lies on disk."""
@@ -86,24 +163,31 @@ class Plan(BaseModel):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def plan_path(store: Path, generation: int) -> Path:
+    """Where the plan of a generation lies."""
+    return store / f"plans/{generation}.json"
+
+
 def read_plan(store: Path) -> Plan:
-    """The plan of the store at `store`; StoreMissing (exit 5) if there is none."""
-    path = store / PLAN
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
+    """The newest plan of the store at `store`; StoreMissing (exit 5) if there is none, IntegrityError (exit 4)."""
+    if not (store / PLAN).is_file():
         raise StoreMissing(
             f"expected a feature store at {store}, there is none: run `make extract` with this config first"
-        ) from None
-    except UnicodeDecodeError:
-        raise IntegrityError(
-            f"{path} is not a plan of store format 1 (not utf-8): restore it, or extract anew"
-        ) from None
+        )
+    newest = max(int(path.stem) for path in (store / PLAN).parent.glob("*.json") if path.stem.isdecimal())
+    plan = _read(plan_path(store, newest))
+    if (plan.generation, len(plan.earlier)) != (newest, newest):
+        raise IntegrityError(f"{plan_path(store, newest)} is the plan of another generation: restore it")
+    return plan
+
+
+def _read(path: Path) -> Plan:
+    not_one = f"{path} is not a plan of store format 1"
     try:
-        return Plan.model_validate_json(text)
+        return Plan.model_validate_json(path.read_text())
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{not_one} (not utf-8): restore it, or extract anew") from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise IntegrityError(
-            f"{path} is not a plan of store format 1 ({where}: {first['msg']}): restore it, or extract anew"
-        ) from None
+        raise IntegrityError(f"{not_one} ({where}: {first['msg']}): restore it, or extract anew") from None

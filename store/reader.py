@@ -16,16 +16,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.commits import CommitRecord, read_commits
+from store.commits import CommitLog, CommitRecord, read_commits
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
-from store.ids import GROUP as IDS
 from store.ids import ImageIds
-from store.manifest import HEAL, read_manifest
+from store.manifest import HEAL, file_digest, manifest_path, read_manifest
 from store.plan import PLAN, Plan, read_plan
 from store.prefetch import prefetched
 from store.schema import ArraySpec, Dtype, holds_fill
-from store.shard_file import MappedShard, PositionalShard, ShardFile, Verify
+from store.shard_file import MappedShard, PositionalShard, ShardFile, StoredShard, Verify, ZarrShard
 
 FEATURES = "features.zarr"
 PROJECTOR = "projector"
@@ -47,6 +46,8 @@ class ProjectorState:
     """In storage dtype."""
     dtypes: Mapping[str, Dtype]
     """Logical dtype of each weight."""
+    sha256: str
+    """Of the weights, as in the fingerprint of `projected`."""
 
 
 class FeatureStore:
@@ -58,15 +59,16 @@ class FeatureStore:
     """
 
     def __init__(
-        self, path: Path, plan: Plan, commits: Mapping[int, CommitRecord], ids: ImageIds, features: zarr.Group,
-        verify: Verify, access: Access,
+        self, path: Path, plan: Plan, logs: Sequence[CommitLog], ids: ImageIds, features: zarr.Group,
+        verify: Verify, access: Access, believe_plan: bool,
     ) -> None:  # fmt: skip
-        self.path, self.plan, self.commits, self.ids = path, plan, commits, ids
+        self.path, self.plan, self.logs, self.ids = path, plan, logs, ids
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
-        self.failures: dict[int, str] = {row: why for c in commits.values() for row, why in c.failures.items()}
+        self.failures: dict[int, str] = {row: why for log in logs for row, why in log.failures.items()}
         self._features = features
         self._verify: Verify = verify
         self._access: Access = access
+        self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
         self._max_files = max_open_files()
@@ -86,24 +88,37 @@ class FeatureStore:
         if not believe_plan:
             _require_metadata(path, plan)
         ids = stored_ids(path, plan)
-        commits = read_commits(path)
-        for record in commits.values():
-            require_ours(path, plan, ids, record, believe_plan)
-        return cls(path, plan, commits, ids, features, verify, access)
+        logs = [read_commits(path, generation) for generation in range(plan.generation + 1)]
+        store = cls(path, plan, logs, ids, features, verify, access, believe_plan)
+        store._require_own_logs()
+        return store
 
     def fingerprint(self, name: str) -> Fingerprint:
         """What made an array."""
         return self.plan.fingerprints[name]
 
     @property
+    def committed_shards(self) -> list[int]:
+        """Shards of which every array is committed."""
+        return [shard for shard in range(self.plan.n_shards) if all(self._is_committed(n, shard) for n in self.arrays)]
+
+    @property
     def committed_rows(self) -> list[int]:
         """Rows of committed shards, failed ones included."""
-        return [row for shard in self.commits for row in self.plan.rows(shard)]
+        return [row for shard in self.committed_shards for row in self.plan.rows(shard)]
 
     @property
     def missing_shards(self) -> list[int]:
-        """Shards that are not committed."""
-        return [shard for shard in range(self.plan.n_shards) if shard not in self.commits]
+        """Shards of which an array is not committed."""
+        return sorted({*range(self.plan.n_shards)} - {*self.committed_shards})
+
+    def record(self, name: str, shard: int) -> CommitRecord | None:
+        """The commit of a shard of an array, if there is one; IntegrityError (exit 4) if it is not about this plan."""
+        generation = self.plan.generation_of(name, shard)
+        found = self.logs[generation].get(shard)
+        if found is not None:
+            require_ours(self.path, self.plan, self.ids, found, generation, self._believe_plan)
+        return found
 
     @property
     def projector(self) -> ProjectorState | None:
@@ -120,7 +135,7 @@ class FeatureStore:
             absent = [name for name, value in values.items() if holds_fill(value, dtypes[name])]
             if absent:
                 raise ValueError(f"chunks of {', '.join(absent)} are missing")
-        return ProjectorState(str(attributes["kind"]), attributes["config"], values, dtypes)
+        return ProjectorState(str(attributes["kind"]), attributes["config"], values, dtypes, str(attributes["sha256"]))
 
     def require(self, names: Iterable[str]) -> None:
         """Raise StoreMissing (exit 5) unless every array is in the store."""
@@ -131,9 +146,10 @@ class FeatureStore:
                 "add them to store.arrays and extract into a new store"
             )
 
-    def require_complete(self, rows: Iterable[int]) -> None:
-        """Raise StoreMissing (exit 5) unless the shards of all `rows` are committed."""
-        shards = {row // self.plan.shard_images for row in rows} - self.commits.keys()
+    def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:
+        """Raise StoreMissing (exit 5) unless all `rows` of some arrays are committed."""
+        wanted = {row // self.plan.shard_images for row in rows}
+        shards = {shard for name in names for shard in wanted if not self._is_committed(name, shard)}
         if shards:
             raise StoreMissing(
                 f"{len(shards)} of {self.plan.n_shards} shards in {self.path} are not extracted yet: "
@@ -160,10 +176,10 @@ class FeatureStore:
         """Let the operating system fetch rows that are read soon; what cannot be read is said when it is."""
         for row in rows:
             shard, inside = divmod(row, self.plan.shard_images)
-            if self._access == "zarr" or shard not in self.commits or row in self.failures:
-                continue
-            with suppress(IntegrityError):
-                self._file(name, shard).will_need(inside)
+            with suppress(IntegrityError, RowUnavailable):
+                file = self._file(name, shard, row)
+                if inside < file.rows and row not in self.failures:
+                    file.will_need(inside)
 
     def stream(self, names: Sequence[str], batches: Iterable[Sequence[int]]) -> Iterator[dict[str, NDArray[Any]]]:
         """The rows of each batch by array, read ahead by a thread, in fresh arrays."""
@@ -178,42 +194,62 @@ class FeatureStore:
         return prefetched(batches, read, announce=announce)
 
     def _read(self, name: str, row: int, out: NDArray[Any]) -> None:
-        if not 0 <= row < self.plan.n_images:
-            raise RowUnavailable(f"expected a row of 0..{self.plan.n_images - 1}, got {row}: there is no such image")
         if row in self.failures:
             raise RowUnavailable(f"row {row} ({self._named(row)}) could not be encoded: {self.failures[row]}")
         shard, inside = divmod(row, self.plan.shard_images)
-        if shard not in self.commits:
-            raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
-        if self._access == "zarr" or self.commits[shard].files[name].codec != "none":
-            self._read_through_zarr(name, row, out)
-        else:
-            self._file(name, shard).read(inside, out)
+        file = self._file(name, shard, row)
+        if inside >= file.rows:
+            raise self._no_such_row(row)
+        file.read(inside, out)
 
-    def _read_through_zarr(self, name: str, row: int, out: NDArray[Any]) -> None:
-        """What cannot be mapped; a chunk that is not there reads as fill, which committed rows never hold."""
-        with _damage(self.path / FEATURES / name):
-            np.copyto(out, np.asarray(_array(self._features, name)[row]))
-            if holds_fill(out, self.arrays[name].dtype):
-                raise ValueError(f"row {row} is missing; {self._repair(row // self.plan.shard_images)}")
-
-    def _file(self, name: str, shard: int) -> ShardFile:
+    def _file(self, name: str, shard: int, row: int) -> ShardFile:
         key = (name, shard)
         with self._lock:
             if key in self._files:
                 self._files.move_to_end(key)
                 return self._files[key]
-        record, layout = self.commits[shard].files[name], self.plan.layout(name)
-        rows = len(self.plan.rows(shard))
-        verified = self._verified.setdefault(key, np.zeros(rows if layout.spec.per_image_chunks else 1, bool))
-        kind: type[ShardFile] = PositionalShard if self._access == "preadv" else MappedShard
-        path = self.path / FEATURES / record.path
-        opened = kind(path, layout, rows, record, self._repair(shard), verified, self._verify)
+        opened = self._open(name, shard, row)
         with self._lock:
             self._files[key] = opened
             if len(self._files) > self._max_files:
                 self._files.popitem(last=False)
         return opened
+
+    def _open(self, name: str, shard: int, row: int) -> ShardFile:
+        if not 0 <= shard < self.plan.n_shards or row not in self.plan.rows(shard):
+            raise self._no_such_row(row)
+        commit = self.record(name, shard)
+        if commit is None:
+            raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
+        record, layout = commit.files[name], self.plan.layout(name)
+        rows = self.plan.rows(shard)
+        if self._access == "zarr" or record.codec != "none":
+            with _damage(self.path / FEATURES / name):
+                return ZarrShard(_array(self._features, name), rows, self.arrays[name].dtype, self._repair(shard))
+        chunks = len(rows) if layout.spec.per_image_chunks else 1
+        verified = self._verified.setdefault((name, shard), np.zeros(chunks, bool))
+        kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
+        path = self.path / FEATURES / record.path
+        return kind(path, layout, len(rows), record, self._repair(shard), verified, self._verify)
+
+    def _is_committed(self, name: str, shard: int) -> bool:
+        return shard in self.logs[self.plan.generation_of(name, shard)]
+
+    def _require_own_logs(self) -> None:
+        """Refuse logs that were written for other plans; what else a record says is compared when it is used."""
+        for generation, log in enumerate(self.logs):
+            if not self._believe_plan and log.plan_digests - {self.plan.digest_of(generation)}:
+                for record in log.values():
+                    require_ours(self.path, self.plan, self.ids, record, generation, self._believe_plan)
+            if log and not 0 <= min(log) <= max(log) < self.plan.n_shards:
+                raise IntegrityError(
+                    f"the commit log of {self.path} is about other images than the plan's: restore both"
+                )
+
+    def _no_such_row(self, row: int) -> RowUnavailable:
+        return RowUnavailable(
+            f"expected a row of an image, below {self.plan.n_rows}, got {row}: there is no such image"
+        )
 
     def _repair(self, shard: int) -> str:
         return f"`python -m store repair {self.path}` withdraws shard {shard}, and `make extract` computes it again"
@@ -239,33 +275,46 @@ def open_features(path: Path) -> zarr.Group:
 
 def stored_ids(path: Path, plan: Plan) -> ImageIds:
     """The ids of a store; IntegrityError (exit 4) if they are damaged, or not those of the plan."""
-    with _damage(path / FEATURES / IDS):
-        ids = ImageIds.read(_subgroup(open_features(path), IDS))
-    if len(ids) != plan.n_images or ids.digest() != plan.ids_digest:
-        raise IntegrityError(f"the ids in {path / FEATURES / IDS} are not those of the plan: {HEAL}")
+    folder = path / FEATURES / plan.ids_group
+    with _damage(folder):
+        ids = ImageIds.read(_subgroup(open_features(path), plan.ids_group))
+    if len(ids) != plan.n_rows or ids.digest() != plan.ids_digest:
+        raise IntegrityError(f"the ids in {folder} are not those of the plan: {HEAL}")
     return ids
 
 
 def _require_metadata(path: Path, plan: Plan) -> None:
-    """Refuse a `zarr.json` that is not as it was written: nothing in it is checked otherwise."""
+    """Refuse a `zarr.json` that is not as it was written: nothing in it is checked otherwise.
+
+    For a moment, a store that grows has the metadata of the generation before or of the one to come.
+    """
     damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
+    beside = (plan.generation - 1, plan.generation + 1)
+    others = [read_manifest(path, one) for one in beside if manifest_path(path, one).is_file()]
+    damaged = [
+        name for name in damaged if file_digest(path / FEATURES / name) not in {o.files.get(name, "") for o in others}
+    ]
     if damaged:
         raise IntegrityError(f"{path / FEATURES / damaged[0]} is damaged or missing: {HEAL}")
 
 
-def require_ours(path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, believe_plan: bool) -> None:
+def require_ours(
+    path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, generation: int, believe_plan: bool
+) -> None:
     """Refuse a commit record that is about something else than the plan."""
-    rows = plan.rows(record.shard) if 0 <= record.shard < plan.n_shards else range(0)
-    paths = {spec.name: plan.layout(spec.name).relative_path(record.shard) for spec in plan.arrays}
-    where = f"commit {record.shard} of {path}"
+    shard = record.shard
+    rows = plan.rows(shard) if 0 <= shard < plan.n_shards else range(0)
+    added = {spec.name for spec in plan.arrays_of(generation, shard)} if rows else set[str]()
+    where = f"commit {shard} of {path}"
     if (record.first_row, record.last_row) != (rows.start, rows.stop - 1) or record.ids_digest != ids.digest(rows):
         raise IntegrityError(f"{where} is about other images than the plan's: remove it and run `make extract`")
-    if record.plan_digest != plan.digest and not believe_plan:
+    if record.plan_digest != plan.digest_of(generation) and not believe_plan:
         raise IntegrityError(
             f"{where} was made for another plan: {path / PLAN} was changed since; restore it, or let "
             f"`python -m stage1_extract diagnose {path}` say what the store holds"
         )
-    if {name: file.path for name, file in record.files.items()} != paths:
+    paths = {name: plan.layout(name).relative_path(shard) for name in added}
+    if {name: file.path for name, file in record.files.items() if name in added} != paths:  # others were dropped
         raise IntegrityError(f"{where} names other files than the plan's: remove it and run `make extract`")
 
 

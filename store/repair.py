@@ -1,15 +1,15 @@
 """Withdraw the commits of damaged shards, and nothing else: the next extraction computes just those."""
 
-from contextlib import suppress
 from pathlib import Path
 
-from store.commits import withdraw
+from store.commits import read_commits, withdraw
+from store.plan import Plan
 from store.verify import Finding, bad_shards, verify
 from store.writer import STALL_SECONDS, lock
 
 
-def repair(store: Path, quick: bool) -> tuple[list[Finding], list[int]]:
-    """All findings of `verify`, and the shards that were withdrawn.
+def repair(store: Path, quick: bool) -> tuple[list[Finding], dict[int, list[int]]]:
+    """All findings of `verify`, and the shards that were withdrawn, by generation.
 
     Files stay where they are until they are written again: no record, no data. Raises StoreLocked (exit 6) while
     someone writes.
@@ -18,13 +18,13 @@ def repair(store: Path, quick: bool) -> tuple[list[Finding], list[int]]:
     shards = bad_shards(findings)
     if shards:
         with lock(store, "exclusive", STALL_SECONDS):
-            withdraw(store, shards)
+            for generation, bad in shards.items():
+                withdraw(store, bad, generation)
     return findings, shards
 
 
-def forget_failures(store: Path, failures: dict[int, str], shard_images: int) -> list[int]:
-    """Withdraw the shards of rows that failed, so that they are tried again."""
-    shards = sorted({row // shard_images for row in failures})
-    with suppress(FileNotFoundError):
-        withdraw(store, shards)
-    return shards
+def withdraw_failures(store: Path, plan: Plan) -> None:
+    """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone."""
+    for generation in range(plan.generation + 1):
+        failures = read_commits(store, generation).failures
+        withdraw(store, sorted({row // plan.shard_images for row in failures}), generation)

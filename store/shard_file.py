@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from store.errors import IntegrityError
-from store.schema import Layout
+from store.schema import Dtype, Layout, holds_fill
 from store.shard import FileRecord, crc
 
 Verify = Literal["never", "first-read", "always"]
@@ -19,14 +20,51 @@ Verify = Literal["never", "first-read", "always"]
 
 
 class ShardFile(ABC):
-    """Rows of one shard of one array; each chunk's checksum is verified as `verify` says."""
+    """Rows of one shard of one array."""
+
+    rows: int
+
+    @abstractmethod
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """Copy the row at `place` in this shard; IntegrityError if its chunk is damaged."""
+
+    @abstractmethod
+    def will_need(self, place: int) -> None:
+        """Let the operating system fetch a row ahead."""
+
+
+class ZarrShard(ShardFile):
+    """What cannot be mapped: compressed, or remote. A chunk that is not there reads as fill, which no row ever holds."""
+
+    def __init__(self, array: zarr.Array[Any], rows: range, dtype: Dtype, repair: str) -> None:
+        self.rows = len(rows)
+        self._array, self._first, self._repair = array, rows.start, repair
+        self._dtype: Dtype = dtype
+
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """Through zarr, which compares every chunk's checksum each time."""
+        row = self._first + place
+        try:
+            np.copyto(out, np.asarray(self._array[row]))
+        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise IntegrityError(f"row {row} of {self._array.store_path} is damaged ({said}): {self._repair}") from None
+        if holds_fill(out, self._dtype):
+            raise IntegrityError(f"expected row {row} of {self._array.store_path}, it is missing: {self._repair}")
+
+    def will_need(self, place: int) -> None:
+        """Nobody can be told."""
+
+
+class StoredShard(ShardFile):
+    """A file with rows at a fixed stride; each chunk's checksum is verified as `verify` says."""
 
     def __init__(
         self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str, verified: NDArray[np.bool_],
         verify: Verify,
     ) -> None:  # fmt: skip
         """`verified` is the caller's: it outlives this file's turn among the open ones."""
-        self._path, self._layout, self._repair = path, layout, repair
+        self._path, self._layout, self._repair, self.rows = path, layout, repair, rows
         self._verified, self._verify = verified, verify
         self.per_chunk = 1 if layout.spec.per_image_chunks else layout.shard_images
         self.chunk_bytes = layout.spec.row_bytes * self.per_chunk
@@ -49,14 +87,6 @@ class ShardFile(ABC):
     def _open(self, descriptor: int, size: int) -> None:
         """Take what is needed from a descriptor that is closed afterwards."""
 
-    @abstractmethod
-    def read(self, place: int, out: NDArray[Any]) -> None:
-        """Copy the row at `place` in this shard; IntegrityError if its chunk is damaged."""
-
-    @abstractmethod
-    def will_need(self, place: int) -> None:
-        """Let the operating system fetch a row ahead."""
-
     def _at(self, place: int) -> tuple[int, int]:
         """The chunk that a row is in, and where that chunk begins in the file."""
         chunk = place // self.per_chunk
@@ -70,7 +100,7 @@ class ShardFile(ABC):
         self._verified[chunk] = True
 
 
-class MappedShard(ShardFile):
+class MappedShard(StoredShard):
     """Memory-mapped: the fastest where the file is, or will be, in the page cache."""
 
     def _open(self, descriptor: int, size: int) -> None:
@@ -93,7 +123,7 @@ class MappedShard(ShardFile):
         self._map.madvise(mmap.MADV_WILLNEED, page, begin + self.chunk_bytes + self._layout.CRC_BYTES - page)
 
 
-class PositionalShard(ShardFile):
+class PositionalShard(StoredShard):
     """Read with `preadv`: for network and cold disks, where many reads under way beat page faults one by one."""
 
     def _open(self, descriptor: int, size: int) -> None:

@@ -18,18 +18,21 @@ RECENT = 50
 def status(store: Path) -> dict[str, Any]:
     """Committed, in flight and failed, images per second over the last commits, and the seconds that are left."""
     plan = read_plan(store)
-    records = intact_records(store)
-    committed = sum(len(plan.rows(shard)) for shard in records if 0 <= shard < plan.n_shards)
-    rate = images_per_second([(r.telemetry["ended"], len(plan.rows(s))) for s, r in records.items()])
-    left = plan.n_images - committed
+    logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
+    parts = [(one, shard) for one in range(plan.generation + 1) for shard in plan.shards_of(one)]
+    missing = {shard for one, shard in parts if shard not in logs[one]}
+    left = sum(len(plan.rows(shard)) for shard in missing)
+    # Compacted records are old ones: reading them all again would take longer than anything else here.
+    recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
+    rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
     return {
         "path": str(store),
         "images": plan.n_images,
-        "images_committed": committed,
+        "images_committed": plan.n_images - left,
         "shards": plan.n_shards,
-        "shards_committed": len(records),
+        "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in live_leases(store, STALL_SECONDS).items()},
-        "failed": sum(len(record.failures) for record in records.values()),
+        "failed": len({row for log in logs for row in log.failures}),
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,
     }

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from store.commits import CommitRecord, damaged_records, intact_records
+from store.commits import CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
-from store.manifest import HEAL, read_manifest
-from store.plan import PLAN, Plan, read_plan
+from store.manifest import HEAL, file_digest, read_manifest
+from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, require_ours, stored_ids
 from store.shard import FileRecord, crc
 
@@ -27,6 +27,8 @@ class Finding:
     problem: str
     shard: int | None
     """The shard whose commit `repair` withdraws; None where the next extraction writes the file again by itself."""
+    generation: int = 0
+    """In whose log that commit is."""
 
     def __str__(self) -> str:
         remedy = HEAL if self.shard is None else f"`repair` withdraws shard {self.shard}"
@@ -40,29 +42,36 @@ def verify(store: Path, quick: bool) -> list[Finding]:
     """
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
-    found += [
-        Finding(str(path), "not a commit record as it was written", shard) for path, shard in damaged_records(store)
-    ]
-    records = intact_records(store)
-    foreign = list(_foreign(store, plan, records))
-    found += foreign
-    ours = [record for shard, record in records.items() if shard not in {one.shard for one in foreign}]
-    files = [(record.shard, file) for record in ours for file in record.files.values()]
+    files: list[tuple[int, int, FileRecord]] = []
+    for generation in range(plan.generation + 1):
+        found += [
+            Finding(str(path), "not a commit record as it was written", shard, generation)
+            for path, shard in damaged_records(store, generation)
+        ]
+        records = intact_records(store, generation)
+        foreign = list(_foreign(store, plan, generation, records))
+        found += foreign
+        wrong = {one.shard for one in foreign}
+        for shard in records.keys() - wrong:
+            used = {spec.name for spec in plan.arrays_of(generation, shard)}  # files of dropped arrays are gone
+            files += [(generation, shard, file) for name, file in records[shard].files.items() if name in used]
     look = _size if quick else _checksum
     with ThreadPoolExecutor(THREADS) as pool:
-        problems = pool.map(look, [store / FEATURES / file.path for _, file in files], [file for _, file in files])
+        paths = [store / FEATURES / file.path for _, _, file in files]
+        problems = pool.map(look, paths, [file for _, _, file in files])
         shown = tqdm(problems, "verify", len(files), unit="file", disable=None)
         found += [
-            Finding(str(store / FEATURES / file.path), problem, shard)
-            for (shard, file), problem in zip(files, shown, strict=True)
+            Finding(str(path), problem, shard, generation)
+            for (generation, shard, _), path, problem in zip(files, paths, shown, strict=True)
             if problem is not None
         ]
     return found
 
 
-def bad_shards(findings: list[Finding]) -> list[int]:
-    """The shards whose commits are to be withdrawn."""
-    return sorted({one.shard for one in findings if one.shard is not None})
+def bad_shards(findings: list[Finding]) -> dict[int, list[int]]:
+    """The shards whose commits are to be withdrawn, by generation."""
+    bad = {(one.generation, one.shard) for one in findings if one.shard is not None}
+    return {generation: sorted(shard for of, shard in bad if of == generation) for generation, _ in sorted(bad)}
 
 
 def _static(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
@@ -72,13 +81,17 @@ def _static(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
     except IntegrityError as error:
         yield Finding(str(store / "plans"), str(error).partition(": run")[0], None)
         return
-    if manifest.plan != plan.digest:
-        yield Finding(str(store / PLAN), "changed since it was written", None)
+    for generation in range(plan.generation + 1):
+        path = plan_path(store, generation)
+        if file_digest(path) != plan.digest_of(generation) or (
+            generation == plan.generation and manifest.plan != plan.digest
+        ):
+            yield Finding(str(path), "changed or missing", None)
     for name in manifest.damaged(store / FEATURES, metadata_only=quick):
         yield Finding(str(store / FEATURES / name), "changed or missing", None)
 
 
-def _foreign(store: Path, plan: Plan, records: Mapping[int, CommitRecord]) -> Iterator[Finding]:
+def _foreign(store: Path, plan: Plan, generation: int, records: Mapping[int, CommitRecord]) -> Iterator[Finding]:
     """Records that are about something else than the plan."""
     try:
         ids = stored_ids(store, plan)
@@ -86,9 +99,10 @@ def _foreign(store: Path, plan: Plan, records: Mapping[int, CommitRecord]) -> It
         return  # already among the findings; the records can be judged when the ids are whole again
     for shard, record in records.items():
         try:
-            require_ours(store, plan, ids, record, believe_plan=False)
+            require_ours(store, plan, ids, record, generation, believe_plan=False)
         except IntegrityError as error:
-            yield Finding(str(store / "commits" / f"{shard}.json"), str(error).partition(": ")[0], shard)
+            path = log_folder(store, generation) / f"{shard}.json"
+            yield Finding(str(path), str(error).partition(": ")[0], shard, generation)
 
 
 def _size(path: Path, record: FileRecord) -> str | None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from configs.atomic import sync_directory, write_atomically
-from store.commits import CommitRecord, publish, read_commits
+from store.commits import CommitRecord, publish, read_commit, read_commits
 from store.errors import IntegrityError, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.fingerprint import require_equal
 from store.ids import ImageIds, write_whole
 from store.leases import Lease, disk_time, live_leases
 from store.manifest import make_manifest, read_manifest, write_manifest
-from store.plan import PLAN, Plan, read_plan
+from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, PROJECTOR, ProjectorState
 from store.schema import ArraySpec, fill_value
 from store.shard import PARTIAL, Aside, FileRecord, write_aside
@@ -78,13 +78,7 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
-        committed = read_commits(self.path)
-        for record in committed.values():
-            if record.plan_digest != self.plan.digest:
-                raise IntegrityError(
-                    f"shard {record.shard} of {self.path} was committed for another plan: extract into a new folder"
-                )
-        return [shard for shard in range(self.plan.n_shards) if shard not in committed]
+        return sorted({shard for _, shard in missing_parts(self.path, self.plan)})
 
     def claim(self, shard: int) -> Lease | None:
         """The right to compute a shard; None if it is committed, or someone alive is at it."""
@@ -97,63 +91,84 @@ class StoreWriter:
         return lease
 
     def is_committed(self, shard: int) -> bool:
-        """Whether a shard's record is there."""
-        return shard in read_commits(self.path)
+        """Whether all records of a shard are there."""
+        return not self.missing_generations(shard)
+
+    def missing_generations(self, shard: int) -> list[int]:
+        """Generations whose part of a shard is not committed."""
+        generations = {self.plan.generation_of(spec.name, shard) for spec in self.plan.arrays}
+        return [one for one in sorted(generations) if read_commit(self.path, shard, one) is None]
+
+    def missing_arrays(self, shard: int) -> list[str]:
+        """Names of the arrays of which a shard is not committed."""
+        return [spec.name for one in self.missing_generations(shard) for spec in self.plan.arrays_of(one, shard)]
 
     def commit_shard(
         self, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
         telemetry: Mapping[str, Any], lease: Lease | None = None,
-    ) -> CommitRecord:  # fmt: skip
+    ) -> list[CommitRecord]:  # fmt: skip
         """Write a shard's files, then its record; the record is the commit. Takes a lease where none is given.
 
-        `arrays` hold every row of the shard, in storage dtype; rows in `failures` are overwritten with fill.
+        `arrays` hold every row of the shard, in storage dtype; rows in `failures` are overwritten with fill. Of a store
+        that has grown, what earlier generations committed stays, and each generation's part gets a record of its own.
         Raises NonFinite (exit 3) naming the images whose features are not numbers, LeaseLost (exit 6) if another worker
         took the shard over: nothing is published then.
         """
         rows = self.plan.rows(shard)
         if not failures.keys() <= set(rows):
             raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
-        committed = read_commits(self.path).get(shard)
-        if committed is not None:
-            return committed  # the first commit wins, and its files stay
-        filled = {spec.name: self._checked(spec, rows, arrays[spec.name], failures) for spec in self.plan.arrays}
+        generations = self.missing_generations(shard)
+        parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
+        filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
         lease = lease or Lease.take(self.path, shard, self.stall_seconds)
         if lease is None:
             raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
         try:
             with _disk(self.path, self.plan.total_bytes):
-                files = self._write(shard, filled, lease)
-                record = CommitRecord(
-                    shard=shard,
-                    first_row=rows.start,
-                    last_row=rows.stop - 1,
-                    ids_digest=self.ids.digest(rows),
-                    plan_digest=self.plan.digest,
-                    files=files,
-                    failures=dict(sorted(failures.items())),
-                    telemetry=dict(telemetry),
-                )
-                self._require_held(lease)
-                publish(self.path, record)
+                return [
+                    self._publish(one, shard, {s.name: filled[s.name] for s in part}, failures, telemetry, lease)
+                    for one, part in parts.items()
+                ]
         finally:
             lease.release()
+
+    def _publish(
+        self, generation: int, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
+        telemetry: Mapping[str, Any], lease: Lease,
+    ) -> CommitRecord:  # fmt: skip
+        files = self._write(generation, shard, arrays, lease)
+        rows = self.plan.rows(shard)
+        record = CommitRecord(
+            shard=shard,
+            first_row=rows.start,
+            last_row=rows.stop - 1,
+            ids_digest=self.ids.digest(rows),
+            plan_digest=self.plan.digest_of(generation),
+            files=files,
+            failures=dict(sorted(failures.items())),
+            telemetry=dict(telemetry),
+        )
+        self._require_held(lease, generation)
+        publish(self.path, record, generation)
         return record.sealed()
 
-    def _write(self, shard: int, arrays: Mapping[str, NDArray[Any]], lease: Lease) -> dict[str, FileRecord]:
+    def _write(
+        self, generation: int, shard: int, arrays: Mapping[str, NDArray[Any]], lease: Lease
+    ) -> dict[str, FileRecord]:
         """All files of a shard: written aside, and put into their places while the lease is ours."""
         asides: dict[str, Aside] = {}
         try:
             for name, values in arrays.items():
                 asides[name] = write_aside(self.path / FEATURES, self.plan.layout(name), shard, values)
                 lease.beat()
-            self._require_held(lease)
+            self._require_held(lease, generation)
             return {name: aside.settle() for name, aside in asides.items()}
         finally:
             for aside in asides.values():
                 aside.drop()
 
-    def _require_held(self, lease: Lease) -> None:
-        if not lease.held or self.is_committed(lease.shard):
+    def _require_held(self, lease: Lease, generation: int) -> None:
+        if not lease.held or read_commit(self.path, lease.shard, generation) is not None:
             raise LeaseLost(
                 f"shard {lease.shard} of {self.path} was taken over after {self.stall_seconds:.0f} s without progress: "
                 "its other worker finishes it"
@@ -178,27 +193,69 @@ class StoreWriter:
         return values
 
 
+def missing_parts(path: Path, plan: Plan) -> list[tuple[int, int]]:
+    """Generation and shard of everything that is not committed; IntegrityError (exit 4) for logs of another plan."""
+    missing: list[tuple[int, int]] = []
+    for generation in range(plan.generation + 1):
+        committed = read_commits(path, generation)
+        if committed.plan_digests - {plan.digest_of(generation)}:
+            foreign = next(s for s, record in committed.items() if record.plan_digest != plan.digest_of(generation))
+            raise IntegrityError(f"shard {foreign} of {path} was committed for another plan: extract into a new folder")
+        missing += [(generation, shard) for shard in plan.shards_of(generation) if shard not in committed]
+    return missing
+
+
+def missing_bytes(path: Path, plan: Plan) -> int:
+    """What is still to be written."""
+    parts = missing_parts(path, plan)
+    return sum(
+        plan.layout(spec.name).file_bytes(len(plan.rows(s))) for one, s in parts for spec in plan.arrays_of(one, s)
+    )
+
+
+def committed_failures(path: Path, plan: Plan) -> dict[int, str]:
+    """Rows of all commits whose image could not be encoded, with the reason."""
+    found = [read_commits(path, generation).failures for generation in range(plan.generation + 1)]
+    return {row: why for failures in found for row, why in sorted(failures.items())}
+
+
 def prepare(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
     """Plan, metadata, ids and projector: made if they are not there, written again where they are damaged."""
-    if (path / PLAN).exists():
+    if plan.generation and read_plan(path).generation == plan.generation - 1:
+        grow(path, plan, ids, projector)
+        return
+    if plan_path(path, plan.generation).exists():
         with suppress(IntegrityError):  # a damaged plan is written again, if the rest of the store is of this one
             _require_same(path, read_plan(path), plan)
     if not (path / FEATURES).exists():
         _create(path, plan, ids, projector)
         return
     try:
-        healthy = (path / PLAN).read_text() == plan.to_json() and not read_manifest(path, plan.generation).damaged(
-            path / FEATURES
-        )
-    except IntegrityError:
+        healthy = plan_path(path, plan.generation).read_text() == plan.to_json()
+        healthy &= not read_manifest(path, plan.generation).damaged(path / FEATURES)
+    except (IntegrityError, FileNotFoundError, UnicodeDecodeError):
         healthy = False
     if not healthy:
         _heal(path, plan, ids, projector)
 
 
+def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
+    """Make `plan` the newest generation of a store; the caller is alone in it. Killed before the plan is there, nothing has
+    happened; killed afterwards, the next extraction brings the metadata up to date.
+    """
+    aside = _build(path, plan, ids, projector)
+    manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
+    current = read_manifest(path, plan.generation - 1).files
+    _install(path, aside, [name for name in manifest.files if name not in current])
+    write_manifest(path, plan.generation, manifest)
+    write_atomically(plan_path(path, plan.generation), plan.to_json())
+    _install(path, aside, manifest.damaged(path / FEATURES))
+    shutil.rmtree(aside)
+
+
 def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
     """Built aside and renamed, so that it is whole or absent."""
-    write_atomically(path / PLAN, plan.to_json())
+    write_atomically(plan_path(path, plan.generation), plan.to_json())
     aside = _build(path, plan, ids, projector)
     write_manifest(path, plan.generation, make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays]))
     aside.rename(path / FEATURES)
@@ -207,22 +264,24 @@ def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | N
 
 def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
     """Write damaged files again; what can be made again must be what the log was written for."""
-    foreign = [record.shard for record in read_commits(path).values() if record.plan_digest != plan.digest]
-    if foreign:
-        raise IntegrityError(
-            f"expected shards of this plan in {path}, {len(foreign)} were committed for another: extract into a new folder"
-        )
+    missing_parts(path, plan)
     aside = _build(path, plan, ids, projector)
     manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
-    for name in manifest.damaged(path / FEATURES):
+    damaged = manifest.damaged(path / FEATURES)
+    for name in damaged:
+        _log.warning("note: %s was damaged, it is written again", path / FEATURES / name)
+    _install(path, aside, damaged)
+    write_manifest(path, plan.generation, manifest)
+    write_atomically(plan_path(path, plan.generation), plan.to_json())
+    shutil.rmtree(aside)
+
+
+def _install(path: Path, aside: Path, names: Iterable[str]) -> None:
+    for name in names:
         place = path / FEATURES / name
         place.parent.mkdir(parents=True, exist_ok=True)
         (aside / name).replace(place)
         sync_directory(place.parent)
-        _log.warning("note: %s was damaged, it is written again", place)
-    write_manifest(path, plan.generation, manifest)
-    write_atomically(path / PLAN, plan.to_json())
-    shutil.rmtree(aside)
 
 
 def _build(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> Path:
@@ -232,9 +291,9 @@ def _build(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | No
     group = zarr.create_group(aside, attributes={"encode_once_format": plan.format})
     for spec in plan.arrays:
         _create_array(group, spec, plan)
-    ids.write(group)
+    ids.write(group, plan.ids_group)
     if projector is not None:
-        attributes = {"kind": projector.kind, "config": projector.config}
+        attributes = {"kind": projector.kind, "config": projector.config, "sha256": projector.sha256}
         weights = group.create_group(PROJECTOR, attributes=attributes)
         for name in sorted(projector.weights):
             created = write_whole(weights, name, projector.weights[name], fill_value(projector.dtypes[name]))
@@ -246,7 +305,7 @@ def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan) -> None:
     inner = 1 if spec.per_image_chunks else plan.shard_images
     group.create_array(
         spec.name,
-        shape=(plan.n_images, *spec.shape),
+        shape=(plan.n_rows, *spec.shape),
         dtype=spec.storage,
         chunks=(inner, *spec.shape),
         shards=(plan.shard_images, *spec.shape),

@@ -137,7 +137,7 @@ def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     """The projector as a store keeps it."""
     arrays = {name: to_storage(tensor) for name, tensor in weights.items()}
     dtypes: dict[str, Dtype] = {name: dtype_name(tensor.dtype) for name, tensor in weights.items()}
-    return ProjectorState("llava_mlp", settings, arrays, dtypes)
+    return ProjectorState("llava_mlp", settings, arrays, dtypes, weights_digest(weights))
 
 
 def _available(

@@ -23,7 +23,7 @@ class Source:
 
     sha: str
     names: tuple[str, ...]
-    """Names with this content; the first is read."""
+    """Names with this content; the first is read. None where the file has other content by now."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,14 @@ def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadabl
     return [shas[name] for name in names]
 
 
+def rows_of(plan: Plan, ids: ImageIds) -> tuple[Source, ...]:
+    """The rows of a store; those without an image have no name."""
+    return tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(plan.n_rows))
+
+
 def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources:
     """The images of a store's plan, for a worker that joins: nothing is hashed again."""
-    rows = tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(len(ids)))
+    rows = rows_of(plan, ids)
     by_content = plan.identity == "content"
     data = experiment.data
     images = open_images(data.images, data.format, data.image_column)

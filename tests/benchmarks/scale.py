@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from store.commits import COMPACTED, FOLDER, CommitRecord, compact, publish, read_commits
-from store.ids import GROUP, ImageIds
+from store.ids import ImageIds
 from store.plan import Geometry, Plan
 from store.reader import FEATURES, FeatureStore
 from store.schema import ArraySpec, default_shard_images
@@ -138,7 +138,7 @@ def make(path: Path, images: int) -> dict[str, float]:
         "plan_seconds": planned - began,
         "plan_memory": memory,
         "create_seconds": created - planned,
-        "ids_bytes": sum(file.stat().st_size for file in (path / FEATURES / GROUP).rglob("*") if file.is_file()),
+        "ids_bytes": sum(file.stat().st_size for file in (path / FEATURES / "ids").rglob("*") if file.is_file()),
     }
 
 
@@ -165,7 +165,7 @@ def look_single(path: Path, images: int) -> dict[str, float]:
     before = anonymous()
     store = FeatureStore.open(path)
     memory = anonymous() - before
-    assert len(store.commits) == store.plan.n_shards
+    assert len(store.logs[0]) == store.plan.n_shards
     files, folders = count_files(path)
     return {
         "memory_single": memory,

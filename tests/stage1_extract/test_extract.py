@@ -50,7 +50,7 @@ def experiment(folder: Path, checkpoint: Path, images: Path, **sections) -> Expe
 
 
 def bytes_on_disk(store: FeatureStore) -> int:
-    return sum(record.bytes for commit in store.commits.values() for record in commit.files.values())
+    return sum(record.bytes for log in store.logs for commit in log.values() for record in commit.files.values())
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -99,7 +99,7 @@ def test_a_dry_run_writes_nothing_and_its_bytes_are_those_that_are_written_then(
     assert (found["images"], found["distinct"], found["shards"]) == (IMAGES, IMAGES, done["shards"]) == (7, 7, 4)
     assert found["bytes"] == {name: spec.row_bytes * IMAGES for name, spec in store.arrays.items()}
     files = {str(p.relative_to(store.path / "features.zarr")) for p in store.path.rglob("features.zarr/*/c/*/*/*")}
-    committed = {record.path for commit in store.commits.values() for record in commit.files.values()}
+    committed = {record.path for log in store.logs for commit in log.values() for record in commit.files.values()}
     assert files <= committed and len(committed) == found["shards"] * len(store.arrays)
 
 
@@ -197,7 +197,7 @@ def test_a_device_too_small_for_one_image_is_said_to_be_so(tmp_path, checkpoint,
     wanted = experiment(tmp_path / "run", checkpoint, images, extract={"tower_batch": 1})
     with pytest.raises(DeviceTooSmall, match="free the device") as caught:
         extract(wanted, overwrite=False)
-    assert caught.value.exit_code == 7 and FeatureStore.open(wanted.store_path).commits == {}
+    assert caught.value.exit_code == 7 and FeatureStore.open(wanted.store_path).committed_shards == []
 
 
 def test_where_bits_depend_on_the_batch_images_are_encoded_one_at_a_time_and_it_is_said(
@@ -366,7 +366,7 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_encoded(tmp_path, 
     with pytest.raises(NoSpace, match=f"{needed:,} bytes") as caught:
         extract(wanted, overwrite=False)
     assert caught.value.exit_code == 7
-    assert FeatureStore.open(wanted.store_path).commits == {}
+    assert FeatureStore.open(wanted.store_path).committed_shards == []
     monkeypatch.setattr("stage1_extract.price.free_bytes", lambda path: needed)
     assert extract(wanted, overwrite=False)["tower_images"] == IMAGES
 

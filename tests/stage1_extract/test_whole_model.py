@@ -157,7 +157,7 @@ def test_a_dry_run_of_such_a_model_knows_the_bytes_and_writes_nothing(tmp_path, 
     found = dry_run(wanted)
     assert not wanted.run_dir.exists() and found["notes"] == [NOTE]
     extract(wanted, overwrite=False)
-    commits = FeatureStore.open(wanted.store_path).commits.values()
+    commits = FeatureStore.open(wanted.store_path).logs[0].values()
     assert found["bytes_total"] == sum(file.bytes for commit in commits for file in commit.files.values())
 
 

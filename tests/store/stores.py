@@ -85,7 +85,11 @@ def projector() -> ProjectorState:
         "linear_1.bias": rng.integers(0, 2**14, (12,), dtype="<u2"),
     }
     return ProjectorState(
-        "llava_mlp", {"act": "gelu"}, weights, {"linear_1.weight": "float32", "linear_1.bias": "bfloat16"}
+        "llava_mlp",
+        {"act": "gelu"},
+        weights,
+        {"linear_1.weight": "float32", "linear_1.bias": "bfloat16"},
+        "of these",
     )
 
 

@@ -43,7 +43,7 @@ def test_names_rows_and_hashes_survive_the_way_through_zarr(images, stranger):
     built = ImageIds.build(images)
     known = {name for _, names in images for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        built.write(zarr.create_group(folder))
+        built.write(zarr.create_group(folder), "ids")
         group = zarr.open_group(folder, mode="r")["ids"]
         for read in (ImageIds.read(group), built):
             assert len(read) == len(images)
@@ -126,7 +126,7 @@ IMAGES = [(image(row), [f"{row}.png", f"copy/{row}.png"]) for row in range(3)]
 
 
 def written(folder):
-    ImageIds.build(IMAGES).write(zarr.create_group(folder))
+    ImageIds.build(IMAGES).write(zarr.create_group(folder), "ids")
     return {name: next(file for file in (folder / "ids" / name / "c").rglob("*") if file.is_file()) for name in ARRAYS}
 
 
@@ -198,7 +198,7 @@ def test_ids_of_another_store_under_valid_checksums_are_not_those_of_the_plan(tm
     (tmp_path / "ours").mkdir()
     ours = written(tmp_path / "ours")
     others = ImageIds.build([*IMAGES[:2], (image("another"), IMAGES[2][1])])
-    others.write(zarr.create_group(tmp_path / "others"))
+    others.write(zarr.create_group(tmp_path / "others"), "ids")
     assert opened(tmp_path / "others").digest() == others.digest() != opened(tmp_path / "ours").digest()
     shutil.copy(tmp_path / "others" / ours["sha256"].relative_to(tmp_path / "ours"), ours["sha256"])
     with pytest.raises(IntegrityError, match="its checksum differs"):
@@ -232,7 +232,7 @@ def test_arrays_that_are_compressed_are_read_through_zarr(tmp_path):
 
 def test_arrays_that_are_not_on_this_disk_are_read_through_zarr():
     store = zarr.storage.MemoryStore()
-    ImageIds.build(IMAGES).write(zarr.create_group(store))
+    ImageIds.build(IMAGES).write(zarr.create_group(store), "ids")
     look_up_everything(ImageIds.read(zarr.open_group(store, mode="r")["ids"]))
 
 

@@ -290,14 +290,14 @@ def test_a_file_without_its_record_is_not_believed(path):
         with pytest.raises(RowUnavailable, match=f"row {row} .*make extract"):
             store.gather("small", [row])
     with pytest.raises(StoreMissing, match="1 of 3 shards"):
-        store.require_complete(range(COUNT))
-    store.require_complete([2, 4])
+        store.require_complete(store.arrays, range(COUNT))
+    store.require_complete(store.arrays, [2, 4])
 
 
 def test_what_the_error_advises_repairs_the_store(path):
     flip(path / FEATURES / FILES["small"], 5)
     assert_refused(path, f"python -m store repair {path}")
-    assert repair(path, quick=False)[1] == [1]
+    assert repair(path, quick=False)[1] == {0: [1]}
     ids = image_ids(COUNT)
     write_store(path, plan_of(ids), ids)
     assert_unaltered(path)

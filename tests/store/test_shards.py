@@ -69,7 +69,7 @@ def test_the_size_of_every_file_follows_from_the_plan(n_images, shard_images, dt
     with tempfile.TemporaryDirectory() as folder:
         path = write_store(Path(folder), plan, ids)
         layout = plan.layout("array")
-        for shard, record in FeatureStore.open(path).commits.items():
+        for shard, record in FeatureStore.open(path).logs[0].items():
             size = (path / FEATURES / layout.relative_path(shard)).stat().st_size
             assert size == layout.file_bytes(len(plan.rows(shard))) == record.files["array"].bytes
         assert plan.total_bytes == sum(

@@ -181,7 +181,7 @@ def test_a_crash_between_a_shard_and_its_record_leaves_the_shard_uncommitted(tmp
     plan = plan_of(ids)
     a, b = tmp_path / "a", tmp_path / "b"
 
-    def crash(store, record):
+    def crash(store, record, generation):
         raise KeyboardInterrupt
 
     write_store(a, plan, ids, shards=[0])
@@ -225,7 +225,7 @@ def test_a_crash_while_the_arrays_are_created_leaves_none_of_them(tmp_path, monk
     ids = image_ids(5)
     plan = plan_of(ids)
 
-    def crash(self, parent):
+    def crash(self, parent, group_name):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -1,0 +1,87 @@
+"""`projected` from `raw`, with the projector in the store: no image, no vision tower, the same bits."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from store.environment import torch_environment
+from store.errors import StoreError, StoreMissing
+from store.fingerprint import Fingerprint
+from store.growth import grown
+from store.projectors import Projector, build, project_image
+from store.reader import FeatureStore
+from store.schema import ArraySpec
+from store.tensors import from_storage, pick_device, to_storage
+from store.writer import StoreWriter
+
+RAW, PROJECTED = "raw", "projected"
+_log = logging.getLogger(__name__)
+
+
+def derive_projected(path: Path, device_name: str) -> int:
+    """Compute what is missing of `projected`, a shard at a time, and return how many shards that was; goes on where it
+    stopped. A shard of which `raw` is missing is left out, and said.
+
+    Raises StoreMissing (exit 5) for a store without `raw` or projector, StoreLocked (exit 6), NoSpace (exit 7).
+    """
+    device = pick_device(device_name)
+    store = FeatureStore.open(path)
+    store.require([RAW])
+    state = store.projector
+    if state is None:
+        raise StoreMissing(
+            f"expected a projector in {path}, it has none: `projected` can only be made by `make extract`"
+        )
+    projector = build(state, device)
+    plan = store.plan
+    if PROJECTED not in store.arrays:
+        numeric = store.fingerprint(RAW).numeric | torch_environment(device)
+        semantic = store.fingerprint(RAW).semantic | {"projector_sha256": state.sha256}
+        plan, _ = grown(
+            plan, store.ids, [], [(_spec(store, projector), Fingerprint(semantic=semantic, numeric=numeric))]
+        )
+    with StoreWriter.open(path, plan, store.ids, state) as writer:
+        wanted = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
+        ready = [shard for shard in wanted if writer.missing_arrays(shard) == [PROJECTED]]
+        if len(ready) < len(wanted):
+            _log.warning(
+                "note: %d shards are not extracted yet, so not projected: run `make extract`", len(wanted) - len(ready)
+            )
+        for shard in tqdm(ready, "project", unit="shard", disable=None):
+            _derive_shard(writer, store, projector, shard)
+    return len(ready)
+
+
+def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
+    """Of `projected`; its width is what the projector makes of a row."""
+    rows = [row for row in store.committed_rows if row not in store.failures][:1]
+    if not rows:
+        raise StoreError(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
+    raw = store.arrays[RAW]
+    _, patches, embed = _project(store, projector, rows[0]).shape
+    return ArraySpec(name=PROJECTED, axes=("patch", "embed"), shape=(patches, embed), dtype=raw.dtype)
+
+
+def _derive_shard(writer: StoreWriter, store: FeatureStore, projector: Projector, shard: int) -> None:
+    began, rows, spec = time.time(), writer.plan.rows(shard), writer.plan.array(PROJECTED)
+    lease = writer.claim(shard)
+    if lease is None:
+        return
+    values = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
+    failures = {row: store.failures[row] for row in rows if row in store.failures}
+    for place, row in enumerate(rows):
+        if row not in failures:
+            values[place] = _project(store, projector, row)[0]
+            lease.beat()
+    telemetry = {"began": began, "ended": time.time(), "tower_images": 0, "worker": "derive"}
+    writer.commit_shard(shard, {PROJECTED: values}, failures, telemetry, lease)
+
+
+def _project(store: FeatureStore, projector: Projector, row: int) -> Any:
+    raw = from_storage(store.gather(RAW, [row]), store.arrays[RAW].dtype)
+    device = next(projector.parameters()).device
+    return to_storage(project_image(projector, raw.to(device)))

@@ -1,0 +1,147 @@
+"""How a store grows: the plan of the next generation, and which plan an extraction goes on with.
+
+Appended images begin a new shard, an added array adds files to every shard, a dropped one is no longer named. Earlier
+shards, records and plans stay as they are.
+"""
+
+import math
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+from store.errors import IntegrityError, StoreError
+from store.fingerprint import Fingerprint, require_equal
+from store.ids import ImageIds
+from store.plan import PLAN, Plan, Segment, plan_path, read_plan
+from store.reader import stored_ids
+from store.schema import ArraySpec
+
+NO_IMAGE = "0" * 64
+"""The id of rows between segments."""
+Named = tuple[str, list[str]]
+"""An image: its id, in hex, and its names."""
+Made = tuple[ArraySpec, Fingerprint | None]
+"""An array, and what made it."""
+_SHOWN = 5
+
+
+def plan_to_follow(
+    path: Path, wanted: Plan, ids: ImageIds, unreadable: Container[str], append: bool
+) -> tuple[Plan, ImageIds]:
+    """The plan and ids with which a store at `path` serves what is `wanted` (the plan of a first generation).
+
+    That is `wanted` itself where there is no store yet; the store's own plan where it has all the images and arrays; with
+    `append` that of a new generation which adds what it does not have. Images of `unreadable` names that the store has stay
+    as they are. Raises StoreError (exit 4) without `append`, and
+    FingerprintMismatch (exit 4) where the store was made by something else.
+    """
+    if not (path / PLAN).is_file():
+        return wanted, ids
+    try:
+        stored = read_plan(path)
+    except IntegrityError:
+        if plan_path(path, 1).is_file():
+            raise
+        return wanted, ids  # a first plan is written again where the log was written for it
+    if stored.generation == 0 and not append:
+        return wanted, ids
+    known = stored_ids(path, stored)
+    _require_compatible(path, stored, wanted)
+    images = _unknown_images(known, ids, unreadable)
+    arrays = [spec for spec in wanted.arrays if spec not in stored.arrays]
+    if not images and not arrays:
+        return stored, known
+    if not append:
+        named = ", ".join([f"{len(images)} images", *(spec.name for spec in arrays)])
+        raise StoreError(
+            f"expected {path} to have all that this config names, {named} are not in it: add them with --append"
+        )
+    return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
+
+
+def grown(plan: Plan, ids: ImageIds, images: Sequence[Named], arrays: Sequence[Made]) -> tuple[Plan, ImageIds]:
+    """The next generation: with more images, and more arrays.
+
+    A name that another image had is the new one's: its file has changed.
+    """
+    generation = plan.generation + 1
+    changes: dict[str, Any] = {
+        "arrays": (*plan.arrays, *(spec for spec, _ in arrays)),
+        "added": plan.added | {spec.name: generation for spec, _ in arrays},
+        "fingerprints": plan.fingerprints | {spec.name: made for spec, made in arrays if made is not None},
+    }
+    if images:
+        more, ids = _with_images(plan, ids, images, generation)
+        changes |= more
+    return _next(plan, changes), ids
+
+
+def without(plan: Plan, name: str) -> Plan:
+    """The next generation, which has an array less."""
+    return _next(plan, {
+        "arrays": tuple(spec for spec in plan.arrays if spec.name != name),
+        "added": {one: when for one, when in plan.added.items() if one != name},
+        "fingerprints": {one: made for one, made in plan.fingerprints.items() if one != name},
+    })  # fmt: skip
+
+
+def _next(plan: Plan, changes: dict[str, Any]) -> Plan:
+    past = {"generation": plan.generation + 1, "earlier": (*plan.earlier, plan.digest)}
+    return plan.model_copy(update=changes | past)
+
+
+def _with_images(
+    plan: Plan, ids: ImageIds, images: Sequence[Named], generation: int
+) -> tuple[dict[str, Any], ImageIds]:
+    taken = {name for _, names in images for name in names}
+    rows = [(ids.sha_of_row(row), [n for n in ids.names(row) if n not in taken]) for row in range(plan.n_rows)]
+    fresh: list[Named] = []
+    for sha, names in images:
+        row = ids.row_of_sha(sha)
+        if row is None:
+            fresh.append((sha, names))
+        else:  # known under other names
+            rows[row][1].extend(names)
+    segments = plan.parts
+    if fresh:
+        first = math.ceil(plan.n_rows / plan.shard_images) * plan.shard_images
+        rows += [(NO_IMAGE, [])] * (first - plan.n_rows) + fresh
+        segments += (Segment(generation=generation, first_row=first, n_images=len(fresh)),)
+    together = ImageIds.build(rows)
+    return {
+        "segments": segments,
+        "n_images": plan.n_images + len(fresh),
+        "ids_group": f"ids_{generation}",
+        "ids_digest": together.digest(),
+    }, together
+
+
+def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[Named]:
+    """Images that a store does not have, or not under all their names."""
+
+    def is_known(name: str, row: int | None) -> bool:
+        there = known.row_of_name(name)
+        return there is not None and (there == row or name in unreadable)
+
+    unknown: list[Named] = []
+    for row in range(len(ids)):
+        there = known.row_of_sha(ids.sha_of_row(row))
+        names = [name for name in ids.names(row) if not is_known(name, there)]
+        if names:
+            unknown.append((ids.sha_of_row(row), names))
+    return unknown
+
+
+def _require_compatible(path: Path, stored: Plan, wanted: Plan) -> None:
+    """What both have must be made alike: one array, one maker."""
+    advice = "extract into another folder (--run-dir), or replace this store with --overwrite"
+    for name in sorted(stored.fingerprints.keys() & wanted.fingerprints.keys()):
+        found, expected = stored.fingerprints[name].model_dump(), wanted.fingerprints[name].model_dump()
+        require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
+    there = {spec.name: spec for spec in stored.arrays}
+    differing = [spec.name for spec in wanted.arrays if there.get(spec.name, spec) != spec]
+    differing += [field for field in ("geometry", "identity") if getattr(stored, field) != getattr(wanted, field)]
+    if differing:
+        raise StoreError(
+            f"{path} holds a store with other {', '.join(differing[:_SHOWN])} than this config's: {advice}"
+        )
