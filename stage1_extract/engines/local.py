@@ -127,8 +127,9 @@ class _Crew:
             raise WorkerFailed(3, f"worker {index} {how} before it took a shard")
         self.deaths[shard] += 1
         _log.warning("note: worker %d %s at shard %d", index, how, shard)
-        if self.deaths[shard] > RETRIES:
-            self.given_up[shard] = f"shard {shard} was given up: a worker {how} on it {self.deaths[shard]} times"
+        if self.deaths[shard] > RETRIES:  # again, when another worker was on it already as it was given up
+            times = f"a worker {how} on it {RETRIES + 1} times"
+            self.given_up.setdefault(shard, f"shard {shard} was given up: {times}")
             self._block(shard)
 
     def _block(self, shard: int) -> None:
