@@ -114,9 +114,10 @@ def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Un
 def as_text(found: dict[str, Any]) -> str:
     """The findings for a reader."""
     lines = [
-        f"{printable(one['name'])}: {one['reason']}; `extract --append` encodes what it is now"
-        for one in found["changed"]
+        f"image differs from what was encoded: {printable(one['name'])} ({one['reason']})" for one in found["changed"]
     ]
+    if found["changed"]:
+        lines += ["bring the files back, or let `extract --append` encode what changed as it is now"]
     lines += [
         f"{printable(one['name'])}: {one['array']} differs in {one['values']:,} values, by up to {one['largest']:.3g}"
         for one in found["unequal"]

@@ -49,7 +49,9 @@ def verify(path: Path | None, config_path: Path, quick: bool, sources: bool, as_
         for one in found:
             click.echo(str(one))
         for one in changed:
-            click.echo(f"image changed: {one}; `extract --append` encodes what it is now")
+            click.echo(f"image differs from what was encoded: {one}")
+        if changed:
+            click.echo("bring the files back, or let `extract --append` encode what changed as it is now")
         if not found and not changed:
             click.echo("nothing is damaged")
     return 4 if found or changed else 0

@@ -328,7 +328,9 @@ def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
             for field in Plan.model_fields
             if getattr(stored, field) != getattr(wanted, field)
         ]
-        raise StoreError(f"{path} holds a store of another plan: {'; '.join(differing)}; {advice}")
+        raise StoreError(
+            f"{path} holds a store of another plan: {'; '.join(differing)}; add what it does not have with --append, {advice}"
+        )
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,289 @@
+"""A store that grows: more images, changed images, images that could not be read before, more arrays."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from configs.experiment import Experiment
+from stage1_extract.extract import dry_run, extract
+from stage1_extract.verify import changed_sources, encode_again
+from store.compare import differences_between
+from store.derive import derive_projected
+from store.drop import drop
+from store.errors import IntegrityError, RowUnavailable, StoreError, StoreMissing
+from store.reader import FeatureStore
+from store.verify import verify
+from tests.helpers.checkpoints import tiny_llava
+from tests.helpers.data import tiny_images
+from tests.helpers.stores import flip_bit
+
+ROOT = Path(__file__).parents[2]
+ALL = ["raw", "projected", "cls_hidden", "cls_attention"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of five images; seven more may come."""
+    tiny_images(tmp_path / "more", 12)
+    (tmp_path / "images").mkdir()
+    come(tmp_path, range(5))
+    return tmp_path / "images"
+
+
+def come(folder: Path, numbers: range) -> None:
+    for number in numbers:
+        shutil.copy(folder / "more" / f"image_{number:03d}.png", folder / "images")
+
+
+def experiment(folder: Path, checkpoint: Path, images: Path, arrays: list[str] = ALL, **extraction) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "tiny",
+            "run_dir": str(folder),
+            "model": {"checkpoint": str(checkpoint), "device": "cpu"},
+            "data": {"images": str(images)},
+            "store": {"shard_images": 2, "arrays": arrays},
+            "extract": {"tower_batch": 2} | extraction,
+        }
+    )
+
+
+def by_name(path: Path) -> dict[tuple[str, str], bytes]:
+    """What a store says of each image, wherever its row is."""
+    store = FeatureStore.open(path)
+    rows = {name: row for row in store.committed_rows for name in store.ids.names(row) if row not in store.failures}
+    return {(name, one): store.gather(one, [row]).tobytes() for name, row in rows.items() for one in store.arrays}
+
+
+def in_turn(extractions: list[Experiment], **named) -> list[dict]:
+    return [extract(one, overwrite=False, **named) for one in extractions]
+
+
+def test_appended_images_have_the_bits_of_an_extraction_of_all_at_once(tmp_path, checkpoint, images):
+    grown = experiment(tmp_path / "grown", checkpoint, images)
+    extract(grown, overwrite=False)
+    before = by_name(grown.store_path)
+    come(tmp_path, range(5, 12))
+    with pytest.raises(StoreError, match="--append"):
+        extract(grown, overwrite=False)
+    assert by_name(grown.store_path) == before
+    price = dry_run(grown, append=True)
+    done = extract(grown, overwrite=False, append=True)
+    assert (price["images"], price["distinct"]) == (12, 12) and done["tower_images"] == 7
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(grown.store_path) == by_name(whole.store_path)
+    assert verify(grown.store_path, quick=False) == []
+    again = extract(grown, overwrite=False)
+    assert again["tower_images"] == again["bytes_written"] == 0
+
+
+def test_a_changed_image_is_encoded_as_what_it_is_now_and_found_by_its_name(tmp_path, checkpoint, images):
+    grown = experiment(tmp_path / "grown", checkpoint, images)
+    extract(grown, overwrite=False)
+    Image.new("RGB", (64, 64), "red").save(images / "image_002.png")
+    assert [vars(one) for one in changed_sources(grown)] == [{"name": "image_002.png", "reason": "changed"}]
+    assert extract(grown, overwrite=False, append=True)["tower_images"] == 1
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(grown.store_path) == by_name(whole.store_path)
+    assert changed_sources(grown) == []
+
+
+def test_a_shard_of_a_changed_image_that_is_lost_is_made_again_without_it(tmp_path, checkpoint, images):
+    grown = experiment(tmp_path / "grown", checkpoint, images)
+    extract(grown, overwrite=False)
+    Image.new("RGB", (64, 64), "red").save(images / "image_002.png")
+    extract(grown, overwrite=False, append=True)
+    before = by_name(grown.store_path)
+    (grown.store_path / "commits" / "1.json").unlink()
+    done = extract(grown, overwrite=False)
+    assert (done["tower_images"], done["failures"]) == (1, {})
+    assert by_name(grown.store_path) == before
+    with pytest.raises(RowUnavailable, match="superseded"):
+        FeatureStore.open(grown.store_path).gather("raw", [2])
+
+
+def test_images_that_could_not_be_decoded_are_tried_again_when_asked_for(tmp_path, checkpoint, images):
+    Image.new("RGB", (300, 300), "red").save(images / "large.png")
+    strict = experiment(tmp_path / "run", checkpoint, images, max_pixels=64 * 80, max_failures="1")
+    assert extract(strict, overwrite=False)["failures"] == {"large.png": "too_many_pixels"}
+    generous = experiment(tmp_path / "run", checkpoint, images)
+    again = extract(generous, overwrite=False)
+    assert again["tower_images"] == 0 and again["failures"] == {"large.png": "too_many_pixels"}
+    retried = extract(generous, overwrite=False, retry_failed=True)
+    assert retried["failures"] == {} and retried["shards_written"] == 1
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert differences_between(whole.store_path, generous.store_path) == []
+
+
+def test_a_file_that_could_not_be_read_at_all_is_appended_when_it_is_back(tmp_path, checkpoint, images):
+    good = (images / "image_001.png").read_bytes()
+    (images / "image_001.png").write_bytes(b"")
+    wanted = experiment(tmp_path / "run", checkpoint, images, max_failures="1")
+    assert extract(wanted, overwrite=False)["failures"] == {"image_001.png": "empty_file"}
+    (images / "image_001.png").write_bytes(good)
+    assert extract(wanted, overwrite=False, retry_failed=True)["failures"] == {}
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(wanted.store_path) == by_name(whole.store_path)
+
+
+def test_a_file_that_is_gone_keeps_its_features_while_others_are_appended(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images, max_failures="1")
+    extract(wanted, overwrite=False)
+    before = by_name(wanted.store_path)
+    (images / "image_001.png").unlink()
+    come(tmp_path, range(5, 8))
+    extract(wanted, overwrite=False, append=True)
+    assert before.items() <= by_name(wanted.store_path).items()
+
+
+def test_an_added_array_is_encoded_alone_and_equals_that_of_a_whole_extraction(tmp_path, checkpoint, images):
+    extract(experiment(tmp_path / "run", checkpoint, images, ["raw"]), overwrite=False)
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    raw = {path: path.stat().st_mtime_ns for path in (wanted.store_path / "features.zarr" / "raw" / "c").rglob("*")}
+    assert raw
+    with pytest.raises(StoreError, match="--append"):
+        extract(wanted, overwrite=False)
+    extract(wanted, overwrite=False, append=True)
+    assert raw == {path: path.stat().st_mtime_ns for path in raw}
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(wanted.store_path) == by_name(whole.store_path)
+
+
+def test_images_and_arrays_may_come_in_any_order(tmp_path, checkpoint, images):
+    extract(experiment(tmp_path / "run", checkpoint, images, ["raw"]), overwrite=False)
+    come(tmp_path, range(5, 8))
+    extract(experiment(tmp_path / "run", checkpoint, images, ["raw"]), overwrite=False, append=True)
+    both = experiment(tmp_path / "run", checkpoint, images)
+    come(tmp_path, range(8, 12))
+    extract(both, overwrite=False, append=True)
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(both.store_path) == by_name(whole.store_path)
+
+
+def test_projected_is_made_from_raw_without_an_image_and_is_what_was_extracted(tmp_path, checkpoint, images):
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw", "cls_hidden", "cls_attention"])
+    extract(wanted, overwrite=False)
+    shutil.rmtree(images)
+    assert derive_projected(wanted.store_path, "cpu") == 3
+    assert derive_projected(wanted.store_path, "cpu") == 0
+    assert by_name(wanted.store_path) == by_name(whole.store_path)
+    derived, extracted = FeatureStore.open(wanted.store_path), FeatureStore.open(whole.store_path)
+    assert derived.fingerprint("projected").semantic == extracted.fingerprint("projected").semantic
+    assert derived.arrays["projected"] == extracted.arrays["projected"]
+
+
+def test_projected_can_be_dropped_to_save_space_and_made_again(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    before = by_name(wanted.store_path)
+    assert drop(wanted.store_path, "projected") > 0
+    with pytest.raises(StoreMissing, match="projected"):
+        FeatureStore.open(wanted.store_path).require(["projected"])
+    derive_projected(wanted.store_path, "cpu")
+    assert by_name(wanted.store_path) == before and verify(wanted.store_path, quick=False) == []
+
+
+def test_a_store_without_raw_or_without_its_projector_cannot_derive(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["cls_hidden"])
+    extract(wanted, overwrite=False)
+    with pytest.raises(StoreMissing, match="raw"):
+        derive_projected(wanted.store_path, "cpu")
+
+
+def test_failed_images_stay_failed_in_what_is_derived(tmp_path, checkpoint, images):
+    (images / "image_001.png").write_bytes(b"")
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw"], max_failures="1")
+    extract(wanted, overwrite=False)
+    derive_projected(wanted.store_path, "cpu")
+    store = FeatureStore.open(wanted.store_path)
+    row = store.ids.row_of_name("image_001.png")
+    with pytest.raises(RowUnavailable, match="empty_file"):
+        store.gather("projected", [row])
+    store.gather("projected", [other for other in range(5) if other != row])
+
+
+def test_workers_with_a_share_append_together(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    come(tmp_path, range(5, 12))
+    shares = [experiment(tmp_path / "run", checkpoint, images, worker_index=index, num_workers=2) for index in range(2)]
+    done = in_turn(shares, append=True)
+    assert sum(one["tower_images"] for one in done) == 7
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(wanted.store_path) == by_name(whole.store_path)
+
+
+def test_two_local_workers_append_the_bytes_of_one(tmp_path, checkpoint, images):
+    one, two = (experiment(tmp_path / name, checkpoint, images, workers=n) for n, name in ((1, "one"), (2, "two")))
+    in_turn([one, two])
+    come(tmp_path, range(5, 12))
+    in_turn([one, two], append=True)
+    assert differences_between(one.store_path, two.store_path) == []
+
+
+def command(*arguments: object, expect: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == expect, done.stderr
+    return done.stdout
+
+
+def test_images_are_encoded_again_and_compared_with_the_store_bit_for_bit(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    assert "2 images encoded again: every array is equal" in command(
+        "stage1_extract", "verify", wanted.store_path, "--live", 2
+    )
+    flip_bit(wanted.store_path, "projected", row=0, element=3, bit=1)
+    found = encode_again(wanted, 5)
+    assert [(one["array"], one["values"], one["name"]) for one in found["unequal"]] == [
+        ("projected", 1, "image_000.png")
+    ]
+    assert "projected differs in 1 values" in command(
+        "stage1_extract", "verify", wanted.store_path, "--live", 5, expect=4
+    )
+
+
+def test_changed_sources_are_listed_by_both_commands(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    command("store", "verify", wanted.store_path, "--sources")
+    Image.new("RGB", (64, 64), "red").save(images / "image_002.png")
+    (images / "image_004.png").unlink()
+    said = command("store", "verify", wanted.store_path, "--sources", expect=4)
+    assert "image_002.png (changed)" in said and "image_004.png (missing_file)" in said and "--append" in said
+    found = json.loads(command("stage1_extract", "verify", wanted.store_path, "--sources", "--json", expect=4))
+    assert [one["name"] for one in found["changed"]] == ["image_002.png", "image_004.png"]
+
+
+def test_a_damaged_store_is_not_appended_to_silently(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    come(tmp_path, range(5, 8))
+    extract(wanted, overwrite=False, append=True)
+    plan = wanted.store_path / "plans" / "1.json"
+    plan.write_bytes(plan.read_bytes().replace(b'"n_images": 8', b'"n_images": 9'))
+    with pytest.raises(IntegrityError):
+        extract(wanted, overwrite=False, append=True)
