@@ -210,12 +210,18 @@ def test_slurm_jobs_make_the_bytes_of_one_worker(home, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-def test_a_preempted_slurm_job_is_submitted_again_as_it_was(home, tmp_path):
-    from stage1_extract.engines.slurm import Worker
-
-    worker = Worker(experiment(home, tmp_path / "run", engine="slurm"), 1, 2, 0)
-    again = worker.checkpoint()
-    assert again.function == worker and again.args == ()
+def test_a_preempted_slurm_job_is_put_back_into_the_queue_and_goes_on(home, tmp_path):
+    wanted = experiment(
+        home, tmp_path / "run", engine="slurm", workers=2, slurm={"cluster": "local", "timeout_min": 30}
+    )
+    preempted = "os.kill(os.getpid(), signal.SIGUSR2)"  # what SLURM is told to send before it takes a machine away
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, preempted))
+    assert done.returncode == 0, done.stderr
+    logs = [path for path in (wanted.run_dir / "slurm").iterdir() if path.suffix in {".err", ".out"}]
+    said = "".join(path.read_text() for path in logs)
+    assert "this job is preempted" in said and "Requeued job" in said
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+    assert live_leases(wanted.store_path, 300.0) == {}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
