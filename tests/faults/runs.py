@@ -43,6 +43,12 @@ def config_file(folder: Path, checkpoint: object, **sections: Mapping[str, Any])
     return path
 
 
+def trial(home: Path, folder: Path, **sections: Mapping[str, Any]) -> Path:
+    """The experiment of the fixture `home`, with a run folder of its own."""
+    data = {"images": str(home / "data" / "images"), "questions": str(home / "data" / "questions.jsonl")}
+    return config_file(folder, home / "checkpoint", **{"data": data} | sections)
+
+
 def run(
     command: str,
     *arguments: object,
