@@ -21,6 +21,8 @@ COMMANDS = {
     "inspect": ("-m", "store", "inspect"),
     "verify": ("-m", "store", "verify"),
     "status": ("-m", "store", "status"),
+    "repair": ("-m", "store", "repair"),
+    "compact": ("-m", "store", "compact"),
 }
 
 
@@ -58,13 +60,18 @@ def run(
     without: Sequence[str] = (),
     prefix: Sequence[str] = (),
     timeout: float = 120,
+    program: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m …` in `cwd`, and what it said; `env` is added to the environment, `without` taken from it."""
+    """`python -m …` in `cwd`, and what it said; `env` is added to the environment, `without` taken from it.
+
+    `program` is run in place of the module.
+    """
     environment = (
         {k: v for k, v in os.environ.items() if k not in without} | {"PYTHONPATH": str(ROOT)} | dict(env or {})
     )
+    entry = COMMANDS[command] if program is None else ("-c", program, COMMANDS[command][-1])
     done = subprocess.run(
-        [*prefix, sys.executable, *COMMANDS[command], *map(str, arguments)],
+        [*prefix, sys.executable, *entry, *map(str, arguments)],
         cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
         timeout=timeout,
     )  # fmt: skip
