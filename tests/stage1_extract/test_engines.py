@@ -19,38 +19,12 @@ from store.commits import read_commits
 from store.compare import differences_between
 from store.leases import live_leases, process_start
 from store.status import status
+from tests.helpers.broken import DIE, HANG, breaking, site_of
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 23
-BROKEN = """
-import importlib.abc, importlib.util, os, signal, sys, time
-
-def change(worker):
-    encode_shard = worker.Worker._encode_shard
-    def broken(self, lease, decoded):
-        marks = {folder!r}
-        met = [mark for mark in os.listdir(marks) if mark.startswith(str(lease.shard) + "-")]
-        if lease.shard in {shards!r} and len(met) < {times}:
-            open(os.path.join(marks, str(lease.shard) + "-" + str(time.time())), "w").close()
-            {how}
-        return encode_shard(self, lease, decoded)
-    worker.Worker._encode_shard = broken
-
-class Changing(importlib.abc.MetaPathFinder):  # so that no process pays for imports that it does not make itself
-    def find_spec(self, name, path, target=None):
-        if name != "stage1_extract.worker":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (execute(module), change(module))
-        return spec
-
-sys.meta_path.insert(0, Changing())
-"""
-DIE, HANG = "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(1000)"
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +60,10 @@ def run(wanted: Experiment, folder: Path, *flags: str, broken: str | None = None
     """The command line; `broken` is code that every process of it runs first."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     if broken is not None:
-        (folder / "site").mkdir(exist_ok=True)
-        (folder / "site" / "sitecustomize.py").write_text(broken)
-        environment |= {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"}
+        environment |= site_of(folder, broken)
     return subprocess.run(
         command(wanted, folder, *flags), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-
-
-def breaking(folder: Path, shards: list[int], times: int, how: str) -> str:
-    (folder / "marks").mkdir()
-    return BROKEN.format(folder=str(folder / "marks"), shards=shards, times=times, how=how)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -172,9 +139,7 @@ def test_a_hung_worker_is_killed_and_replaced(home, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_no_worker_and_no_lease(home, tmp_path, number, code):
     wanted = experiment(home, tmp_path / "run", workers=2)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    environment = os.environ | site_of(tmp_path, breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
     process = subprocess.Popen(
         command(wanted, tmp_path), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
