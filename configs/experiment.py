@@ -16,6 +16,7 @@ from pydantic import (
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
+Flops = Literal["macs_vision", "macs_all", "macs_vision_2mlp", "macs_all_2mlp", "flops_vision_2mlp", "flops_all"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
 
@@ -172,6 +173,9 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    flops: Flops = "macs_vision"
+    """How the table counts the prefill, the only thing it changes: MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp`
+    counts two of the MLP's three matrices, as some papers do."""
 
 
 class Experiment(Section):

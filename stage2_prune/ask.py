@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
+
 from configs.experiment import Positions
 from stage2_prune.assemble import assemble, gather_kept
 from stage2_prune.features import FeatureBatch
 from stage2_prune.generate import generate
 from stage2_prune.language import Language, Prompt, Text
-from stage2_prune.score import is_right, rank
+from stage2_prune.score import choice_scores, is_right, likeliest, log_probabilities
 from stage2_prune.tokens import Pruned
 from store.questions import Question
 
@@ -36,6 +39,12 @@ class Prediction:
     ranked: str | None
     """The likeliest of the question's choices."""
     ranked_right: bool | None
+    question: str | None = None
+    """As it was asked, without template and `data.post_prompt`; None in files of older versions, as all that follows."""
+    visual_tokens: int | None = None
+    """That entered the language model."""
+    choices: dict[str, float] | None = None
+    """Log-probability of each of the question's choices, given that the answer is one of them."""
 
 
 def prepare(text: Text, questions: Sequence[Question], post_prompt: str) -> Prepared:
@@ -62,15 +71,18 @@ def ask(
     patches = batch.projected.shape[1]
     assembled = assemble(language, prepared.prompts, visual, index, patches, positions)
     said = generate(language, assembled, max_new_tokens)
-    best = rank(language, assembled, said.logits[:, 0], prepared.choices)
+    scores = choice_scores(language, assembled, said.logits[:, 0], prepared.choices)
     return [
-        _prediction(question, text, choice)
-        for question, text, choice in zip(batch.questions, language.decode(said.tokens), best, strict=True)
+        _prediction(question, text, score, visual.shape[1])
+        for question, text, score in zip(batch.questions, language.decode(said.tokens), scores, strict=True)
     ]
 
 
-def _prediction(question: Question, text: str, best: int | None) -> Prediction:
-    ranked = None if best is None or question.choices is None else question.choices[best]
+def _prediction(
+    question: Question, text: str, scores: Float[Tensor, " choice"] | None, visual_tokens: int
+) -> Prediction:
+    choices = None if scores is None or question.choices is None else log_probabilities(question.choices, scores)
+    ranked = None if scores is None or question.choices is None else question.choices[likeliest(scores)]
     return Prediction(
         question.question_id,
         question.image,
@@ -80,4 +92,7 @@ def _prediction(question: Question, text: str, best: int | None) -> Prediction:
         is_right(text, question.answers),
         ranked,
         None if ranked is None else is_right(ranked, question.answers),
+        question.question,
+        visual_tokens,
+        choices,
     )

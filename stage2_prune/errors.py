@@ -31,6 +31,18 @@ class WeightsMismatch(PruneError):
     exit_code = 4
 
 
+class NotComparable(PruneError):
+    """Results that were not made alike, set side by side."""
+
+    exit_code = 4
+
+
+class ResultsMissing(PruneError):
+    """There are no predictions where results were expected."""
+
+    exit_code = 5
+
+
 class NotTrained(PruneError):
     """A trained pruner has no weights yet."""
 

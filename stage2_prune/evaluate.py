@@ -151,7 +151,10 @@ def _open_progress(
             "pruner": cell.label,
             "parameters": cell.pruner.parameters(),
             "weights": digests.get(cell.label),
-            "features": _digest(features.fingerprints(cell.pruner.needs | {features.source})),
+            "features": {
+                name: _digest(fingerprint)
+                for name, fingerprint in features.fingerprints(cell.pruner.needs | {features.source}).items()
+            },
             "keep": cell.keep,
             "positions": cell.positions,
             "seed": cell.seed,

@@ -6,14 +6,15 @@ from typing import Any
 
 from configs import plugin
 from stage2_prune import pruners
+from stage2_prune.budget import one_convention
 from stage2_prune.plot import plot
 from stage2_prune.pruner import Pruner
 
-__all__ = ["describe_pruners", "plot", "pruner_table", "table"]
+__all__ = ["describe_pruners", "markdown", "plot", "pruner_table", "table"]
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown: one line per result, accuracy by kind of question, then what was left out."""
+    """The summary as Markdown: one line per result, what was left out, then what each result costs."""
     kinds = list(dict.fromkeys(kind for row in summary["results"] for kind in row["by_kind"]))
     header = [
         "pruner",
@@ -35,7 +36,39 @@ def table(summary: dict[str, Any]) -> str:
         notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
-    return _markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join(notes) + "\n"
+    return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, _prices(summary)]) + "\n"
+
+
+def _prices(summary: dict[str, Any]) -> str:
+    """Tokens, cache and operations of each result, with the convention that counts them in the column's name."""
+    convention = one_convention(summary["results"])
+    header = ["pruner", "tokens/image", "tokens/layer", "KV cache", convention, "selector ms/image"]
+    lines = [
+        [
+            row["pruner"],
+            str(row["keep"]),
+            f"{row['tokens_per_layer_mean']:g}",
+            _si(row["kv_bytes"]) + "B",
+            _si(row["flops"][convention]),
+            "-" if row["selector_ms_per_image"] is None else f"{row['selector_ms_per_image']:.2f}",
+        ]
+        for row in {(row["pruner"], row["keep"]): row for row in summary["results"]}.values()
+    ]
+    note = (
+        f"What a question's visual tokens cost the language model, without tower and projector, which are the same for all: "
+        f"mean over its layers of the tokens that enter, their KV cache, the prefill as {convention} counts it: "
+        f"{summary['flops_conventions'][convention]}. The selector's time is in none of them."
+    )
+    return markdown(header, lines, left=(0,)) + "\n" + note
+
+
+def _si(number: float | int) -> str:
+    """Four digits and a prefix: `3.817 T`."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.4g} {prefix}"
+        number /= 1000
+    return f"{number:.4g} T"
 
 
 def describe_pruners() -> list[dict[str, Any]]:
@@ -75,7 +108,7 @@ def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _markdown(header, lines, left=range(len(header)))
+    return markdown(header, lines, left=range(len(header)))
 
 
 def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -95,7 +128,7 @@ def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     ]
 
 
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """An aligned Markdown table; columns outside `left` are flushed right."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 

@@ -32,30 +32,40 @@ def is_right(prediction: str, answers: Iterable[str]) -> bool:
 
 
 @torch.no_grad()
-def rank(
+def choice_scores(
     language: Language,
     batch: Batch,
     prefill: Float[Tensor, "question vocab"],
     choices: Sequence[Sequence[tuple[int, ...]] | None],
-) -> list[int | None]:
-    """Position of the likeliest choice of each question, None where it has no choices.
+) -> list[Float[Tensor, " choice"] | None]:
+    """How likely each choice of each question is, up to a constant of the question; None where it has no choices.
 
     `prefill` are the logits at the prompt's last position, `choices` the token ids of each choice in context.
     Where all choices of a question are single tokens their logits decide at no cost; otherwise the log-
     probabilities of each choice and the end of the answer are summed, so that a choice is not favoured for
-    being another's beginning. Ties go to the first choice.
+    being another's beginning.
     """
-    best: list[int | None] = []
+    scores: list[Tensor | None] = []
     for row, options in enumerate(choices):
         if options is None:
-            best.append(None)
-            continue
-        if all(len(option) == 1 for option in options):
-            scores = prefill[row, torch.tensor([option[0] for option in options], device=prefill.device)].float()
+            scores.append(None)
+        elif all(len(option) == 1 for option in options):
+            scores.append(prefill[row, torch.tensor([option[0] for option in options], device=prefill.device)].float())
         else:
-            scores = _sequence_scores(language, batch, row, options)
-        best.append(int(scores.cpu().sort(descending=True, stable=True).indices[0]))
-    return best
+            scores.append(_sequence_scores(language, batch, row, options))
+    return scores
+
+
+def likeliest(scores: Float[Tensor, " choice"]) -> int:
+    """Position of the likeliest choice; of equal ones the first."""
+    return int(scores.cpu().sort(descending=True, stable=True).indices[0])
+
+
+def log_probabilities(choices: Sequence[str], scores: Float[Tensor, " choice"]) -> dict[str, float]:
+    """Of each distinct choice, given that the answer is one of them; rounded to what float32 can tell."""
+    distinct = dict(zip(choices, scores.tolist(), strict=True))
+    logs = torch.tensor(list(distinct.values()), dtype=torch.float64).log_softmax(0)
+    return {choice: round(log, 6) for choice, log in zip(distinct, logs.tolist(), strict=True)}
 
 
 def _sequence_scores(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from stage2_prune import budgets
+from stage2_prune import budget
 from stage2_prune.ask import Prediction
 from stage2_prune.cells import Cell
 from stage2_prune.features import Excluded
@@ -32,6 +32,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All that a program may want to read of an evaluation, as JSON."""
     experiment = session.experiment
+    text = _text_tokens(session, asked)
     groups = groupby(evaluated, key=lambda one: (one.cell.label, one.cell.keep, one.cell.positions))
     return {
         "schema": 1,
@@ -43,18 +44,20 @@ def summarise(
         "normalisation": NORMALISATION,
         "exact": session.exact,
         "template": session.language.template,
-        "macs": budgets.MACS,
-        "results": [_row(session, list(group), asked) for _, group in groups],
+        "flops_conventions": {name: convention.description for name, convention in budget.CONVENTIONS.items()},
+        "results": [_row(session, list(group), asked, text) for _, group in groups],
         "config": experiment.model_dump(mode="json"),
         "fingerprints": session.fingerprints,
     }
 
 
-def _row(session: Session, group: Sequence[Evaluated], asked: Sequence[Question]) -> dict[str, Any]:
+def _row(
+    session: Session, group: Sequence[Evaluated], asked: Sequence[Question], text: Sequence[int]
+) -> dict[str, Any]:
     cell = group[0].cell
     right = np.mean([[p.right for p in one.predictions] for one in group], axis=0)
     ranked = [[p.ranked_right for p in one.predictions if p.ranked_right is not None] for one in group]
-    cost = budgets.before_llm(session.language, cell.keep)
+    price = _price(session, group, text)
     section = session.experiment.eval
     timed = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
     return {
@@ -66,16 +69,35 @@ def _row(session: Session, group: Sequence[Evaluated], asked: Sequence[Question]
         "accuracy_ranked": float(np.mean(ranked)) if ranked[0] else None,
         "disagree": sum(_disagree(p) for one in group for p in one.predictions),
         "ci95": list(interval(right, _clusters(asked), section.bootstrap, section.seed)),
-        "tokens_per_layer_mean": cost.tokens_per_layer_mean,
+        "tokens_per_layer_mean": price.tokens_per_layer_mean,
         "n": len(asked),
         "n_ranked": len(ranked[0]),
         "by_kind": by_kind(right, [question.kind for question in asked]),
-        "tokens_per_layer": list(cost.tokens_per_layer),
-        "kv_bytes": cost.kv_bytes,
-        "prefill_macs": cost.prefill_macs,
+        "tokens_per_layer": list(price.tokens_per_layer),
+        "kv_bytes": price.kv_bytes,
+        "flops": dict(price.flops),
+        "flops_convention": section.flops,
         "selector_ms_per_image": float(np.mean(timed)) if timed else None,
         "parameters": {k: v for k, v in cell.pruner.parameters().items() if k != "seed" or cell.seed is None},
     }
+
+
+def _text_tokens(session: Session, asked: Sequence[Question]) -> list[int]:
+    """Tokens of each question's prompt beside the visual ones."""
+    said = [question.question + session.experiment.data.post_prompt for question in asked]
+    return [len(prompt.before) + len(prompt.after) for prompt in map(session.language.prompt, said)]
+
+
+def _price(session: Session, group: Sequence[Evaluated], text: Sequence[int]) -> budget.Price:
+    """Of what the model was given, not of what was asked for: each prediction says how many tokens entered."""
+    shape = budget.shape_of(session.language)
+    kept = [
+        one.cell.keep if prediction.visual_tokens is None else prediction.visual_tokens
+        for one in group
+        for prediction in one.predictions
+    ]
+    schedules = {count: budget.Schedule.flat(shape.layers, count) for count in set(kept)}
+    return budget.price(shape, zip((schedules[k] for k in kept), [*text] * len(group), strict=True))
 
 
 def _disagree(prediction: Prediction) -> bool:

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from stage2_prune import evaluate
+from stage2_prune import budget, evaluate, report
 from stage2_prune.cells import check_budgets, configured_pruners, plan
-from stage2_prune.errors import NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.errors import NotComparable, NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.language import open_text
 from stage2_prune.score import is_right, normalise
 from stage2_prune.session import open_session
 from store.errors import StoreError
@@ -80,6 +81,42 @@ def test_all_and_none_appear_once_and_random_is_averaged_over_its_seeds(finished
     assert results["random", 3]["seeds"] == [0, 1]
     assert results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
     assert results["uniform_grid", 3]["positions"] == "original"
+
+
+def test_every_result_says_what_the_tokens_that_entered_cost(finished):
+    experiment, summary = finished
+    shape = budget.LanguageShape(layers=2, width=48, heads=4, kv_heads=2, head=12, mlp=96, itemsize=4)
+    text = open_text(experiment.model)
+    prompts = [text.prompt(question.question) for question in asked(experiment)]
+    for row in summary["results"]:
+        schedule = budget.Schedule.flat(2, row["keep"])
+        lengths = [len(prompt.before) + len(prompt.after) for prompt in prompts]
+        expected = budget.price(shape, [(schedule, length) for length in lengths])
+        assert row["tokens_per_layer"] == [row["keep"]] * 2
+        assert row["kv_bytes"] == expected.kv_bytes == row["keep"] * 2 * 2 * 2 * 12 * 4
+        assert row["flops"] == expected.flops and row["flops_convention"] == "macs_vision"
+        assert row["selector_ms_per_image"] > 0
+
+
+def test_the_convention_that_counts_is_named_in_the_tables_column_and_can_be_chosen(tiny):
+    methods = [{"name": "keep_all"}, {"name": "keep_none"}]
+    summary = evaluate.run(tiny(prune__methods=methods))
+    assert "| macs_vision |" in report.table(summary)
+    other = evaluate.run(tiny(prune__methods=methods, eval__flops="flops_all"))
+    assert "| flops_all |" in report.table(other)
+    with pytest.raises(NotComparable, match="one FLOPs convention"):
+        report.table(summary | {"results": [*summary["results"], *other["results"]]})
+
+
+def test_a_prediction_holds_its_question_its_tokens_and_how_likely_each_choice_was(finished):
+    experiment, _ = finished
+    for line, question in zip(rows(experiment, "cls_attention-3-compact"), asked(experiment), strict=True):
+        assert line["question"] == question.question and line["visual_tokens"] == 3
+        if question.choices is None:
+            assert line["choices"] is None
+        else:
+            assert list(line["choices"]) == list(dict.fromkeys(question.choices))
+            assert max(line["choices"].values()) == line["choices"][line["ranked"]]
 
 
 def test_the_table_and_the_plot_are_written(finished):

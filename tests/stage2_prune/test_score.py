@@ -1,5 +1,7 @@
 """Right or wrong: normalisation, and ranking of choices against a naive reference."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from configs.experiment import ModelSection
 from stage2_prune.assemble import assemble
 from stage2_prune.generate import generate
 from stage2_prune.language import open_language
-from stage2_prune.score import is_right, normalise, rank
+from stage2_prune.score import choice_scores, is_right, likeliest, log_probabilities, normalise
 from tests.helpers.checkpoints import tiny_llava
 
 QUESTIONS = ("what color is the circle ?", "is there a red square ?")
@@ -63,6 +65,10 @@ def naive(language, batch, row, option):
     return total
 
 
+def rank(*arguments):
+    return [None if scores is None else likeliest(scores) for scores in choice_scores(*arguments)]
+
+
 def test_choices_of_several_tokens_are_ranked_as_a_naive_reference_ranks_them(asked):
     language, batch = asked
     options = [((5, 6), (7,), (8, 9, 10), (7, 5)), ((6, 6), (9,), (10, 5))]
@@ -84,3 +90,19 @@ def test_of_equal_choices_the_first_wins(asked):
     language, batch = asked
     prefill = torch.zeros(2, language.model.config.vocab_size)
     assert rank(language, batch, prefill, [((9,), (5,)), ((6,), (8,))]) == [0, 0]
+
+
+def test_log_probabilities_are_among_the_choices_and_a_choice_given_twice_counts_once():
+    found = log_probabilities(["yes", "no", "yes"], torch.tensor([3.0, 1.0, 3.0]))
+    assert list(found) == ["yes", "no"]
+    assert found["yes"] - found["no"] == pytest.approx(2, abs=2e-6)
+    assert sum(math.exp(log) for log in found.values()) == pytest.approx(1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_scores_of_choices_of_several_tokens_are_their_log_probabilities(asked):
+    language, batch = asked
+    options = [((5, 6), (7,)), None]
+    scores, none = choice_scores(language, batch, generate(language, batch, 1).logits[:, 0], options)
+    assert none is None
+    assert scores.tolist() == pytest.approx([naive(language, batch, 0, option) for option in options[0]], abs=1e-4)

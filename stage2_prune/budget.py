@@ -1,0 +1,199 @@
+"""What visual tokens cost inside the language model, and the keep count at which two methods cost the same."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.experiment import Flops
+from stage2_prune.errors import NotComparable, PrunerMisused
+from stage2_prune.language import Language
+
+Match = Literal["mean-tokens", "kept", "kv"]
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """All of a language model that a price depends on."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head: int
+    """Width of one head."""
+    mlp: int
+    """Width between the MLP's matrices."""
+    itemsize: int
+    """Bytes of one cached value."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of one token in one layer, in bytes."""
+        return 2 * self.kv_heads * self.head * self.itemsize
+
+
+def shape_of(language: Language) -> LanguageShape:
+    """The shape of an opened language model."""
+    config = language.model.config
+    return LanguageShape(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head=config.head_dim,
+        mlp=config.intermediate_size,
+        itemsize=language.dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Visual tokens of one question, layer by layer."""
+
+    entering: tuple[int, ...]
+    """That enter each layer."""
+    cached: tuple[int, ...]
+    """Whose keys and values each layer holds once the prompt is read; fewer where a method evicts some."""
+
+    @classmethod
+    def flat(cls, layers: int, kept: int) -> "Schedule":
+        """Of a method that drops before the language model: every layer sees the same number."""
+        return cls((kept,) * layers, (kept,) * layers)
+
+    @classmethod
+    def dropping(cls, layers: int, patches: int, left: Mapping[int, int]) -> "Schedule":
+        """Of a method that drops inside it: from layer `l` (from 0) on, `left[l]` tokens go on.
+
+        >>> Schedule.dropping(4, 576, {2: 64}).entering
+        (576, 576, 64, 64)
+        """
+        outside = [layer for layer in left if not 0 <= layer < layers]
+        if outside:
+            raise PrunerMisused(
+                f"expected layers 0 to {layers - 1} to drop tokens at, got {', '.join(map(str, outside))}: "
+                "rescale the layers to this language model"
+            )
+        entering: list[int] = []
+        for layer in range(layers):
+            entering.append(left.get(layer, entering[-1] if entering else patches))
+        return cls(tuple(entering), tuple(entering))
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way in which papers count the language model's prefill; never the tower, the projector or the head."""
+
+    per_mac: Literal[1, 2]
+    """1 counts multiply-accumulates, 2 counts a multiplication and an addition."""
+    mlp_matrices: Literal[2, 3]
+    """3 is what a gated MLP has."""
+    text: bool
+    """Whether the prompt's text tokens are counted with the visual ones."""
+    users: str
+
+    @property
+    def description(self) -> str:
+        """In words, for tables and summaries."""
+        operations = {1: "MACs", 2: "2 x MACs"}[self.per_mac]
+        tokens = "visual and text tokens" if self.text else "visual tokens only"
+        return f"{operations}, {self.mlp_matrices} MLP matrices, {tokens} ({self.users})"
+
+    def count(self, shape: LanguageShape, entering: Iterable[int], text: int) -> int:
+        """Operations of one question's prefill: per layer 4nd^2 + 2n^2d + cndm (less where heads share keys)."""
+        attended = shape.heads * shape.head
+        projections = 2 * shape.width * (attended + shape.kv_heads * shape.head)
+        per_token = projections + self.mlp_matrices * shape.width * shape.mlp
+        tokens = [visual + text if self.text else visual for visual in entering]
+        return self.per_mac * sum(n * per_token + 2 * n * n * attended for n in tokens)
+
+
+CONVENTIONS: dict[Flops, Convention] = {
+    "macs_vision": Convention(1, 3, False, "SparseVLM, VScan and most tables, where it is often called FLOPs"),
+    "macs_all": Convention(1, 3, True, "the 4.24 T of several tables"),
+    "macs_vision_2mlp": Convention(1, 2, False, "FastV's code"),
+    "macs_all_2mlp": Convention(1, 2, True, "DivPrune's code"),
+    "flops_vision_2mlp": Convention(2, 2, False, "Nüwa"),
+    "flops_all": Convention(2, 3, True, "DiffPrune, and what a FLOP counter finds"),
+}
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the visual tokens of a question cost, as means over questions."""
+
+    tokens_per_layer: tuple[float, ...]
+    kv_bytes: int
+    """Keys and values of the visual tokens over all layers, once the prompt is read."""
+    flops: dict[Flops, float]
+    """Of the prefill, under every convention."""
+
+    @property
+    def tokens_per_layer_mean(self) -> float:
+        """Mean over layers, the number that methods are compared at."""
+        return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
+
+
+def price(shape: LanguageShape, asked: Iterable[tuple[Schedule, int]]) -> Price:
+    """The mean price of questions, each with its visual tokens and its number of text tokens."""
+    counts = Counter(asked)
+    total = counts.total()
+
+    def mean(value: Callable[[Schedule, int], int]) -> float:
+        return sum(times * value(*question) for question, times in counts.items()) / total
+
+    def operations(convention: Convention) -> float:
+        return mean(lambda schedule, text: convention.count(shape, schedule.entering, text))
+
+    return Price(
+        tuple(mean(lambda schedule, _, layer=layer: schedule.entering[layer]) for layer in range(shape.layers)),
+        round(mean(lambda schedule, _: sum(schedule.cached) * shape.kv_bytes)),
+        {name: operations(convention) for name, convention in CONVENTIONS.items()},
+    )
+
+
+def one_convention(rows: Sequence[Mapping[str, Any]]) -> Flops:
+    """The convention that rows of one table share; NotComparable (exit 4) where they mix several."""
+    found = sorted({row["flops_convention"] for row in rows})
+    if len(found) != 1:
+        raise NotComparable(
+            f"expected one FLOPs convention in a table, its rows were made with {' and '.join(found)}: "
+            "set eval.flops to one of them and run eval again, which computes no answer twice"
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """A budget that a method cannot meet; reported as such, never as another number."""
+
+    reason: str
+
+
+def matched_keep(match: Match, tokens: int, patches: int, schedule: Callable[[int], Schedule]) -> int | Infeasible:
+    """The keep count at which a method that prunes inside the language model costs as much as `tokens` in every layer.
+
+    `schedule` says what keeping 1 to `patches` tokens gives; it must not fall as the count rises. `mean-tokens` compares
+    what enters the layers and `kv` what they cache, to the nearest count; `kept` takes `tokens` as the count.
+    """
+    if match == "kept":
+        return tokens
+    layers = len(schedule(patches).entering)
+    goal = tokens * layers
+
+    def total(keep: int) -> int:
+        found = schedule(keep)
+        return sum(found.entering if match == "mean-tokens" else found.cached)
+
+    below = bisect_left(range(1, patches + 1), goal, key=total)  # counts that stay under the goal
+    nearest = min({max(below, 1), min(below + 1, patches)}, key=lambda keep: (abs(total(keep) - goal), keep))
+    if below in (0, patches):  # beyond an end the goal may be missed by as much as rounding would, no more
+        end = min(max(below, 1), patches - 1)
+        step = total(end + 1) - total(end) if patches > 1 else 0
+        if 2 * abs(total(nearest) - goal) > step:
+            return Infeasible(
+                f"{tokens} tokens in every layer cannot be met: its mean over {layers} layers is "
+                f"{total(1) / layers:g} to {total(patches) / layers:g} for 1 to {patches} kept; drop at other layers"
+            )
+    return nearest
