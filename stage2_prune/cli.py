@@ -64,6 +64,31 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     return parity.run(experiment, limit, as_json)
 
 
+@group.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--only", multiple=True, metavar="GLOB", help="Results whose names match, such as '*-32-*'; repeatable.")
+@click.option("--against", metavar="NAME", help="Pairs with this result only; default: all pairs.")
+@click.option(
+    "--factor",
+    "factors",
+    multiple=True,
+    type=click.Choice(["model", "store", "prompt", "positions", "dtype", "answer-length"]),
+    help="What else may differ, because it is what you compare; repeatable.",
+)
+@click.option("--resamples", type=click.IntRange(min=1), default=2000, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@json_option
+def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Compare saved predictions pairwise: RESULTS are run folders or prediction files of eval.
+
+    Differences with paired intervals, flips in both directions, exact McNemar tests with Holm's correction.
+    """
+    from stage2_prune import compare, compare_report
+
+    found = compare.run(results, **options)
+    click.echo(json.dumps(found) if as_json else compare_report.as_text(found), nl=as_json)
+
+
 @group.command("pruners")
 @json_option
 def list_pruners(as_json: bool) -> None:

@@ -29,12 +29,12 @@ class PredictionFile:
         self.rows: list[Prediction] = []
         self._partial = path.with_suffix(PARTIAL)
         if path.is_file():
-            self.rows = _read(path)
+            self.rows = read_predictions(path)
             if len(self.rows) == total:
                 return
             path.replace(self._partial)  # cut short by other hands
         if self._partial.is_file():
-            rows = _read(self._partial)
+            rows = read_predictions(self._partial)
             whole = len(rows) if len(rows) == total else len(rows) - len(rows) % batch_size
             self.rows = rows[:whole]
             write_atomically(self._partial, _lines(self.rows))
@@ -95,7 +95,8 @@ def _lines(rows: Sequence[Prediction]) -> str:
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _read(path: Path) -> list[Prediction]:
+def read_predictions(path: Path) -> list[Prediction]:
+    """Predictions in question order, up to the first line that is torn."""
     rows: list[Prediction] = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:

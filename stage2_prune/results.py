@@ -1,0 +1,126 @@
+"""Saved predictions, found and read back for comparison: run folders and single files alike."""
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from stage2_prune.ask import Prediction
+from stage2_prune.errors import NotComparable, ResultsMissing
+from stage2_prune.predictions import PARTIAL, read_cells, read_predictions
+
+UNPRUNED = "keep_all"
+_SEED = re.compile(r"-seed\d+$")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method at one budget: its predictions, once per seed."""
+
+    name: str
+    """As tables say it: unique among the results that are compared."""
+    folder: Path
+    """Where its predictions lie."""
+    stem: str
+    """Name of its files, without the seed."""
+    random: bool
+    """Whether its files name seeds."""
+    seeds: tuple[Mapping[str, Prediction], ...]
+    """Predictions by question id; of a method that is not random, once."""
+    identities: tuple[Mapping[str, Any], ...]
+    """What each was made with, from `cells.json`; empty where that is not known."""
+
+    @property
+    def unpruned(self) -> bool:
+        """Whether it is the model's own answers."""
+        return re.split("[-@]", self.stem)[0] == UNPRUNED
+
+    @property
+    def questions(self) -> Collection[str]:
+        """Ids that every seed answered."""
+        first, *others = self.seeds
+        return [name for name in first if all(name in other for other in others)]
+
+
+def load(paths: Sequence[Path], only: Sequence[str]) -> tuple[list[Result], list[str]]:
+    """The results in run folders and prediction files whose names match any of `only` (all, if there is none).
+
+    Also what was left out of them, in sentences. Raises ResultsMissing (exit 5) naming `make eval`.
+    """
+    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for file in files:
+        groups.setdefault((file.parent, _SEED.sub("", file.stem)), []).append(file)
+    named = dict(zip(_names(list(groups)), groups.items(), strict=True))
+    wanted = {n: v for n, v in named.items() if not only or any(fnmatchcase(n, pattern) for pattern in only)}
+    if not wanted:
+        raise ResultsMissing(f"expected results that match {' or '.join(only)}, there are only {', '.join(named)}")
+    unfinished = sorted(str(part) for folder in {file.parent for file in files} for part in folder.glob(f"*{PARTIAL}"))
+    notes = [f"{part} is unfinished and left out: run eval again to finish it" for part in unfinished]
+    return [_result(name, *key, members) for name, (key, members) in wanted.items()], notes
+
+
+def unpruned_beside(result: Result) -> Result | None:
+    """The model's own answers that lie where a result lies."""
+    found = sorted(result.folder.glob(f"{UNPRUNED}-*.jsonl"))
+    return _result(found[0].stem, result.folder, found[0].stem, found[:1]) if found else None
+
+
+def _files(path: Path) -> list[Path]:
+    """A file itself; of a folder, all complete predictions of its evaluation."""
+    if path.is_file():
+        return [path]
+    for folder in (path / "eval" / "predictions", path / "predictions", path):
+        if found := sorted(folder.glob("*.jsonl")):
+            return found
+    raise ResultsMissing(f"expected predictions in {path}, there are none: make them with `make eval`")
+
+
+def _names(keys: Sequence[tuple[Path, str]]) -> list[str]:
+    """The shortest way to tell results apart: by file, by run and file, by whole path."""
+    ways: list[Callable[[Path, str], str]] = [
+        lambda _, stem: stem,
+        lambda folder, stem: f"{_run(folder).name}/{stem}",
+        lambda folder, stem: f"{folder.resolve() / stem}",
+    ]
+    for way in ways:
+        names = [way(*key) for key in keys]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("two keys are one path")
+
+
+def _run(folder: Path) -> Path:
+    """The run folder of a folder of predictions."""
+    whole = folder.resolve()
+    return whole.parents[1] if whole.parts[-2:] == ("eval", "predictions") else whole
+
+
+def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> Result:
+    cells = read_cells(folder.parent)
+    return Result(
+        name,
+        folder,
+        stem,
+        any(file.stem != stem for file in files),
+        tuple(_by_question(file) for file in files),
+        tuple(cells.get(file.stem, {}).get("identity", {}) for file in files),
+    )
+
+
+def _by_question(file: Path) -> dict[str, Prediction]:
+    lines = sum(1 for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
+    try:
+        rows = read_predictions(file)
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise NotComparable(f"expected predictions of eval in {file}, they lack or add fields ({error})") from error
+    found = {row.question_id: row for row in rows}
+    if not len(found) == len(rows) == lines:
+        raise NotComparable(
+            f"expected one whole line for each question in {file}, of {lines} lines {len(rows)} can be read and "
+            f"{len(found)} are questions of their own: run eval again with --overwrite"
+        )
+    return found
