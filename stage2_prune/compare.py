@@ -13,7 +13,7 @@ from stage2_prune.errors import NotComparable
 from stage2_prune.intervals import interval
 from stage2_prune.results import Result, load, unpruned_beside
 from stage2_prune.score import normalise
-from stage2_prune.significance import holm, kl_divergence, mcnemar, mean_p
+from stage2_prune.significance import holm, kl_divergence, sign_flips
 
 ENOUGH_SEEDS = 5
 _SHOWN = 5
@@ -46,7 +46,7 @@ def run(
     if lacking:
         notes.append(f"no keep_all beside {', '.join(lacking)}: agreement with the unpruned answers is left out")
     compared = [_pair(a.name, b.name, right[a.name], right[b.name], images, resamples, seed) for a, b in pairs]
-    adjusted = holm([pair["mcnemar_p"] for pair in compared])
+    adjusted = zip(*(holm([pair[p] for pair in compared]) for p in ("mcnemar_p", "by_image_p")), strict=True)
     return {
         "schema": 1,
         "n_questions": len(questions),
@@ -54,7 +54,10 @@ def run(
         "factors": sorted(factors),
         "resamples": resamples,
         "results": rows,
-        "pairs": [pair | {"holm_p": p} for pair, p in zip(compared, adjusted, strict=True)],
+        "pairs": [
+            pair | {"holm_p": holm_p, "by_image_holm_p": by_image}
+            for pair, (holm_p, by_image) in zip(compared, adjusted, strict=True)
+        ],
         "notes": notes,
     }
 
@@ -174,17 +177,16 @@ def _pair(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """From `a` to `b`: flips are means over all pairs of seeds, and so is the difference."""
+    """From `a` to `b`: flips are means over all pairs of seeds, the tests look at sums over them."""
     seeds = list(product(right_a, right_b))
-    lost = [int((x & ~y).sum()) for x, y in seeds]
-    won = [int((y & ~x).sum()) for x, y in seeds]
-    difference = right_b.mean(0) - right_a.mean(0)
+    net = right_b.sum(0) * len(right_a) - right_a.sum(0) * len(right_b)
     return {
         "a": a,
         "b": b,
-        "difference": float(difference.mean()),
-        "ci95": _interval(difference, images, resamples, seed),
-        "right_to_wrong": float(np.mean(lost)),
-        "wrong_to_right": float(np.mean(won)),
-        "mcnemar_p": mean_p([mcnemar(*flips) for flips in zip(lost, won, strict=True)]),
+        "difference": float(net.mean() / len(seeds)),
+        "ci95": _interval(net / len(seeds), images, resamples, seed),
+        "right_to_wrong": float(np.mean([(x & ~y).sum() for x, y in seeds])),
+        "wrong_to_right": float(np.mean([(y & ~x).sum() for x, y in seeds])),
+        "mcnemar_p": sign_flips(net),
+        "by_image_p": sign_flips(np.bincount(images, weights=net).astype(int)),
     }

@@ -6,10 +6,10 @@ from stage2_prune.report import markdown
 
 EXPLANATION = (
     "Interval: bootstrap over images, the same draws for both results of a pair, not widened for many pairs. Flips: questions "
-    "that A has right and B wrong, and the other way round; with several seeds, means over pairs of seeds. p: exact McNemar "
-    "test, over seeds twice the mean; Holm p: adjusted for all pairs of this table. McNemar takes questions about one image as "
-    "independent: where p and interval disagree, trust the interval. KL: of the choices' probabilities, in nats, from the "
-    "unpruned model's."
+    "that A has right and B wrong, and the other way round; of several seeds, the mean over pairs of seeds. p: exact McNemar "
+    "test, which takes questions about one image as independent; of several seeds, its generalisation to their sums. By image: "
+    "the same test with all questions of an image flipped together. Holm: adjusted for all pairs of this table. KL: in nats, "
+    "from the unpruned model's probabilities of a question's choices."
 )
 
 
@@ -31,7 +31,7 @@ def as_text(found: dict[str, Any]) -> str:
         left=(0,),
     )
     pairs = markdown(
-        ["A", "B", "B - A", "95 % interval", "right -> wrong", "wrong -> right", "p", "Holm p"],
+        ["A", "B", "B - A", "95 % interval", "right -> wrong", "wrong -> right", "p", "Holm", "p by image", "Holm"],
         [
             [
                 pair["a"],
@@ -40,8 +40,7 @@ def as_text(found: dict[str, Any]) -> str:
                 _interval(pair["ci95"], "+"),
                 f"{pair['right_to_wrong']:g}",
                 f"{pair['wrong_to_right']:g}",
-                f"{pair['mcnemar_p']:.2g}",
-                f"{pair['holm_p']:.2g}",
+                *(f"{pair[p]:.2g}" for p in ("mcnemar_p", "holm_p", "by_image_p", "by_image_holm_p")),
             ]
             for pair in found["pairs"]
         ],

@@ -48,7 +48,7 @@ def _prices(summary: dict[str, Any]) -> str:
             row["pruner"],
             str(row["keep"]),
             f"{row['tokens_per_layer_mean']:g}",
-            _si(row["kv_bytes"]) + "B",
+            _si(row["kv_bytes"], "B"),
             _si(row["flops"][convention]),
             "-" if row["selector_ms_per_image"] is None else f"{row['selector_ms_per_image']:.2f}",
         ]
@@ -62,13 +62,12 @@ def _prices(summary: dict[str, Any]) -> str:
     return markdown(header, lines, left=(0,)) + "\n" + note
 
 
-def _si(number: float | int) -> str:
-    """Four digits and a prefix: `3.817 T`."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.4g} {prefix}"
-        number /= 1000
-    return f"{number:.4g} T"
+def _si(number: float | int, unit: str = "") -> str:
+    """Four digits and a prefix: `3.817 T`, `302 MB`."""
+    prefixes = ["", "k", "M", "G", "T"]
+    while number >= 1000 and len(prefixes) > 1:
+        number, prefixes = number / 1000, prefixes[1:]
+    return f"{number:.4g} {prefixes[0]}{unit}".rstrip()
 
 
 def describe_pruners() -> list[dict[str, Any]]:

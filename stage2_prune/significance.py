@@ -1,11 +1,11 @@
-"""Is a difference more than chance? Exact, and in numpy alone."""
+"""Is a difference more than chance? Exact tests, and their correction for many pairs."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 @lru_cache(maxsize=4096)
@@ -25,12 +25,23 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     return min(1.0, 2 * tail / 2**flips)
 
 
-def mean_p(p_values: Sequence[float]) -> float:
-    """One p-value for tests of one hypothesis that hang together, such as those of several seeds.
+def sign_flips(differences: Int[np.ndarray, " unit"]) -> float:
+    """Exact two-sided p-value of whole-numbered differences: how often would random signs give so large a sum?
 
-    Twice their mean is valid however they depend on each other (Vovk and Wang, Biometrika 2020); one alone stays itself.
+    Of right (1) and wrong (-1) it is McNemar's test; it also takes counts of seeds, or of an image's questions.
     """
-    return p_values[0] if len(p_values) == 1 else min(1.0, 2 * math.fsum(p_values) / len(p_values))
+    sizes = np.abs(differences[differences != 0])
+    sizes //= np.gcd.reduce(sizes) if len(sizes) else 1
+    positive = differences[differences != 0] > 0
+    if (sizes == 1).all():
+        return mcnemar(int((~positive).sum()), int(positive.sum()))
+    smaller = int(min(sizes[positive].sum(), sizes[~positive].sum()))
+    below = np.zeros(smaller + 1)  # chance of each sum of positive ones, up to the smaller of the two found
+    below[0] = 1
+    for size in sizes:
+        below[size:] += below[:-size].copy()
+        below /= 2
+    return min(1.0, 2 * float(below.sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage2_prune.intervals import interval
-from stage2_prune.significance import holm, kl_divergence, mcnemar, mean_p
+from stage2_prune.significance import holm, kl_divergence, mcnemar, sign_flips
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -33,9 +33,9 @@ def test_no_flip_and_even_flips_are_no_evidence():
 
 
 def test_mcnemars_p_is_exact_for_counts_that_overflow_a_float():
-    found = mcnemar(4900, 5100)
-    tail = sum(math.comb(10_000, k) for k in range(4901))
-    assert found == float(Fraction(2 * tail, 2**10_000))
+    found = mcnemar(700, 800)
+    tail = sum(math.comb(1500, k) for k in range(701))
+    assert found == float(Fraction(2 * tail, 2**1500))
     assert mcnemar(0, 5000) == 0
 
 
@@ -79,19 +79,47 @@ def test_holm_lies_between_no_correction_and_bonferronis_and_keeps_the_order(p_v
             assert adjusted[one] <= adjusted[other]
 
 
-def test_seeds_give_twice_their_mean_and_one_alone_itself():
-    assert mean_p([0.2]) == 0.2
-    assert mean_p([0.01, 0.03]) == pytest.approx(0.04)
-    assert mean_p([0.9, 0.9]) == 1
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.lists(st.integers(-6, 6), max_size=9))
+def test_the_test_of_sums_counts_all_ways_to_choose_their_signs(differences):
+    found = sign_flips(np.array(differences, dtype=int))
+    observed = abs(sum(differences))
+    ways = [
+        abs(sum(sign * one for sign, one in zip(signs, differences, strict=True))) >= observed
+        for signs in product((-1, 1), repeat=len(differences))
+    ]
+    assert found == pytest.approx(sum(ways) / len(ways), rel=1e-12)
 
 
-def test_p_values_over_seeds_that_hang_together_reject_a_true_null_no_more_often_than_they_may():
+def test_of_single_answers_the_test_of_sums_is_mcnemars():
+    differences = np.array([1] * 5 + [-1] * 2 + [0] * 9)
+    assert sign_flips(differences) == sign_flips(5 * differences) == mcnemar(2, 5)
+
+
+def test_the_test_of_sums_keeps_small_p_values_to_the_last_digits():
+    mixed = np.array([2] * 40 + [1] * 40)
+    assert sign_flips(mixed) == pytest.approx(2 / 2**80, rel=1e-12)
+
+
+def test_of_random_methods_no_more_are_called_different_than_may_be():
     generator = np.random.default_rng(0)
     rejected = 0
-    for _ in range(2000):
-        shared = generator.random()
-        rejected += mean_p([shared if generator.random() < 0.7 else generator.random() for _ in range(5)]) <= 0.1
-    assert rejected / 2000 <= 0.1
+    for _ in range(1000):
+        easy = generator.random(60)
+        a, b = (generator.random((5, 60)) < easy).sum(0), generator.random(60) < easy
+        rejected += sign_flips(5 * b - a) <= 0.05
+    assert 0.03 <= rejected / 1000 <= 0.06
+
+
+def test_by_image_a_true_null_survives_where_questions_hang_together_and_by_question_it_does_not():
+    generator = np.random.default_rng(0)
+    image = np.repeat(np.arange(40), 5)
+    together, apart = 0, 0
+    for _ in range(400):
+        moved = generator.choice([-1, 0, 1], size=40)[image] * (generator.random(200) < 0.7)
+        together += sign_flips(np.bincount(image, weights=moved).astype(int)) <= 0.05
+        apart += sign_flips(moved) <= 0.05
+    assert together / 400 <= 0.07 and apart / 400 > 0.2
 
 
 def test_a_divergence_is_that_worked_out_by_hand_and_zero_only_for_equal_weighing():
