@@ -32,13 +32,13 @@ def check(results: Sequence[Result], factors: Collection[str]) -> list[str]:
         differing = {factor: shown for factor in FACTORS if (shown := _difference(factor, a, b))}
         unsaid = [factor for factor in differing if factor not in factors]
         if unsaid:
-            listed = "; ".join(f"{factor}: {differing[factor]}" for factor in unsaid)
+            listed = ", ".join(f"{factor} ({differing[factor]})" for factor in unsaid)
             flags = " ".join(f"--factor {factor}" for factor in unsaid)
             raise NotComparable(
-                f"expected results that differ in method and budget alone, {a.name} and {b.name} were made with "
-                f"another {listed}: make them alike, or say with {flags} that this is what you compare"
+                f"expected results that differ in method and budget alone, {a.name} and {b.name} also "
+                f"differ in {listed}: make them alike, or say with {flags} that this is what you compare"
             )
-        _check_questions(a, b)
+    _check_questions(results)
     unknown = [one.name for one in results if not all(one.identities)]
     notes = [f"what {name} was made with is not recorded beside it, and not checked" for name in unknown]
     return notes + [
@@ -78,14 +78,17 @@ def _short(value: Any) -> str:
     return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
 
 
-def _check_questions(a: Result, b: Result) -> None:
-    for name, prediction in a.seeds[0].items():
-        other = b.seeds[0].get(name)
-        if other is not None and _asked(prediction) != _asked(other):
-            raise NotComparable(
-                f"expected the same questions under the same ids, {name} is {_asked(prediction)} in {a.name} and "
-                f"{_asked(other)} in {b.name}: evaluate both on one file of questions"
-            )
+def _check_questions(results: Sequence[Result]) -> None:
+    """One id, one question."""
+    seen: dict[str, tuple[Result, Prediction]] = {}
+    for result in results:
+        for name, prediction in result.seeds[0].items():
+            first, other = seen.setdefault(name, (result, prediction))
+            if _asked(prediction) != _asked(other):
+                raise NotComparable(
+                    f"expected the same questions under the same ids, {name} is {_asked(other)} in {first.name} and "
+                    f"{_asked(prediction)} in {result.name}: evaluate both on one file of questions"
+                )
 
 
 def _asked(prediction: Prediction) -> tuple[object, ...]:

@@ -178,7 +178,7 @@ def test_results_without_a_question_in_common_are_refused(tmp_path):
 def test_what_was_made_otherwise_is_refused_unless_it_is_what_is_compared(tmp_path, made, factor):
     write(tmp_path, "a-8-original", rows([1, 0]))
     write(tmp_path, "b-8-original", rows([1, 0]), **made)
-    with pytest.raises(NotComparable, match=rf"another {factor}: .*--factor {factor} ") as caught:
+    with pytest.raises(NotComparable, match=rf"also differ in {factor} \(.* and .*--factor {factor} ") as caught:
         compare.run([tmp_path])
     assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
     assert compare.run([tmp_path], factors=[factor], resamples=20)["factors"] == [factor]
