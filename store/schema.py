@@ -54,7 +54,7 @@ class ArraySpec(BaseModel):
     @property
     def storage(self) -> np.dtype[Any]:
         """The numpy dtype on disk, little-endian."""
-        return np.dtype(_STORAGE[self.dtype])
+        return storage_dtype(self.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -78,6 +78,11 @@ class ArraySpec(BaseModel):
             exponent = np.uint16(0x7F80)
             return np.asarray(((flat & exponent) != exponent).all(axis=1))
         return np.asarray(np.isfinite(flat).all(axis=1))
+
+
+def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """How values of a dtype lie on disk."""
+    return np.dtype(_STORAGE[dtype])
 
 
 def fill_value(dtype: Dtype) -> float | int:
