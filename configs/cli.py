@@ -22,9 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 
-class _StoreParameter(click.ParamType):
-    name = "path"
-
+class _StoreParameter(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> StoreLocation:  # fmt: skip

@@ -23,7 +23,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -179,7 +179,7 @@ def _dataset(group: h5py.Group, name: str, dtype: str | np.dtype[Any]) -> h5py.D
     """A dataset whose bytes lie in this file."""
     link = group.get(name, getlink=True)
     _require(isinstance(link, h5py.HardLink), f"the dataset {name}", "none" if link is None else "a link")
-    data = group[name]
+    data: Any = group[name]
     _require(isinstance(data, h5py.Dataset), f"the dataset {name}", "a group")
     _require(not data.is_virtual and data.external is None, f"{name} in the file itself", "values in another")
     wanted = _bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(np.dtype(dtype), logical=True)
@@ -188,9 +188,10 @@ def _dataset(group: h5py.Group, name: str, dtype: str | np.dtype[Any]) -> h5py.D
 
 
 def _group(file: h5py.File, name: str) -> h5py.Group:
+    found: Any = file.get(name)
     _require(isinstance(file.get(name, getlink=True), h5py.HardLink), f"the group {name}", "none, or a link")
-    _require(isinstance(file[name], h5py.Group), f"the group {name}", "a dataset")
-    return file[name]
+    _require(isinstance(found, h5py.Group), f"the group {name}", "a dataset")
+    return found
 
 
 def _read_contents(file: h5py.File, path: Path) -> Contents:
@@ -252,7 +253,7 @@ def _read_ids(file: h5py.File, plan: Plan) -> ImageIds:
 
 def _read_failures(file: h5py.File, plan: Plan) -> dict[int, str]:
     text = _dataset(file, "failures", h5py.string_dtype()).asstr()[()]
-    failures = {int(row): why for row, why in json.loads(text).items()}
+    failures = {int(row): why for row, why in json.loads(str(text)).items()}
     _require(all(isinstance(why, str) for why in failures.values()), "failures with a reason", "others")
     for row in failures:
         _require(row in plan.rows(row // plan.shard_images), "rows of images that failed", row)
@@ -266,7 +267,7 @@ def _read_projector(file: h5py.File) -> ProjectorState | None:
     kind, config, sha256 = (str(group.attrs[name]) for name in ("kind", "config", "sha256"))
     weights: dict[str, NDArray[Any]] = {}
     dtypes: dict[str, Dtype] = {}
-    for name in group:
+    for name in map(str, group):
         _require(bool(_NAME.fullmatch(name)), "weights under names", name)
         dtypes[name] = _dtype_of(group, name)
         data = _dataset(group, name, dtypes[name])
@@ -280,8 +281,8 @@ def _read_projector(file: h5py.File) -> ProjectorState | None:
 
 
 def _dtype_of(group: h5py.Group, name: str) -> Dtype:
-    dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
     found = h5py.h5d.open(group.id, name.encode()).get_type()
-    known = [dtype for dtype in dtypes if found.equal(_hdf5_type(dtype).id)]
-    _require(bool(known), f"{name} as one of {', '.join(dtypes)}", found.dtype)
-    return known[0]
+    for dtype in get_args(Dtype):
+        if found.equal(_hdf5_type(dtype).id):
+            return dtype
+    raise ValueError(f"expected {name} as one of {', '.join(get_args(Dtype))}, found {found.dtype}")

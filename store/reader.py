@@ -105,7 +105,8 @@ class FeatureStore:
     def codec(self) -> Codec:
         """How the shards are compressed: with zstd in an archive."""
         records = (record for log in self.logs for record in log.values())
-        return next((file.codec for record in records for file in record.files.values()), "none")
+        files = (file for record in records for file in record.files.values())
+        return "none" if (first := next(files, None)) is None else first.codec
 
     @property
     def config(self) -> bytes | None:

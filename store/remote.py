@@ -14,12 +14,14 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ObjectStore, StorePath
 
 from configs.experiment import StoreLocation, store_location
 from store.errors import IntegrityError, StoreError, StoreMissing
@@ -31,6 +33,8 @@ from store.shard_file import ZarrShard
 
 THREADS = 16
 _BLOCK = 1 << 23
+_zarr: Any = zarr
+"""Typed in part."""
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
 
@@ -41,7 +45,7 @@ class RemoteStore:
         """Raises StoreMissing (exit 5) where obstore or the store is not there, IntegrityError (exit 4)."""
         self.url = url.rstrip("/")
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._objects = _connect(self.url)
+        self._obstore, self._objects = _connect(self.url)
         self.folder = Path(tempfile.mkdtemp(prefix="encode-once-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         with self.naming():
@@ -49,30 +53,24 @@ class RemoteStore:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """An array where it lies."""
-        from zarr.storage import ObjectStore
-
         if name not in self._arrays:
-            objects = ObjectStore(self._objects, read_only=True)
+            where = StorePath(ObjectStore(self._objects, read_only=True), f"{FEATURES}/{name}")
             with self.naming():
-                self._arrays[name] = zarr.open_array(objects, path=f"{FEATURES}/{name}", mode="r", zarr_format=3)
+                self._arrays[name] = _zarr.Array.open(where)
         return self._arrays[name]
 
     def size(self, name: str) -> int | None:
         """Bytes of a file of the store, by its path; None if it is not there."""
-        import obstore
-
         with self.naming():
             try:
-                return int(obstore.head(self._objects, name)["size"])
+                return int(self._obstore.head(self._objects, name)["size"])
             except FileNotFoundError:
                 return None
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file of the store."""
-        import obstore
-
         with self.naming():
-            for block in obstore.get(self._objects, name).stream(min_chunk_size=_BLOCK):
+            for block in self._obstore.get(self._objects, name).stream(min_chunk_size=_BLOCK):
                 yield bytes(block)
 
     def said(self, text: str) -> str:
@@ -82,11 +80,9 @@ class RemoteStore:
     @contextmanager
     def naming(self) -> Generator[None, None, None]:
         """Errors of the store name its URL; those of the connection become a StoreMissing (exit 5)."""
-        from obstore.exceptions import BaseError
-
         try:
             yield
-        except BaseError as error:
+        except self._obstore.exceptions.BaseError as error:
             said = " ".join(str(error).partition("Debug source")[0].split())
             raise StoreMissing(
                 f"cannot read {self.url} ({said}): compare it, and AWS_ENDPOINT_URL, AWS_REGION and credentials"
@@ -95,10 +91,8 @@ class RemoteStore:
             raise type(error)(self.said(str(error))) from None
 
     def _mirror(self) -> None:
-        import obstore
-
-        found = [one["path"] for prefix in ("plans", "commits") for part in obstore.list(self._objects, prefix)
-                 for one in part]  # fmt: skip
+        listed = [self._obstore.list(self._objects, folder) for folder in ("plans", "commits")]
+        found: list[str] = [one["path"] for parts in listed for part in parts for one in part]
         self._fetch([*found, "config.yaml"])
         if not (self.folder / PLAN).is_file():
             raise StoreMissing(f"expected a feature store at {self.url}, there is none: copy one there with its plans")
@@ -111,13 +105,11 @@ class RemoteStore:
             list(pool.map(self._fetch_one, names))
 
     def _fetch_one(self, name: str) -> None:
-        import obstore
-
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise IntegrityError(f"expected names of files inside {self.url}, found {name!r}: restore the store")
         place = self.folder / name
         try:
-            content = bytes(obstore.get(self._objects, name).bytes())
+            content = bytes(self._obstore.get(self._objects, name).bytes())
         except FileNotFoundError:
             return
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -157,9 +149,10 @@ def reached(location: StoreLocation) -> Generator[tuple[Path, RemoteStore | None
         yield remote.folder, remote
 
 
-def _connect(url: str) -> Any:
+def _connect(url: str) -> tuple[Any, Any]:
+    """The library, which is optional, and what it makes of the URL."""
     try:
-        from obstore.store import from_url
+        obstore, stores = import_module("obstore"), import_module("obstore.store")
     except ImportError:
         raise StoreMissing(f"expected obstore to read {url}: pip install 'encode-once[remote]'") from None
-    return from_url(url, retry_config=_RETRIES)
+    return obstore, stores.from_url(url, retry_config=_RETRIES)

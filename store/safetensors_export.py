@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import serialize_file
+import safetensors.torch
 from tqdm import tqdm
 
 from store.aside import written_aside
 from store.contents import Contents
 from store.reader import FeatureStore
+from store.tensors import from_storage
 
 INDEX = "index.json"
 
@@ -42,10 +43,8 @@ def _write_shard(folder: Path, contents: Contents, shard: int) -> Mapping[str, A
     """Write one file, and return what the index says about it."""
     rows, ids = contents.rows(shard), contents.ids
     shas = [ids.sha_of_row(row) for row in rows]
-    tensors: dict[str, dict[str, Any]] = {}
-    for spec in contents.plan.arrays:
-        values = contents.read(spec.name, rows)
-        tensors[spec.name] = {"dtype": spec.dtype, "shape": list(values.shape), "data": values.tobytes()}
+    tensors = {a.name: from_storage(contents.read(a.name, rows), a.dtype) for a in contents.plan.arrays}
     name = f"shard-{shard:05}.safetensors"
-    serialize_file(tensors, str(folder / name), {"rows": json.dumps(rows), "sha256": json.dumps(shas)})
+    library: Any = safetensors.torch  # typed in part
+    library.save_file(tensors, folder / name, {"rows": json.dumps(rows), "sha256": json.dumps(shas)})
     return {"file": name, "rows": rows, "sha256": shas, "names": [ids.names(row) for row in rows]}

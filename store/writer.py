@@ -65,7 +65,8 @@ class StoreWriter:
     ) -> Generator["StoreWriter", None, None]:
         """The store at `path`, created if it is new, healed where its metadata, ids or projector are damaged.
 
-        With the codec zstd it becomes an archive, which is never opened for writing again (ArchiveReadOnly, exit 7). Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
+        With the codec zstd it becomes an archive, which is never opened for writing again (ArchiveReadOnly, exit 7).
+        Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
         while another process writes, NoSpace (exit 7) where the disk is full or read-only.
         """
         with ExitStack() as held:

@@ -65,7 +65,7 @@ def grown_store(path):
     store = FeatureStore.open(path)
     more = [(sha(number), [f"image_{number}.png"]) for number in range(5, 8)]
     plan, ids = grown(store.plan, store.ids, more, [])
-    return write_store(path, plan, ids, failures={7: "not an image"})
+    return write_store(path, plan, ids, failures={8: "not an image"})
 
 
 def test_an_archive_reads_as_the_store_and_unpacks_to_the_same_store_byte_for_byte(original, tmp_path):
