@@ -85,7 +85,7 @@ class RemoteStore:
         except self._obstore.exceptions.BaseError as error:
             said = " ".join(str(error).partition("Debug source")[0].split())
             raise StoreMissing(
-                f"cannot read {self.url} ({said}): compare it, and AWS_ENDPOINT_URL, AWS_REGION and credentials"
+                f"cannot read {self.url} ({said}): check the URL, AWS_ENDPOINT_URL, AWS_REGION and the credentials"
             ) from None
         except StoreError as error:
             raise type(error)(self.said(str(error))) from None
