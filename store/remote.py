@@ -98,9 +98,14 @@ class RemoteStore:
             raise StoreMissing(f"expected a feature store at {self.url}, there is none: copy one there with its plans")
         manifest = read_manifest(self.folder, read_plan(self.folder).generation)
         self._fetch([f"{FEATURES}/{name}" for name in manifest.files])
+        damaged = manifest.damaged(self.folder / FEATURES)
+        if damaged:
+            raise IntegrityError(
+                f"{self.url}/{FEATURES}/{damaged[0]} is damaged or missing: copy the store there again"
+            )
 
     def _fetch(self, names: Iterable[str]) -> None:
-        """Copy files into the folder; those that are not there are missed when they are compared with the manifest."""
+        """Copy files into the folder; what is not there is missed when it is compared with the manifest."""
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(self._fetch_one, names))
 

@@ -279,4 +279,6 @@ def test_bits_of_bfloat16_come_back_from_the_file(tmp_path):
     path = store_of(tmp_path / "store", 4, "bfloat16")
     again = FeatureStore.open(there_and_back(path, tmp_path))
     for one in small_and_large("bfloat16"):
-        assert again.gather(one.name, range(4)).tobytes() == FeatureStore.open(path).gather(one.name, range(4)).tobytes()
+        assert (
+            again.gather(one.name, range(4)).tobytes() == FeatureStore.open(path).gather(one.name, range(4)).tobytes()
+        )
