@@ -25,7 +25,7 @@ from store.growth import plan_to_follow
 from store.plan import PLAN, Plan, read_plan
 from store.repair import withdraw_failures
 from store.schema import default_shard_images
-from store.writer import StoreWriter, committed_failures, missing_bytes, missing_parts
+from store.writer import StoreWriter, committed_failures, missing_bytes, missing_parts, require_no_archive
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def extract(
     path = experiment.store_path
     if overwrite and (path / PLAN).exists():
         shutil.rmtree(path)
+    require_no_archive(path)
     experiment = _with_stored_arrays(experiment, append)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description

@@ -85,6 +85,12 @@ class NoSpace(StoreError):
     exit_code = 7
 
 
+class ArchiveReadOnly(StoreError):
+    """An archive is read and unpacked, never written to."""
+
+    exit_code = 7
+
+
 class LeaseLost(StoreError):
     """A shard is another worker's by now."""
 

@@ -19,6 +19,8 @@ from store.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
 """Of the first generation: where it is, there is a store."""
+FEATURES = "features.zarr"
+"""The Zarr group."""
 
 
 class Geometry(BaseModel):

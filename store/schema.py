@@ -14,7 +14,7 @@ question one question
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,12 @@ MIN_CHUNK_BYTES = 64 * 1024
 """Arrays with at most this many bytes per image use one chunk per shard instead of one per image."""
 PATCH_ORDER = "raster"
 """Order of the patch axis: row by row, from the top left; part of every fingerprint."""
+Codec = Literal["none", "zstd"]
+"""How the chunks of a file are compressed: not at all, or, in an archive, with zstd."""
 _STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 _BFLOAT16_NAN = 0x7FC0
 
-__all__ = ["ArraySpec", "Dtype", "Layout", "default_shard_images"]
+__all__ = ["ArraySpec", "Codec", "Dtype", "Layout", "default_shard_images"]
 
 
 class ArraySpec(BaseModel):
@@ -52,7 +54,7 @@ class ArraySpec(BaseModel):
     @property
     def storage(self) -> np.dtype[Any]:
         """The numpy dtype on disk, little-endian."""
-        return np.dtype(_STORAGE[self.dtype])
+        return storage_dtype(self.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -76,6 +78,11 @@ class ArraySpec(BaseModel):
             exponent = np.uint16(0x7F80)
             return np.asarray(((flat & exponent) != exponent).all(axis=1))
         return np.asarray(np.isfinite(flat).all(axis=1))
+
+
+def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """How values of a dtype lie on disk."""
+    return np.dtype(_STORAGE[dtype])
 
 
 def fill_value(dtype: Dtype) -> float | int:

@@ -3,25 +3,27 @@
 """Writing one shard's file: rows at a fixed stride, a crc32c behind each, the Zarr shard index at the end.
 
 The result is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the
-speed of memory.
+speed of memory. In an archive, zstd comes before the checksum, and chunks are as long as they get.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import google_crc32c
 import numpy as np
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from configs.atomic import sync_directory
 from store.errors import StoreError
-from store.schema import Layout
+from store.schema import Codec, Layout
 
 PARTIAL = ".partial"
+ZSTD_LEVEL = 3
 _EMPTY = 2**64 - 1
 
 
@@ -35,7 +37,7 @@ class FileRecord(BaseModel):
     bytes: int
     crc32c: int
     """Of the whole file."""
-    codec: Literal["none", "zstd"] = "none"
+    codec: Codec = "none"
     """How its chunks are compressed; only files that are not can be mapped."""
 
 
@@ -64,7 +66,7 @@ def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> F
     return write_aside(root, layout, shard, rows).settle()
 
 
-def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
+def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any], codec: Codec = "none") -> Aside:
     """Write the rows of a shard to a `.partial` of its own, and fsync it; nothing is left of it if that fails.
 
     `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
@@ -82,13 +84,13 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
     try:
         with partial.open("wb") as file:
             writer = _Checked(file)
-            _write_payload(writer, layout, np.ascontiguousarray(rows))
+            _write_payload(writer, layout, np.ascontiguousarray(rows), codec)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc))
+    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc, codec=codec))
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -111,7 +113,7 @@ class _Checked:
         self.crc = crc(data, self.crc)
 
 
-def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any]) -> None:
+def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any], codec: Codec) -> None:
     if layout.spec.per_image_chunks:
         chunks = [rows[number : number + 1] for number in range(len(rows))]
     else:
@@ -121,6 +123,8 @@ def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any]) -> None:
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     for number, chunk in enumerate(chunks):
         data = chunk.reshape(-1).view(np.uint8)
+        if codec == "zstd":
+            data = np.frombuffer(Zstd(ZSTD_LEVEL).encode(data), np.uint8)
         index[number] = (out.written, len(data) + layout.CRC_BYTES)
         out.write(data)
         out.write(crc(data).to_bytes(layout.CRC_BYTES, "little"))

@@ -3,16 +3,18 @@
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.experiment import StoreLocation
 from store.commits import CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
 from store.manifest import HEAL, file_digest, read_manifest
-from store.plan import Plan, plan_path, read_plan
-from store.reader import FEATURES, require_ours, stored_ids
+from store.plan import FEATURES, Plan, plan_path, read_plan
+from store.reader import require_ours, stored_ids
+from store.remote import RemoteStore, reached
 from store.shard import FileRecord, crc
 
 THREADS = 4
@@ -35,11 +37,36 @@ class Finding:
         return f"{self.path}: {self.problem}; {remedy}"
 
 
-def verify(store: Path, quick: bool) -> list[Finding]:
-    """Everything that is wrong with the store at `store`; `quick` compares sizes and the log, not every checksum.
+class _Files:
+    """The files of a store in a folder."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self._store / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        with (self._store / name).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while block := file.read(_BLOCK):
+                yield block
+
+
+def verify(location: StoreLocation, quick: bool) -> list[Finding]:
+    """Everything that is wrong with a store; `quick` compares sizes and the log, not every checksum.
 
     Raises StoreMissing (exit 5) if there is none, IntegrityError (exit 4) if the plan itself cannot be read.
     """
+    with reached(location) as (store, remote):
+        found = _findings(store, remote or _Files(store), quick)
+        return found if remote is None else [replace(one, path=remote.said(one.path)) for one in found]
+
+
+def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Finding]:
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
     files: list[tuple[int, int, FileRecord]] = []
@@ -57,12 +84,11 @@ def verify(store: Path, quick: bool) -> list[Finding]:
             files += [(generation, shard, file) for name, file in records[shard].files.items() if name in used]
     look = _size if quick else _checksum
     with ThreadPoolExecutor(THREADS) as pool:
-        paths = [store / FEATURES / file.path for _, _, file in files]
-        problems = pool.map(look, paths, [file for _, _, file in files])
+        problems = pool.map(look, [shards] * len(files), [file for _, _, file in files])
         shown = tqdm(problems, "verify", len(files), unit="file", disable=None)
         found += [
-            Finding(str(path), problem, shard, generation)
-            for (generation, shard, _), path, problem in zip(files, paths, shown, strict=True)
+            Finding(str(store / FEATURES / file.path), problem, shard, generation)
+            for (generation, shard, file), problem in zip(files, shown, strict=True)
             if problem is not None
         ]
     return found
@@ -105,21 +131,18 @@ def _foreign(store: Path, plan: Plan, generation: int, records: Mapping[int, Com
             yield Finding(str(path), str(error).partition(": ")[0], shard, generation)
 
 
-def _size(path: Path, record: FileRecord) -> str | None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
+def _size(shards: _Files | RemoteStore, record: FileRecord) -> str | None:
+    size = shards.size(f"{FEATURES}/{record.path}")
+    if size is None:
         return "missing"
     return None if size == record.bytes else f"expected {record.bytes:,} bytes, found {size:,}"
 
 
-def _checksum(path: Path, record: FileRecord) -> str | None:
-    wrong = _size(path, record)
+def _checksum(shards: _Files | RemoteStore, record: FileRecord) -> str | None:
+    wrong = _size(shards, record)
     if wrong is not None:
         return wrong
     found = 0
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while block := file.read(_BLOCK):
-            found = crc(block, found)
+    for block in shards.blocks(f"{FEATURES}/{record.path}"):
+        found = crc(block, found)
     return None if found == record.crc32c else f"expected crc32c {record.crc32c:08x}, found {found:08x}"
