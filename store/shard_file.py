@@ -3,7 +3,6 @@
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,10 +91,11 @@ class StoredShard(ShardFile):
         chunk = place // self.per_chunk
         return chunk, chunk * (self.chunk_bytes + self._layout.CRC_BYTES)
 
-    def _check(self, chunk: int, place: int, found: Callable[[], int], stored: int) -> None:
-        if self._verify == "never" or (self._verify == "first-read" and self._verified[chunk]):
-            return
-        if found() != stored:
+    def _unchecked(self, chunk: int) -> bool:
+        return self._verify != "never" and (self._verify == "always" or not self._verified[chunk])
+
+    def _check(self, chunk: int, place: int, rows: NDArray[Any], stored: int) -> None:
+        if crc(rows) != stored:
             raise IntegrityError(f"{self._path} is damaged (checksum of row {place}): {self._repair}")
         self._verified[chunk] = True
 
@@ -107,14 +107,15 @@ class MappedShard(StoredShard):
         spec = self._layout.spec
         self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         chunk = np.dtype([("rows", spec.storage, (self.per_chunk, *spec.shape)), ("crc", "<u4")])
-        self._chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
+        chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
+        self._rows, self._crcs = chunks["rows"], chunks["crc"]
 
     def read(self, place: int, out: NDArray[Any]) -> None:
         """From the map."""
         chunk, inside = divmod(place, self.per_chunk)
-        rows = self._chunks["rows"][chunk]
-        self._check(chunk, place, lambda: crc(rows), int(self._chunks["crc"][chunk]))
-        np.copyto(out, rows[inside])
+        if self._unchecked(chunk):
+            self._check(chunk, place, self._rows[chunk], self._crcs[chunk])
+        np.copyto(out, self._rows[chunk, inside])
 
     def will_need(self, place: int) -> None:
         """Whole pages around the row's chunk."""
@@ -146,7 +147,8 @@ class PositionalShard(StoredShard):
             raise IntegrityError(
                 f"expected {wanted:,} bytes of row {place} in {self._path}, got {got:,}: {self._repair}"
             )
-        self._check(chunk, place, lambda: crc(rows), int(stored[0]))
+        if self._unchecked(chunk):
+            self._check(chunk, place, rows, stored[0])
         if self.per_chunk > 1:
             np.copyto(out, rows[inside])
 
