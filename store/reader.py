@@ -226,8 +226,7 @@ class FeatureStore:
         if self._access == "zarr" or record.codec != "none":
             with _damage(self.path / FEATURES / name):
                 return ZarrShard(_array(self._features, name), rows, self.arrays[name].dtype, self._repair(shard))
-        chunks = len(rows) if layout.spec.per_image_chunks else 1
-        verified = self._verified.setdefault((name, shard), np.zeros(chunks, bool))
+        verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
         path = self.path / FEATURES / record.path
         return kind(path, layout, len(rows), record, self._repair(shard), verified, self._verify)

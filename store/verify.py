@@ -13,10 +13,10 @@ from store.errors import IntegrityError
 from store.manifest import HEAL, file_digest, read_manifest
 from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, require_ours, stored_ids
-from store.shard import FileRecord, crc
+from store.schema import Layout
+from store.shard import FileRecord, checksum_of
 
 THREADS = 4
-_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def verify(store: Path, quick: bool) -> list[Finding]:
     """
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
-    files: list[tuple[int, int, FileRecord]] = []
+    files: list[tuple[int, int, str, FileRecord]] = []
     for generation in range(plan.generation + 1):
         found += [
             Finding(str(path), "not a commit record as it was written", shard, generation)
@@ -54,15 +54,20 @@ def verify(store: Path, quick: bool) -> list[Finding]:
         wrong = {one.shard for one in foreign}
         for shard in records.keys() - wrong:
             used = {spec.name for spec in plan.arrays_of(generation, shard)}  # files of dropped arrays are gone
-            files += [(generation, shard, file) for name, file in records[shard].files.items() if name in used]
-    look = _size if quick else _checksum
+            files += [(generation, shard, name, file) for name, file in records[shard].files.items() if name in used]
+
+    def look(at: tuple[int, int, str, FileRecord]) -> str | None:
+        _, shard, name, record = at
+        path = store / FEATURES / record.path
+        return _size(path, record) or (
+            None if quick else _content(path, record, plan.layout(name), len(plan.rows(shard)))
+        )
+
     with ThreadPoolExecutor(THREADS) as pool:
-        paths = [store / FEATURES / file.path for _, _, file in files]
-        problems = pool.map(look, paths, [file for _, _, file in files])
-        shown = tqdm(problems, "verify", len(files), unit="file", disable=None)
+        shown = tqdm(pool.map(look, files), "verify", len(files), unit="file", disable=None)
         found += [
-            Finding(str(path), problem, shard, generation)
-            for (generation, shard, _), path, problem in zip(files, paths, shown, strict=True)
+            Finding(str(store / FEATURES / record.path), problem, shard, generation)
+            for (generation, shard, _, record), problem in zip(files, shown, strict=True)
             if problem is not None
         ]
     return found
@@ -113,13 +118,10 @@ def _size(path: Path, record: FileRecord) -> str | None:
     return None if size == record.bytes else f"expected {record.bytes:,} bytes, found {size:,}"
 
 
-def _checksum(path: Path, record: FileRecord) -> str | None:
-    wrong = _size(path, record)
-    if wrong is not None:
-        return wrong
-    found = 0
+def _content(path: Path, record: FileRecord, layout: Layout, rows: int) -> str | None:
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while block := file.read(_BLOCK):
-            found = crc(block, found)
+        found = checksum_of(file, layout, rows)
+    if found is None:
+        return "a row's checksum differs"
     return None if found == record.crc32c else f"expected crc32c {record.crc32c:08x}, found {found:08x}"
