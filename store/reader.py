@@ -23,6 +23,7 @@ from store.ids import ImageIds
 from store.manifest import HEAL, file_digest, manifest_path, read_manifest
 from store.plan import PLAN, Plan, read_plan
 from store.prefetch import prefetched
+from store.recycled import Recycled
 from store.schema import ArraySpec, Dtype, holds_fill
 from store.shard_file import MappedShard, PositionalShard, ShardFile, StoredShard, Verify, ZarrShard
 
@@ -71,6 +72,7 @@ class FeatureStore:
         self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self._recycled = Recycled()
         self._max_files = max_open_files()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" else None
@@ -164,7 +166,7 @@ class FeatureStore:
         """
         spec = self.arrays[name]
         if out is None:
-            out = np.empty((len(rows), *spec.shape), spec.storage)
+            out = self._recycled.empty((len(rows), *spec.shape), spec.storage)
         if self._pool is None:
             for place, row in enumerate(rows):
                 self._read(name, row, out[place])
