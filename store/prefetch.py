@@ -57,12 +57,9 @@ def prefetched(
 
 def _announced(wanted: Iterable[Wanted], announce: Callable[[Wanted], None]) -> Iterator[Wanted]:
     """Each one after its successor was announced."""
-    coming = iter(wanted)
-    for first in coming:
-        announce(first)
-        before = first
-        for one in coming:
-            announce(one)
-            yield before
-            before = one
-        yield before
+    before: list[Wanted] = []  # one or none; what was used up must not be held any longer
+    for one in wanted:
+        announce(one)
+        yield from before
+        before = [one]
+    yield from before

@@ -24,6 +24,7 @@ from store.ids import ImageIds
 from store.manifest import HEAL, file_digest, manifest_path, read_manifest
 from store.plan import FEATURES, PLAN, Plan, read_plan
 from store.prefetch import prefetched
+from store.recycled import Recycled
 from store.remote import RemoteShard, RemoteStore, reached
 from store.schema import ArraySpec, Codec, Dtype, holds_fill
 from store.shard_file import MappedShard, PositionalShard, ShardFile, StoredShard, Verify, ZarrShard
@@ -73,6 +74,7 @@ class FeatureStore:
         self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self._recycled = Recycled()
         self._max_files = max_open_files()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" or remote is not None else None
@@ -181,7 +183,7 @@ class FeatureStore:
         """
         spec = self.arrays[name]
         if out is None:
-            out = np.empty((len(rows), *spec.shape), spec.storage)
+            out = self._recycled.empty((len(rows), *spec.shape), spec.storage)
         if self._pool is None:
             for place, row in enumerate(rows):
                 self._read(name, row, out[place])
@@ -245,8 +247,7 @@ class FeatureStore:
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
             if self._access == "zarr" or record.codec != "none":
                 return ZarrShard(_array(self._features, name), rows, dtype, repair)
-        chunks = len(rows) if layout.spec.per_image_chunks else 1
-        verified = self._verified.setdefault((name, shard), np.zeros(chunks, bool))
+        verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
         path = self._folder / FEATURES / record.path
         return kind(path, layout, len(rows), record, repair, verified, self._verify)

@@ -10,7 +10,7 @@ with its checksums there; features are read through zarr, row by row.
 import shutil
 import tempfile
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +28,7 @@ from store.errors import IntegrityError, StoreError, StoreMissing
 from store.manifest import read_manifest
 from store.plan import FEATURES, PLAN, read_plan
 from store.schema import Dtype
-from store.shard import FileRecord
+from store.shard import FileRecord, Readable
 from store.shard_file import ZarrShard
 
 THREADS = 16
@@ -67,11 +67,11 @@ class RemoteStore:
             except FileNotFoundError:
                 return None
 
-    def blocks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a file of the store."""
+    @contextmanager
+    def open(self, name: str) -> Generator[Readable, None, None]:
+        """A file of the store, to read."""
         with self.naming():
-            for block in self._obstore.get(self._objects, name).stream(min_chunk_size=_BLOCK):
-                yield bytes(block)
+            yield self._obstore.open_reader(self._objects, name, buffer_size=_BLOCK)
 
     def said(self, text: str) -> str:
         """A sentence about the temporary folder, as one about the store."""

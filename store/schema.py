@@ -108,21 +108,37 @@ class Layout:
     INDEX_ENTRY_BYTES = 16
 
     @property
+    def chunk_images(self) -> int:
+        """Images of one inner chunk."""
+        return 1 if self.spec.per_image_chunks else self.shard_images
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk, without its checksum."""
+        return self.chunk_images * self.spec.row_bytes
+
+    @property
     def stride(self) -> int:
-        """Bytes from one image's row to the next, where each is a chunk of its own."""
-        return self.spec.row_bytes + self.CRC_BYTES
+        """Bytes from one chunk to the next."""
+        return self.chunk_bytes + self.CRC_BYTES
 
     @property
     def chunks(self) -> int:
         """Inner chunks of a shard."""
-        return self.shard_images if self.spec.per_image_chunks else 1
+        return self.shard_images // self.chunk_images
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index at the end of a shard, with its checksum."""
+        return self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
+
+    def written_chunks(self, rows: int) -> int:
+        """Inner chunks in the file of a shard that holds `rows` images."""
+        return -(-rows // self.chunk_images)
 
     def file_bytes(self, rows: int) -> int:
         """Size of the file of a shard that holds `rows` images."""
-        index = self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
-        if self.spec.per_image_chunks:
-            return rows * self.stride + index
-        return self.shard_images * self.spec.row_bytes + self.CRC_BYTES + index
+        return self.written_chunks(rows) * self.stride + self.index_bytes
 
     def relative_path(self, shard: int) -> str:
         """Path of a shard's file inside `features.zarr`."""

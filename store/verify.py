@@ -1,8 +1,9 @@
 """Is every byte of a store as it was committed? What is not is a finding, with what makes it whole again."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from store.manifest import HEAL, file_digest, read_manifest
 from store.plan import FEATURES, Plan, plan_path, read_plan
 from store.reader import require_ours, stored_ids
 from store.remote import RemoteStore, reached
-from store.shard import FileRecord, crc
+from store.schema import Layout
+from store.shard import FileRecord, Readable, checksum_of
 
 THREADS = 4
-_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class _Files:
         except FileNotFoundError:
             return None
 
-    def blocks(self, name: str) -> Iterator[bytes]:
+    @contextmanager
+    def open(self, name: str) -> Generator[Readable, None, None]:
         with (self._store / name).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while block := file.read(_BLOCK):
-                yield block
+            yield file
 
 
 def verify(location: StoreLocation, quick: bool) -> list[Finding]:
@@ -69,7 +70,7 @@ def verify(location: StoreLocation, quick: bool) -> list[Finding]:
 def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Finding]:
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
-    files: list[tuple[int, int, FileRecord]] = []
+    files: list[tuple[int, int, str, FileRecord]] = []
     for generation in range(plan.generation + 1):
         found += [
             Finding(str(path), "not a commit record as it was written", shard, generation)
@@ -81,14 +82,17 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
         wrong = {one.shard for one in foreign}
         for shard in records.keys() - wrong:
             used = {spec.name for spec in plan.arrays_of(generation, shard)}  # files of dropped arrays are gone
-            files += [(generation, shard, file) for name, file in records[shard].files.items() if name in used]
-    look = _size if quick else _checksum
+            files += [(generation, shard, name, file) for name, file in records[shard].files.items() if name in used]
+
+    def look(at: tuple[int, int, str, FileRecord]) -> str | None:
+        _, _, name, record = at
+        return _size(shards, record) or (None if quick else _content(shards, record, plan.layout(name)))
+
     with ThreadPoolExecutor(THREADS) as pool:
-        problems = pool.map(look, [shards] * len(files), [file for _, _, file in files])
-        shown = tqdm(problems, "verify", len(files), unit="file", disable=None)
+        shown = tqdm(pool.map(look, files), "verify", len(files), unit="file", disable=None)
         found += [
-            Finding(str(store / FEATURES / file.path), problem, shard, generation)
-            for (generation, shard, file), problem in zip(files, shown, strict=True)
+            Finding(str(store / FEATURES / record.path), problem, shard, generation)
+            for (generation, shard, _, record), problem in zip(files, shown, strict=True)
             if problem is not None
         ]
     return found
@@ -138,11 +142,9 @@ def _size(shards: _Files | RemoteStore, record: FileRecord) -> str | None:
     return None if size == record.bytes else f"expected {record.bytes:,} bytes, found {size:,}"
 
 
-def _checksum(shards: _Files | RemoteStore, record: FileRecord) -> str | None:
-    wrong = _size(shards, record)
-    if wrong is not None:
-        return wrong
-    found = 0
-    for block in shards.blocks(f"{FEATURES}/{record.path}"):
-        found = crc(block, found)
+def _content(shards: _Files | RemoteStore, record: FileRecord, layout: Layout) -> str | None:
+    with shards.open(f"{FEATURES}/{record.path}") as file:
+        found = checksum_of(file, layout)
+    if found is None:
+        return "a checksum in it differs"
     return None if found == record.crc32c else f"expected crc32c {record.crc32c:08x}, found {found:08x}"
