@@ -40,8 +40,7 @@ def verify(path: Path | None, config_path: Path, quick: bool, sources: bool, as_
 
     from store.verify import verify
 
-    experiment = experiment_from(config_path, flags)
-    found = verify(path or experiment.store_path, quick)
+    found = verify(path or experiment_from(config_path, flags).store_path, quick)
     changed = _changed_sources([str(path)] if path else ["--config", str(config_path)]) if sources else []
     if as_json:
         click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))

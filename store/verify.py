@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-from store.commits import CommitRecord, damaged_records, intact_records, log_folder
+from store.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
 from store.manifest import HEAL, file_digest, read_manifest
 from store.plan import Plan, plan_path, read_plan
@@ -17,6 +18,7 @@ from store.shard import FileRecord, crc
 
 THREADS = 4
 _BLOCK = 1 << 24
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def verify(store: Path, quick: bool) -> list[Finding]:
     """
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
-    files: list[tuple[int, int, FileRecord]] = []
+    logs: list[tuple[int, CommitLog, list[int]]] = []
     for generation in range(plan.generation + 1):
         found += [
             Finding(str(path), "not a commit record as it was written", shard, generation)
@@ -51,21 +53,29 @@ def verify(store: Path, quick: bool) -> list[Finding]:
         records = intact_records(store, generation)
         foreign = list(_foreign(store, plan, generation, records))
         found += foreign
-        wrong = {one.shard for one in foreign}
-        for shard in records.keys() - wrong:
-            used = {spec.name for spec in plan.arrays_of(generation, shard)}  # files of dropped arrays are gone
-            files += [(generation, shard, file) for name, file in records[shard].files.items() if name in used]
+        logs.append((generation, records, sorted(records.keys() - {one.shard for one in foreign})))
     look = _size if quick else _checksum
-    with ThreadPoolExecutor(THREADS) as pool:
-        paths = [store / FEATURES / file.path for _, _, file in files]
-        problems = pool.map(look, paths, [file for _, _, file in files])
-        shown = tqdm(problems, "verify", len(files), unit="file", disable=None)
-        found += [
-            Finding(str(path), problem, shard, generation)
-            for (generation, shard, _), path, problem in zip(files, paths, shown, strict=True)
-            if problem is not None
-        ]
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="verify", unit="file", disable=None) as bar:
+        bar.total = sum(len(plan.arrays_of(generation, shard)) for generation, _, shards in logs for shard in shards)
+        files = _files(plan, logs)
+        while some := list(islice(files, _AT_ONCE)):  # of millions of files, not all at a time are in memory
+            paths = [store / FEATURES / file.path for _, _, file in some]
+            problems = pool.map(look, paths, [file for _, _, file in some])
+            found += [
+                Finding(str(path), problem, shard, generation)
+                for (generation, shard, _), path, problem in zip(some, paths, problems, strict=True)
+                if problem is not None
+            ]
+            bar.update(len(some))
     return found
+
+
+def _files(plan: Plan, logs: list[tuple[int, CommitLog, list[int]]]) -> Iterator[tuple[int, int, FileRecord]]:
+    """Every committed file with its generation and shard; files of dropped arrays are gone."""
+    for generation, records, shards in logs:
+        for shard in shards:
+            used = {spec.name for spec in plan.arrays_of(generation, shard)}
+            yield from ((generation, shard, file) for name, file in records[shard].files.items() if name in used)
 
 
 def bad_shards(findings: list[Finding]) -> dict[int, list[int]]:
