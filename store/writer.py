@@ -118,23 +118,24 @@ class StoreWriter:
         Raises NonFinite (exit 3) naming the images whose features are not numbers, LeaseLost (exit 6) if another worker
         took the shard over: nothing is published then.
         """
-        rows = self.plan.rows(shard)
-        if not failures.keys() <= set(rows):
-            raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
-        generations = self.missing_generations(shard)
-        parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
-        filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
-        lease = lease or Lease.take(self.path, shard, self.stall_seconds)
-        if lease is None:
-            raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
         try:
+            rows = self.plan.rows(shard)
+            if not failures.keys() <= set(rows):
+                raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
+            generations = self.missing_generations(shard)
+            parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
+            filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
+            lease = lease or Lease.take(self.path, shard, self.stall_seconds)
+            if lease is None:
+                raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
             with _disk(self.path, self.plan.total_bytes):
                 return [
                     self._publish(one, shard, {s.name: filled[s.name] for s in part}, failures, telemetry, lease)
                     for one, part in parts.items()
                 ]
         finally:
-            lease.release()
+            if lease is not None:
+                lease.release()
 
     def _publish(
         self, generation: int, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
