@@ -14,7 +14,7 @@ question one question
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,9 +103,10 @@ class Layout:
 
     spec: ArraySpec
     shard_images: int
+    codec: Codec = "none"
 
-    CRC_BYTES = 4
-    INDEX_ENTRY_BYTES = 16
+    CRC_BYTES: ClassVar[int] = 4
+    INDEX_ENTRY_BYTES: ClassVar[int] = 16
 
     @property
     def stride(self) -> int:
@@ -118,7 +119,7 @@ class Layout:
         return self.shard_images if self.spec.per_image_chunks else 1
 
     def file_bytes(self, rows: int) -> int:
-        """Size of the file of a shard that holds `rows` images."""
+        """Size of the file of a shard that holds `rows` images, uncompressed."""
         index = self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
         if self.spec.per_image_chunks:
             return rows * self.stride + index

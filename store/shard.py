@@ -66,7 +66,7 @@ def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> F
     return write_aside(root, layout, shard, rows).settle()
 
 
-def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any], codec: Codec = "none") -> Aside:
+def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
     """Write the rows of a shard to a `.partial` of its own, and fsync it; nothing is left of it if that fails.
 
     `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
@@ -84,13 +84,13 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any], code
     try:
         with partial.open("wb") as file:
             writer = _Checked(file)
-            _write_payload(writer, layout, np.ascontiguousarray(rows), codec)
+            _write_payload(writer, layout, np.ascontiguousarray(rows))
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc, codec=codec))
+    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc, codec=layout.codec))
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -113,7 +113,7 @@ class _Checked:
         self.crc = crc(data, self.crc)
 
 
-def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any], codec: Codec) -> None:
+def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any]) -> None:
     if layout.spec.per_image_chunks:
         chunks = [rows[number : number + 1] for number in range(len(rows))]
     else:
@@ -123,7 +123,7 @@ def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any], codec: Cod
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     for number, chunk in enumerate(chunks):
         data = chunk.reshape(-1).view(np.uint8)
-        if codec == "zstd":
+        if layout.codec == "zstd":
             data = np.frombuffer(Zstd(ZSTD_LEVEL).encode(data), np.uint8)
         index[number] = (out.written, len(data) + layout.CRC_BYTES)
         out.write(data)
