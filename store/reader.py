@@ -240,10 +240,11 @@ class FeatureStore:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
         record, layout = commit.files[name], self.plan.layout(name)
         rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
-        with _damage(self._folder / FEATURES / name):
-            if self._remote is not None:
+        if self._remote is not None:
+            with self._remote.naming(), _damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
-            if self._access == "zarr" or record.codec != "none":
+        if self._access == "zarr" or record.codec != "none":
+            with _damage(self._folder / FEATURES / name):
                 return ZarrShard(_array(self._features, name), rows, dtype, repair)
         chunks = len(rows) if layout.spec.per_image_chunks else 1
         verified = self._verified.setdefault((name, shard), np.zeros(chunks, bool))

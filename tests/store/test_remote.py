@@ -232,3 +232,11 @@ def test_opening_imports_no_framework(copy):
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_metadata_that_vanishes_after_opening_is_an_error_that_names_the_url(copy):
+    store = FeatureStore.open(copy.url)
+    copy.remove(f"{FEATURES}/large/zarr.json")
+    with pytest.raises(IntegrityError, match=f"{copy.url}/{FEATURES}/large is damaged") as caught:
+        store.gather("large", [0])
+    assert tempfile.gettempdir() not in str(caught.value)
