@@ -8,8 +8,12 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content`: written aside, fsynced, renamed, directory fsynced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _write_aside(path, content)
-    Path(aside).replace(path)
+    aside = Path(_write_aside(path, content))
+    try:
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
@@ -39,9 +43,13 @@ def sync_directory(folder: Path) -> None:
 def _write_aside(path: Path, content: bytes | str) -> str:
     data = content.encode() if isinstance(content, str) else content
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o644)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
     return aside

@@ -3,6 +3,8 @@
 import errno
 import io
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -92,6 +94,8 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     """Run a click group and leave the process with the exit code of the design's table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     stop_on_sigterm()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored for us
+        signal.signal(signal.SIGINT, _on_sigint)
     for stream in (sys.stdout, sys.stderr):  # no name, path or locale may turn a result into a UnicodeEncodeError
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -129,3 +133,15 @@ def stop_on_sigterm() -> None:
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise Interrupted("stopped by SIGTERM; run the same command again to go on")
+
+
+def _on_sigint(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C ends what is under way in order; whoever presses it again does not wait for that."""
+    signal.signal(signal.SIGINT, _leave_now)
+    raise KeyboardInterrupt
+
+
+def _leave_now(number: int, frame: FrameType | None) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(130)

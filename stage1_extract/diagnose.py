@@ -159,7 +159,7 @@ def run(experiment: Experiment, sample: int, as_json: bool) -> int:
     refusals = list(_refusals(bench))
     found: dict[str, Explanation] = {}
     likely: Hypothesis | None = None
-    for name in store.arrays:
+    for name in (one for one in store.arrays if one in _MAKERS):
         found[name], choices = explain(bench, name, likely)
         likely = choices if found[name].known and likely is None else likely
     extra = _projector_cause(bench, found)
@@ -172,6 +172,7 @@ def run(experiment: Experiment, sample: int, as_json: bool) -> int:
         "refusals": refusals,
         "causes": [vars(cause) for cause in causes],
         "unknown": unknown,
+        "not_examined": [name for name in store.arrays if name not in _MAKERS],
         "arrays": {name: one.as_json() for name, one in found.items()},
     }
     click.echo(json.dumps(result) if as_json else _as_text(result))
@@ -246,11 +247,10 @@ def _suspicions(bench: Bench, name: str) -> tuple[Callable[[Hypothesis, int], Te
     if name == "cls_attention":
         axes["layer"] = [choice for choice in axes["layer"] if choice.value is not None and choice.value[-1] > 0]
         axes["order"] = order_axis(half.facts.grid)
-    makers = {"raw": _raw, "projected": _projected, "cls_hidden": _cls_hidden, "cls_attention": _cls_attention}
 
     def make(hypothesis: Hypothesis, image: int) -> Tensor:
         options = {key: value for axis in PROCESSOR_AXES for key, value in hypothesis[axis].value.items()}
-        made = makers[name](bench, hypothesis, bench.every_layer(options, image))
+        made = _MAKERS[name](bench, hypothesis, bench.every_layer(options, image))
         return made.to(torch_dtype(dtype)).cpu()
 
     return make, axes
@@ -289,6 +289,10 @@ def _cls_attention(bench: Bench, hypothesis: Hypothesis, seen: EveryLayer) -> Te
     attention = seen.cls_attention[hypothesis["layer"].value[-1] - 1]
     by_patch = attention.transpose(1, 2)
     return ordered(by_patch, hypothesis["order"].value, has_cls_row=False).transpose(1, 2).contiguous()
+
+
+_MAKERS = {"raw": _raw, "projected": _projected, "cls_hidden": _cls_hidden, "cls_attention": _cls_attention}
+"""The arrays that are examined: others are made by the same forward, and compared by `verify --live`."""
 
 
 def _rounded(tensor: Tensor, through: Any) -> Tensor:
@@ -331,7 +335,7 @@ def _projector_cause(bench: Bench, found: Mapping[str, Explanation]) -> list[Cau
 
 
 def _spread_out(store: FeatureStore, sample: int) -> list[int]:
-    rows = [row for row in store.committed_rows if row not in store.failures]
+    rows = [row for row in store.committed_rows if row not in store.failures and store.ids.names(row)]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
     count = min(sample, len(rows))
@@ -366,6 +370,8 @@ def _as_text(result: Mapping[str, Any]) -> str:
                 f"{'':<14}against the model's own: max |diff| {one['max_abs_diff']:.6f}, mean |diff| "
                 f"{one['mean_abs_diff']:.6f}, allclose(atol=1e-5) {one['allclose']}"
             )
+    if result["not_examined"]:
+        lines.append(f"not examined: {', '.join(result['not_examined'])}; `verify --live` compares them bit for bit")
     causes = [cause["detail"] for cause in result["causes"]]
     verdict = "CAUSES   " + "; ".join(causes) if causes else "SOUND    the store holds what its config asks for"
     if result["unknown"]:

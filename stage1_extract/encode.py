@@ -1,13 +1,13 @@
 """The one place that calls a vision tower."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stage1_extract.attention import ClsAttention
+from stage1_extract.arrays import CAPTURED, captured, hidden_mean, layers_of
+from stage1_extract.attention import AttentionTap, cls_row
 from stage1_extract.tower import Tower, TowerFacts
 from store.projectors import Projector, project_image
 
@@ -43,6 +43,11 @@ class VisionHalf:
     arrays: frozenset[str]
     """Which arrays to make; see `encode`."""
 
+    def tap(self) -> AttentionTap:
+        """On every layer; nothing is asked for yet."""
+        layers = self.kind.layers(self.tower)
+        return AttentionTap({n: self.kind.query_and_key(one) for n, one in enumerate(layers)}, self.facts.heads)
+
 
 @torch.no_grad()
 def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> dict[str, Float[Tensor, "image ..."]]:
@@ -53,17 +58,25 @@ def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> d
     cls_hidden     (image, hidden)         the CLS row of the same layers
     cls_attention  (image, head, patch)    float32; the CLS row's attention in the layer that makes the (last listed)
                                            features; the CLS -> CLS column dropped, not renormalised
+    and what else stage1_extract/arrays.py knows.
     """
-    states, attention = _forward(half, pixels)
+    facts, features = half.facts, half.selection.layers
+    asked = [name for name in CAPTURED if name in half.arrays]
+    tap = half.tap()
+    for name in asked:
+        for layer in layers_of(CAPTURED[name].where, facts, features):
+            tap.want(layer, CAPTURED[name].reduction)
+    with tap:
+        states = half.tower(pixels, output_hidden_states=True).hidden_states
     raw = half.selection.of(states)
-    arrays: dict[str, Tensor] = {"raw": raw}
+    arrays: dict[str, Tensor] = {"raw": raw} if "raw" in half.arrays else {}
     if "projected" in half.arrays:
         arrays["projected"] = torch.cat([project_image(half.projector, raw[i : i + 1]) for i in range(len(raw))])
     if "cls_hidden" in half.arrays:
-        arrays["cls_hidden"] = torch.cat([states[layer][:, 0] for layer in half.selection.layers], dim=-1)
-    if attention is not None:
-        arrays["cls_attention"] = attention[:, :, 1:].contiguous()
-    return {name: array for name, array in arrays.items() if name in half.arrays}
+        arrays["cls_hidden"] = torch.cat([states[layer][:, 0] for layer in features], dim=-1)
+    if "hidden_mean" in half.arrays:
+        arrays["hidden_mean"] = hidden_mean(states, facts)
+    return arrays | {name: captured(name, tap, facts, features, raw.dtype) for name in asked}
 
 
 @dataclass(frozen=True)
@@ -81,20 +94,10 @@ class EveryLayer:
 @torch.no_grad()
 def encode_every_layer(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> EveryLayer:
     """One forward of the tower, with nothing selected."""
-    layers = half.kind.layers(half.tower) if half.facts.has_cls else ()
-    taps = [ClsAttention(*half.kind.query_and_key(layer), half.facts.heads) for layer in layers]
-    with ExitStack() as stack:
-        for tap in taps:
-            stack.enter_context(tap)
+    layers, tap = range(half.facts.layers if half.facts.has_cls else 0), half.tap()
+    for layer in layers:
+        tap.want(layer, cls_row)
+    with tap:
         found = half.tower(pixels, output_hidden_states=True)
-    attention = tuple(tap.weights()[:, :, 1:].contiguous() for tap in taps)
+    attention = tuple(tap.found[layer, cls_row][:, :, 1:].contiguous() for layer in layers)
     return EveryLayer(tuple(found.hidden_states), found.last_hidden_state, attention)
-
-
-def _forward(half: VisionHalf, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    if "cls_attention" not in half.arrays:
-        return half.tower(pixels, output_hidden_states=True).hidden_states, None
-    layer = half.kind.layers(half.tower)[half.selection.layers[-1] - 1]
-    with ClsAttention(*half.kind.query_and_key(layer), half.facts.heads) as tap:
-        states = half.tower(pixels, output_hidden_states=True).hidden_states
-    return states, tap.weights()

@@ -42,10 +42,10 @@ class Batch:
 
 
 def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
-    """The visual tokens that go on: all patches were projected, only then is selected."""
-    if pruned.index is None:
-        assert pruned.tokens is not None
+    """The visual tokens that go on: all patches were projected, only then is selected; merges are made by now."""
+    if pruned.tokens is not None:
         return pruned.tokens
+    assert pruned.index is not None and pruned.merge is None
     return projected.gather(1, pruned.index[..., None].expand(-1, -1, projected.shape[-1]))
 
 

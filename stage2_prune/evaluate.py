@@ -19,6 +19,7 @@ from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, check_budgets, configured_pruners, plan
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
+from stage2_prune.merging import make_merged
 from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
@@ -119,7 +120,7 @@ def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, pre
     cell = progress.cell
     seen = batch.tokens.only(cell.pruner.needs)
     start = _now(session)
-    pruned = cell.pruner.prune(seen, cell.keep)
+    pruned = make_merged(cell.pruner.prune(seen, cell.keep), batch, session.features.project)
     progress.selector_seconds += _now(session) - start
     progress.images += len(batch.tokens.image_ids)
     section = session.experiment.eval

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,25 +49,42 @@ class VisualTokens:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Visual tokens as weighted sums of an image's rows: the one form in which methods merge."""
+
+    weights: Float[Tensor, "image kept row"]
+    """float32. Rows are the patches in raster order; one row more is the CLS row, which comes after them."""
+    space: Literal["raw", "projected"]
+    """`raw`: of raw rows (and `cls_hidden`), projected afterwards; `projected`: of projected rows, where the CLS row has none."""
+
+
+@dataclass(frozen=True)
 class Pruned:
     """The visual tokens that go on to the language model.
 
-    A selection names patches by `index`, and their projected features are gathered from the store. A merging
-    method has no index: it hands over its own `tokens`, already in the language model's embedding space.
+    A selection names patches by `index`, and their projected features are gathered from the store. A merging method says
+    by `merge` what its tokens are made of; with an `index` too, it also says where each of them stands, as `original`
+    positions need. `tokens` are in the language model's embedding space: what `stage2_prune.merging` makes of a `merge`.
     """
 
-    index: Int[Tensor, "image kept"] | None
+    index: Int[Tensor, "image kept"] | None = None
+    merge: Merge | None = None
     tokens: Float[Tensor, "image kept embed"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.index is None) == (self.tokens is None):
+        lengths = {found.shape[1] for found in self._said}
+        if len(lengths) != 1:
             raise PrunerMisused(
-                "a pruner returns either the kept patches' index or merged tokens: give exactly one of them"
+                f"expected from a pruner the index or the merge of its kept tokens, or both for as many, got {len(lengths)} "
+                "different numbers of them: give at least one"
             )
 
     @property
     def kept(self) -> int:
         """Visual tokens per image that enter the language model."""
-        returned = self.tokens if self.index is None else self.index
-        assert returned is not None
-        return returned.shape[1]
+        return self._said[0].shape[1]
+
+    @property
+    def _said(self) -> list[Tensor]:
+        weights = None if self.merge is None else self.merge.weights
+        return [found for found in (self.index, weights, self.tokens) if found is not None]

@@ -119,8 +119,11 @@ def publish(store: Path, record: CommitRecord, generation: int = 0) -> bool:
         return False
     text = record.sealed().model_dump_json(indent=1) + "\n"
     published = publish_once(_single_path(folder, record.shard), text)
-    # A compaction may have taken an older record away between the two: what it wrote counts, ours is ignored.
-    return published and record.shard not in _compacted_log(folder).lines
+    # A compaction may have taken an older record away between the two: what it wrote counts, be it ours or not.
+    compacted = _compacted_log(folder)
+    if published and record.shard in compacted.lines:
+        return compacted.record(record.shard) == CommitRecord.model_validate_json(text)
+    return published
 
 
 def read_commits(store: Path, generation: int = 0) -> CommitLog:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from configs.experiment import Experiment
+from stage1_extract.arrays import NAMES, lacking, specs
 from stage1_extract.attention import ATTENTION
 from stage1_extract.encode import Selection, VisionHalf, encode
 from stage1_extract.errors import UnsupportedModel, WrongWeights
@@ -25,11 +26,10 @@ from store.plan import Geometry
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
 from store.reader import ProjectorState
-from store.schema import ArraySpec, Dtype
+from store.schema import Dtype
 from store.tensors import dtype_name, to_storage, torch_dtype
 
 TOWER = "vision_tower."
-KNOWN_ARRAYS = ("raw", "projected", "cls_hidden", "cls_attention")
 
 
 class Llava(Family):
@@ -42,24 +42,14 @@ class Llava(Family):
         """Geometry and arrays from the config."""
         facts = kind_of_tower(config.vision_config).facts(config.vision_config)
         selection = select_features(config, facts)
+        known = specs(
+            facts, selection.layers, selection.drops_cls, experiment.model.dtype, config.text_config.hidden_size
+        )
         wanted, notes = _available(experiment.store.arrays, facts, selection)
-        rows = facts.patches + int(facts.has_cls and not selection.drops_cls)
-        hidden = facts.hidden * len(selection.layers)
-        dtype = experiment.model.dtype
-        layers = {"hidden_states": list(selection.layers)}
-        specs = {
-            "raw": ArraySpec(name="raw", axes=("patch", "hidden"), shape=(rows, hidden), dtype=dtype, attributes=layers),
-            "projected": ArraySpec(
-                name="projected", axes=("patch", "embed"), shape=(rows, config.text_config.hidden_size), dtype=dtype
-            ),
-            "cls_hidden": ArraySpec(name="cls_hidden", axes=("hidden",), shape=(hidden,), dtype=dtype, attributes=layers),
-            "cls_attention": ArraySpec(
-                name="cls_attention", axes=("head", "patch"), shape=(facts.heads, facts.patches), dtype="float32",
-                attributes={"layer": selection.layers[-1] - 1},
-            ),
-        }  # fmt: skip
+        by_name = {spec.name: spec for spec in known}
+        rows = by_name["raw"].shape[0]
         geometry = Geometry(grid=facts.grid, has_cls=facts.has_cls, tokens=rows)
-        return Description(geometry, tuple(specs[name] for name in wanted), notes)
+        return Description(geometry, tuple(by_name[name] for name in wanted), notes)
 
     @classmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
@@ -143,18 +133,14 @@ def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) 
 def _available(
     asked: tuple[str, ...], facts: TowerFacts, selection: Selection
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    unknown = [name for name in asked if name not in KNOWN_ARRAYS]
+    unknown = [name for name in asked if name not in NAMES]
     if unknown:
         raise UnsupportedModel(
-            f"expected store.arrays from {', '.join(KNOWN_ARRAYS)}, got {', '.join(unknown)}: correct the config"
+            f"expected store.arrays from {', '.join(NAMES)}, got {', '.join(unknown)}: correct the config"
         )
-    lacking: dict[str, str] = {}
-    if not facts.has_cls:
-        lacking = dict.fromkeys(("cls_hidden", "cls_attention"), "the tower has no CLS row")
-    elif selection.layers[-1] == 0:
-        lacking = {"cls_attention": "the features are the embeddings, which no attention makes"}
-    notes = tuple(f"{name} is not stored: {lacking[name]}" for name in asked if name in lacking)
-    return tuple(name for name in asked if name not in lacking), notes
+    absent = lacking(facts, selection.layers)
+    notes = tuple(f"{name} is not stored: {absent[name]}" for name in asked if name in absent)
+    return tuple(name for name in asked if name not in absent), notes
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

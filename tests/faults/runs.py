@@ -21,6 +21,8 @@ COMMANDS = {
     "inspect": ("-m", "store", "inspect"),
     "verify": ("-m", "store", "verify"),
     "status": ("-m", "store", "status"),
+    "repair": ("-m", "store", "repair"),
+    "compact": ("-m", "store", "compact"),
 }
 
 
@@ -43,6 +45,12 @@ def config_file(folder: Path, checkpoint: object, **sections: Mapping[str, Any])
     return path
 
 
+def trial(home: Path, folder: Path, **sections: Mapping[str, Any]) -> Path:
+    """The experiment of the fixture `home`, with a run folder of its own."""
+    data = {"images": str(home / "data" / "images"), "questions": str(home / "data" / "questions.jsonl")}
+    return config_file(folder, home / "checkpoint", **{"data": data} | sections)
+
+
 def run(
     command: str,
     *arguments: object,
@@ -52,13 +60,18 @@ def run(
     without: Sequence[str] = (),
     prefix: Sequence[str] = (),
     timeout: float = 120,
+    program: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m …` in `cwd`, and what it said; `env` is added to the environment, `without` taken from it."""
+    """`python -m …` in `cwd`, and what it said; `env` is added to the environment, `without` taken from it.
+
+    `program` is run in place of the module.
+    """
     environment = (
         {k: v for k, v in os.environ.items() if k not in without} | {"PYTHONPATH": str(ROOT)} | dict(env or {})
     )
+    entry = COMMANDS[command] if program is None else ("-c", program, COMMANDS[command][-1])
     done = subprocess.run(
-        [*prefix, sys.executable, *COMMANDS[command], *map(str, arguments)],
+        [*prefix, sys.executable, *entry, *map(str, arguments)],
         cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
         timeout=timeout,
     )  # fmt: skip

@@ -19,38 +19,12 @@ from store.commits import read_commits
 from store.compare import differences_between
 from store.leases import live_leases, process_start
 from store.status import status
+from tests.helpers.broken import DIE, HANG, breaking, site_of
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 23
-BROKEN = """
-import importlib.abc, importlib.util, os, signal, sys, time
-
-def change(worker):
-    encode_shard = worker.Worker._encode_shard
-    def broken(self, lease, decoded):
-        marks = {folder!r}
-        met = [mark for mark in os.listdir(marks) if mark.startswith(str(lease.shard) + "-")]
-        if lease.shard in {shards!r} and len(met) < {times}:
-            open(os.path.join(marks, str(lease.shard) + "-" + str(time.time())), "w").close()
-            {how}
-        return encode_shard(self, lease, decoded)
-    worker.Worker._encode_shard = broken
-
-class Changing(importlib.abc.MetaPathFinder):  # so that no process pays for imports that it does not make itself
-    def find_spec(self, name, path, target=None):
-        if name != "stage1_extract.worker":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (execute(module), change(module))
-        return spec
-
-sys.meta_path.insert(0, Changing())
-"""
-DIE, HANG = "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(1000)"
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +60,10 @@ def run(wanted: Experiment, folder: Path, *flags: str, broken: str | None = None
     """The command line; `broken` is code that every process of it runs first."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     if broken is not None:
-        (folder / "site").mkdir(exist_ok=True)
-        (folder / "site" / "sitecustomize.py").write_text(broken)
-        environment |= {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"}
+        environment |= site_of(folder, broken)
     return subprocess.run(
         command(wanted, folder, *flags), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-
-
-def breaking(folder: Path, shards: list[int], times: int, how: str) -> str:
-    (folder / "marks").mkdir()
-    return BROKEN.format(folder=str(folder / "marks"), shards=shards, times=times, how=how)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -172,9 +139,7 @@ def test_a_hung_worker_is_killed_and_replaced(home, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_no_worker_and_no_lease(home, tmp_path, number, code):
     wanted = experiment(home, tmp_path / "run", workers=2)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    environment = os.environ | site_of(tmp_path, breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
     process = subprocess.Popen(
         command(wanted, tmp_path), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -210,18 +175,40 @@ def test_slurm_jobs_make_the_bytes_of_one_worker(home, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-def test_a_preempted_slurm_job_is_submitted_again_as_it_was(home, tmp_path):
-    from stage1_extract.engines.slurm import Worker
+def test_a_preempted_slurm_job_is_put_back_into_the_queue_and_goes_on(home, tmp_path):
+    wanted = experiment(
+        home, tmp_path / "run", engine="slurm", workers=2, slurm={"cluster": "local", "timeout_min": 30}
+    )
+    preempted = "os.kill(os.getpid(), signal.SIGUSR2)"  # what SLURM is told to send before it takes a machine away
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, preempted))
+    assert done.returncode == 0, done.stderr
+    logs = [path for path in (wanted.run_dir / "slurm").iterdir() if path.suffix in {".err", ".out"}]
+    said = "".join(path.read_text() for path in logs)
+    assert "this job is preempted" in said and "Requeued job" in said
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+    assert live_leases(wanted.store_path, 300.0) == {}
 
-    worker = Worker(experiment(home, tmp_path / "run", engine="slurm"), 1, 2, 0)
-    again = worker.checkpoint()
-    assert again.function == worker and again.args == ()
+
+@pytest.fixture
+def ray_cluster(monkeypatch, tmp_path):
+    """Two nodes of one processor each, so that two actors cannot be on the same; one dies at shard 1."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(breaking(tmp_path, [1], 1, DIE))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_ray_actors_make_the_bytes_of_one_worker_though_one_of_them_is_killed(home, tmp_path):
+def test_ray_actors_on_two_nodes_make_the_bytes_of_one_worker_though_one_of_them_is_killed(home, tmp_path, ray_cluster):
     wanted = experiment(home, tmp_path / "run", engine="ray", workers=2)
-    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, DIE))
+    done = run(wanted, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the actor at shard 1 died" in done.stderr
     assert differences_between(home / "whole" / "store", wanted.store_path) == []

@@ -245,6 +245,19 @@ def test_a_reader_whose_listed_files_are_moved_while_it_reads_them_looks_again(t
     assert read_commits(tmp_path) == sealed(SHARDS)
 
 
+def test_a_record_that_a_compaction_takes_the_moment_it_is_there_is_published(tmp_path, monkeypatch):
+    real = module.publish_once
+
+    def taken(path, text):
+        published = real(path, text)
+        compact(tmp_path)
+        return published
+
+    monkeypatch.setattr(module, "publish_once", taken)
+    assert publish(tmp_path, record(0)) and not publish(tmp_path, record(0))
+    assert read_commits(tmp_path) == sealed([0])
+
+
 def test_writers_compactions_and_readers_at_once_never_lose_a_record(tmp_path):
     done, seen, wrong = threading.Event(), [], []
 

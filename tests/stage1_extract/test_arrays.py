@@ -1,0 +1,147 @@
+"""What is captured beside the features: from the same forward, without a changed bit, and equal to eager attention."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from configs.experiment import Experiment
+from stage1_extract.arrays import CAPTURED, NAMES, hidden_mean_states
+from stage1_extract.diagnose import run as diagnose
+from stage1_extract.extract import extract
+from stage1_extract.verify import encode_again
+from store.reader import FeatureStore
+from store.tensors import from_storage, torch_dtype
+from tests.helpers.checkpoints import tiny_llava
+from tests.helpers.data import tiny_images
+
+IMAGES, LAYERS, HEADS, PATCHES, HIDDEN = 3, 4, 4, 16, 32
+
+
+def extracted(folder: Path, checkpoint: Path, arrays=NAMES, dtype: str = "float32", batch: int = 1) -> FeatureStore:
+    if not (folder / "images").exists():
+        tiny_images(folder / "images", IMAGES)
+    wanted = experiment(folder, checkpoint, arrays, dtype, batch)
+    extract(wanted, overwrite=True)
+    return FeatureStore.open(wanted.store_path)
+
+
+def experiment(folder: Path, checkpoint: Path, arrays=NAMES, dtype: str = "float32", batch: int = 1) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "tiny",
+            "run_dir": str(folder / "run"),
+            "model": {"checkpoint": str(checkpoint), "device": "cpu", "dtype": dtype},
+            "data": {"images": str(folder / "images")},
+            "store": {"shard_images": 2, "arrays": list(arrays)},
+            "extract": {"tower_batch": batch},
+        }
+    )
+
+
+def array(store: FeatureStore, name: str, row: int) -> torch.Tensor:
+    return from_storage(store.gather(name, [row]), store.arrays[name].dtype)[0]
+
+
+@torch.no_grad()
+def eager(folder: Path, checkpoint: Path, store: FeatureStore, row: int, dtype: str = "float32"):
+    """Stock hidden states and attention weights, and the keys and queries of every layer."""
+    from transformers import AutoImageProcessor, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch_dtype(dtype), attn_implementation="eager"
+    )
+    tower, seen = model.model.vision_tower.eval(), {}
+    for name, module in tower.named_modules():
+        if name.endswith(("q_proj", "k_proj")):
+            module.register_forward_hook(lambda _, given, made, name=name: seen.__setitem__(name, made[0].float()))
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    with Image.open(folder / "images" / store.ids.names(row)[0]) as image:
+        pixels = processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"].to(torch_dtype(dtype))
+    found = tower(pixels, output_hidden_states=True, output_attentions=True)
+    queries, keys = (
+        [seen[name] for name in sorted(seen) if name.endswith(kind)] for kind in ("q_proj", "k_proj")
+    )  # layers 0..3 in order
+    return found.hidden_states, [weights[0] for weights in found.attentions], queries, keys
+
+
+@pytest.mark.parametrize("vision", ["clip", "dinov2"])
+def test_each_array_equals_what_eager_attention_shows(tmp_path, vision):
+    checkpoint = tiny_llava(tmp_path / "checkpoint", vision=vision)
+    store = extracted(tmp_path, checkpoint)
+    assert set(store.arrays) == set(NAMES)
+    for row in range(IMAGES):
+        states, weights, queries, keys = eager(tmp_path, checkpoint, store, row)
+        by_head = keys[-2].view(1 + PATCHES, HEADS, HIDDEN // HEADS)
+        whole = torch.softmax(queries[-1][0] @ keys[-1].T / HIDDEN**0.5, -1)[1:]
+        late = torch.stack([states[s][0, 1:] for s in hidden_mean_states(LAYERS)]).mean(0)
+        expected = {
+            "cls_attention": weights[-2][:, 0, 1:],
+            "cls_attention_layers": torch.stack([one[:, 0, 1:].mean(0) for one in weights]),
+            "received_attention": torch.stack([one.mean((0, 1))[1:] for one in weights]),
+            "self_attention_diagonal": weights[-2].diagonal(dim1=1, dim2=2).mean(0)[1:],
+            "keys": by_head.mean(1),
+            "last_layer_keys": keys[-1][1:],
+            "last_layer_attention": whole,
+            "hidden_mean": late,
+        }
+        assert set(expected) == {*CAPTURED, "hidden_mean"}
+        for name, values in expected.items():
+            relative = 0 if "attention" in name else 1e-5  # hidden states and keys are not bounded by 1
+            torch.testing.assert_close(
+                array(store, name, row), values, rtol=relative, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_asking_for_all_of_them_changes_no_bit_of_the_features(tmp_path, dtype):
+    checkpoint = tiny_llava(tmp_path / "checkpoint")
+    plain = extracted(tmp_path, checkpoint, ["raw", "projected"], dtype)
+    before = {(name, row): array(plain, name, row) for name in plain.arrays for row in range(IMAGES)}
+    store = extracted(tmp_path, checkpoint, NAMES, dtype)
+    assert all(torch.equal(array(store, name, row), values) for (name, row), values in before.items())
+    kept = {name: spec.dtype for name, spec in store.arrays.items()}
+    assert {name for name, one in kept.items() if one == "float32"} >= {n for n in kept if "attention" in n}
+    assert kept["keys"] == kept["hidden_mean"] == kept["last_layer_keys"] == dtype
+
+
+def test_the_batch_of_the_tower_changes_no_bit_of_any_of_them(tmp_path):
+    checkpoint = tiny_llava(tmp_path / "checkpoint")
+    alone = {
+        (name, row): array(store, name, row)
+        for store in [extracted(tmp_path, checkpoint)]
+        for name in NAMES
+        for row in range(IMAGES)
+    }
+    together = extracted(tmp_path, checkpoint, batch=3)
+    assert together.fingerprint("keys").numeric["batch_invariant"]
+    assert all(torch.equal(array(together, name, row), values) for (name, row), values in alone.items())
+
+
+def test_a_tower_without_a_cls_row_gives_what_does_not_need_one(tmp_path):
+    checkpoint = tiny_llava(tmp_path / "checkpoint", vision="siglip", strategy="full")
+    store = extracted(tmp_path, checkpoint)
+    lacking = {"cls_hidden", "cls_attention", "cls_attention_layers", "last_layer_attention"}
+    assert set(store.arrays) == set(NAMES) - lacking
+    assert sum("the tower has no CLS row" in note for note in store.plan.notes) == len(lacking)
+    assert store.arrays["received_attention"].shape == (LAYERS, PATCHES)
+    assert store.arrays["keys"].shape == (PATCHES, HIDDEN // HEADS)
+    for row in range(IMAGES):
+        received = array(store, "received_attention", row)
+        torch.testing.assert_close(received.sum(-1), torch.ones(LAYERS), rtol=0, atol=1e-5)
+
+
+def test_a_captured_store_is_verified_live_and_diagnosed(tmp_path, capsys):
+    checkpoint = tiny_llava(tmp_path / "checkpoint")
+    extracted(tmp_path, checkpoint)
+    wanted = experiment(tmp_path, checkpoint)
+    assert encode_again(wanted, 2)["unequal"] == []
+    assert diagnose(wanted, 2, as_json=False) == 0
+    assert "not examined: cls_attention_layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("layers", "first", "last"), [(24, 16, 24), (4, 3, 4), (12, 8, 12), (27, 18, 27)])
+def test_published_layers_are_rescaled_to_the_depth_of_a_tower(layers, first, last):
+    found = hidden_mean_states(layers)
+    assert (found[0], found[-1]) == (first, last)
