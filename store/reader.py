@@ -242,10 +242,11 @@ class FeatureStore:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
         record, layout = commit.files[name], self.plan.layout(name)
         rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
-        with _damage(self._folder / FEATURES / name):
-            if self._remote is not None:
+        if self._remote is not None:
+            with self._remote.naming(), _damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
-            if self._access == "zarr" or record.codec != "none":
+        if self._access == "zarr" or record.codec != "none":
+            with _damage(self._folder / FEATURES / name):
                 return ZarrShard(_array(self._features, name), rows, dtype, repair)
         verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from store.leases import Lease, disk_time, live_leases
 from store.manifest import make_manifest, read_manifest, write_manifest
 from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, PROJECTOR, ProjectorState
-from store.schema import ArraySpec, Codec, fill_value
+from store.schema import ArraySpec, Codec, Layout, fill_value
 from store.shard import PARTIAL, ZSTD_LEVEL, Aside, FileRecord, write_aside
 
 LOCK = "writer.lock"
@@ -164,13 +165,16 @@ class StoreWriter:
         asides: dict[str, Aside] = {}
         try:
             for name, values in arrays.items():
-                asides[name] = write_aside(self.path / FEATURES, self.plan.layout(name), shard, values, self._codec)
+                asides[name] = write_aside(self.path / FEATURES, self._layout(name), shard, values)
                 lease.beat()
             self._require_held(lease, generation)
             return {name: aside.settle() for name, aside in asides.items()}
         finally:
             for aside in asides.values():
                 aside.drop()
+
+    def _layout(self, name: str) -> Layout:
+        return replace(self.plan.layout(name), codec=self._codec)
 
     def _require_held(self, lease: Lease, generation: int) -> None:
         if not lease.held or read_commit(self.path, lease.shard, generation) is not None:
