@@ -19,10 +19,10 @@ def prefetched(
 
     What `read` raises is raised here, at its place; a consumer that stops early ends the thread.
     """
-    ready: queue.Queue[tuple[bool, Read | BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[Read] | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(item: tuple[bool, Read | BaseException | None]) -> None:
+    def put(item: tuple[Read] | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.05)
@@ -35,22 +35,22 @@ def prefetched(
             for one in _announced(wanted, announce):
                 if stop.is_set():
                     return
-                put((True, read(one)))
-            put((False, None))
+                put((read(one),))
+            put(None)
         except BaseException as error:
-            put((False, error))
+            put(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            more, item = ready.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif item is None:
+            item = ready.get()
+            if item is None:
                 return
-            else:
-                raise item  # type: ignore[misc]
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+            del item  # or it is held while the next one is waited for
     finally:
         stop.set()
         thread.join()

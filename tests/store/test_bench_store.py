@@ -19,8 +19,8 @@ DEMANDED = [
     "raw: DataLoader(num_workers=0) / memmap loop, fresh",
     "raw: DataLoader(num_workers=0) / memmap loop, one reused",
     "raw: prefetch thread / memmap loop",
-    "anonymous memory over a 0.024 GB stream, gather",
-    "anonymous memory over a 0.024 GB stream, prefetched",
+    "anonymous memory over a 0.24 GB stream, gather",
+    "anonymous memory over a 0.24 GB stream, prefetched",
     "open 1,000 ids",
     "row_of_name",
     "row_of_sha",
@@ -29,12 +29,23 @@ DEMANDED = [
 OTHERS = {"tensorstore", "lmdb", "litdata", "mosaicml-streaming", "webdataset"}
 
 
-def test_the_table_has_all_its_rows(tmp_path):
+def measured(folder, *parts):
     command = [sys.executable, "-m", "tests.benchmarks.store", "--quick", "--json"]
-    command += ["--folder", str(tmp_path), "--others", str(tmp_path / "not built")]
+    command += ["--folder", str(folder), "--others", str(folder / "not built"), *parts]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    assert list(folder.iterdir()) == []
+    return json.loads(done.stdout)
+
+
+def test_streaming_takes_its_buffers_and_16_mb_however_much_is_streamed(tmp_path):
+    lines = measured(tmp_path, "memory")["lines"]
+    assert len(lines) == 2
+    assert all(line["measured"] <= line["most"] < 60 for line in lines), lines  # of 240 MB
+
+
+def test_the_table_has_all_its_rows(tmp_path):
+    found = measured(tmp_path)
     demanded = [line["check"] for line in found["lines"] if line["least"] is not None or line["most"] is not None]
     assert len(demanded) == len(DEMANDED)
     for check in DEMANDED:
@@ -44,4 +55,3 @@ def test_the_table_has_all_its_rows(tmp_path):
     assert {"h5py", "safetensors", ".pt"} <= {
         word for name in found["containers"] for word in name.replace(",", "").split()
     }
-    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, row_bytes
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.timing import random_rows
 
-STREAM_BYTES = 24_000_000 if QUICK else 2_400_000_000
+STREAM_BYTES = 240_000_000 if QUICK else 2_400_000_000
 SLACK = 16e6
 DEPTH = 2
 _POLL_SECONDS = 0.002
