@@ -272,10 +272,11 @@ def page(found: dict[int, dict[str, float]], seconds: float) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     sections = [
         "# How a store grows",
-        f"Written by `python -m tests.benchmarks.scale {' '.join(sys.argv[1:])}` on {time.strftime('%Y-%m-%d')}. LLaVA-1.5's `raw` and `projected` in 16 bit, "
-        "64 images a shard, one name an image. Shard files are sparse, of the right size; plan, ids, commit records and "
-        "folders are real. Times are those of this machine with a warm page cache: what counts is how they grow. Process "
-        "start and imports are not counted. Demands: opening 665,298 images at most 100 ms, a lookup at most 50 us.",
+        f"Written by `python -m tests.benchmarks.scale {' '.join(sys.argv[1:])}` on {time.strftime('%Y-%m-%d')}. "
+        "LLaVA-1.5's `raw` and `projected` in 16 bit, 64 images a shard, one name an image. Shard files are sparse, of the right "
+        "size; plan, ids, commit records and folders are real. Times are those of this machine with a warm page "
+        "cache: what counts is how they grow. Process start and imports are not counted. "
+        "Demands: opening 665,298 images at most 100 ms, a lookup at most 50 us.",
         table(head, rows),
         "*Compacted* means after `python -m store compact STORE`, which moves the commit records, one small file per shard, "
         "into one file. It is worth its while from about 10,000 shards on, where a store is opened often or lies on a network "
