@@ -60,6 +60,8 @@ class FeatureStore:
     (2, 576, 96)
     """
 
+    _recycled = Recycled()  # of all stores together: a store that is opened anew takes over what the last one gave back
+
     def __init__(
         self, path: StoreLocation, folder: Path, remote: RemoteStore | None, plan: Plan, logs: Sequence[CommitLog],
         ids: ImageIds, features: zarr.Group, verify: Verify, access: Access, believe_plan: bool,
@@ -74,7 +76,6 @@ class FeatureStore:
         self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
-        self._recycled = Recycled()
         self._max_files = max_open_files()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" or remote is not None else None
