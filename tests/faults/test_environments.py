@@ -240,7 +240,7 @@ def test_100_000_shards_are_listed_within_a_gigabyte_of_addresses_and_half_of_it
     arguments = [huge, "--quick", "--json"] if command == "verify" else [huge, "--json"]
     done = run(
         command, *arguments, cwd=tmp_path, prefix=shell("ulimit -v 1048576"), program=MEASURED,
-        expect=4 if command == "verify" else 0,
+        expect=4 if command == "verify" else 0, timeout=280,
     )  # fmt: skip
     found = json.loads(done.stdout)
     if command == "status":
