@@ -5,9 +5,10 @@ ICCV 2025, arXiv 2412.01818v2); official code Theia-4869/VisPruner, llava_arch.p
 formula. Published: CLS attention averaged over heads, cosine of `raw`, important_ratio 0.5, 8 patches a round, raster
 order, compact positions.
 
-Quirks: the official code raises where a round would see an odd number of patches, 291 of the budgets 1..576 at the
-published ratio, or would drop more than half of them. `fixed`, the default, goes on (the middle patch counts to the
-first half of a pair) and equals the official selection wherever there is one.
+Quirks: the official code counts what stays of a round's first half as if the number of patches were even and the half
+large enough, and raises where torch cannot broadcast the two counts: at 291 of the budgets 1..576 with the published
+ratio. `fixed`, the default, goes on (of an odd number the first half has one more) and equals the official selection
+wherever there is one.
 """
 
 from dataclasses import dataclass
@@ -59,12 +60,13 @@ class VisPruner(Pruner):
             return rest[:0]
         while (surplus := len(rest) - keep) > 0:
             first, second = rest[0::2], rest[1::2]
-            drop = min(self.per_round, surplus, len(first))
-            if self.quirks == "official" and (len(rest) % 2 or drop < min(self.per_round, surplus)):
+            drop = min(self.per_round, surplus)
+            stay = max(len(first) - drop, 0)
+            if self.quirks == "official" and len(rest) // 2 - drop not in (stay, 1, -1):
                 raise PrunerMisused(
-                    f"the official VisPruner cannot drop {min(self.per_round, surplus)} of {len(rest)} patches in a "
-                    "round: choose another budget or set quirks to fixed"
+                    f"the official VisPruner cannot drop {drop} of {len(rest)} patches in a round: choose another "
+                    "budget or set quirks to fixed"
                 )
             most_repeated_first = ranking(similarity[first][:, second].amax(dim=1))
-            rest = torch.cat([first[most_repeated_first[drop:]], second])
+            rest = torch.cat([first[most_repeated_first[len(first) - stay :]], second])
         return rest
