@@ -37,7 +37,8 @@ def at_angles(*degrees: float, lengths: tuple[float, ...] = ()) -> list[list[flo
 def cosines(features: torch.Tensor) -> np.ndarray:
     """Cosine of every two patches of one image, in float64."""
     exact = features.double().numpy()
-    return np.array([[x @ y / np.sqrt(x @ x) / np.sqrt(y @ y) for y in exact] for x in exact])
+    length = np.sqrt((exact**2).sum(axis=1))
+    return (exact @ exact.T) / np.outer(length, length)
 
 
 def best(scores: dict[int, float], margin: float = 1e-6) -> int:

@@ -45,9 +45,7 @@ def test_a_repeated_patch_is_found_once_and_of_equals_the_lower_one():
 
 def test_on_24x24_patches_a_naive_greedy_finds_the_same():
     tokens = clustered(7, (24, 24), images=1, width=32)
-    unit = tokens.arrays["projected"][0].double().numpy()
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    distance = 1 - unit @ unit.T
+    distance = 1 - cosines(tokens.arrays["projected"][0])
     found = [best(dict(enumerate(np.sort(distance, axis=0)[1])))]
     while len(found) < 64:
         found.append(best({j: d for j, d in enumerate(distance[found].min(axis=0)) if j not in found}))
