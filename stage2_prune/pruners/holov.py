@@ -47,29 +47,26 @@ class Holov(Pruner):
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` patches of each image, chunk by chunk; raises PrunerMisused where the official code keeps fewer."""
-        chosen = self._chosen(tokens, keep)
-        if any(len(index) < keep for index in chosen):
+        index = self.prune(tokens, keep).index
+        if index is None:
             raise PrunerMisused(
                 f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches: call prune, "
                 "choose another budget or set quirks to fixed"
             )
-        return torch.stack(chosen)
+        return index
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """The selection; or tokens, with zero vectors behind, where the official code keeps fewer than asked."""
-        chosen = self._chosen(tokens, keep)
-        if all(len(index) == keep for index in chosen):
-            return Pruned(torch.stack(chosen))
-        kept = [image[index] for image, index in zip(tokens.arrays["projected"], chosen, strict=True)]
-        return Pruned(None, torch.stack([F.pad(image, (0, 0, 0, keep - len(image))) for image in kept]))
-
-    def _chosen(self, tokens: VisualTokens, keep: int) -> list[Int[Tensor, "_"]]:
         attention = tokens.arrays["cls_attention"].mean(dim=1)
-        images = zip(tokens.arrays["projected"].float(), attention, strict=True)
+        images = list(zip(tokens.arrays["projected"], attention, strict=True))
         paper = self.quirks == "paper"
         parts = crops(tokens.grid, math.isqrt(self.chunks)) if paper else runs(tokens.grid, self.chunks)
         chunks = [part.to(tokens.device) for part in parts]
-        return [self._choose(*image, chunks, keep) for image in images]
+        chosen = [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
+        if all(len(index) == keep for index in chosen):
+            return Pruned(torch.stack(chosen))
+        kept = [features[index] for (features, _), index in zip(images, chosen, strict=True)]
+        return Pruned(None, torch.stack([F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in kept]))
 
     def _choose(
         self,

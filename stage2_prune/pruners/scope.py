@@ -51,12 +51,12 @@ class Scope(Pruner):
         exact = similarity.double()  # gains are updated, not summed afresh: in float32 the rounding would add up
         covered = torch.zeros_like(saliency)
         gain = exact.clamp(min=0).sum(dim=0)
+        taken = torch.zeros_like(saliency, dtype=torch.bool)
         found: list[Tensor] = []
         for _ in range(keep):
             score = gain * saliency if self.combine == "multi" else gain + saliency
-            if found:
-                score[torch.stack(found)] = -torch.inf
-            found.append(score.argmax())
+            found.append(score.masked_fill(taken, -torch.inf).argmax())
+            taken[found[-1]] = True
             now = torch.maximum(covered, exact[found[-1]])
             changed = (now > covered).nonzero()[:, 0]
             before = covered[changed, None]
