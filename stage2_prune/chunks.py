@@ -37,3 +37,20 @@ def relieve(quotas: list[int], sizes: list[int], weights: Float[Tensor, " chunk"
         for chunk in roomy[:missing]:
             fitting[chunk] += 1
     return fitting
+
+
+def apportion(
+    keep: int,
+    weights: Int[Tensor, " group"],
+    least: Int[Tensor, " group"],
+    most: Int[Tensor, " group"],
+) -> list[int]:
+    """`keep` within bounds: what `least` leaves in proportion to `weights`, and what `most` cuts off to the heaviest.
+
+    Shares are rounded where they end, not one by one, so that they add up; in float32, as halves are rounded to even.
+    """
+    ends = ((weights / weights.sum()).cumsum(0) * (keep - least.sum())).round().long()
+    quotas = torch.minimum(least + ends.diff(prepend=ends.new_zeros(1)), most)
+    for group in ranking(weights.float()):
+        quotas[group] += torch.minimum(most[group] - quotas[group], keep - quotas.sum())
+    return quotas.tolist()

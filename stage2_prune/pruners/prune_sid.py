@@ -22,6 +22,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from configs.experiment import Positions
+from stage2_prune.chunks import apportion
 from stage2_prune.draw import image_seed
 from stage2_prune.pruner import Order, Pruner
 from stage2_prune.similarity import cosine_similarity
@@ -73,7 +74,10 @@ class PruneSid(Pruner):
         survives = survivors(repeats[order][:, order])
         order = torch.cat([order[survives], order[~survives]])
         members, surviving = component.bincount(), component[order[: survives.sum()]].bincount()
-        quotas = _quotas(members, surviving, budget)
+        most = torch.minimum(surviving, members).clamp(max=5 * math.ceil(budget / 64))
+        while most.sum() < budget:
+            most = torch.minimum(most + 1, members)
+        quotas = apportion(keep, surviving, members.clamp(max=1), most)
         groups = [order[component[order] == group] for group in range(len(members))]
         return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])
 
@@ -87,17 +91,3 @@ class PruneSid(Pruner):
                 torch.default_generator.manual_seed(image_seed(self.seed, image_id) % 2**63)
                 axes = torch.pca_lowrank(features, q=count)[2]
         return axes.abs().argmax(dim=-1)
-
-
-def _quotas(members: Int[Tensor, " group"], surviving: Int[Tensor, " group"], budget: int) -> list[int]:
-    """Tokens of each group: one, and more in proportion to its survivors; budget - 1 in all."""
-    least = members.clamp(max=1)
-    most = torch.minimum(surviving, members).clamp(max=5 * math.ceil(budget / 64))
-    while most.sum() < budget:
-        most = torch.minimum(most + 1, members)
-    rest = budget - 1 - least.sum()
-    share = ((surviving / surviving.sum()).cumsum(0) * rest).round().long()
-    quotas = torch.minimum(least + share.diff(prepend=torch.zeros(1, dtype=torch.long)), most)
-    for group in ranking(surviving.float()):
-        quotas[group] += torch.minimum(most[group] - quotas[group], budget - 1 - quotas.sum())
-    return quotas.tolist()
