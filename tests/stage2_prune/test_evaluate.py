@@ -10,9 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from stage2_prune import evaluate
+from configs import plugin
+from stage2_prune import evaluate, pruners
 from stage2_prune.cells import check_budgets, configured_pruners, plan
 from stage2_prune.errors import NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right, normalise
 from stage2_prune.session import open_session
 from store.errors import StoreError
@@ -80,6 +82,18 @@ def test_all_and_none_appear_once_and_random_is_averaged_over_its_seeds(finished
     assert results["random", 3]["seeds"] == [0, 1]
     assert results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
     assert results["uniform_grid", 3]["positions"] == "original"
+
+
+def test_every_method_that_is_not_trained_is_evaluated_from_the_store_with_defaults(tiny):
+    found = plugin.find_all(pruners, Pruner)
+    names = [name for name, pruner in found.items() if not issubclass(pruner, TrainedPruner)]
+    methods = {"methods": [{"name": name} for name in names], "budgets": [7], "seeds": 1}
+    summary = evaluate.run(tiny(prune=methods, eval={"batch_size": 4, "max_new_tokens": 1, "bootstrap": 50}))
+    results = {row["pruner"]: row for row in summary["results"]}
+    assert results.keys() == set(names)
+    for name, row in results.items():
+        assert row["tokens_per_layer_mean"] == 7 or found[name].budget == "fixed"
+        assert row["positions"] == found[name].positions
 
 
 def test_the_table_and_the_plot_are_written(finished):
