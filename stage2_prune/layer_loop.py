@@ -193,16 +193,13 @@ class LayerLoop(nn.Module):
             self.stopwatch.seconds += self._now(flow) - began
         return shortened(flow, drops, self.positions)
 
-    def _site(
-        self, layer: int, row: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache
-    ) -> Site:
+    def _site(self, layer: int, row: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Site:
         """One question, without its padding and without what may be continued behind it."""
         end = flow.valid.shape[1] - self.continued
         first = int(end - flow.valid[row, :end].sum())
         span, visual = slice(first, end), flow.visual[row, first:end]
         at_first = slice(int((~self.segments[0].valid[row]).sum()), embedded.shape[1] - self.continued)
-        keys = cache.layers[layer - 1].keys
-        assert keys is not None, "the layer before has run"
+        cached: Any = cache.layers[layer - 1]
         return Site(
             layer=layer,
             start=int(visual.int().argmax()),
@@ -210,7 +207,7 @@ class LayerLoop(nn.Module):
             hidden=flow.hidden[row, span],
             before=flow.before[row, span],
             embedded=embedded[row, at_first],
-            keys=keys[row, :, span],
+            keys=cached.keys[row, :, span],
             cos=rotary[0].expand(len(flow.hidden), -1, -1)[row, span],
             sin=rotary[1].expand(len(flow.hidden), -1, -1)[row, span],
             decoder=self.decoder,

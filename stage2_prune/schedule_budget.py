@@ -69,6 +69,11 @@ def resolve(layer: int, depth: int) -> int:
     return min(max(_rounded(layer * depth / PUBLISHED_LAYERS), 1), depth - 1)
 
 
+def resolved(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Published layers in ascending order on a model of `depth` layers; some may coincide on a shallow one."""
+    return tuple(resolve(layer, depth) for layer in sorted(layers))
+
+
 def staged(
     entering: int,
     depth: int,
@@ -76,15 +81,15 @@ def staged(
     counts: Sequence[float],
     merged: Callable[[int], int] = lambda dropped: 0,
 ) -> Schedule:
-    """The schedule that keeps `counts` visual tokens before each of the published `layers`.
+    """The schedule that keeps `counts` visual tokens before each of the ascending `layers`, which may coincide.
 
-    Counts are rounded, at least 1 and at most what is left; of layers that coincide on a shallow model the last counts.
+    Counts are rounded, at least 1 and at most what is left; of layers that coincide the last counts.
     `merged` says how many tokens a method makes of so many dropped ones.
     """
-    wanted = {resolve(layer, depth): count for layer, count in zip(layers, counts, strict=True)}
+    wanted = dict(zip(layers, counts, strict=True))
     stages: list[Stage] = []
     left = entering
-    for layer, count in wanted.items() if depth > 1 else ():
+    for layer, count in wanted.items():
         keep = min(max(_rounded(count), 1), left)
         if keep < left:
             stages.append(Stage(layer, keep, min(merged(left - keep), left - keep)))

@@ -15,7 +15,10 @@ from stage2_prune.top_k import top_k
 from tests.stage2_prune.tokens import ready, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7)]
-CLASSES = plugin.find_all(pruners, Pruner)
+EVERY = plugin.find_all(pruners, Pruner)
+CLASSES = {
+    name: found for name, found in EVERY.items() if found.place == "before_llm"
+}  # test_in_llm_contract: the rest
 
 
 @pytest.fixture(params=GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
@@ -80,12 +83,12 @@ def test_half_precision_features_are_pruned_too(pruner, grid):
     assert pruned(pruner, tokens, keep).index.shape == (3, keep)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_an_error(name):
-    assert dataclasses.is_dataclass(CLASSES[name]) and CLASSES[name].__dataclass_params__.frozen
-    assert TypeAdapter(CLASSES[name]).validate_python({}) == CLASSES[name]()
+    assert dataclasses.is_dataclass(EVERY[name]) and EVERY[name].__dataclass_params__.frozen
+    assert TypeAdapter(EVERY[name]).validate_python({}) == EVERY[name]()
     with pytest.raises(ValidationError):
-        TypeAdapter(CLASSES[name]).validate_python({"no_such_parameter": 1})
+        TypeAdapter(EVERY[name]).validate_python({"no_such_parameter": 1})
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
