@@ -7,7 +7,7 @@ padding and without the answer behind it, so that a method cannot make one depen
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -92,6 +92,7 @@ class Drop:
     """Hidden states of tokens that were made of the others; they stand behind those that stay."""
 
 
+@runtime_checkable
 class Hook(Protocol):
     """What the layer loop calls."""
 

@@ -96,7 +96,7 @@ class LayerLoop(nn.Module):
 
     def __init__(
         self,
-        decoder: LlamaModel,
+        decoder: Any,
         hook: Hook,
         positions: Positions,
         slots: Bool[Tensor, "question token"],

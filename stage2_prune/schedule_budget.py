@@ -78,7 +78,7 @@ def staged(
     entering: int,
     depth: int,
     layers: Sequence[int],
-    counts: Sequence[float],
+    counts: Sequence[int | float],
     merged: Callable[[int], int] = lambda dropped: 0,
 ) -> Schedule:
     """The schedule that keeps `counts` visual tokens before each of the ascending `layers`, which may coincide.
@@ -91,7 +91,7 @@ def staged(
     left = entering
     for layer, count in wanted.items():
         keep = min(max(_rounded(count), 1), left)
-        if keep < left:
+        if keep < left and layer:  # a single layer has nowhere to drop
             stages.append(Stage(layer, keep, min(merged(left - keep), left - keep)))
             left = keep + stages[-1].merged
     return Schedule(depth, entering, tuple(stages))
@@ -114,15 +114,15 @@ def fit(keep: int, patches: int, depth: int, member: Callable[[float], Schedule]
         best = min(best, found, key=lambda one: abs(one.mean - keep))
         low, high = (low, middle) if found.mean > keep else (middle, high)
     if abs(best.mean - keep) > TOLERANCE:
-        where = ", ".join(map(str, least.layers)) or "none"
+        where = f"from layer {least.layers[0]} of {depth} on" if least.layers else f"nowhere in {depth} layers"
         raise Infeasible(
-            f"dropping before layers {where} of {depth}, a mean of {least.mean:g} to {most.mean:g} visual tokens can be "
+            f"dropping tokens {where}, a mean of {least.mean:g} to {most.mean:g} visual tokens can be "
             f"had, not {keep}: change the budget or the method's layers"
         )
     return best
 
 
-def between(tables: Sequence[Sequence[float]], place: float) -> list[float]:
+def between(tables: Sequence[Sequence[int | float]], place: float) -> list[float]:
     """Counts at `place` in [0, 1] on the straight lines from each table to the next, the first at 0, the last at 1.
 
     >>> between([(0, 0), (4, 2), (10, 10)], 0.75)
@@ -133,5 +133,5 @@ def between(tables: Sequence[Sequence[float]], place: float) -> list[float]:
     return [low + share * (high - low) for low, high in zip(tables[segment], tables[segment + 1], strict=True)]
 
 
-def _rounded(value: float) -> int:
+def _rounded(value: int | float) -> int:
     return int(value + 0.5)  # Python's round() goes to even: 2.5 layers would be 2, 3.5 layers 4

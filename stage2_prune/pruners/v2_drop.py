@@ -32,7 +32,7 @@ class V2Drop(InLLMPruner):
             keep,
             patches,
             depth,
-            lambda ratio: staged(patches, depth, layers, [*(patches * ratio**power for power in powers), 1]),
+            lambda ratio: staged(patches, depth, layers, [*(patches * ratio**power for power in powers), 1.0]),
         )
 
     def drop(self, site: Site, keep: int) -> Drop:
