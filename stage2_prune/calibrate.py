@@ -61,7 +61,7 @@ def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list
     """Tokens to delete after each layer, so that on average `keep` enter a layer; `questions` are batches of one."""
     depth: int = language.model.config.num_hidden_layers
     patches = int(questions[0].slots.sum())
-    unpruned = [_probed(language, batch, 0, {}).unpruned for batch in tqdm(questions, "calibrate", disable=None)]
+    unpruned = [_probed(language, batch, 0.0, {}).unpruned for batch in tqdm(questions, "calibrate", disable=None)]
     low, high = 0.0, 1.0
     best: list[int] | None = None
     while high - low > ALPHA_STEP:

@@ -38,7 +38,7 @@ def test_tokens_are_spared_as_long_as_enough_attention_is_left():
     mass = torch.tensor([4.0, 1.0, 2.0, 3.0])
     assert spared(mass, 10.0, 0.3).tolist() == [False, True, True, False]
     assert spared(mass, 10.0, 0.29).tolist() == [False, True, False, False]
-    assert not spared(mass, 10.0, 0.05).any() and not spared(mass, 10.0, 0).any()
+    assert not spared(mass, 10.0, 0.05).any() and not spared(mass, 10.0, 0.0).any()
     assert not spared(mass, 20.0, 0.4).any(), "less than the tolerated is left already"
 
 

@@ -1,5 +1,7 @@
 """PyramidDrop against loops over the attention matrices that a stock model is about to have."""
 
+from itertools import pairwise
+
 import pytest
 
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
@@ -27,4 +29,4 @@ def test_layers_are_a_parameter_on_the_published_scale(positions):
 def test_a_smaller_stage_lies_in_the_one_before():
     stages = list(layers_of(PyramidDrop(), 12).values())
     assert [len(stage) for stage in stages] == sorted((len(stage) for stage in stages), reverse=True)
-    assert all(set(later) < set(earlier) for earlier, later in zip(stages, stages[1:], strict=False))
+    assert all(set(later) < set(earlier) for earlier, later in pairwise(stages))

@@ -1,6 +1,7 @@
 """SparseVLM against loops over a stock model's embeddings and attention, recycled tokens included."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,8 +109,5 @@ def by_hand(model, embedded, start, schedule):
 
 
 def raters_of(embedded, start):
-    class View:
-        text = list(range(start + PATCHES, len(embedded)))
-
-    View.embedded, View.start = embedded, start
-    return raters(View)
+    text = list(range(start + PATCHES, len(embedded)))
+    return raters(SimpleNamespace(embedded=embedded, start=start, text=text))
