@@ -260,7 +260,7 @@ def test_budgets_beyond_the_patches_are_a_config_error(tiny):
 def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
     methods = configured_pruners(tiny(prune__methods=[{"name": "random", "seed": 3}, {"name": "random"}]))
     assert list(methods) == ["random@seed=3", "random"]
-    cells = plan(tiny(prune__budgets=[2], prune__seeds=2), methods, 16)
+    cells, _ = plan(tiny(prune__budgets=[2], prune__seeds=2), methods, 16, 2)
     assert [cell.seed for cell in cells] == [3, 4, 0, 1]
     with pytest.raises(PrunerMisused, match="twice"):
         configured_pruners(tiny(prune__methods=[{"name": "random"}, {"name": "random"}]))
@@ -268,6 +268,7 @@ def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
 
 def test_both_kinds_of_positions_are_evaluated_where_asked_and_fixed_methods_still_once(tiny):
     methods = configured_pruners(tiny())
-    cells = plan(tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1), methods, 16)
+    experiment = tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1)
+    cells, _ = plan(experiment, methods, 16, 2)
     assert len([cell for cell in cells if cell.label == "keep_all"]) == 1
     assert [cell.positions for cell in cells if cell.label == "cls_attention"] == ["original", "compact"]

@@ -19,7 +19,9 @@ from tests.stage2_prune.tokens import REAL, ready, visual_tokens
 GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)
 REAL_BUDGETS = (1, 2, 3, 5, 64, 100, 128, 191, 192, 575, 576)
-CLASSES = plugin.find_all(pruners, Pruner)
+EVERY = plugin.find_all(pruners, Pruner)
+CLASSES = {name: found for name, found in EVERY.items() if found.place == "before_llm"}
+"""Those inside the language model: test_in_llm_contract."""
 
 
 def other_quirks(found):
@@ -119,12 +121,12 @@ def test_an_image_is_pruned_alike_alone_and_in_a_batch_at_real_widths(name):
         assert torch.equal(pruned(pruner, tokens.one(image), keep).index[0], together[image])
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_an_error(name):
-    assert dataclasses.is_dataclass(CLASSES[name]) and CLASSES[name].__dataclass_params__.frozen
-    assert TypeAdapter(CLASSES[name]).validate_python({}) == CLASSES[name]()
+    assert dataclasses.is_dataclass(EVERY[name]) and EVERY[name].__dataclass_params__.frozen
+    assert TypeAdapter(EVERY[name]).validate_python({}) == EVERY[name]()
     with pytest.raises(ValidationError):
-        TypeAdapter(CLASSES[name]).validate_python({"no_such_parameter": 1})
+        TypeAdapter(EVERY[name]).validate_python({"no_such_parameter": 1})
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
