@@ -66,7 +66,7 @@ class Holov(Pruner):
         if all(len(index) == keep for index in chosen):
             return Pruned(torch.stack(chosen))
         kept = [features[index] for (features, _), index in zip(images, chosen, strict=True)]
-        return Pruned(None, torch.stack([F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in kept]))
+        return Pruned(tokens=torch.stack([F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in kept]))
 
     def _choose(
         self,
