@@ -94,7 +94,8 @@ def test_every_method_that_is_not_trained_is_evaluated_from_the_store_with_defau
     assert {found[name].place for name in infeasible} == {"in_llm"}  # two layers cannot average 7 of 16 tokens
     assert results.keys() | infeasible == set(names) and not results.keys() & infeasible
     for name, row in results.items():
-        assert row["tokens_per_layer_mean"] == 7 or found[name].budget == "fixed"
+        mean, budget = row["tokens_per_layer_mean"], found[name].budget
+        assert budget == "fixed" or mean == 7 or (budget == "schedule" and 6 < mean < 7)  # whole tokens in each layer
         assert row["positions"] == found[name].positions
 
 
