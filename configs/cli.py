@@ -17,11 +17,22 @@ import click
 import yaml
 
 from configs.errors import EncodeOnceError, Interrupted
-from configs.experiment import Experiment, Section
+from configs.experiment import Experiment, Section, StoreLocation, store_location
 from configs.load import load
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+
+
+class _StoreParameter(click.Path):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> StoreLocation:  # fmt: skip
+        return store_location(value)
+
+
+STORE = _StoreParameter()
+"""Type of an argument that is the folder or the URL of a store."""
 
 
 def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:

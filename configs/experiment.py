@@ -1,24 +1,41 @@
 """The typed config of one experiment: seven sections, every field with its unit, an unknown key is an error."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
 )
 
+from configs.errors import ConfigError
+
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
 Flops = Literal["macs_vision", "macs_all", "macs_vision_2mlp", "macs_all_2mlp", "flops_vision_2mlp", "flops_all"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
+StoreLocation = Path | str
+"""A folder, or the URL of one in an object store."""
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
+
+
+def store_location(value: Any) -> StoreLocation:
+    """What a store's path says: text stays text only where it is a URL, of which a Path would swallow a slash."""
+    if isinstance(value, str):
+        return value if re.match(r"(s3|gs)://[^/]", value) else Path(value)
+    if isinstance(value, Path):
+        return value
+    raise ValueError("expected a folder, or a URL such as s3://bucket/folder")
 
 
 class Section(BaseModel):
@@ -74,8 +91,8 @@ class DataSection(Section):
 class StoreSection(Section):
     """Where the cached features lie, and which of them are kept."""
 
-    path: Path | None = None
-    """Folder of the feature store; default: `store` in the run directory."""
+    path: Annotated[StoreLocation, PlainValidator(store_location)] | None = None
+    """Folder of the feature store, or `s3://bucket/folder` to read it there; default: `store` in the run directory."""
     arrays: tuple[str, ...] = ("raw", "projected", "cls_hidden", "cls_attention")
     """Names of the arrays to store."""
     shard_images: PositiveInt | None = None
@@ -89,6 +106,8 @@ class ExtractSection(Section):
     """Images per forward of the vision tower; part of the numeric fingerprint."""
     exact_batch: bool = True
     """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
+    capture: Names = ()
+    """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
     max_failures: Failures = "0"
@@ -193,6 +212,20 @@ class Experiment(Section):
     eval: EvalSection = EvalSection()
 
     @property
-    def store_path(self) -> Path:
-        """Folder of the feature store."""
+    def store_location(self) -> StoreLocation:
+        """Where the feature store is read: a folder, or a URL."""
         return self.store.path or self.run_dir / "store"
+
+    @property
+    def store_path(self) -> Path:
+        """Folder of the feature store, to write to; ConfigError (exit 2) where it is a URL."""
+        return local_folder(self.store_location)
+
+
+def local_folder(location: StoreLocation) -> Path:
+    """What is written to must be a folder; ConfigError (exit 2) for a URL, which is only read."""
+    if isinstance(location, Path):
+        return location
+    raise ConfigError(
+        f"expected a folder to write to, got {location}, which is only read: write to a folder and copy it"
+    )

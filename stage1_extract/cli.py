@@ -7,8 +7,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs.cli import experiment_from, experiment_options
-from configs.experiment import Experiment
+from configs.cli import STORE, experiment_from, experiment_options
+from configs.experiment import Experiment, StoreLocation
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -51,14 +51,14 @@ def extract(
 
 
 @group.command()
-@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.argument("store", type=STORE, required=False)
 @experiment_options("model", "data", "extract")
 @click.option("--live", type=click.IntRange(min=1), help="Encode this many images again and compare every bit.")
 @click.option("--sources", is_flag=True, help="Compare every image file with what was encoded.")
 @json_option
 @click.pass_context
 def verify(
-    context: click.Context, store: Path | None, config_path: Path, live: int | None, sources: bool, as_json: bool,
+    context: click.Context, store: StoreLocation | None, config_path: Path, live: int | None, sources: bool, as_json: bool,
     **flags: Any,
 ) -> int:  # fmt: skip
     """Compare STORE (default: the config's) with its images; exit 4 if they differ. Without options, --live 4.
@@ -89,12 +89,14 @@ def reference(batch_folder: Path) -> None:
 
 
 @group.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 @experiment_options("model", "data", "extract")
 @click.option("--sample", type=click.IntRange(min=1), default=4, show_default=True, help="Images to encode again.")
 @json_option
 @click.pass_context
-def diagnose(context: click.Context, store: Path, config_path: Path, sample: int, as_json: bool, **flags: Any) -> int:
+def diagnose(
+    context: click.Context, store: StoreLocation, config_path: Path, sample: int, as_json: bool, **flags: Any
+) -> int:
     """Name what is wrong with STORE from its contents: layer, CLS row, processor, projector, dtype, patch order.
 
     Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
@@ -105,11 +107,13 @@ def diagnose(context: click.Context, store: Path, config_path: Path, sample: int
     return diagnose.run(experiment, sample, as_json)
 
 
-def _of_store(context: click.Context, store: Path | None, config_path: Path, flags: dict[str, Any]) -> Experiment:
+def _of_store(
+    context: click.Context, store: StoreLocation | None, config_path: Path, flags: dict[str, Any]
+) -> Experiment:
     """The experiment that made a store, unless another config is named."""
     if store is None:
         return experiment_from(config_path, flags)
-    saved = store / "config.yaml"
-    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT and saved.is_file():
-        config_path = saved
+    if isinstance(store, Path) and context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
+        saved = store / "config.yaml"
+        config_path = saved if saved.is_file() else config_path
     return experiment_from(config_path, flags | {"store__path": str(store)})

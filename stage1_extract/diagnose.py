@@ -154,7 +154,7 @@ def run(experiment: Experiment, sample: int, as_json: bool) -> int:
     Returns 0 for a store that is what its config asks for, 4 otherwise. Raises StoreMissing, CheckpointMissing and
     DataMissing (exit 5), IntegrityError (exit 4) for damaged bytes, ChangedImage (exit 4).
     """
-    store = FeatureStore.open(experiment.store_path, believe_plan=True)
+    store = FeatureStore.open(experiment.store_location, believe_plan=True)
     bench = Bench(experiment, store, sample)
     refusals = list(_refusals(bench))
     found: dict[str, Explanation] = {}

@@ -45,7 +45,7 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
     """Images of the store whose files are gone or have other content. Names that are trusted (`data.identity: name`) only
     have to be there.
     """
-    store = FeatureStore.open(experiment.store_path)
+    store = FeatureStore.open(experiment.store_location)
     sources = stored_sources(experiment, store.plan, store.ids)
     named = [
         (name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in store.failures
@@ -71,7 +71,7 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
 
     Raises StoreMissing (exit 5) if nothing is extracted yet.
     """
-    store = FeatureStore.open(experiment.store_path)
+    store = FeatureStore.open(experiment.store_location)
     rows = [row for row in store.committed_rows if row not in store.failures and store.ids.names(row)]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")

@@ -42,7 +42,7 @@ class Prediction:
     question: str | None = None
     """As it was asked, without template and `data.post_prompt`; None in files of older versions, as all that follows."""
     visual_tokens: int | None = None
-    """That entered the language model."""
+    """That entered the language model's first layer."""
     choices: dict[str, float] | None = None
     """Log-probability of each of the question's choices, given that the answer is one of them."""
 

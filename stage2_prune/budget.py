@@ -1,16 +1,14 @@
-"""What visual tokens cost inside the language model, and the keep count at which two methods cost the same."""
+"""What visual tokens cost inside the language model: tokens per layer, cache bytes, FLOPs by named convention."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.experiment import Flops
-from stage2_prune.errors import NotComparable, PrunerMisused
+from stage2_prune.errors import NotComparable
 from stage2_prune.language import Language
-
-Match = Literal["mean-tokens", "kept", "kv"]
+from stage2_prune.schedule_budget import Schedule
 
 
 @dataclass(frozen=True)
@@ -49,39 +47,6 @@ def shape_of(language: Language) -> LanguageShape:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Visual tokens of one question, layer by layer."""
-
-    entering: tuple[int, ...]
-    """That enter each layer."""
-    cached: tuple[int, ...]
-    """Whose keys and values each layer holds once the prompt is read; fewer where a method evicts some."""
-
-    @classmethod
-    def flat(cls, layers: int, kept: int) -> "Schedule":
-        """Of a method that drops before the language model: every layer sees the same number."""
-        return cls((kept,) * layers, (kept,) * layers)
-
-    @classmethod
-    def dropping(cls, layers: int, patches: int, left: Mapping[int, int]) -> "Schedule":
-        """Of a method that drops inside it: from layer `l` (from 0) on, `left[l]` tokens go on.
-
-        >>> Schedule.dropping(4, 576, {2: 64}).entering
-        (576, 576, 64, 64)
-        """
-        outside = [layer for layer in left if not 0 <= layer < layers]
-        if outside:
-            raise PrunerMisused(
-                f"expected layers 0 to {layers - 1} to drop tokens at, got {', '.join(map(str, outside))}: "
-                "rescale the layers to this language model"
-            )
-        entering: list[int] = []
-        for layer in range(layers):
-            entering.append(left.get(layer, entering[-1] if entering else patches))
-        return cls(tuple(entering), tuple(entering))
-
-
-@dataclass(frozen=True)
 class Convention:
     """One way in which papers count the language model's prefill; never the tower, the projector or the head."""
 
@@ -100,12 +65,12 @@ class Convention:
         tokens = "visual and text tokens" if self.text else "visual tokens only"
         return f"{operations}, {self.mlp_matrices} MLP matrices, {tokens} ({self.users})"
 
-    def count(self, shape: LanguageShape, entering: Iterable[int], text: int) -> int:
+    def count(self, shape: LanguageShape, tokens_per_layer: Iterable[int], text: int) -> int:
         """Operations of one question's prefill: per layer 4nd^2 + 2n^2d + cndm (less where heads share keys)."""
         attended = shape.heads * shape.head
         projections = 2 * shape.width * (attended + shape.kv_heads * shape.head)
         per_token = projections + self.mlp_matrices * shape.width * shape.mlp
-        tokens = [visual + text if self.text else visual for visual in entering]
+        tokens = [visual + text if self.text else visual for visual in tokens_per_layer]
         return self.per_mac * sum(n * per_token + 2 * n * n * attended for n in tokens)
 
 
@@ -125,7 +90,7 @@ class Price:
 
     tokens_per_layer: tuple[float, ...]
     kv_bytes: int
-    """Keys and values of the visual tokens over all layers, once the prompt is read."""
+    """Keys and values of the visual tokens over all layers: each layer caches what enters it."""
     flops: dict[Flops, float]
     """Of the prefill, under every convention."""
 
@@ -144,11 +109,11 @@ def price(shape: LanguageShape, asked: Iterable[tuple[Schedule, int]]) -> Price:
         return sum(times * value(*question) for question, times in counts.items()) / total
 
     def operations(convention: Convention) -> float:
-        return mean(lambda schedule, text: convention.count(shape, schedule.entering, text))
+        return mean(lambda schedule, text: convention.count(shape, schedule.tokens_per_layer, text))
 
     return Price(
-        tuple(mean(lambda schedule, _, layer=layer: schedule.entering[layer]) for layer in range(shape.layers)),
-        round(mean(lambda schedule, _: sum(schedule.cached) * shape.kv_bytes)),
+        tuple(mean(lambda schedule, _, layer=layer: schedule.tokens_per_layer[layer]) for layer in range(shape.layers)),
+        round(mean(lambda schedule, _: sum(schedule.tokens_per_layer) * shape.kv_bytes)),
         {name: operations(convention) for name, convention in CONVENTIONS.items()},
     )
 
@@ -162,38 +127,3 @@ def one_convention(rows: Sequence[Mapping[str, Any]]) -> Flops:
             "set eval.flops to one of them and run eval again, which computes no answer twice"
         )
     return found[0]
-
-
-@dataclass(frozen=True)
-class Infeasible:
-    """A budget that a method cannot meet; reported as such, never as another number."""
-
-    reason: str
-
-
-def matched_keep(match: Match, tokens: int, patches: int, schedule: Callable[[int], Schedule]) -> int | Infeasible:
-    """The keep count at which a method that prunes inside the language model costs as much as `tokens` in every layer.
-
-    `schedule` says what keeping 1 to `patches` tokens gives; it must not fall as the count rises. `mean-tokens` compares
-    what enters the layers and `kv` what they cache, to the nearest count; `kept` takes `tokens` as the count.
-    """
-    if match == "kept":
-        return tokens
-    layers = len(schedule(patches).entering)
-    goal = tokens * layers
-
-    def total(keep: int) -> int:
-        found = schedule(keep)
-        return sum(found.entering if match == "mean-tokens" else found.cached)
-
-    below = bisect_left(range(1, patches + 1), goal, key=total)  # counts that stay under the goal
-    nearest = min({max(below, 1), min(below + 1, patches)}, key=lambda keep: (abs(total(keep) - goal), keep))
-    if below in (0, patches):  # beyond an end the goal may be missed by as much as rounding would, no more
-        end = min(max(below, 1), patches - 1)
-        step = total(end + 1) - total(end) if patches > 1 else 0
-        if 2 * abs(total(nearest) - goal) > step:
-            return Infeasible(
-                f"{tokens} tokens in every layer cannot be met: its mean over {layers} layers is "
-                f"{total(1) / layers:g} to {total(patches) / layers:g} for 1 to {patches} kept; drop at other layers"
-            )
-    return nearest

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from configs.experiment import StoreLocation
 from stage2_prune.assemble import Layout
 from stage2_prune.differences import Pair
 from stage2_prune.features import Excluded
@@ -24,7 +24,7 @@ class Batch:
 class Findings:
     """What was compared, and what came out."""
 
-    store: Path
+    store: StoreLocation
     batches: Sequence[Batch]
     excluded: Sequence[Excluded]
     without: dict[str, str]

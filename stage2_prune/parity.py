@@ -62,7 +62,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     batches = _batches(experiment, features, asked)
     pairs = [Pair(a, b) for a, b in combinations([mode for mode in MODES if mode not in without], 2)]
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
-    findings = Findings(experiment.store_path, batches, excluded, without, right, pairs)
+    findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="parity-", dir=experiment.run_dir) as name:
         folder = Path(name)
@@ -75,8 +75,17 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
 
 
 def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
-    """The method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget."""
-    configured = configured_pruners(experiment)
+    """The method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget.
+
+    Methods inside the language model are left out: they have no mask over the features that it could multiply in.
+    """
+    configured = {
+        label: pruner for label, pruner in configured_pruners(experiment).items() if pruner.place == "before_llm"
+    }
+    if not configured:
+        raise PrunerMisused(
+            "expected a method that prunes before the language model, prune.methods has none: add one, such as keep_all"
+        )
     if experiment.train.pruner in configured:
         return experiment.train.pruner, configured[experiment.train.pruner]
     return next(
@@ -86,7 +95,7 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
 def _open(experiment: Experiment, pruner: Pruner) -> tuple[Features, dict[str, str]]:
     """The store with all that the modes read, as far as it is there, and the modes that it cannot run."""
-    stored = FeatureStore.open(experiment.store_path).arrays
+    stored = FeatureStore.open(experiment.store_location).arrays
     needs = (pruner.needs | {"raw"}) & stored.keys()
     features = open_features(experiment, needs, exact=True)
     return features, reasons(features, pruner)

@@ -34,13 +34,18 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if summary["excluded"]:
         notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
+    notes += [
+        f"{one['pruner']} at {one['keep']} tokens is infeasible: {one['reason']}." for one in summary["infeasible"]
+    ]
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
-    return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, _prices(summary)]) + "\n"
+    return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, *_prices(summary)]) + "\n"
 
 
-def _prices(summary: dict[str, Any]) -> str:
+def _prices(summary: dict[str, Any]) -> list[str]:
     """Tokens, cache and operations of each result, with the convention that counts them in the column's name."""
+    if not summary["results"]:
+        return []
     convention = one_convention(summary["results"])
     header = ["pruner", "tokens/image", "tokens/layer", "KV cache", convention, "selector ms/image"]
     lines = [
@@ -59,7 +64,7 @@ def _prices(summary: dict[str, Any]) -> str:
         f"mean over its layers of the tokens that enter, their KV cache, the prefill as {convention} counts it: "
         f"{summary['flops_conventions'][convention]}. The selector's time is in none of them."
     )
-    return markdown(header, lines, left=(0,)) + "\n" + note
+    return [markdown(header, lines, left=(0,)) + "\n" + note]
 
 
 def _si(number: float | int, unit: str = "") -> str:

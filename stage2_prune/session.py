@@ -43,7 +43,7 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
     for arrays that the store lacks, CheckpointMissing (exit 5), StoreMismatch (exit 4) if the features are
     another model's.
     """
-    store = FeatureStore.open(experiment.store_path)
+    store = FeatureStore.open(experiment.store_location)
     check_shapes(store)
     model = experiment.model
     config = load_config(model.checkpoint, model.revision, model.trust_remote_code)

@@ -1,7 +1,7 @@
 """Predictions -> `summary.json`: one row per (pruner, keep, positions), averaged over seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -10,9 +10,10 @@ from jaxtyping import Int
 
 from stage2_prune import budget
 from stage2_prune.ask import Prediction
-from stage2_prune.cells import Cell
+from stage2_prune.cells import Cell, Unmet
 from stage2_prune.features import Excluded
 from stage2_prune.intervals import by_kind, interval
+from stage2_prune.schedule_budget import Schedule
 from stage2_prune.score import NORMALISATION, normalise
 from stage2_prune.session import Session
 from store.questions import Question
@@ -28,7 +29,11 @@ class Evaluated:
 
 
 def summarise(
-    session: Session, evaluated: Sequence[Evaluated], asked: Sequence[Question], excluded: Sequence[Excluded]
+    session: Session,
+    evaluated: Sequence[Evaluated],
+    asked: Sequence[Question],
+    excluded: Sequence[Excluded],
+    unmet: Sequence[Unmet] = (),
 ) -> dict[str, Any]:
     """All that a program may want to read of an evaluation, as JSON."""
     experiment = session.experiment
@@ -40,6 +45,7 @@ def summarise(
         "n_questions": len(asked),
         "n_images": len({question.image for question in asked}),
         "excluded": [asdict(one) for one in excluded],
+        "infeasible": [asdict(one) for one in unmet],
         "primary": "generate",
         "normalisation": NORMALISATION,
         "exact": session.exact,
@@ -74,6 +80,7 @@ def _row(
         "n_ranked": len(ranked[0]),
         "by_kind": by_kind(right, [question.kind for question in asked]),
         "tokens_per_layer": list(price.tokens_per_layer),
+        "drop_layers": list(cell.schedule.layers),
         "kv_bytes": price.kv_bytes,
         "flops": dict(price.flops),
         "flops_convention": section.flops,
@@ -90,14 +97,13 @@ def _text_tokens(session: Session, asked: Sequence[Question]) -> list[int]:
 
 def _price(session: Session, group: Sequence[Evaluated], text: Sequence[int]) -> budget.Price:
     """Of what the model was given, not of what was asked for: each prediction says how many tokens entered."""
-    shape = budget.shape_of(session.language)
-    kept = [
-        one.cell.keep if prediction.visual_tokens is None else prediction.visual_tokens
-        for one in group
-        for prediction in one.predictions
-    ]
-    schedules = {count: budget.Schedule.flat(shape.layers, count) for count in set(kept)}
-    return budget.price(shape, zip((schedules[k] for k in kept), [*text] * len(group), strict=True))
+    schedules = [_entered(one.cell.schedule, prediction) for one in group for prediction in one.predictions]
+    return budget.price(budget.shape_of(session.language), zip(schedules, [*text] * len(group), strict=True))
+
+
+def _entered(schedule: Schedule, prediction: Prediction) -> Schedule:
+    count = prediction.visual_tokens
+    return schedule if count in (None, schedule.entering) else replace(schedule, entering=count)
 
 
 def _disagree(prediction: Prediction) -> bool:

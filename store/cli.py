@@ -1,4 +1,4 @@
-"""`python -m store`: look into a store, export it. `--help` and `inspect` import neither torch nor transformers."""
+"""`python -m store`: look into a store, move it. `--help` and `inspect` import neither torch nor transformers."""
 
 import json
 import subprocess
@@ -8,40 +8,50 @@ from typing import Any
 
 import click
 
-from configs.cli import experiment_from, experiment_options
+from configs.cli import STORE, experiment_from, experiment_options
+from configs.experiment import StoreLocation, local_folder
 
 
 @click.group()
 def group() -> None:
-    """The cached features: what is in a store, and HDF5 out of it."""
+    """The cached features: what is in a store, whether it is whole, and other forms of it."""
+
+
+def _location(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]) -> StoreLocation:
+    return path or experiment_from(config_path, flags).store_location
+
+
+def _folder(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]) -> Path:
+    return local_folder(_location(path, config_path, flags))
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def inspect(path: Path | None, config_path: Path, as_json: bool, **flags: Any) -> None:
+def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
     """Print arrays, fingerprints, committed and missing shards and failures of PATH (default: the config's store)."""
     from store.inspect import as_text, report
 
-    found = report(path or experiment_from(config_path, flags).store_path)
+    found = report(_location(path, config_path, flags))
     click.echo(json.dumps(found) if as_json else as_text(found))
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--quick", is_flag=True, help="Sizes, metadata and the log only; seconds instead of reading every byte.")
 @click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(path: Path | None, config_path: Path, quick: bool, sources: bool, as_json: bool, **flags: Any) -> int:
+def verify(
+    path: StoreLocation | None, config_path: Path, quick: bool, sources: bool, as_json: bool, **flags: Any
+) -> int:
     """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
     from dataclasses import asdict
 
     from store.verify import verify
 
-    experiment = experiment_from(config_path, flags)
-    found = verify(path or experiment.store_path, quick)
+    found = verify(_location(path, config_path, flags), quick)
     changed = _changed_sources([str(path)] if path else ["--config", str(config_path)]) if sources else []
     if as_json:
         click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))
@@ -67,26 +77,26 @@ def _changed_sources(arguments: list[str]) -> list[str]:
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
-def status(path: Path | None, config_path: Path, as_json: bool, **flags: Any) -> None:
+def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
     """Print how far an extraction into PATH (default: the config's store) is; may be asked while it runs."""
     from store.status import as_text, status
 
-    found = status(path or experiment_from(config_path, flags).store_path)
+    found = status(_location(path, config_path, flags))
     click.echo(json.dumps(found) if as_json else as_text(found))
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--quick", is_flag=True, help="Look at sizes, metadata and the log only.")
-def repair(path: Path | None, config_path: Path, quick: bool, **flags: Any) -> None:
+def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: Any) -> None:
     """Withdraw exactly the damaged shards of PATH (default: the config's store); `make extract` computes them again."""
     from store.repair import repair
 
-    found, shards = repair(path or experiment_from(config_path, flags).store_path, quick)
+    found, shards = repair(_folder(path, config_path, flags), quick)
     for one in found:
         click.echo(str(one))
     listed = ", ".join(str(shard) for bad in shards.values() for shard in bad)
@@ -94,9 +104,9 @@ def repair(path: Path | None, config_path: Path, quick: bool, **flags: Any) -> N
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
-def compact(path: Path | None, config_path: Path, **flags: Any) -> None:
+def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
     """Gather the commit records of PATH (default: the config's store) into one file: opens sooner, above 10,000 shards.
 
     Each shard has a small file of its own until then. Workers and readers may go on meanwhile, and it may be done again.
@@ -104,7 +114,7 @@ def compact(path: Path | None, config_path: Path, **flags: Any) -> None:
     from store.commits import COMPACTED, compact, log_folder
     from store.plan import read_plan
 
-    store = path or experiment_from(config_path, flags).store_path
+    store = _folder(path, config_path, flags)
     for generation in range(read_plan(store).generation + 1):
         records = compact(store, generation)
         click.echo(f"{records} commit records in {log_folder(store, generation) / COMPACTED}")
@@ -112,38 +122,73 @@ def compact(path: Path | None, config_path: Path, **flags: Any) -> None:
 
 @group.command()
 @click.argument("array", type=click.Choice(["projected"]))
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--device", default="auto", show_default=True, help="Device to compute on.")
-def derive(array: str, path: Path | None, config_path: Path, device: str, **flags: Any) -> None:
+def derive(array: str, path: StoreLocation | None, config_path: Path, device: str, **flags: Any) -> None:
     """Make `projected` of PATH (default: the config's store) from its `raw` and its projector, without any image."""
     from store.derive import derive_projected
 
-    store = path or experiment_from(config_path, flags).store_path
+    store = _folder(path, config_path, flags)
     shards = derive_projected(store, device)
     click.echo(f"{shards} shards of {array} written to {store}")
 
 
 @group.command()
 @click.argument("array")
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=STORE, required=False)
 @experiment_options("store")
-def drop(array: str, path: Path | None, config_path: Path, **flags: Any) -> None:
+def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
     """Take ARRAY out of PATH (default: the config's store), and its bytes off the disk."""
     from store.drop import drop
 
-    store = path or experiment_from(config_path, flags).store_path
+    store = _folder(path, config_path, flags)
     click.echo(f"{drop(store, array) / 1e9:.3f} GB freed in {store}")
 
 
 @group.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--hdf5", "out", type=click.Path(path_type=Path), required=True, help="HDF5 file to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-def export(path: Path, out: Path, overwrite: bool) -> None:
-    """Write the committed rows of the store at PATH to one HDF5 file."""
-    from store.export import export_hdf5
+@click.argument("path", type=STORE)
+@click.option("--hdf5", type=click.Path(path_type=Path), help="HDF5 file to write; `import` makes a store of it again.")
+@click.option("--safetensors", type=click.Path(path_type=Path), help="Folder to write, a safetensors file per shard.")
+@click.option("--archive", type=click.Path(path_type=Path), help="Store to write, compressed with zstd and only read.")
+@click.option("--store", type=click.Path(path_type=Path), help="Store to write, as any other: unpacks an archive.")
+@click.option("--overwrite", is_flag=True, help="Replace the HDF5 file if it exists.")
+def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None:
+    """Write what is committed of the store at PATH in another form; exactly one of the four."""
+    named = {form: out for form, out in targets.items() if out is not None}
+    if len(named) != 1:
+        listed = ", ".join(f"--{form}" for form in targets)
+        raise click.UsageError(f"expected exactly one of {listed}, got {len(named)}: name one target")
+    [(form, out)] = named.items()
+    if overwrite and form != "hdf5":
+        raise click.UsageError(f"--overwrite replaces a file, --{form} writes a folder: remove {out} first")
     from store.reader import FeatureStore
 
-    export_hdf5(FeatureStore.open(path), out, overwrite)
+    store = FeatureStore.open(path)
+    if form == "hdf5":
+        from store.hdf5 import export_hdf5
+
+        export_hdf5(store, out, overwrite)
+    elif form == "safetensors":
+        from store.safetensors_export import export_safetensors
+
+        export_safetensors(store, out)
+    else:
+        from store.contents import Contents
+        from store.copies import write_copy
+
+        write_copy(Contents.of(store), out, "zstd" if form == "archive" else "none", store.config)
     click.echo(f"written to {out}", err=True)
+
+
+@group.command("import")
+@click.argument("hdf5", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path))
+def import_(hdf5: Path, store: Path) -> None:
+    """Make a new store at STORE of the file that `export --hdf5` wrote."""
+    from store.copies import write_copy
+    from store.hdf5 import opened
+
+    with opened(hdf5) as contents:
+        write_copy(contents, store)
+    click.echo(f"written to {store}", err=True)

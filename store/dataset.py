@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,7 +26,12 @@ class StoreDataset(Dataset[Any]):
     def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:
         store.require(names)
         self.store, self.names = store, tuple(names)
-        self.rows = [row for row in store.committed_rows if row not in store.failures]
+        whole = np.zeros(store.plan.n_rows, bool)  # a list of millions of numbers is slow, and 400 MB
+        for shard in store.committed_shards:
+            rows = store.plan.rows(shard)
+            whole[rows.start : rows.stop] = True
+        whole[[*store.failures]] = False
+        self.rows = np.flatnonzero(whole)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +42,7 @@ class StoreDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """A batch of images: (image, *shape) by array."""
-        rows = [self.rows[index] for index in indices]
+        rows = np.take(self.rows, indices).tolist()
         return {name: from_storage(self.store.gather(name, rows), self.store.arrays[name].dtype) for name in self.names}
 
     @staticmethod

@@ -4,7 +4,9 @@ from configs.errors import EncodeOnceError
 
 
 class StoreError(EncodeOnceError):
-    """Base of this package's errors."""
+    """Base of this package's errors; on its own, a store that is not the one that is asked for."""
+
+    exit_code = 4
 
 
 class StoreMissing(StoreError):
@@ -81,6 +83,12 @@ class StoreLocked(StoreError):
 
 class NoSpace(StoreError):
     """The disk is full or read-only."""
+
+    exit_code = 7
+
+
+class ArchiveReadOnly(StoreError):
+    """An archive is read and unpacked, never written to."""
 
     exit_code = 7
 

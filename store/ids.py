@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,10 @@ class ImageIds:
             column = self._columns[name]
             created = write_whole(group, name, self._array(name))
             created.attrs.update({"crc32c": column.crc32c, "sha256": column.sha256})
+
+    def columns(self, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Some of the arrays that it is made of; see docs/store-format.md."""
+        return {name: self._array(name) for name in names}
 
     def __len__(self) -> int:
         return self._columns["sha256"].shape[0]

@@ -1,15 +1,15 @@
 """What a store holds, as one JSON-able report and as text; imports neither torch nor transformers."""
 
-from pathlib import Path
 from typing import Any
 
+from configs.experiment import StoreLocation
 from store.ids import printable
 from store.reader import FeatureStore
 
 _SHOWN = 20
 
 
-def report(path: Path) -> dict[str, Any]:
+def report(path: StoreLocation) -> dict[str, Any]:
     """Arrays, fingerprints, committed and missing shards, failures."""
     store = FeatureStore.open(path)
     plan = store.plan
@@ -19,6 +19,7 @@ def report(path: Path) -> dict[str, Any]:
         "generation": plan.generation,
         "images": plan.n_images,
         "identity": plan.identity,
+        "codec": store.codec,
         "geometry": plan.geometry.model_dump(mode="json"),
         "arrays": [
             {
@@ -60,6 +61,8 @@ def as_text(found: dict[str, Any]) -> str:
         f"{array['bytes'] / 1e6:>12,.1f} MB   ({', '.join(array['axes'])})"
         for array in found["arrays"]
     ]
+    if found["codec"] != "none":
+        lines += ["", f"codec      {found['codec']}: an archive, which is only read"]
     lines += ["", f"projector  {found['projector'] or 'none: it could not be reached apart from the model'}"]
     lines += [
         f"shards     {len(shards['committed'])} of {shards['total']} committed, {shards['images_per_shard']} images each"

@@ -8,6 +8,7 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from store.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
 """Of the first generation: where it is, there is a store."""
+FEATURES = "features.zarr"
+"""The Zarr group."""
 
 
 class Geometry(BaseModel):
@@ -76,7 +79,7 @@ class Plan(BaseModel):
     @property
     def parts(self) -> tuple[Segment, ...]:
         """Where the images lie."""
-        return self.segments or (Segment(generation=0, first_row=0, n_images=self.n_images),)
+        return self.segments or _only_part(self.n_images)
 
     @property
     def n_rows(self) -> int:
@@ -161,6 +164,11 @@ class Plan(BaseModel):
     def digest(self) -> str:
         """sha256 of all of it: what a commit record says it was written for."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@lru_cache(8)  # asked for with every shard
+def _only_part(n_images: int) -> tuple[Segment, ...]:
+    return (Segment(generation=0, first_row=0, n_images=n_images),)
 
 
 def plan_path(store: Path, generation: int) -> Path:

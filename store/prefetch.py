@@ -50,6 +50,7 @@ def prefetched(
             if isinstance(item, BaseException):
                 raise item
             yield item[0]
+            del item  # or it is held while the next one is waited for
     finally:
         stop.set()
         thread.join()
@@ -57,12 +58,9 @@ def prefetched(
 
 def _announced(wanted: Iterable[Wanted], announce: Callable[[Wanted], None]) -> Iterator[Wanted]:
     """Each one after its successor was announced."""
-    coming = iter(wanted)
-    for first in coming:
-        announce(first)
-        before = first
-        for one in coming:
-            announce(one)
-            yield before
-            before = one
-        yield before
+    before: list[Wanted] = []  # one or none; what was used up must not be held any longer
+    for one in wanted:
+        announce(one)
+        yield from before
+        before = [one]
+    yield from before

@@ -16,17 +16,19 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from configs.experiment import StoreLocation
 from store.commits import CommitLog, CommitRecord, read_commits
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
 from store.ids import ImageIds
 from store.manifest import HEAL, file_digest, manifest_path, read_manifest
-from store.plan import PLAN, Plan, read_plan
+from store.plan import FEATURES, PLAN, Plan, read_plan
 from store.prefetch import prefetched
-from store.schema import ArraySpec, Dtype, holds_fill
+from store.recycled import Recycled
+from store.remote import RemoteShard, RemoteStore, reached
+from store.schema import ArraySpec, Codec, Dtype, holds_fill
 from store.shard_file import MappedShard, PositionalShard, ShardFile, StoredShard, Verify, ZarrShard
 
-FEATURES = "features.zarr"
 PROJECTOR = "projector"
 READ_THREADS = 16
 """Reads under way at a time with `access="preadv"`."""
@@ -58,11 +60,14 @@ class FeatureStore:
     (2, 576, 96)
     """
 
+    _recycled = Recycled()  # of all stores together: a store that is opened anew takes over what the last one gave back
+
     def __init__(
-        self, path: Path, plan: Plan, logs: Sequence[CommitLog], ids: ImageIds, features: zarr.Group,
-        verify: Verify, access: Access, believe_plan: bool,
+        self, path: StoreLocation, folder: Path, remote: RemoteStore | None, plan: Plan, logs: Sequence[CommitLog],
+        ids: ImageIds, features: zarr.Group, verify: Verify, access: Access, believe_plan: bool,
     ) -> None:  # fmt: skip
         self.path, self.plan, self.logs, self.ids = path, plan, logs, ids
+        self._folder, self._remote = folder, remote
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
         self.failures: dict[int, str] = {row: why for log in logs for row, why in log.failures.items()}
         self._features = features
@@ -73,29 +78,44 @@ class FeatureStore:
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
         self._max_files = max_open_files()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" else None
+        self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" or remote is not None else None
 
     @classmethod
     def open(
-        cls, path: Path, believe_plan: bool = False, verify: Verify = "first-read", access: Access = "mmap"
+        cls, path: StoreLocation, believe_plan: bool = False, verify: Verify = "first-read", access: Access = "mmap"
     ) -> "FeatureStore":
         """Read plan, log and ids; raises StoreMissing (exit 5) or IntegrityError (exit 4).
 
+        `path` is a folder, or a URL such as `s3://bucket/folder`, which is read through zarr whatever `access` says.
         `believe_plan` opens a store whose plan was changed after its shards were committed, to look into it.
         """
-        plan = read_plan(path)
-        features = open_features(path)
-        if not believe_plan:
-            _require_metadata(path, plan)
-        ids = stored_ids(path, plan)
-        logs = [read_commits(path, generation) for generation in range(plan.generation + 1)]
-        store = cls(path, plan, logs, ids, features, verify, access, believe_plan)
-        store._require_own_logs()
+        with reached(path) as (folder, remote):
+            plan = read_plan(folder)
+            features = open_features(folder)
+            if not believe_plan:
+                _require_metadata(folder, plan)
+            ids = stored_ids(folder, plan)
+            logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
+            store = cls(path, folder, remote, plan, logs, ids, features, verify, access, believe_plan)
+            store._require_own_logs()
         return store
 
     def fingerprint(self, name: str) -> Fingerprint:
         """What made an array."""
         return self.plan.fingerprints[name]
+
+    @property
+    def codec(self) -> Codec:
+        """How the shards are compressed: with zstd in an archive."""
+        records = (record for log in self.logs for record in log.values())
+        files = (file for record in records for file in record.files.values())
+        return "none" if (first := next(files, None)) is None else first.codec
+
+    @property
+    def config(self) -> bytes | None:
+        """The resolved config of the extraction, if it was saved beside the features."""
+        saved = self._folder / "config.yaml"
+        return saved.read_bytes() if saved.is_file() else None
 
     @property
     def committed_shards(self) -> list[int]:
@@ -117,13 +137,13 @@ class FeatureStore:
         generation = self.plan.generation_of(name, shard)
         found = self.logs[generation].get(shard)
         if found is not None:
-            require_ours(self.path, self.plan, self.ids, found, generation, self._believe_plan)
+            require_ours(self._folder, self.plan, self.ids, found, generation, self._believe_plan)
         return found
 
     @property
     def projector(self) -> ProjectorState | None:
         """The projector's weights, None where the model's could not be reached."""
-        with _damage(self.path / FEATURES / PROJECTOR):
+        with _damage(self._folder / FEATURES / PROJECTOR):
             group = self._features
             if PROJECTOR not in group:
                 return None
@@ -164,7 +184,7 @@ class FeatureStore:
         """
         spec = self.arrays[name]
         if out is None:
-            out = np.empty((len(rows), *spec.shape), spec.storage)
+            out = self._recycled.empty((len(rows), *spec.shape), spec.storage)
         if self._pool is None:
             for place, row in enumerate(rows):
                 self._read(name, row, out[place])
@@ -222,15 +242,17 @@ class FeatureStore:
         if commit is None:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
         record, layout = commit.files[name], self.plan.layout(name)
-        rows = self.plan.rows(shard)
+        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
+        if self._remote is not None:
+            with self._remote.naming(), _damage(self._folder / FEATURES / name):
+                return RemoteShard(self._remote, name, record, rows, dtype, repair)
         if self._access == "zarr" or record.codec != "none":
-            with _damage(self.path / FEATURES / name):
-                return ZarrShard(_array(self._features, name), rows, self.arrays[name].dtype, self._repair(shard))
-        chunks = len(rows) if layout.spec.per_image_chunks else 1
-        verified = self._verified.setdefault((name, shard), np.zeros(chunks, bool))
+            with _damage(self._folder / FEATURES / name):
+                return ZarrShard(_array(self._features, name), rows, dtype, repair)
+        verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
-        path = self.path / FEATURES / record.path
-        return kind(path, layout, len(rows), record, self._repair(shard), verified, self._verify)
+        path = self._folder / FEATURES / record.path
+        return kind(path, layout, len(rows), record, repair, verified, self._verify)
 
     def _is_committed(self, name: str, shard: int) -> bool:
         return shard in self.logs[self.plan.generation_of(name, shard)]
@@ -240,7 +262,7 @@ class FeatureStore:
         for generation, log in enumerate(self.logs):
             if not self._believe_plan and log.plan_digests - {self.plan.digest_of(generation)}:
                 for record in log.values():
-                    require_ours(self.path, self.plan, self.ids, record, generation, self._believe_plan)
+                    require_ours(self._folder, self.plan, self.ids, record, generation, self._believe_plan)
             if log and not 0 <= min(log) <= max(log) < self.plan.n_shards:
                 raise IntegrityError(
                     f"the commit log of {self.path} is about other images than the plan's: restore both"
@@ -252,6 +274,10 @@ class FeatureStore:
         )
 
     def _repair(self, shard: int) -> str:
+        if self._remote is not None:
+            return f"copy the files of shard {shard} to {self.path} again"
+        if self.codec != "none":
+            return f"{self.path} is an archive, make another of its store"
         return f"`python -m store repair {self.path}` withdraws shard {shard}, and `make extract` computes it again"
 
     def _named(self, row: int) -> str:

@@ -5,16 +5,17 @@ from pathlib import Path
 from store.commits import read_commits, withdraw
 from store.plan import Plan
 from store.verify import Finding, bad_shards, verify
-from store.writer import STALL_SECONDS, lock
+from store.writer import STALL_SECONDS, lock, require_no_archive
 
 
 def repair(store: Path, quick: bool) -> tuple[list[Finding], dict[int, list[int]]]:
     """All findings of `verify`, and the shards that were withdrawn, by generation.
 
     Files stay where they are until they are written again: no record, no data. Raises StoreLocked (exit 6) while
-    someone writes.
+    someone writes, ArchiveReadOnly (exit 7).
     """
     findings = verify(store, quick)
+    require_no_archive(store)
     shards = bad_shards(findings)
     if shards:
         with lock(store, "exclusive", STALL_SECONDS):

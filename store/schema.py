@@ -14,7 +14,7 @@ question one question
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,12 @@ MIN_CHUNK_BYTES = 64 * 1024
 """Arrays with at most this many bytes per image use one chunk per shard instead of one per image."""
 PATCH_ORDER = "raster"
 """Order of the patch axis: row by row, from the top left; part of every fingerprint."""
+Codec = Literal["none", "zstd"]
+"""How the chunks of a file are compressed: not at all, or, in an archive, with zstd."""
 _STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 _BFLOAT16_NAN = 0x7FC0
 
-__all__ = ["ArraySpec", "Dtype", "Layout", "default_shard_images"]
+__all__ = ["ArraySpec", "Codec", "Dtype", "Layout", "default_shard_images"]
 
 
 class ArraySpec(BaseModel):
@@ -52,7 +54,7 @@ class ArraySpec(BaseModel):
     @property
     def storage(self) -> np.dtype[Any]:
         """The numpy dtype on disk, little-endian."""
-        return np.dtype(_STORAGE[self.dtype])
+        return storage_dtype(self.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -78,6 +80,11 @@ class ArraySpec(BaseModel):
         return np.asarray(np.isfinite(flat).all(axis=1))
 
 
+def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """How values of a dtype lie on disk."""
+    return np.dtype(_STORAGE[dtype])
+
+
 def fill_value(dtype: Dtype) -> float | int:
     """NaN, so that what was never written cannot pass for data."""
     return _BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
@@ -96,26 +103,43 @@ class Layout:
 
     spec: ArraySpec
     shard_images: int
+    codec: Codec = "none"
 
-    CRC_BYTES = 4
-    INDEX_ENTRY_BYTES = 16
+    CRC_BYTES: ClassVar[int] = 4
+    INDEX_ENTRY_BYTES: ClassVar[int] = 16
+
+    @property
+    def chunk_images(self) -> int:
+        """Images of one inner chunk."""
+        return 1 if self.spec.per_image_chunks else self.shard_images
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk, without its checksum."""
+        return self.chunk_images * self.spec.row_bytes
 
     @property
     def stride(self) -> int:
-        """Bytes from one image's row to the next, where each is a chunk of its own."""
-        return self.spec.row_bytes + self.CRC_BYTES
+        """Bytes from one chunk to the next."""
+        return self.chunk_bytes + self.CRC_BYTES
 
     @property
     def chunks(self) -> int:
         """Inner chunks of a shard."""
-        return self.shard_images if self.spec.per_image_chunks else 1
+        return self.shard_images // self.chunk_images
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index at the end of a shard, with its checksum."""
+        return self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
+
+    def written_chunks(self, rows: int) -> int:
+        """Inner chunks in the file of a shard that holds `rows` images."""
+        return -(-rows // self.chunk_images)
 
     def file_bytes(self, rows: int) -> int:
-        """Size of the file of a shard that holds `rows` images."""
-        index = self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
-        if self.spec.per_image_chunks:
-            return rows * self.stride + index
-        return self.shard_images * self.spec.row_bytes + self.CRC_BYTES + index
+        """Size of the file of a shard that holds `rows` images, uncompressed."""
+        return self.written_chunks(rows) * self.stride + self.index_bytes
 
     def relative_path(self, shard: int) -> str:
         """Path of a shard's file inside `features.zarr`."""

@@ -3,26 +3,44 @@
 """Writing one shard's file: rows at a fixed stride, a crc32c behind each, the Zarr shard index at the end.
 
 The result is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the
-speed of memory.
+speed of memory. In an archive, zstd comes before the checksum, and chunks are as long as they get.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 from uuid import uuid4
 
 import google_crc32c
 import numpy as np
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from configs.atomic import sync_directory
 from store.errors import StoreError
-from store.schema import Layout
+from store.schema import Codec, Layout
 
 PARTIAL = ".partial"
+ZSTD_LEVEL = 3
 _EMPTY = 2**64 - 1
+_BLOCK = 1 << 24
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open file, wherever it lies."""
+
+    def read(self, size: int = ..., /) -> Any:
+        """So many bytes, or all that are left."""
+        ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go to a place, and say where it is."""
+        ...
 
 
 class FileRecord(BaseModel):
@@ -34,8 +52,8 @@ class FileRecord(BaseModel):
     """Inside `features.zarr`."""
     bytes: int
     crc32c: int
-    """Of the whole file."""
-    codec: Literal["none", "zstd"] = "none"
+    """Of the checksums in the file, index included; over the rows as well it would be the same for every content."""
+    codec: Codec = "none"
     """How its chunks are compressed; only files that are not can be mapped."""
 
 
@@ -81,14 +99,17 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            writer = _Checked(file)
-            _write_payload(writer, layout, np.ascontiguousarray(rows))
+            if layout.codec == "none":
+                with suppress(OSError):  # two thirds of the price of growing it; where it fails, writing says why
+                    os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
+            checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
+            size = file.tell()
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return Aside(partial, root, FileRecord(path=relative, bytes=writer.written, crc32c=writer.crc))
+    return Aside(partial, root, FileRecord(path=relative, bytes=size, crc32c=checksum, codec=layout.codec))
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -99,30 +120,54 @@ def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
     return int(google_crc32c.extend(before, data))
 
 
-class _Checked:
-    """A file that keeps count and checksum of what was written."""
+def checksum_of(file: Readable, layout: Layout) -> int | None:
+    """What the record of an open file says of it; None if a chunk or the index is not what its own checksum says."""
+    end = file.seek(-layout.index_bytes, os.SEEK_END)
+    index = bytes(file.read())
+    if _bytes(crc(index[: -layout.CRC_BYTES])) != index[-layout.CRC_BYTES :]:
+        return None
+    chunks = np.frombuffer(index[: -layout.CRC_BYTES], "<u8").reshape(-1, 2)
+    checksums, at = b"", file.seek(0)
+    for offset, length in chunks[chunks[:, 0] != _EMPTY].tolist():
+        if (offset, at + length) != (at, min(at + length, end)):
+            return None
+        found = 0
+        for start in range(0, length - layout.CRC_BYTES, _BLOCK):
+            found = crc(bytes(file.read(min(_BLOCK, length - layout.CRC_BYTES - start))), found)
+        checksum = bytes(file.read(layout.CRC_BYTES))
+        if checksum != _bytes(found):
+            return None
+        checksums, at = checksums + checksum, at + length
+    return crc(checksums + index) if at == end else None
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.written, self.crc = file, 0, 0
 
-    def write(self, data: bytes | NDArray[Any]) -> None:
-        self.file.write(data if isinstance(data, bytes) else data.data)
-        self.written += len(data)
-        self.crc = crc(data, self.crc)
+def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
+    """Write a shard, and return the checksum for its record."""
+    checksums, at = b"", 0
+    index = np.full((layout.chunks, 2), _EMPTY, "<u8")
+    for number, chunk in enumerate(_chunks(layout, rows)):
+        data = chunk.reshape(-1).view(np.uint8)
+        if layout.codec == "zstd":
+            data = np.frombuffer(Zstd(ZSTD_LEVEL).encode(data), np.uint8)
+        file.write(data.data)
+        checksum = _bytes(crc(data))  # computed after it was written: it is in the CPU's cache by then
+        file.write(checksum)
+        index[number] = (at, len(data) + layout.CRC_BYTES)
+        checksums, at = checksums + checksum, at + len(data) + layout.CRC_BYTES
+    end = index.tobytes() + _bytes(crc(index.tobytes()))
+    file.write(end)
+    return crc(checksums + end)
 
 
-def _write_payload(out: _Checked, layout: Layout, rows: NDArray[Any]) -> None:
-    if layout.spec.per_image_chunks:
-        chunks = [rows[number : number + 1] for number in range(len(rows))]
+def _chunks(layout: Layout, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """What of the rows each inner chunk holds; one that is for more images than there are is filled up."""
+    if layout.spec.per_image_chunks or len(rows) == layout.shard_images:
+        yield from rows.reshape(-1, layout.chunk_images, *layout.spec.shape)
     else:
         whole = np.full((layout.shard_images, *layout.spec.shape), layout.spec.fill, layout.spec.storage)
         whole[: len(rows)] = rows
-        chunks = [whole]
-    index = np.full((layout.chunks, 2), _EMPTY, "<u8")
-    for number, chunk in enumerate(chunks):
-        data = chunk.reshape(-1).view(np.uint8)
-        index[number] = (out.written, len(data) + layout.CRC_BYTES)
-        out.write(data)
-        out.write(crc(data).to_bytes(layout.CRC_BYTES, "little"))
-    out.write(index.tobytes())
-    out.write(crc(index.tobytes()).to_bytes(layout.CRC_BYTES, "little"))
+        yield whole
+
+
+def _bytes(checksum: int) -> bytes:
+    return checksum.to_bytes(Layout.CRC_BYTES, "little")

@@ -3,7 +3,6 @@
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +45,7 @@ class ZarrShard(ShardFile):
         row = self._first + place
         try:
             np.copyto(out, np.asarray(self._array[row]))
-        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise IntegrityError(f"row {row} of {self._array.store_path} is damaged ({said}): {self._repair}") from None
         if holds_fill(out, self._dtype):
@@ -66,8 +65,6 @@ class StoredShard(ShardFile):
         """`verified` is the caller's: it outlives this file's turn among the open ones."""
         self._path, self._layout, self._repair, self.rows = path, layout, repair, rows
         self._verified, self._verify = verified, verify
-        self.per_chunk = 1 if layout.spec.per_image_chunks else layout.shard_images
-        self.chunk_bytes = layout.spec.row_bytes * self.per_chunk
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -89,13 +86,14 @@ class StoredShard(ShardFile):
 
     def _at(self, place: int) -> tuple[int, int]:
         """The chunk that a row is in, and where that chunk begins in the file."""
-        chunk = place // self.per_chunk
-        return chunk, chunk * (self.chunk_bytes + self._layout.CRC_BYTES)
+        chunk = place // self._layout.chunk_images
+        return chunk, chunk * self._layout.stride
 
-    def _check(self, chunk: int, place: int, found: Callable[[], int], stored: int) -> None:
-        if self._verify == "never" or (self._verify == "first-read" and self._verified[chunk]):
-            return
-        if found() != stored:
+    def _unchecked(self, chunk: int) -> bool:
+        return self._verify != "never" and (self._verify == "always" or not self._verified[chunk])
+
+    def _check(self, chunk: int, place: int, rows: NDArray[Any], stored: int) -> None:
+        if crc(rows) != stored:
             raise IntegrityError(f"{self._path} is damaged (checksum of row {place}): {self._repair}")
         self._verified[chunk] = True
 
@@ -106,21 +104,23 @@ class MappedShard(StoredShard):
     def _open(self, descriptor: int, size: int) -> None:
         spec = self._layout.spec
         self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        chunk = np.dtype([("rows", spec.storage, (self.per_chunk, *spec.shape)), ("crc", "<u4")])
-        self._chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
+        self._per_chunk = self._layout.chunk_images
+        chunk = np.dtype([("rows", spec.storage, (self._per_chunk, *spec.shape)), ("crc", "<u4")])
+        chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
+        self._rows, self._crcs = chunks["rows"], chunks["crc"]
 
     def read(self, place: int, out: NDArray[Any]) -> None:
         """From the map."""
-        chunk, inside = divmod(place, self.per_chunk)
-        rows = self._chunks["rows"][chunk]
-        self._check(chunk, place, lambda: crc(rows), int(self._chunks["crc"][chunk]))
-        np.copyto(out, rows[inside])
+        chunk, inside = divmod(place, self._per_chunk)
+        if self._unchecked(chunk):
+            self._check(chunk, place, self._rows[chunk], int(self._crcs[chunk]))
+        np.copyto(out, self._rows[chunk, inside])
 
     def will_need(self, place: int) -> None:
         """Whole pages around the row's chunk."""
         _, begin = self._at(place)
         page = begin - begin % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, page, begin + self.chunk_bytes + self._layout.CRC_BYTES - page)
+        self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._layout.stride - page)
 
 
 class PositionalShard(StoredShard):
@@ -136,22 +136,21 @@ class PositionalShard(StoredShard):
     def read(self, place: int, out: NDArray[Any]) -> None:
         """One system call."""
         chunk, begin = self._at(place)
-        spec, inside = self._layout.spec, place % self.per_chunk
+        spec, images, wanted = self._layout.spec, self._layout.chunk_images, self._layout.stride
         # A chunk that is the row itself lands where it is wanted; of a chunk of many rows one is copied.
-        rows = out[None] if self.per_chunk == 1 else np.empty((self.per_chunk, *spec.shape), spec.storage)
+        rows = out[None] if images == 1 else np.empty((images, *spec.shape), spec.storage)
         stored = np.empty(1, "<u4")
-        wanted = self.chunk_bytes + self._layout.CRC_BYTES
         got = os.preadv(self._descriptor, [rows.reshape(-1).view(np.uint8).data, stored.data], begin)
         if got != wanted:
             raise IntegrityError(
                 f"expected {wanted:,} bytes of row {place} in {self._path}, got {got:,}: {self._repair}"
             )
-        self._check(chunk, place, lambda: crc(rows), int(stored[0]))
-        if self.per_chunk > 1:
-            np.copyto(out, rows[inside])
+        if self._unchecked(chunk):
+            self._check(chunk, place, rows, int(stored[0]))
+        if images > 1:
+            np.copyto(out, rows[place % images])
 
     def will_need(self, place: int) -> None:
         """Whole pages around the row's chunk."""
         _, begin = self._at(place)
-        size = self.chunk_bytes + self._layout.CRC_BYTES
-        os.posix_fadvise(self._descriptor, begin, size, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self._descriptor, begin, self._layout.stride, os.POSIX_FADV_WILLNEED)

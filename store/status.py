@@ -3,22 +3,25 @@
 import statistics
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from configs.experiment import StoreLocation
 from store.commits import intact_records
 from store.leases import live_leases
 from store.plan import read_plan
+from store.remote import reached
 from store.writer import STALL_SECONDS
 
 RECENT = 50
 """Commits whose times the rate is taken from."""
 
 
-def status(store: Path) -> dict[str, Any]:
+def status(location: StoreLocation) -> dict[str, Any]:
     """Committed, in flight and failed, images per second over the last commits, and the seconds that are left."""
-    plan = read_plan(store)
-    logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
+    with reached(location) as (store, _):
+        plan = read_plan(store)
+        logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
+        holders = live_leases(store, STALL_SECONDS)
     parts = [(one, shard) for one in range(plan.generation + 1) for shard in plan.shards_of(one)]
     missing = {shard for one, shard in parts if shard not in logs[one]}
     left = sum(len(plan.rows(shard)) for shard in missing)
@@ -26,12 +29,12 @@ def status(store: Path) -> dict[str, Any]:
     recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
     rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
     return {
-        "path": str(store),
+        "path": str(location),
         "images": plan.n_images,
         "images_committed": plan.n_images - left,
         "shards": plan.n_shards,
         "shards_committed": plan.n_shards - len(missing),
-        "in_flight": {str(shard): str(holder) for shard, holder in live_leases(store, STALL_SECONDS).items()},
+        "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
         "failed": len({row for log in logs for row in log.failures}),
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,19 +19,19 @@ import filelock
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from configs.atomic import sync_directory, write_atomically
-from store.commits import CommitRecord, publish, read_commit, read_commits
-from store.errors import IntegrityError, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
+from store.commits import CommitRecord, intact_records, publish, read_commit, read_commits
+from store.errors import ArchiveReadOnly, IntegrityError, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.fingerprint import require_equal
 from store.ids import ImageIds, write_whole
 from store.leases import Lease, disk_time, live_leases
 from store.manifest import make_manifest, read_manifest, write_manifest
 from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, PROJECTOR, ProjectorState
-from store.schema import ArraySpec, fill_value
-from store.shard import PARTIAL, Aside, FileRecord, write_aside
+from store.schema import ArraySpec, Codec, Layout, fill_value
+from store.shard import PARTIAL, ZSTD_LEVEL, Aside, FileRecord, write_aside
 
 LOCK = "writer.lock"
 HOLDER = "writer.json"
@@ -47,8 +48,9 @@ _SHOWN = 5
 class StoreWriter:
     """Writes shards of one plan; a killed writer leaves nothing behind that a reader would believe."""
 
-    def __init__(self, path: Path, plan: Plan, ids: ImageIds, stall_seconds: float) -> None:
+    def __init__(self, path: Path, plan: Plan, ids: ImageIds, stall_seconds: float, codec: Codec = "none") -> None:
         self.path, self.plan, self.ids, self.stall_seconds = path, plan, ids, stall_seconds
+        self._codec: Codec = codec
 
     @classmethod
     @contextmanager
@@ -60,9 +62,11 @@ class StoreWriter:
         projector: ProjectorState | None,
         presence: Presence = "exclusive",
         stall_seconds: float = STALL_SECONDS,
+        codec: Codec = "none",
     ) -> Generator["StoreWriter", None, None]:
         """The store at `path`, created if it is new, healed where its metadata, ids or projector are damaged.
 
+        With the codec zstd it becomes an archive, which is never opened for writing again (ArchiveReadOnly, exit 7).
         Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
         while another process writes, NoSpace (exit 7) where the disk is full or read-only.
         """
@@ -70,11 +74,12 @@ class StoreWriter:
             if presence != "joined":
                 with _disk(path, plan.total_bytes), ExitStack() as creating:
                     creating.enter_context(lock(path, presence, stall_seconds))
-                    prepare(path, plan, ids, projector)
+                    require_no_archive(path)
+                    prepare(path, plan, ids, projector, codec)
                     _sweep(path, 0.0 if presence == "exclusive" else stall_seconds)
                     if presence == "exclusive":
                         held.push(creating.pop_all())
-            yield cls(path, plan, ids, stall_seconds)
+            yield cls(path, plan, ids, stall_seconds, codec)
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
@@ -114,23 +119,24 @@ class StoreWriter:
         Raises NonFinite (exit 3) naming the images whose features are not numbers, LeaseLost (exit 6) if another worker
         took the shard over: nothing is published then.
         """
-        rows = self.plan.rows(shard)
-        if not failures.keys() <= set(rows):
-            raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
-        generations = self.missing_generations(shard)
-        parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
-        filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
-        lease = lease or Lease.take(self.path, shard, self.stall_seconds)
-        if lease is None:
-            raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
         try:
+            rows = self.plan.rows(shard)
+            if not failures.keys() <= set(rows):
+                raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
+            generations = self.missing_generations(shard)
+            parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
+            filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
+            lease = lease or Lease.take(self.path, shard, self.stall_seconds)
+            if lease is None:
+                raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
             with _disk(self.path, self.plan.total_bytes):
                 return [
                     self._publish(one, shard, {s.name: filled[s.name] for s in part}, failures, telemetry, lease)
                     for one, part in parts.items()
                 ]
         finally:
-            lease.release()
+            if lease is not None:
+                lease.release()
 
     def _publish(
         self, generation: int, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
@@ -159,13 +165,16 @@ class StoreWriter:
         asides: dict[str, Aside] = {}
         try:
             for name, values in arrays.items():
-                asides[name] = write_aside(self.path / FEATURES, self.plan.layout(name), shard, values)
+                asides[name] = write_aside(self.path / FEATURES, self._layout(name), shard, values)
                 lease.beat()
             self._require_held(lease, generation)
             return {name: aside.settle() for name, aside in asides.items()}
         finally:
             for aside in asides.values():
                 aside.drop()
+
+    def _layout(self, name: str) -> Layout:
+        return replace(self.plan.layout(name), codec=self._codec)
 
     def _require_held(self, lease: Lease, generation: int) -> None:
         if not lease.held or read_commit(self.path, lease.shard, generation) is not None:
@@ -219,7 +228,9 @@ def committed_failures(path: Path, plan: Plan) -> dict[int, str]:
     return {row: why for failures in found for row, why in sorted(failures.items())}
 
 
-def prepare(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
+def prepare(
+    path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec = "none"
+) -> None:  # fmt: skip
     """Plan, metadata, ids and projector: made if they are not there, written again where they are damaged."""
     if plan.generation and read_plan(path).generation == plan.generation - 1:
         grow(path, plan, ids, projector)
@@ -228,7 +239,7 @@ def prepare(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | N
         with suppress(IntegrityError):  # a damaged plan is written again, if the rest of the store is of this one
             _require_same(path, read_plan(path), plan)
     if not (path / FEATURES).exists():
-        _create(path, plan, ids, projector)
+        _create(path, plan, ids, projector, codec)
         return
     try:
         healthy = plan_path(path, plan.generation).read_text() == plan.to_json()
@@ -253,10 +264,10 @@ def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None
     shutil.rmtree(aside)
 
 
-def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
+def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec) -> None:
     """Built aside and renamed, so that it is whole or absent."""
     write_atomically(plan_path(path, plan.generation), plan.to_json())
-    aside = _build(path, plan, ids, projector)
+    aside = _build(path, plan, ids, projector, codec)
     write_manifest(path, plan.generation, make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays]))
     aside.rename(path / FEATURES)
     sync_directory(path)
@@ -284,13 +295,15 @@ def _install(path: Path, aside: Path, names: Iterable[str]) -> None:
         sync_directory(place.parent)
 
 
-def _build(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> Path:
+def _build(
+    path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec = "none"
+) -> Path:  # fmt: skip
     """Metadata, ids and projector, aside."""
     aside = path / (FEATURES + PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     group = zarr.create_group(aside, attributes={"encode_once_format": plan.format})
     for spec in plan.arrays:
-        _create_array(group, spec, plan)
+        _create_array(group, spec, plan, codec)
     ids.write(group, plan.ids_group)
     if projector is not None:
         attributes = {"kind": projector.kind, "config": projector.config, "sha256": projector.sha256}
@@ -301,7 +314,7 @@ def _build(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | No
     return aside
 
 
-def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan) -> None:
+def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan, codec: Codec) -> None:
     inner = 1 if spec.per_image_chunks else plan.shard_images
     group.create_array(
         spec.name,
@@ -309,11 +322,21 @@ def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan) -> None:
         dtype=spec.storage,
         chunks=(inner, *spec.shape),
         shards=(plan.shard_images, *spec.shape),
-        compressors=[Crc32cCodec()],
+        compressors=[*([ZstdCodec(level=ZSTD_LEVEL)] if codec == "zstd" else []), Crc32cCodec()],
         fill_value=spec.fill,
         dimension_names=("image", *spec.axes),
         attributes={"logical_dtype": spec.dtype, **spec.attributes},
     )
+
+
+def require_no_archive(path: Path) -> None:
+    """Refuse a store whose files are compressed; ArchiveReadOnly (exit 7)."""
+    files = [file for record in intact_records(path).values() for file in record.files.values()]
+    if any(file.codec != "none" for file in files):
+        raise ArchiveReadOnly(
+            f"expected a store to write to, {path} is an archive, which is only read: unpack it with "
+            f"`python -m store export {path} --store OUT`"
+        )
 
 
 def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:

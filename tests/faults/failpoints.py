@@ -4,6 +4,7 @@
 call it was. The last folder has no `cut`: there the work was done before call n.
 """
 
+import io
 import os
 import signal
 import sys
@@ -67,7 +68,7 @@ def target(arguments: tuple[Any, ...]) -> str:
     one = arguments[-1]
     if isinstance(one, int):
         return str(Path(f"/proc/self/fd/{one}").readlink())
-    return str(arguments[0].file.name) if isinstance(arguments[0], shard_module._Checked) else str(one)
+    return str(arguments[0].name) if isinstance(arguments[0], io.BufferedWriter) else str(one)
 
 
 def resume(store: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from store.errors import TargetExists
-from store.export import export_hdf5
+from store.hdf5 import export_hdf5
 from store.ids import ImageIds
 from store.inspect import as_text, report
 from store.plan import PLAN

@@ -11,6 +11,7 @@ from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.plan import PLAN
 from store.reader import FEATURES, FeatureStore
 from store.repair import repair
+from store.verify import verify
 from tests.store.stores import as_floats, flip, image_ids, plan_of, projector, store_of, values, write_store
 
 COUNT = 5
@@ -97,6 +98,26 @@ def test_a_flipped_bit_in_a_payload_is_an_error_and_never_other_data(path, array
         assert_refused(path, file, f"python -m store repair {path}", "shard 1")
         flip(file, bit)
     assert_unaltered(path)
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_verify_finds_a_shard_in_the_place_of_another_though_its_checksums_are_right(path, array):
+    assert verify(path, quick=False) == []
+    places = [path / FEATURES / array / "c" / shard / "0/0" for shard in ("0", "1")]
+    contents = [place.read_bytes() for place in places]
+    for place, content in zip(places, reversed(contents), strict=True):
+        place.write_bytes(content)
+    assert [(one.path, one.shard) for one in verify(path, quick=False)] == [(str(p), n) for n, p in enumerate(places)]
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_verify_finds_a_flipped_bit_wherever_it_is_in_a_shard(path, array):
+    file = path / FEATURES / FILES[array]
+    for bit in [*payload_bits(array, 2, 5), 8 * file.stat().st_size - 50, 8 * file.stat().st_size - 1]:
+        flip(file, bit)
+        assert [(one.path, one.shard) for one in verify(path, quick=False)] == [(str(file), 1)]
+        flip(file, bit)
+    assert verify(path, quick=False) == []
 
 
 def test_damage_to_one_large_row_leaves_the_others_readable(path):
