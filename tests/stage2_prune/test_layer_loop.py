@@ -18,7 +18,7 @@ from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
-from stage2_prune.score import rank
+from stage2_prune.score import choice_scores, likeliest
 from tests.stage2_prune.eager_oracle import Eager, of_question
 from tests.stage2_prune.small_llama import (
     LAYERS,
@@ -143,7 +143,7 @@ def test_ranking_continues_the_pruned_prompt_whatever_the_candidates_say(languag
     kept = kept_by(language, pruner, schedule, positions, batch)
     inside = pruning_inside(language, pruner, schedule, positions)
     options = [((5, 6), (7,), (8, 9, 10)), ((6, 6), (9,), (30, 31)), ((33,), (12, 13))]
-    best = rank(inside, batch, torch.zeros(3, 40), options)
+    best = [likeliest(scores) for scores in choice_scores(inside, batch, torch.zeros(3, 40), options)]
     oracle = Eager(eager_twin(language))
     for row in range(len(PROMPTS)):
         prompt, start = of_question(batch, row)
