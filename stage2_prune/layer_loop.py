@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.in_llm import Drop, Hook, InLLMPruner, Scheduled, Site
+from stage2_prune.in_llm import Drop, Hook, InLLMPruner, Scheduled, Site, check_positions
 from stage2_prune.language import Language
 from stage2_prune.schedule_budget import Schedule
 
@@ -52,8 +52,7 @@ def pruning_inside(
     language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions
 ) -> PruningLanguage:
     """The language model with a method and its schedule inside."""
-    if pruner.merges and positions == "original" and any(stage.merged for stage in schedule.stages):
-        raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
+    check_positions(schedule, positions)
     return PruningLanguage(**vars(language), hook=Scheduled(pruner, schedule), positions=positions)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.generate import generate
 from stage2_prune.in_llm import Drop
 from stage2_prune.language import Language
@@ -171,7 +171,7 @@ def test_the_stock_model_is_left_as_it_was(language):
 
 def test_merged_tokens_are_refused_at_original_positions_which_they_do_not_have(language):
     pruner = SparseVlm()
-    with pytest.raises(PrunerMisused, match="compact"):
+    with pytest.raises(Infeasible, match="compact"):
         pruning_inside(language, pruner, pruner.schedule(PATCHES, LAYERS, 9), "original")
 
 
