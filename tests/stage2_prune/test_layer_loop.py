@@ -7,10 +7,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.flow import causal_mask
 from stage2_prune.generate import generate
 from stage2_prune.in_llm import Drop
 from stage2_prune.language import Language
-from stage2_prune.layer_loop import PruningLanguage, causal_mask, pruning_inside
+from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.fit_prune import FitPrune
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
@@ -158,6 +159,20 @@ def test_ranking_continues_the_pruned_prompt_whatever_the_candidates_say(languag
             logits = oracle.run(whole, start, PATCHES, len(prompt), rules, positions)[len(prompt) - 1 :]
             totals.append(sum(logits.log_softmax(-1)[step, token].item() for step, token in enumerate(ended)))
         assert best[row] == max(range(len(totals)), key=totals.__getitem__)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("pruner", "keep"), [*METHODS, (SparseVlm(), 9)], ids=lambda value: repr(value))
+def test_what_continues_a_prompt_padded_on_its_right_changes_nothing_that_is_kept_of_it(language, pruner, keep):
+    schedule, batch = pruner.schedule(PATCHES, LAYERS, keep), questions(language, prompts=PROMPTS[:1])
+    expected = kept_by(language, pruner, schedule, pruner.positions, batch)[0]
+    model = pruning_inside(language, pruner, schedule, pruner.positions).answering(batch.slots.expand(2, -1), 3)
+    embeds = torch.cat([batch.inputs_embeds.expand(2, -1, -1), language.embed(torch.tensor([[5, 6, 7], [8, 2, 2]]))], 1)
+    mask = torch.cat([batch.attention_mask.expand(2, -1), torch.tensor([[1, 1, 1], [1, 0, 0]])], 1)
+    places = torch.arange(embeds.shape[1]).expand(2, -1)
+    model(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False)
+    for one in model.model.segments[1:]:
+        assert one.kept.tolist() == [expected[one.first]] * 2
 
 
 def test_the_stock_model_is_left_as_it_was(language):
