@@ -83,6 +83,32 @@ def test_a_hook_that_drops_nothing_gives_the_bits_of_the_stock_model(dtype, posi
 
 
 @torch.no_grad()
+def test_query_rows_from_cached_keys_equal_the_attention_of_a_stock_eager_model(language):
+    seen = []
+
+    class Looks(KeepsAll):
+        def drop(self, site):
+            rows = torch.cat([torch.arange(site.start + 3), site.text])
+            seen.append((site.layer, rows, site.attention(rows), site.attention(site.last, ahead=True)))
+            return Drop(torch.arange(site.visual))
+
+    batch = questions(language)
+    generate(PruningLanguage(**vars(language), hook=Looks(), positions="original"), batch, 1)
+    for row in range(len(PROMPTS)):
+        prompt, _ = of_question(batch, row)
+        places = torch.arange(len(prompt))[None]
+        stock = eager_twin(language)(
+            inputs_embeds=prompt[None],
+            position_ids=places,
+            attention_mask=torch.ones_like(places),
+            output_attentions=True,
+        ).attentions
+        for layer, rows, ran, ahead in seen[row :: len(PROMPTS)]:
+            torch.testing.assert_close(ran, stock[layer - 1][0][:, rows], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(ahead, stock[layer][0][:, -1:], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize(("pruner", "keep"), METHODS, ids=lambda value: repr(value))
 def test_shortened_sequences_answer_as_masked_ones_do_in_a_stock_eager_model_without_a_cache(
