@@ -292,3 +292,15 @@ def test_merged_tokens_at_original_positions_are_named_infeasible_and_the_other_
     cells, unmet = plan(tiny(prune__budgets=[12], prune__positions=["original", "compact"]), methods, 16, 2)
     assert [cell.positions for cell in cells] == ["compact"]
     assert [(one.keep, one.positions) for one in unmet] == [(12, "original")] and "compact" in unmet[0].reason
+
+
+def test_parity_passes_over_methods_inside_the_language_model_and_training_refuses_them(tiny):
+    from stage2_prune import train
+    from stage2_prune.parity import soft_pruner
+
+    assert soft_pruner(tiny(prune__methods=[{"name": "fastv"}, {"name": "cls_attention"}]))[0] == "cls_attention"
+    inside = tiny(prune__methods=[{"name": "fastv"}], train__pruner="fastv")
+    with pytest.raises(PrunerMisused, match="before the language model"):
+        soft_pruner(inside)
+    with pytest.raises(PrunerMisused, match="'fastv' has no weights to train"):
+        train.run(inside)
