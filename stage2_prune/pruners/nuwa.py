@@ -39,7 +39,7 @@ class Nuwa(Pruner):
 
     cell: PositiveInt = 2
     """Side of the cells, in patches."""
-    distance: PositiveFloat = 280
+    distance: PositiveFloat = 280.0
     """Square of the distance from which on nothing is gathered, in patches."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.55
     """Of the kept patches' attention: from there on a patch gathers nothing."""

@@ -8,9 +8,15 @@ from stage2_prune.tokens import VisualTokens
 HIDDEN, HEADS, EMBED, WIDTH, LAYERS = 8, 2, 12, 4, 5
 
 
-def visual_tokens(grid: tuple[int, int] = (4, 4), images: int = 3, dtype: torch.dtype = torch.float32) -> VisualTokens:
+def visual_tokens(
+    grid: tuple[int, int] = (4, 4),
+    images: int = 3,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    layers: int = LAYERS,
+) -> VisualTokens:
     patches = grid[0] * grid[1]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     attention = torch.rand(images, HEADS, patches, generator=generator).softmax(-1)
     arrays = {
         "raw": torch.randn(images, patches, HIDDEN, generator=generator).to(dtype),
@@ -18,7 +24,7 @@ def visual_tokens(grid: tuple[int, int] = (4, 4), images: int = 3, dtype: torch.
         "cls_attention": attention,
     }
     arrays |= {name: array.to(dtype) for name, array in _features(images, patches, generator).items()}
-    arrays |= _attention(images, patches, generator)
+    arrays |= _attention(images, patches, layers, generator)
     return VisualTokens(tuple(f"{image:064x}" for image in range(images)), grid, arrays)
 
 
@@ -33,11 +39,11 @@ def _features(images: int, patches: int, generator: torch.Generator) -> dict[str
     return {name: torch.randn(images, *shape, generator=generator) for name, shape in shapes.items()}
 
 
-def _attention(images: int, patches: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _attention(images: int, patches: int, layers: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Side arrays that are float32 whatever the compute dtype: parts of softmax rows."""
     shapes = {
-        "cls_attention_layers": (LAYERS, patches),
-        "received_attention": (LAYERS, patches),
+        "cls_attention_layers": (layers, patches),
+        "received_attention": (layers, patches),
         "self_attention_diagonal": (patches,),
         "last_layer_attention": (patches,),
     }
