@@ -78,6 +78,6 @@ class Nuwa(Pruner):
 
     def _nearness(self, grid: tuple[int, int]) -> Float[Tensor, "patch patch"]:
         """1 at the patch itself, falling to 0 at the distance."""
-        place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float()
-        squared = (place[:, None] - place).square().sum(-1)
+        row, column = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float().T
+        squared = (row[:, None] - row).square() + (column[:, None] - column).square()
         return (1 - (squared / self.distance).sqrt()).clamp_min(0)
