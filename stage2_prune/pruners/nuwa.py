@@ -67,10 +67,9 @@ class Nuwa(Pruner):
         hidden: Float[Tensor, "patch hidden"],
         near: Float[Tensor, "patch patch"],
     ) -> Float[Tensor, "kept patch"]:
-        unit = F.normalize(hidden.float(), dim=-1)
-        alike = (unit[kept] @ unit.T).relu() * near[kept]
+        unit, own = F.normalize(hidden.float(), dim=-1), one_hot(kept, len(score))
+        alike = torch.where(own > 0, own, (unit[kept] @ unit.T).relu() * near[kept])
         alike = alike / alike.sum(1, keepdim=True)
-        own = one_hot(kept, len(score))
         if self.quirks == "official":
             alike = torch.where(own > 0, own, alike)
         attended = score[kept] >= score[kept].quantile(self.quantile)

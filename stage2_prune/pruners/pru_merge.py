@@ -70,7 +70,7 @@ class PruMerge(Pruner):
         if self.quirks == "official":
             return torch.cat([own + near * attention, left * attention])
         weights = torch.cat([own + near, left]) * attention
-        return weights / weights.sum(1, keepdim=True)
+        return weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
     def _near(
         self, keys: Float[Tensor, "patch hidden"], kept: Int[Tensor, " kept"], pool: Int[Tensor, " patch"]
