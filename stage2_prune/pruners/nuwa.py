@@ -67,10 +67,9 @@ class Nuwa(Pruner):
         hidden: Float[Tensor, "patch hidden"],
         near: Float[Tensor, "patch patch"],
     ) -> Float[Tensor, "kept patch"]:
-        unit = F.normalize(hidden.float(), dim=-1)
-        alike = (unit[kept] @ unit.T).relu() * near[kept]
+        unit, own = F.normalize(hidden.float(), dim=-1), one_hot(kept, len(score))
+        alike = torch.where(own > 0, own, (unit[kept] @ unit.T).relu() * near[kept])
         alike = alike / alike.sum(1, keepdim=True)
-        own = one_hot(kept, len(score))
         if self.quirks == "official":
             alike = torch.where(own > 0, own, alike)
         attended = score[kept] >= score[kept].quantile(self.quantile)
@@ -78,6 +77,6 @@ class Nuwa(Pruner):
 
     def _nearness(self, grid: tuple[int, int]) -> Float[Tensor, "patch patch"]:
         """1 at the patch itself, falling to 0 at the distance."""
-        place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float()
-        squared = (place[:, None] - place).square().sum(-1)
+        row, column = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float().T
+        squared = (row[:, None] - row).square() + (column[:, None] - column).square()
         return (1 - (squared / self.distance).sqrt()).clamp_min(0)

@@ -70,13 +70,14 @@ class PruMerge(Pruner):
         if self.quirks == "official":
             return torch.cat([own + near * attention, left * attention])
         weights = torch.cat([own + near, left]) * attention
-        return weights / weights.sum(1, keepdim=True)
+        return weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
     def _near(
         self, keys: Float[Tensor, "patch hidden"], kept: Int[Tensor, " kept"], pool: Int[Tensor, " patch"]
     ) -> Float[Tensor, "kept patch"]:
         """How often each patch is among the neighbours that a kept one has in the pool, whose first it is itself."""
         unit = F.normalize(keys.float(), dim=-1)
-        cosine = (unit[kept] @ unit[pool].T).fill_diagonal_(-torch.inf)
+        cosine = (unit[kept] @ unit.T)[:, pool].fill_diagonal_(-torch.inf)
         nearest = cosine.topk(min(self.neighbours, len(pool) - 1)).indices
-        return torch.zeros_like(cosine).scatter_(1, nearest, 1) @ one_hot(pool, len(pool))
+        chosen = torch.zeros_like(cosine).scatter_(1, nearest, 1)
+        return torch.zeros_like(cosine).index_add_(1, pool, chosen)

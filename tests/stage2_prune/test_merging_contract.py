@@ -121,6 +121,17 @@ def test_half_precision_features_are_merged_in_float32(pruner, grid):
         assert same(pruned(pruner, tokens, keep), pruned(pruner, upcast, keep))
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_an_image_of_equal_patches_is_merged_to_the_token(pruner, grid, value):
+    tokens = visual_tokens(grid)
+    arrays = {name: torch.full_like(array, value) for name, array in tokens.arrays.items()}
+    blank = type(tokens)(tokens.image_ids, grid, arrays)
+    for keep in range(1, tokens.patches + 1):
+        weights = pruned(pruner, blank, keep).merge.weights
+        assert weights.shape[1] == keep and torch.isfinite(weights).all()
+        assert torch.equal(weights, pruned(pruner, blank, keep).merge.weights)
+
+
 def test_the_merged_tokens_can_be_made(pruner, grid):
     tokens = visual_tokens(grid)
     batch = FeatureBatch((), torch.arange(3), tokens.only(pruner.needs), tokens.arrays["projected"])

@@ -58,7 +58,7 @@ def expected(tokens, keep: int, offers: int, quirks: str) -> tuple[list[int], np
 
 
 @pytest.mark.parametrize("quirks", ["official", "fixed"])
-@pytest.mark.parametrize(("keep", "offers"), [(112, 1), (224, 2), (336, 3), (1, 1), (145, 2), (450, 4), (576, 4)])
+@pytest.mark.parametrize(("keep", "offers"), [(112, 1), (224, 2), (336, 3), (1, 1), (145, 2), (433, 4)])
 def test_it_is_its_maths_at_the_published_budgets_and_at_others(keep, offers, quirks):
     tokens = visual_tokens((24, 24), images=1, seed=keep)
     pruned = Nuwa(quirks=quirks).prune(tokens, keep)
