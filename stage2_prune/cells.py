@@ -10,7 +10,7 @@ from configs.experiment import Experiment, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
-from stage2_prune.in_llm import InLLMPruner
+from stage2_prune.in_llm import InLLMPruner, check_positions
 from stage2_prune.pruner import Pruner
 from stage2_prune.schedule_budget import Schedule
 
@@ -43,6 +43,7 @@ class Unmet:
 
     pruner: str
     keep: int
+    positions: Positions
     reason: str
 
 
@@ -87,20 +88,22 @@ def plan(
         fixed = pruner.budget == "fixed"
         places = _positions(section.positions, pruner)[: 1 if fixed else None]
         for budget in (0,) if fixed else tuple(dict.fromkeys(section.budgets)):
-            try:
-                schedule = _schedule(pruner, patches, depth, budget)
-            except Infeasible as impossible:
-                unmet.append(Unmet(label, budget, str(impossible)))
-                continue
-            keep = round(schedule.mean) if fixed else budget
             for positions in places:
+                try:
+                    schedule = _schedule(pruner, patches, depth, budget, positions)
+                except Infeasible as impossible:
+                    unmet.append(Unmet(label, budget, positions, str(impossible)))
+                    continue
+                keep = round(schedule.mean) if fixed else budget
                 cells += _seeded(Cell(label, pruner, keep, positions, None, schedule), section.seeds)
     return cells, unmet
 
 
-def _schedule(pruner: Pruner, patches: int, depth: int, budget: int) -> Schedule:
+def _schedule(pruner: Pruner, patches: int, depth: int, budget: int, positions: Positions) -> Schedule:
     if isinstance(pruner, InLLMPruner):
-        return pruner.schedule(patches, depth, budget)
+        schedule = pruner.schedule(patches, depth, budget)
+        check_positions(schedule, positions)
+        return schedule
     return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else budget)
 
 

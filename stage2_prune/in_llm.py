@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from configs.experiment import Positions
+from stage2_prune.errors import Infeasible
 from stage2_prune.pruner import Budget, Place, Pruner
 from stage2_prune.schedule_budget import Schedule
 from stage2_prune.tokens import VisualTokens
@@ -114,8 +116,6 @@ class InLLMPruner(Pruner, ABC):
 
     place: ClassVar[Place] = "in_llm"
     budget: ClassVar[Budget] = "schedule"
-    merges: ClassVar[bool] = False
-    """Whether tokens may be made of others; those have no original position."""
 
     @abstractmethod
     def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
@@ -129,6 +129,12 @@ class InLLMPruner(Pruner, ABC):
         """What enters the language model: every patch, unless a combination selects before it."""
         assert keep == tokens.patches, "methods inside the language model start from all patches"
         return torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)
+
+
+def check_positions(schedule: Schedule, positions: Positions) -> None:
+    """Infeasible where a schedule merges tokens that should keep their positions: those have none."""
+    if positions == "original" and any(stage.merged for stage in schedule.stages):
+        raise Infeasible("merged tokens have no original positions: set prune.positions to compact for this method")
 
 
 def highest(scores: Float[Tensor, " visual"], keep: int) -> Drop:

@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.in_llm import Drop, Hook, InLLMPruner, Scheduled, Site
+from stage2_prune.flow import TEXT, Flow, Segment, causal_mask, segment, shortened
+from stage2_prune.in_llm import Hook, InLLMPruner, Scheduled, Site, check_positions
 from stage2_prune.language import Language
 from stage2_prune.schedule_budget import Schedule
 
@@ -52,43 +53,8 @@ def pruning_inside(
     language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions
 ) -> PruningLanguage:
     """The language model with a method and its schedule inside."""
-    if pruner.merges and positions == "original" and any(stage.merged for stage in schedule.stages):
-        raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
+    check_positions(schedule, positions)
     return PruningLanguage(**vars(language), hook=Scheduled(pruner, schedule), positions=positions)
-
-
-@dataclass(frozen=True)
-class Flow:
-    """The sequences of a batch between two layers, padded on the left."""
-
-    hidden: Float[Tensor, "question token embed"]
-    before: Float[Tensor, "question token embed"]
-    """What entered the layer before."""
-    valid: Bool[Tensor, "question token"]
-    places: Int[Tensor, "question token"]
-    """Position ids."""
-    patches: Int[Tensor, "question token"]
-    """Which of the prompt's visual tokens a token is; MADE if it was merged of some, TEXT if it is none."""
-
-    @property
-    def visual(self) -> Bool[Tensor, "question token"]:
-        """The visual tokens."""
-        return self.patches != TEXT
-
-
-TEXT, MADE = -2, -1
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The layers from `first` to the next segment's: they see the same tokens of the prompt."""
-
-    first: int
-    valid: Bool[Tensor, "question token"]
-    shift: Int[Tensor, "question 1"]
-    """How far the text behind the image has moved up."""
-    kept: Int[Tensor, "question kept"]
-    """The visual tokens that enter these layers, as `Flow.patches` counts them."""
 
 
 class LayerLoop(nn.Module):
@@ -151,12 +117,12 @@ class LayerLoop(nn.Module):
     def _read(self, hidden: Tensor, valid: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
         """The prompt, and what may be continued behind it, through all layers."""
         flow = Flow(hidden, hidden, valid, places, self._patches(valid))
-        self.segments = [_segment(0, flow, places)]
+        self.segments = [segment(0, flow, places)]
         mask, rotary = causal_mask(valid, hidden.shape[1]), self.decoder.rotary_emb(hidden, position_ids=places)
         for number, layer in enumerate(self.decoder.layers):
             if number and number in self.hook.layers:
                 flow = self._drop(number, flow, hidden, rotary, cache)
-                self.segments.append(_segment(number, flow, places))
+                self.segments.append(segment(number, flow, places))
                 mask = causal_mask(flow.valid, flow.valid.shape[1])
                 rotary = self.decoder.rotary_emb(hidden, position_ids=flow.places)
             after = layer(
@@ -168,13 +134,13 @@ class LayerLoop(nn.Module):
     def _go_on(self, hidden: Tensor, valid: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
         """Tokens of the answer: each layer sees what is left of the prompt there, and all of the answer."""
         prompt, steps = self.segments[0].valid.shape[1], hidden.shape[1]
-        first = {segment.first: segment for segment in self.segments}
+        first = {one.first: one for one in self.segments}
         mask = rotary = None
         for number, layer in enumerate(self.decoder.layers):
             if number in first:
-                segment = first[number]
-                mask = causal_mask(torch.cat([segment.valid, valid[:, prompt:]], 1), steps)
-                rotary = self.decoder.rotary_emb(hidden, position_ids=places - segment.shift)
+                here = first[number]
+                mask = causal_mask(torch.cat([here.valid, valid[:, prompt:]], 1), steps)
+                rotary = self.decoder.rotary_emb(hidden, position_ids=places - here.shift)
             hidden = layer(
                 hidden, attention_mask=mask, past_key_values=cache, use_cache=True, position_embeddings=rotary
             )
@@ -195,10 +161,8 @@ class LayerLoop(nn.Module):
 
     def _site(self, layer: int, row: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Site:
         """One question, without its padding and without what may be continued behind it."""
-        end = flow.valid.shape[1] - self.continued
-        first = int(end - flow.valid[row, :end].sum())
-        span, visual = slice(first, end), flow.visual[row, first:end]
-        at_first = slice(int((~self.segments[0].valid[row]).sum()), embedded.shape[1] - self.continued)
+        span, whole = (self._prompt(valid[row]) for valid in (flow.valid, self.segments[0].valid))
+        visual = flow.visual[row, span]
         cached: Any = cache.layers[layer - 1]
         return Site(
             layer=layer,
@@ -206,63 +170,20 @@ class LayerLoop(nn.Module):
             visual=int(visual.sum()),
             hidden=flow.hidden[row, span],
             before=flow.before[row, span],
-            embedded=embedded[row, at_first],
+            embedded=embedded[row, whole],
             keys=cached.keys[row, :, span],
             cos=rotary[0].expand(len(flow.hidden), -1, -1)[row, span],
             sin=rotary[1].expand(len(flow.hidden), -1, -1)[row, span],
             decoder=self.decoder,
         )
 
+    def _prompt(self, valid: Bool[Tensor, " token"]) -> slice:
+        """Where a question's prompt stands between its padding and what continues it, which may be padded too."""
+        end = len(valid) - self.continued
+        return slice(end - int(valid[:end].sum()), end)
+
     def _now(self, flow: Flow) -> float:
         """Seconds, after what the device was still doing."""
         if flow.hidden.is_cuda:
             torch.cuda.synchronize(flow.hidden.device)
         return time.perf_counter()
-
-
-def shortened(flow: Flow, drops: list[Drop], positions: Positions) -> Flow:
-    """The sequences with what the drops leave of their visual tokens, merged ones behind those that stay."""
-    counts = {(len(drop.index), 0 if drop.merged is None else len(drop.merged)) for drop in drops}
-    if len(counts) > 1:
-        raise PrunerMisused(
-            f"expected the same number of visual tokens to stay for every question of a batch, got {sorted(counts)}: "
-            "evaluate this method with eval.batch_size 1"
-        )
-    length, made = flow.hidden.shape[1], counts.pop()[1]
-    orders: list[Tensor] = []
-    for visual, drop in zip(flow.visual, drops, strict=True):
-        everything = torch.arange(length + made, device=visual.device)
-        at = visual.nonzero()[:, 0]
-        first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-        new = everything[length:]
-        orders.append(torch.cat([everything[:first], first + drop.index, new, everything[end:length]]))
-    order = torch.stack(orders)
-    hidden = flow.hidden
-    if made:
-        hidden = torch.cat([hidden, torch.stack([d.merged for d in drops if d.merged is not None]).to(hidden)], 1)
-    valid = _gathered(flow.valid, order, made, True)
-    places = _gathered(flow.places, order, made, 0)
-    if positions == "compact":
-        places = (valid.cumsum(-1) - 1).clamp(min=0)
-    patches = _gathered(flow.patches, order, made, MADE)
-    hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
-    return Flow(hidden, hidden, valid, places, patches)
-
-
-def causal_mask(valid: Bool[Tensor, "question key"], queries: int) -> Bool[Tensor, "question 1 query key"] | None:
-    """What SDPA layers expect of the last `queries` tokens; None, as in the stock model, where it can do without."""
-    keys = valid.shape[1]
-    if queries in (1, keys) and bool(valid.all()):
-        return None
-    everything = torch.arange(keys, device=valid.device)
-    return (everything <= everything[keys - queries :, None]) & valid[:, None, None, :]
-
-
-def _segment(first: int, flow: Flow, places: Tensor) -> Segment:
-    kept = flow.patches[flow.visual].view(len(places), int(flow.visual[0].sum()))
-    return Segment(first, flow.valid, places[:, -1:] - flow.places[:, -1:], kept)
-
-
-def _gathered(values: Tensor, order: Tensor, made: int, fill: int | bool) -> Tensor:
-    """`values` in a new order, in which those behind the last are merged tokens."""
-    return torch.cat([values, values.new_full((len(values), made), fill)], 1).gather(1, order)

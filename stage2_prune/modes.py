@@ -38,7 +38,7 @@ def reasons(features: Features, pruner: Pruner) -> dict[str, str]:
     store = features.store
     found: dict[str, str] = {}
     if "projected" not in store.arrays:
-        found[EMB_DIRECT] = "the store has no array `projected`: add it to store.arrays and extract into a new store"
+        found[EMB_DIRECT] = "the store has no array `projected`: make it with `python -m store derive projected`"
     if "raw" not in store.arrays or features.projector is None:
         lacks = "array `raw`" if "raw" not in store.arrays else "projector"
         why = f"the store has no {lacks}, so nothing can be projected again"

@@ -50,6 +50,10 @@ class Pruner:
         """Visual tokens per image of a method whose budget is `fixed`; the others do not have it."""
         raise NotImplementedError(f"{type(self).__name__} takes a budget")
 
+    def tower_layers(self, layers: int) -> dict[str, int]:
+        """The tower layers that fields name, as resolved for a tower of so many layers, by the fields' names."""
+        return {}
+
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Patches to keep, ascending unless `order` is the method's own."""
         raise NotImplementedError(f"{type(self).__name__} merges: call prune")

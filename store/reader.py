@@ -163,7 +163,7 @@ class FeatureStore:
         if absent:
             raise StoreMissing(
                 f"expected the arrays {', '.join(absent)} in {self.path}, it has {', '.join(self.arrays)}: "
-                "add them to store.arrays and extract into a new store"
+                f"add them with `extract --append --capture {','.join(absent)}`"
             )
 
     def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:

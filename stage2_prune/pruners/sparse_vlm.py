@@ -32,7 +32,6 @@ class SparseVlm(InLLMPruner):
     """
 
     positions: ClassVar[Positions] = "compact"
-    merges: ClassVar[bool] = True
 
     recycle: bool = True
     """Make clusters of the dropped tokens and keep those too."""

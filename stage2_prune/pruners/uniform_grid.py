@@ -8,16 +8,15 @@ from torch import Tensor
 
 from stage2_prune.pruner import Pruner
 from stage2_prune.tokens import VisualTokens
+from stage2_prune.windows import per_line
 
 
 @dataclass(frozen=True)
 class UniformGrid(Pruner):
     """Exactly `keep` patches for every budget, as square a spread as the grid allows.
 
-    The image is cut into `lines` horizontal bands of equal height, lines = round(sqrt(keep * rows / columns))
-    as far as that many patches fit; band i gets floor((i+1) keep / lines) - floor(i keep / lines) patches, so
-    that bands differ by at most one. Within a band they stand at the centres of equal intervals of its middle
-    row.
+    The image is cut into horizontal bands of equal height (stage2_prune/windows.py, `per_line`). Within a band patches
+    stand at the centres of equal intervals of its middle row.
     """
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
@@ -27,12 +26,10 @@ class UniformGrid(Pruner):
 
 
 def _spread(keep: int, rows: int, columns: int) -> list[int]:
-    fewest, most = -(-keep // columns), min(rows, keep)
-    lines = min(max(round((keep * rows / columns) ** 0.5), fewest), most)
+    counts = per_line(keep, rows, columns)
     chosen: list[int] = []
-    for line in range(lines):
-        row = _centre(line, lines, rows)
-        count = (line + 1) * keep // lines - line * keep // lines
+    for line, count in enumerate(counts):
+        row = _centre(line, len(counts), rows)
         chosen += [row * columns + _centre(place, count, columns) for place in range(count)]
     return chosen
 

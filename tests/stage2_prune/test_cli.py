@@ -52,3 +52,11 @@ def test_a_device_that_is_not_here_is_a_config_error(tiny, device):
         pytest.skip("it is here")
     with pytest.raises(ConfigError, match=f"model.device: .*{device}"):
         open_features(tiny(model__device=device), ())
+
+
+def test_calibrate_prints_the_line_that_a_config_takes(tiny, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    done = CliRunner().invoke(group, ["calibrate", "--config", str(config), "--keep", "12", "--limit", "3"])
+    deletes = yaml.safe_load(done.stdout.splitlines()[-1])["deletes"]
+    assert done.exit_code == 0 and len(deletes) == 2 and 0 <= sum(deletes) <= 16

@@ -122,9 +122,10 @@ def test_a_prediction_holds_its_question_its_tokens_and_how_likely_each_choice_w
             assert max(line["choices"].values()) == line["choices"][line["ranked"]]
 
 
-def test_every_method_that_is_not_trained_is_evaluated_from_the_store_with_defaults(tiny):
+def test_every_method_that_is_not_trained_and_needs_no_side_array_is_evaluated_with_defaults(tiny):
     found = plugin.find_all(pruners, Pruner)
-    names = [name for name, pruner in found.items() if not issubclass(pruner, TrainedPruner)]
+    stored = set(tiny().store.arrays)  # test_side_arrays: the rest
+    names = [name for name, one in found.items() if not issubclass(one, TrainedPruner) and one.needs <= stored]
     methods = {"methods": [{"name": name} for name in names], "budgets": [7], "seeds": 1}
     summary = evaluate.run(tiny(prune=methods, eval={"batch_size": 4, "max_new_tokens": 1, "bootstrap": 50}))
     results = {row["pruner"]: row for row in summary["results"]}
@@ -313,3 +314,49 @@ def test_both_kinds_of_positions_are_evaluated_where_asked_and_fixed_methods_sti
     cells, _ = plan(experiment, methods, 16, 2)
     assert len([cell for cell in cells if cell.label == "keep_all"]) == 1
     assert [cell.positions for cell in cells if cell.label == "cls_attention"] == ["original", "compact"]
+
+
+def test_methods_inside_the_language_model_are_evaluated_like_any_other_and_what_cannot_be_met_is_named(tiny):
+    methods = ["fastv", "sparse_vlm", "vtw", "combination", "cls_attention"]
+    experiment = tiny(prune__methods=[{"name": name} for name in methods], prune__budgets=[16, 12, 5])
+    summary = evaluate.run(experiment)
+    rows = {(row["pruner"], row["keep"]): row for row in summary["results"]}
+    assert rows["fastv", 12]["tokens_per_layer"] == [16, 8] and rows["fastv", 12]["drop_layers"] == [1]
+    assert rows["fastv", 12]["tokens_per_layer_mean"] == 12 and rows["fastv", 16]["tokens_per_layer"] == [16, 16]
+    assert rows["vtw", 8]["tokens_per_layer"] == [16, 0]
+    assert rows["combination", 5]["tokens_per_layer"] == [8, 3] and rows["combination", 5]["parameters"]["layers"] == (
+        16,
+    )
+    assert rows["cls_attention", 5]["tokens_per_layer"] == [5, 5] and rows["cls_attention", 5]["drop_layers"] == []
+    assert rows["fastv", 12]["kv_bytes"] < rows["fastv", 16]["kv_bytes"]
+    assert rows["fastv", 12]["selector_ms_per_image"] > 0
+    assert [(one["pruner"], one["keep"]) for one in summary["infeasible"]] == [
+        ("fastv", 5),
+        ("sparse_vlm", 5),
+        ("combination", 12),
+    ]
+    assert (
+        "fastv at 5 tokens, original positions, is infeasible" in (experiment.run_dir / "eval" / "table.md").read_text()
+    )
+    before = files(experiment)
+    assert evaluate.run(experiment) == json.loads(json.dumps(summary)) | {"results": summary["results"]}
+    assert files(experiment) == before
+
+
+def test_merged_tokens_at_original_positions_are_named_infeasible_and_the_other_cells_run(tiny):
+    methods = configured_pruners(tiny(prune__methods=[{"name": "sparse_vlm"}]))
+    cells, unmet = plan(tiny(prune__budgets=[12], prune__positions=["original", "compact"]), methods, 16, 2)
+    assert [cell.positions for cell in cells] == ["compact"]
+    assert [(one.keep, one.positions) for one in unmet] == [(12, "original")] and "compact" in unmet[0].reason
+
+
+def test_parity_passes_over_methods_inside_the_language_model_and_training_refuses_them(tiny):
+    from stage2_prune import train
+    from stage2_prune.parity import soft_pruner
+
+    assert soft_pruner(tiny(prune__methods=[{"name": "fastv"}, {"name": "cls_attention"}]))[0] == "cls_attention"
+    inside = tiny(prune__methods=[{"name": "fastv"}], train__pruner="fastv")
+    with pytest.raises(PrunerMisused, match="before the language model"):
+        soft_pruner(inside)
+    with pytest.raises(PrunerMisused, match="'fastv' has no weights to train"):
+        train.run(inside)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.flow import causal_mask
 from stage2_prune.generate import generate
 from stage2_prune.in_llm import Drop
 from stage2_prune.language import Language
-from stage2_prune.layer_loop import PruningLanguage, causal_mask, pruning_inside
+from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.fit_prune import FitPrune
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
@@ -79,6 +80,32 @@ def test_a_hook_that_drops_nothing_gives_the_bits_of_the_stock_model(dtype, posi
     for use_cache in (False, True):
         forward = looped.answering(batch.slots)(**inputs, use_cache=use_cache).logits
         assert torch.equal(forward, stock.model(**inputs, use_cache=use_cache).logits)
+
+
+@torch.no_grad()
+def test_query_rows_from_cached_keys_equal_the_attention_of_a_stock_eager_model(language):
+    seen = []
+
+    class Looks(KeepsAll):
+        def drop(self, site):
+            rows = torch.cat([torch.arange(site.start + 3), site.text])
+            seen.append((site.layer, rows, site.attention(rows), site.attention(site.last, ahead=True)))
+            return Drop(torch.arange(site.visual))
+
+    batch = questions(language)
+    generate(PruningLanguage(**vars(language), hook=Looks(), positions="original"), batch, 1)
+    for row in range(len(PROMPTS)):
+        prompt, _ = of_question(batch, row)
+        places = torch.arange(len(prompt))[None]
+        stock = eager_twin(language)(
+            inputs_embeds=prompt[None],
+            position_ids=places,
+            attention_mask=torch.ones_like(places),
+            output_attentions=True,
+        ).attentions
+        for layer, rows, ran, ahead in seen[row :: len(PROMPTS)]:
+            torch.testing.assert_close(ran, stock[layer - 1][0][:, rows], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(ahead, stock[layer][0][:, -1:], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -160,6 +187,20 @@ def test_ranking_continues_the_pruned_prompt_whatever_the_candidates_say(languag
         assert best[row] == max(range(len(totals)), key=totals.__getitem__)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("pruner", "keep"), [*METHODS, (SparseVlm(), 9)], ids=lambda value: repr(value))
+def test_what_continues_a_prompt_padded_on_its_right_changes_nothing_that_is_kept_of_it(language, pruner, keep):
+    schedule, batch = pruner.schedule(PATCHES, LAYERS, keep), questions(language, prompts=PROMPTS[:1])
+    expected = kept_by(language, pruner, schedule, pruner.positions, batch)[0]
+    model = pruning_inside(language, pruner, schedule, pruner.positions).answering(batch.slots.expand(2, -1), 3)
+    embeds = torch.cat([batch.inputs_embeds.expand(2, -1, -1), language.embed(torch.tensor([[5, 6, 7], [8, 2, 2]]))], 1)
+    mask = torch.cat([batch.attention_mask.expand(2, -1), torch.tensor([[1, 1, 1], [1, 0, 0]])], 1)
+    places = torch.arange(embeds.shape[1]).expand(2, -1)
+    model(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False)
+    for one in model.model.segments[1:]:
+        assert one.kept.tolist() == [expected[one.first]] * 2
+
+
 def test_the_stock_model_is_left_as_it_was(language):
     pruner, batch = FastV(), questions(language)
     before = generate(language, batch, 2).logits
@@ -171,7 +212,7 @@ def test_the_stock_model_is_left_as_it_was(language):
 
 def test_merged_tokens_are_refused_at_original_positions_which_they_do_not_have(language):
     pruner = SparseVlm()
-    with pytest.raises(PrunerMisused, match="compact"):
+    with pytest.raises(Infeasible, match="compact"):
         pruning_inside(language, pruner, pruner.schedule(PATCHES, LAYERS, 9), "original")
 
 

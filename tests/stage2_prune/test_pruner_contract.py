@@ -20,8 +20,10 @@ GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)
 REAL_BUDGETS = (1, 2, 3, 5, 64, 100, 128, 191, 192, 575, 576)
 EVERY = plugin.find_all(pruners, Pruner)
-CLASSES = {name: found for name, found in EVERY.items() if found.place == "before_llm"}
-"""Those inside the language model: test_in_llm_contract."""
+CLASSES = {
+    name: found for name, found in EVERY.items() if found.place == "before_llm" and found.select is not Pruner.select
+}
+"""Those that select: test_merging_contract and test_in_llm_contract have the others."""
 
 
 def other_quirks(found):

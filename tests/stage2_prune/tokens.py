@@ -8,6 +8,8 @@ from stage2_prune.tokens import VisualTokens
 TINY = (8, 2, 12)
 """Width of `raw`, heads of `cls_attention`, width of `projected`."""
 REAL = (1024, 16, 4096)
+LAYERS, KEY_WIDTH = 5, 4
+EMBED = TINY[2]
 
 
 def visual_tokens(
@@ -16,6 +18,7 @@ def visual_tokens(
     dtype: torch.dtype = torch.float32,
     widths: tuple[int, int, int] = TINY,
     seed: int = 0,
+    layers: int = LAYERS,
 ) -> VisualTokens:
     patches = grid[0] * grid[1]
     hidden, heads, embed = widths
@@ -27,7 +30,30 @@ def visual_tokens(
         "cls_attention": attention,
         "projected": torch.randn(images, patches, embed, generator=generator).to(dtype),
     }
+    arrays |= {name: array.to(dtype) for name, array in _features(images, patches, hidden, generator).items()}
+    arrays |= _attention(images, patches, layers, generator)
     return VisualTokens(tuple(f"{image:064x}" for image in range(images)), grid, arrays)
+
+
+def _features(images: int, patches: int, hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Side arrays in the compute dtype."""
+    shapes = {
+        "keys": (patches + 1, KEY_WIDTH),
+        "hidden_mean": (patches, hidden),
+        "last_layer_keys": (patches, hidden),
+    }
+    return {name: torch.randn(images, *shape, generator=generator) for name, shape in shapes.items()}
+
+
+def _attention(images: int, patches: int, layers: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Side arrays that are float32 whatever the compute dtype: parts of softmax rows."""
+    shapes = {
+        "cls_attention_layers": (layers, patches),
+        "received_attention": (layers, patches),
+        "self_attention_diagonal": (patches,),
+        "last_layer_attention": (patches,),
+    }
+    return {name: (3 * torch.rand(images, *shape, generator=generator)).softmax(-1) for name, shape in shapes.items()}
 
 
 def ready(pruner: Pruner, grid: tuple[int, int], widths: tuple[int, int, int] = TINY) -> Pruner:

@@ -71,22 +71,25 @@ def test_recycled_tokens_stand_behind_those_that_stay_and_go_through_the_later_l
     pruner, batch = SparseVlm(), questions(language, "compact")
     schedule = pruner.schedule(PATCHES, LAYERS, keep)
     assert sum(stage.merged for stage in schedule.stages) >= 2
-    said = answers(language, pruner, schedule, "compact", batch, 1)
+    said = answers(language, pruner, schedule, "compact", batch, 8)
     kept = kept_by(language, pruner, schedule, "compact", batch)
     for row in range(len(PROMPTS)):
-        logits, stages = by_hand(oracle.model, *of_question(batch, row), schedule)
+        answer = language.embed(said.tokens[row, :-1])
+        logits, stages = by_hand(oracle.model, *of_question(batch, row), answer, schedule)
         assert kept[row] == stages
-        torch.testing.assert_close(said.logits[row, 0], logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(said.logits[row], logits[-len(answer) - 1 :], atol=1e-4, rtol=1e-4)
 
 
-def by_hand(model, embedded, start, schedule):
-    """Logits behind the prompt, and where each visual token of each stage comes from: -1 for a cluster."""
-    stock, hidden, sources, found, view = model.model, embedded[None], list(range(PATCHES)), {}, None
-    words = len(embedded) - start - PATCHES
+def by_hand(model, embedded, start, answer, schedule):
+    """Logits of a prompt and its answer, and where each visual token of each stage comes from: -1 for a cluster."""
+    stock, sources, found, view = model.model, list(range(PATCHES)), {}, None
+    hidden = torch.cat([embedded, answer])[None]
+    length = hidden.shape[1]
+    words = length - start - PATCHES
     for number, layer in enumerate(stock.layers):
         stage = schedule.at(number)
         if stage:
-            rows = [row - (len(embedded) - hidden.shape[1]) for row in raters_of(embedded, start)]
+            rows = [row - (length - hidden.shape[1]) for row in raters_of(embedded, start)]
             weights = view.mean(0)[rows].mean(0)
             scores = {j: weights[start + j].item() for j in range(len(sources))}
             stay = best(scores, stage.keep)
@@ -105,7 +108,7 @@ def by_hand(model, embedded, start, schedule):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         handle.remove()
         view = seen[0][0]
-    return model.lm_head(stock.norm(hidden))[0, -1], found
+    return model.lm_head(stock.norm(hidden))[0], found
 
 
 def raters_of(embedded, start):

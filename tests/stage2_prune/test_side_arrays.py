@@ -1,0 +1,70 @@
+"""Methods that read side arrays, on those that stage 1 really stores."""
+
+import pytest
+import torch
+
+from configs import plugin
+from configs.experiment import Experiment
+from stage1_extract.arrays import NAMES
+from stage2_prune import evaluate, pruners
+from stage2_prune.features import Features
+from stage2_prune.merging import make_merged
+from stage2_prune.pruner import Pruner
+from store.questions import read_questions, select
+from store.reader import FeatureStore
+from tests.stage2_prune.conftest import extract, settings
+
+METHODS = [
+    "average_pooling",
+    "hi_prune",
+    "nuwa",
+    "pru_merge",
+    "received_attention",
+    "vision_trim",
+    "vision_zip",
+    "vscan",
+]
+
+
+@pytest.fixture(scope="module")
+def experiment(home, tmp_path_factory):
+    """The tiny experiment with a store of all arrays and with these methods."""
+    folder = tmp_path_factory.mktemp("side_arrays")
+    changes = {
+        "run_dir": str(folder / "run"),
+        "store": {"path": str(folder / "store"), "arrays": list(NAMES)},
+        "prune__methods": [{"name": name} for name in METHODS],
+        "prune__budgets": [5],
+    }
+    found = Experiment.model_validate(settings(home, **changes))
+    extract(found, folder)
+    return found
+
+
+def test_every_method_answers_from_the_store(experiment):
+    results = evaluate.run(experiment)["results"]
+    assert sorted(row["pruner"] for row in results) == METHODS
+    assert {row["tokens_per_layer_mean"] for row in results} == {5}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_budget_is_kept_on_stored_arrays(experiment, name):
+    pruner = plugin.find(pruners, name, Pruner)()
+    features = Features(FeatureStore.open(experiment.store_location), pruner.needs, torch.device("cpu"))
+    questions = select(read_questions(experiment.data), experiment.data, "test")
+    for batch in features.batches([questions[:4]]):
+        for keep in range(1, features.patches + 1):
+            assert make_merged(pruner.prune(batch.tokens, keep), batch, features.project).kept == keep
+
+
+def test_a_caller_can_report_which_tower_layers_were_meant(experiment):
+    layers = FeatureStore.open(experiment.store_location).arrays["received_attention"].shape[0]
+    classes = plugin.find_all(pruners, Pruner)
+    resolved = {name: classes[name]().tower_layers(layers) for name in METHODS}
+    assert {name for name, found in resolved.items() if found} == {
+        "hi_prune",
+        "received_attention",
+        "vision_trim",
+        "vscan",
+    }
+    assert all(0 <= layer < layers for found in resolved.values() for layer in found.values())
