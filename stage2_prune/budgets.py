@@ -34,8 +34,3 @@ def cost(language: Language, tokens_per_layer: tuple[int, ...]) -> Cost:
     per_token = 2 * width * head * (heads + shared) + 3 * width * config.intermediate_size
     macs = sum(n * per_token + 2 * n * n * heads * head for n in tokens_per_layer)
     return Cost(tokens_per_layer, sum(tokens_per_layer) * bytes_per_token, macs)
-
-
-def before_llm(language: Language, kept: int) -> Cost:
-    """The price of a method that drops tokens before the language model: all layers see the same number."""
-    return cost(language, (kept,) * language.model.config.num_hidden_layers)
