@@ -86,7 +86,8 @@ def plan(
     unmet: list[Unmet] = []
     for label, pruner in methods.items():
         fixed = pruner.budget == "fixed"
-        places = _positions(section.positions, pruner)[: 1 if fixed else None]
+        once = fixed and pruner.place == "before_llm"  # references: run once
+        places = _positions(section.positions, pruner)[: 1 if once else None]
         for budget in (0,) if fixed else tuple(dict.fromkeys(section.budgets)):
             for positions in places:
                 try:

@@ -17,7 +17,7 @@ from configs.load import save_resolved
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, check_budgets, configured_pruners, plan
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
@@ -66,6 +66,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     asked, excluded = session.features.answerable(questions)
     depth: int = session.language.model.config.num_hidden_layers
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
+    if not cells:
+        raise Infeasible(f"expected a budget that a method can meet, none can: {unmet[0].pruner}, {unmet[0].reason}")
     todo = _open_progress(session, cells, digests, asked, overwrite)
     answer(session, todo, asked)
     folder = experiment.run_dir / "eval"

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from configs import plugin
 from stage2_prune import budget, evaluate, pruners, report
 from stage2_prune.cells import check_budgets, configured_pruners, plan
-from stage2_prune.errors import NotComparable, NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.errors import Infeasible, NotComparable, NotExtracted, OtherRun, PrunerMisused, StoreMismatch
 from stage2_prune.language import open_text
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.schedule_budget import Schedule
@@ -347,6 +347,8 @@ def test_merged_tokens_at_original_positions_are_named_infeasible_and_the_other_
     methods = configured_pruners(tiny(prune__methods=[{"name": "sparse_vlm"}]))
     cells, unmet = plan(tiny(prune__budgets=[12], prune__positions=["original", "compact"]), methods, 16, 2)
     assert [cell.positions for cell in cells] == ["compact"]
+    with pytest.raises(Infeasible, match="none can: fastv"):
+        evaluate.run(tiny(prune__methods=[{"name": "fastv"}], prune__budgets=[5]))
     assert [(one.keep, one.positions) for one in unmet] == [(12, "original")] and "compact" in unmet[0].reason
 
 
