@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval parity inspect test test-geometry check lint types bench bench-store clean
+.PHONY: help setup data demo extract train eval parity inspect test test-faults test-geometry check lint types bench bench-store clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ inspect: $(READY) ## look into CONFIG's store
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -m 'not geometry' -n 2 $(ARGS)
+
+test-faults: $(READY) ## what may go wrong, with 30 random kills: tests/faults
+	ENCODE_ONCE_FAULT_SEEDS=30 $(BIN)/python -m pytest tests/faults -n 2 $(ARGS)
 
 test-geometry: $(READY) ## the real shapes: CLIP ViT-L/14-336, projector 1024 -> 4096, language model of width 4096
 	$(BIN)/python -m pytest -m geometry $(ARGS)

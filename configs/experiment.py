@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -23,6 +24,7 @@ Positions = Literal["original", "compact"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
 
 
@@ -103,6 +105,8 @@ class ExtractSection(Section):
     """Images per forward of the vision tower; part of the numeric fingerprint."""
     exact_batch: bool = True
     """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
+    capture: Names = ()
+    """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
     max_failures: Failures = "0"

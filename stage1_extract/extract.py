@@ -13,6 +13,7 @@ from tqdm import tqdm
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import find_family
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
     """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
+    experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment, append)
     config = checkpoint_config(experiment.model)
     description = find_family(config).describe(experiment, config)
@@ -66,10 +68,10 @@ def extract(
     if overwrite and (path / PLAN).exists():
         shutil.rmtree(path)
     require_no_archive(path)
-    experiment = _with_stored_arrays(experiment, append)
+    experiment = _with_stored_arrays(with_captured(experiment), append)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
-    for note in description.notes:
+    for note in (*description.notes, *opened.side_costs()):
         _log.warning("note: %s", note)
     wanted = plan_for(experiment, sources, description, opened.fingerprints())
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)

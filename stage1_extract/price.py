@@ -26,6 +26,7 @@ def price(plan: Plan, sources: Sources, description: Description, path: Path) ->
         "shards": plan.n_shards,
         "images_per_shard": plan.shard_images,
         "bytes": {spec.name: spec.row_bytes * plan.n_rows for spec in plan.arrays},
+        "bytes_per_image": {spec.name: spec.row_bytes for spec in plan.arrays},
         "bytes_total": plan.total_bytes,
         "bytes_free": free_bytes(path),
         "notes": list(description.notes),
@@ -34,10 +35,13 @@ def price(plan: Plan, sources: Sources, description: Description, path: Path) ->
 
 def as_text(found: dict[str, Any], path: Path) -> str:
     """The price for a reader."""
-    arrays = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in found["bytes"].items())
     lines = [
         f"{found['images']} images, {found['distinct']} distinct, in {found['shards']} shards of {found['images_per_shard']}",
-        f"{found['bytes_total'] / 1e9:.3f} GB to write to {path} ({arrays} GB); {found['bytes_free'] / 1e9:.1f} GB free",
+        f"{found['bytes_total'] / 1e9:.3f} GB to write to {path}; {found['bytes_free'] / 1e9:.1f} GB free",
+    ]
+    each = found["bytes_per_image"]
+    lines += [
+        f"  {name:<24}{size / 1e9:>12.3f} GB{each[name]:>14,} bytes an image" for name, size in found["bytes"].items()
     ]
     lines += [f"cannot be read: {printable(name)} ({reason})" for name, reason in found["unreadable"].items()]
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])

@@ -66,6 +66,13 @@ class OpenEncoder:
         numeric = environment(self.device, recorded, self.invariant or recorded == 1)
         return fingerprints(self.experiment, self.config, self.encoder, numeric)
 
+    def side_costs(self) -> list[str]:
+        """What arrays beside the features cost in time, measured on noise: a sentence, or none where there are none."""
+        ratio = self.encoder.side_cost(noise(self.encoder, self.batch))
+        if ratio is None:
+            return []
+        return [f"with the side arrays a forward of the tower takes {ratio:.2f} times as long (measured on noise)"]
+
     def encode(self, batch: Sequence[Pixels]) -> Arrays:
         """The arrays of some images in storage dtype; where the device is too small, in smaller batches from now on."""
         done: list[Arrays] = []
@@ -99,14 +106,19 @@ def batch_invariant(encoder: Encoder, tower_batch: int) -> bool:
 
     If they are not, the full model (which sees images in other batches) cannot be equal bit for bit, only close.
     """
-    noise = np.random.default_rng(0).integers(0, 256, (tower_batch, 64, 64, 3), dtype=np.uint8)
     if tower_batch == 1:
         return True
-    pixels = [encoder.preprocess(Image.fromarray(one)) for one in noise]
+    pixels = noise(encoder, tower_batch)
     alone = encoder.encode(pixels[:1])
     sizes = {tower_batch >> halvings for halvings in range(tower_batch.bit_length() - 1)}
     together = [encoder.encode(pixels[:size]) for size in sorted(sizes)]
     return all(np.array_equal(to_storage(one[name][:1]), to_storage(alone[name])) for one in together for name in alone)
+
+
+def noise(encoder: Encoder, images: int) -> list[Pixels]:
+    """Pixel values of images that look like nothing."""
+    drawn = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
+    return [encoder.preprocess(Image.fromarray(one)) for one in drawn]
 
 
 class Worker:

@@ -39,6 +39,8 @@ class Batch:
     inputs_embeds: Float[Tensor, "question token embed"]
     attention_mask: Int[Tensor, "question token"]
     position_ids: Int[Tensor, "question token"]
+    slots: Bool[Tensor, "question token"]
+    """Where its visual tokens stand."""
 
 
 def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
@@ -81,7 +83,7 @@ def fill(language: Language, layout: Layout, visual: Float[Tensor, "question kep
     parts = (layout.input_ids, layout.slots, layout.attention_mask, layout.position_ids)
     ids, slots, mask, places = (part.to(language.device) for part in parts)
     embeds = language.embed(ids).masked_scatter(slots[..., None], cast(visual, language.dtype))
-    return Batch(ids, embeds, mask, places)
+    return Batch(ids, embeds, mask, places, slots)
 
 
 def assemble(

@@ -9,8 +9,10 @@ from configs import plugin
 from configs.experiment import Experiment, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.pruner import Pruner
+from stage2_prune.schedule_budget import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,23 @@ class Cell:
     positions: Positions
     seed: int | None
     """None for a method that is not randomised."""
+    schedule: Schedule
+    """Visual tokens that enter each layer: the same everywhere for a method that drops before the language model."""
 
     @property
     def name(self) -> str:
         """The name of its predictions file."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
         return f"{self.label}-{self.keep}-{self.positions}{seed}"
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A budget that a method cannot meet; reported beside the results."""
+
+    pruner: str
+    keep: int
+    reason: str
 
 
 def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
@@ -60,22 +73,35 @@ def check_budgets(experiment: Experiment, patches: int) -> None:
         )
 
 
-def plan(experiment: Experiment, methods: Mapping[str, Pruner], patches: int) -> list[Cell]:
-    """Every cell, in the order of the config: methods, then budgets, positions and seeds."""
+def plan(
+    experiment: Experiment, methods: Mapping[str, Pruner], patches: int, depth: int
+) -> tuple[list[Cell], list[Unmet]]:
+    """Every cell, in the order of the config: methods, then budgets, positions and seeds; and what cannot be met.
+
+    `depth` is the number of the language model's layers.
+    """
     section = experiment.prune
     cells: list[Cell] = []
+    unmet: list[Unmet] = []
     for label, pruner in methods.items():
-        if pruner.place == "in_llm":
-            raise PrunerMisused(
-                f"{label} prunes inside the language model, which eval cannot run: remove it from the config"
-            )
         fixed = pruner.budget == "fixed"
-        budgets = (pruner.fixed_keep(patches),) if fixed else tuple(dict.fromkeys(section.budgets))
         places = _positions(section.positions, pruner)[: 1 if fixed else None]
-        for keep in budgets:
+        for budget in (0,) if fixed else tuple(dict.fromkeys(section.budgets)):
+            try:
+                schedule = _schedule(pruner, patches, depth, budget)
+            except Infeasible as impossible:
+                unmet.append(Unmet(label, budget, str(impossible)))
+                continue
+            keep = round(schedule.mean) if fixed else budget
             for positions in places:
-                cells += _seeded(Cell(label, pruner, keep, positions, None), section.seeds)
-    return cells
+                cells += _seeded(Cell(label, pruner, keep, positions, None, schedule), section.seeds)
+    return cells, unmet
+
+
+def _schedule(pruner: Pruner, patches: int, depth: int, budget: int) -> Schedule:
+    if isinstance(pruner, InLLMPruner):
+        return pruner.schedule(patches, depth, budget)
+    return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else budget)
 
 
 def _positions(asked: tuple[str, ...], pruner: Pruner) -> tuple[Positions, ...]:

@@ -53,6 +53,18 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
 
 @group.command()
+@experiment_options("eval", "model", "data", "store", "prune")
+@click.option("--keep", type=click.IntRange(min=1), required=True, help="Mean visual tokens that enter a layer.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Questions to fit on.")
+def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
+    """Fit fit_prune's `deletes` to the configured model on training questions; prints the line for a config."""
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import calibrate
+
+    click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
+
+
+@group.command()
 @experiment_options("eval", "model", "data", "store", "prune", "train")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
 @json_option

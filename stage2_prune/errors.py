@@ -13,6 +13,12 @@ class PrunerMisused(PruneError, ConfigError):
     exit_code = 2
 
 
+class Infeasible(PruneError, ConfigError):
+    """A budget that a method cannot meet on this model; reported beside the results, never met by another number."""
+
+    exit_code = 2
+
+
 class OtherRun(PruneError, ConfigError):
     """The output folder holds results of other settings, and `--overwrite` was not given."""
 

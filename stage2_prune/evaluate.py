@@ -19,6 +19,8 @@ from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, check_budgets, configured_pruners, plan
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
+from stage2_prune.in_llm import InLLMPruner
+from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.merging import make_merged
 from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
 from stage2_prune.pruner import Pruner, TrainedPruner
@@ -62,13 +64,14 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
     asked, excluded = session.features.answerable(questions)
-    cells = plan(experiment, bound, session.features.patches)
+    depth: int = session.language.model.config.num_hidden_layers
+    cells, unmet = plan(experiment, bound, session.features.patches, depth)
     todo = _open_progress(session, cells, digests, asked, overwrite)
     answer(session, todo, asked)
     folder = experiment.run_dir / "eval"
     records = read_cells(folder)
     evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-    summary = summarise(session, evaluated, asked, excluded)
+    summary = summarise(session, evaluated, asked, excluded, unmet)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", report.table(summary))
     report.plot(summary, folder / "accuracy_vs_tokens.png")
@@ -120,11 +123,17 @@ def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, pre
     cell = progress.cell
     seen = batch.tokens.only(cell.pruner.needs)
     start = _now(session)
-    pruned = make_merged(cell.pruner.prune(seen, cell.keep), batch, session.features.project)
+    chosen = cell.pruner.prune(seen, cell.schedule.entering)
+    pruned = make_merged(chosen, batch, session.features.project)
     progress.selector_seconds += _now(session) - start
     progress.images += len(batch.tokens.image_ids)
+    language = session.language
+    if isinstance(cell.pruner, InLLMPruner):
+        language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
     section = session.experiment.eval
-    progress.file.append(ask(session.language, batch, prepared, pruned, cell.positions, section.max_new_tokens))
+    progress.file.append(ask(language, batch, prepared, pruned, cell.positions, section.max_new_tokens))
+    if isinstance(language, PruningLanguage):
+        progress.selector_seconds += language.stopwatch.seconds
 
 
 def _now(session: Session) -> float:
@@ -149,13 +158,14 @@ def _open_progress(
         cell.name: common
         | {
             "pruner": cell.label,
-            "parameters": cell.pruner.parameters(),
+            "parameters": json.loads(json.dumps(cell.pruner.parameters())),
             "weights": digests.get(cell.label),
             "features": _digest(features.fingerprints(cell.pruner.needs | {features.source})),
             "keep": cell.keep,
             "positions": cell.positions,
             "seed": cell.seed,
         }
+        | ({"tokens_per_layer": list(cell.schedule.tokens_per_layer)} if cell.pruner.place == "in_llm" else {})
         for cell in cells
     }
     if not overwrite:

@@ -27,7 +27,7 @@ def generate(language: Language, batch: Batch, max_new_tokens: int) -> Answers:
     The cache is asked for by name: generate() drops a mask without padding, and without mask *and* cache,
     gaps in the position ids would be read as packed sequences.
     """
-    said = language.model.generate(
+    said = language.answering(batch.slots).generate(
         inputs_embeds=batch.inputs_embeds,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,

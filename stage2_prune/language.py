@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from configs import plugin
@@ -91,6 +91,14 @@ class Language(Text):
     def embed(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token embed"]:
         """Text embeddings."""
         return self.model.get_input_embeddings()(ids)
+
+    def answering(self, slots: Bool[Tensor, "question token"], continued: int = 0) -> Any:
+        """The model to call for a batch of prompts whose visual tokens stand at `slots`.
+
+        `continued` tokens of an answer follow each prompt in the same call, as in ranking. The stock model, whatever
+        the batch; a language model that prunes inside (stage2_prune/layer_loop.py) makes one for it.
+        """
+        return self.model
 
     @property
     def dtype(self) -> torch.dtype:

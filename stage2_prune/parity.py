@@ -75,8 +75,17 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
 
 
 def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
-    """The method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget."""
-    configured = configured_pruners(experiment)
+    """The method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget.
+
+    Methods inside the language model are left out: they have no mask over the features that it could multiply in.
+    """
+    configured = {
+        label: pruner for label, pruner in configured_pruners(experiment).items() if pruner.place == "before_llm"
+    }
+    if not configured:
+        raise PrunerMisused(
+            "expected a method that prunes before the language model, prune.methods has none: add one, such as keep_all"
+        )
     if experiment.train.pruner in configured:
         return experiment.train.pruner, configured[experiment.train.pruner]
     return next(

@@ -17,6 +17,7 @@ from stage2_prune.tokens import Pruned, VisualTokens
 
 Place = Literal["before_llm", "in_llm"]
 Budget = Literal["exact", "schedule", "adaptive", "fixed"]
+Order = Literal["raster", "own"]
 Trained = TypeVar("Trained", bound="TrainedPruner")
 
 
@@ -40,6 +41,8 @@ class Pruner:
     takes none."""
     positions: ClassVar[Positions] = "original"
     """The published choice of RoPE positions for kept tokens."""
+    order: ClassVar[Order] = "raster"
+    """Whether kept patches stand in raster order, indices ascending, or in an order that the method documents."""
     randomised: ClassVar[bool] = False
     """Whether the method has a `seed` field over which results are averaged."""
 
@@ -52,7 +55,7 @@ class Pruner:
         return {}
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Patches to keep, ascending (or in the order that the method documents)."""
+        """Patches to keep, ascending unless `order` is the method's own."""
         raise NotImplementedError(f"{type(self).__name__} merges: call prune")
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:

@@ -33,6 +33,9 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if summary["excluded"]:
         notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
+    notes += [
+        f"{one['pruner']} at {one['keep']} tokens is infeasible: {one['reason']}." for one in summary["infeasible"]
+    ]
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
     return _markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join(notes) + "\n"

@@ -69,7 +69,8 @@ def _sequence_scores(
     counted = torch.tensor([[1] * len(o) + [0] * (steps - len(o)) for o in ended], device=language.device)
     valid = batch.attention_mask[row].bool()
     embeds, mask, places = _continued(language, batch, row, valid, ids, counted)
-    logits = language.model(
+    model = language.answering(batch.slots[row, valid].expand(len(ended), -1), steps)
+    logits = model(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=places,

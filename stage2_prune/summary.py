@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from stage2_prune import budgets
 from stage2_prune.ask import Prediction
-from stage2_prune.cells import Cell
+from stage2_prune.cells import Cell, Unmet
 from stage2_prune.features import Excluded
 from stage2_prune.intervals import by_kind, interval
 from stage2_prune.score import NORMALISATION, normalise
@@ -28,7 +28,11 @@ class Evaluated:
 
 
 def summarise(
-    session: Session, evaluated: Sequence[Evaluated], asked: Sequence[Question], excluded: Sequence[Excluded]
+    session: Session,
+    evaluated: Sequence[Evaluated],
+    asked: Sequence[Question],
+    excluded: Sequence[Excluded],
+    unmet: Sequence[Unmet] = (),
 ) -> dict[str, Any]:
     """All that a program may want to read of an evaluation, as JSON."""
     experiment = session.experiment
@@ -39,6 +43,7 @@ def summarise(
         "n_questions": len(asked),
         "n_images": len({question.image for question in asked}),
         "excluded": [asdict(one) for one in excluded],
+        "infeasible": [asdict(one) for one in unmet],
         "primary": "generate",
         "normalisation": NORMALISATION,
         "exact": session.exact,
@@ -54,7 +59,7 @@ def _row(session: Session, group: Sequence[Evaluated], asked: Sequence[Question]
     cell = group[0].cell
     right = np.mean([[p.right for p in one.predictions] for one in group], axis=0)
     ranked = [[p.ranked_right for p in one.predictions if p.ranked_right is not None] for one in group]
-    cost = budgets.before_llm(session.language, cell.keep)
+    cost = budgets.cost(session.language, cell.schedule.tokens_per_layer)
     section = session.experiment.eval
     timed = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
     return {
@@ -71,6 +76,7 @@ def _row(session: Session, group: Sequence[Evaluated], asked: Sequence[Question]
         "n_ranked": len(ranked[0]),
         "by_kind": by_kind(right, [question.kind for question in asked]),
         "tokens_per_layer": list(cost.tokens_per_layer),
+        "drop_layers": list(cell.schedule.layers),
         "kv_bytes": cost.kv_bytes,
         "prefill_macs": cost.prefill_macs,
         "selector_ms_per_image": float(np.mean(timed)) if timed else None,

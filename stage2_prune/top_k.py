@@ -7,8 +7,8 @@ from torch import Tensor
 from stage2_prune.errors import PrunerMisused
 
 
-def top_k(scores: Float[Tensor, "image patch"], keep: int) -> Int[Tensor, "image {keep}"]:
-    """Indices of the `keep` highest scores of each image, ascending.
+def ranking(scores: Float[Tensor, "*image patch"]) -> Int[Tensor, "*image patch"]:
+    """Indices by falling score, of equals the lower index first.
 
     `torch.topk` leaves the order of equal scores open, and with it the selection at the cut; a stable sort
     does not. NaN would sort as the highest score, so it is refused.
@@ -17,5 +17,9 @@ def top_k(scores: Float[Tensor, "image patch"], keep: int) -> Int[Tensor, "image
         raise PrunerMisused(
             "expected scores to rank patches by, some are NaN: check the arrays or the pruner's weights"
         )
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return order[:, :keep].sort(dim=-1).values
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+def top_k(scores: Float[Tensor, "image patch"], keep: int) -> Int[Tensor, "image {keep}"]:
+    """Indices of the `keep` highest scores of each image, ascending."""
+    return ranking(scores)[:, :keep].sort(dim=-1).values

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from store.environment import torch_environment
-from store.errors import StoreError, StoreMissing
+from store.errors import StoreMissing
 from store.fingerprint import Fingerprint
 from store.growth import grown
 from store.projectors import Projector, build, project_image
@@ -60,7 +60,7 @@ def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     """Of `projected`; its width is what the projector makes of a row."""
     rows = [row for row in store.committed_rows if row not in store.failures][:1]
     if not rows:
-        raise StoreError(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
+        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
     raw = store.arrays[RAW]
     _, patches, embed = _project(store, projector, rows[0]).shape
     return ArraySpec(name=PROJECTED, axes=("patch", "embed"), shape=(patches, embed), dtype=raw.dtype)

@@ -4,7 +4,9 @@ from configs.errors import EncodeOnceError
 
 
 class StoreError(EncodeOnceError):
-    """Base of this package's errors."""
+    """Base of this package's errors; on its own, a store that is not the one that is asked for."""
+
+    exit_code = 4
 
 
 class StoreMissing(StoreError):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.experiment import Dtype, ImageFormat
-from store.errors import StoreError
+from store.errors import DataMissing
 
 ORDER = "batch.json"
 PROMPTS = "batch.safetensors"
@@ -92,9 +92,9 @@ def write_order(folder: Path, order: Order, prompts: Sequence[Prompts]) -> None:
 
 
 def read_order(folder: Path) -> tuple[Order, list[Prompts]]:
-    """Read the question side; StoreError where the folder holds none."""
+    """Read the question side; DataMissing (exit 5) where the folder holds none."""
     if not (folder / ORDER).is_file():
-        raise StoreError(f"expected {ORDER} in {folder}, there is none: `stage2_prune parity` writes such folders")
+        raise DataMissing(f"expected {ORDER} in {folder}, there is none: `stage2_prune parity` writes such folders")
     order = Order.model_validate_json((folder / ORDER).read_text())
     tensors = load_file(folder / PROMPTS)
     fields = ("input_ids", "attention_mask", "position_ids")

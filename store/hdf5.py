@@ -42,7 +42,7 @@ from store.schema import ArraySpec, Dtype, storage_dtype
 _TAKEN = {"rows", "sha256", "names", "failed", "failures", "ids", PROJECTOR}
 """Names that no array may have."""
 _IDS = {"sha256": "|u1", "names_utf8": "|u1", "name_offsets": "<i8", "name_rows": "<i8"}
-_NAME = re.compile(r"\.?\w[\w.-]*")
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 def export_hdf5(store: FeatureStore, out: Path, overwrite: bool) -> None:

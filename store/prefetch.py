@@ -50,6 +50,7 @@ def prefetched(
             if isinstance(item, BaseException):
                 raise item
             yield item[0]
+            del item  # or it is held while the next one is waited for
     finally:
         stop.set()
         thread.join()

@@ -60,6 +60,8 @@ class FeatureStore:
     (2, 576, 96)
     """
 
+    _recycled = Recycled()  # of all stores together: a store that is opened anew takes over what the last one gave back
+
     def __init__(
         self, path: StoreLocation, folder: Path, remote: RemoteStore | None, plan: Plan, logs: Sequence[CommitLog],
         ids: ImageIds, features: zarr.Group, verify: Verify, access: Access, believe_plan: bool,
@@ -74,7 +76,6 @@ class FeatureStore:
         self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
         self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
-        self._recycled = Recycled()
         self._max_files = max_open_files()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" or remote is not None else None
@@ -242,10 +243,11 @@ class FeatureStore:
             raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
         record, layout = commit.files[name], self.plan.layout(name)
         rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
-        with _damage(self._folder / FEATURES / name):
-            if self._remote is not None:
+        if self._remote is not None:
+            with self._remote.naming(), _damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
-            if self._access == "zarr" or record.codec != "none":
+        if self._access == "zarr" or record.codec != "none":
+            with _damage(self._folder / FEATURES / name):
                 return ZarrShard(_array(self._features, name), rows, dtype, repair)
         verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard

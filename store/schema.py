@@ -14,7 +14,7 @@ question one question
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,9 +103,10 @@ class Layout:
 
     spec: ArraySpec
     shard_images: int
+    codec: Codec = "none"
 
-    CRC_BYTES = 4
-    INDEX_ENTRY_BYTES = 16
+    CRC_BYTES: ClassVar[int] = 4
+    INDEX_ENTRY_BYTES: ClassVar[int] = 16
 
     @property
     def chunk_images(self) -> int:
@@ -137,7 +138,7 @@ class Layout:
         return -(-rows // self.chunk_images)
 
     def file_bytes(self, rows: int) -> int:
-        """Size of the file of a shard that holds `rows` images."""
+        """Size of the file of a shard that holds `rows` images, uncompressed."""
         return self.written_chunks(rows) * self.stride + self.index_bytes
 
     def relative_path(self, shard: int) -> str:

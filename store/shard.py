@@ -82,7 +82,7 @@ def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> F
     return write_aside(root, layout, shard, rows).settle()
 
 
-def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any], codec: Codec = "none") -> Aside:
+def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
     """Write the rows of a shard to a `.partial` of its own, and fsync it; nothing is left of it if that fails.
 
     `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
@@ -99,19 +99,17 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any], code
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            if codec == "none":
-                with suppress(
-                    OSError
-                ):  # two thirds of the price of block after block; where it fails, writing says why
+            if layout.codec == "none":
+                with suppress(OSError):  # two thirds of the price of growing it; where it fails, writing says why
                     os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
-            checksum = _write_payload(file, layout, np.ascontiguousarray(rows), codec)
+            checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return Aside(partial, root, FileRecord(path=relative, bytes=size, crc32c=checksum, codec=codec))
+    return Aside(partial, root, FileRecord(path=relative, bytes=size, crc32c=checksum, codec=layout.codec))
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -143,13 +141,13 @@ def checksum_of(file: Readable, layout: Layout) -> int | None:
     return crc(checksums + index) if at == end else None
 
 
-def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any], codec: Codec) -> int:
+def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
     """Write a shard, and return the checksum for its record."""
     checksums, at = b"", 0
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     for number, chunk in enumerate(_chunks(layout, rows)):
         data = chunk.reshape(-1).view(np.uint8)
-        if codec == "zstd":
+        if layout.codec == "zstd":
             data = np.frombuffer(Zstd(ZSTD_LEVEL).encode(data), np.uint8)
         file.write(data.data)
         checksum = _bytes(crc(data))  # computed after it was written: it is in the CPU's cache by then

@@ -45,7 +45,7 @@ class ZarrShard(ShardFile):
         row = self._first + place
         try:
             np.copyto(out, np.asarray(self._array[row]))
-        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise IntegrityError(f"row {row} of {self._array.store_path} is damaged ({said}): {self._repair}") from None
         if holds_fill(out, self._dtype):

@@ -5,12 +5,13 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from configs.experiment import StoreLocation
-from store.commits import CommitRecord, damaged_records, intact_records, log_folder
+from store.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
 from store.manifest import HEAL, file_digest, read_manifest
 from store.plan import FEATURES, Plan, plan_path, read_plan
@@ -20,6 +21,7 @@ from store.schema import Layout
 from store.shard import FileRecord, Readable, checksum_of
 
 THREADS = 4
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def verify(location: StoreLocation, quick: bool) -> list[Finding]:
 def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Finding]:
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
-    files: list[tuple[int, int, str, FileRecord]] = []
+    logs: list[tuple[int, CommitLog, list[int]]] = []
     for generation in range(plan.generation + 1):
         found += [
             Finding(str(path), "not a commit record as it was written", shard, generation)
@@ -79,23 +81,33 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
         records = intact_records(store, generation)
         foreign = list(_foreign(store, plan, generation, records))
         found += foreign
-        wrong = {one.shard for one in foreign}
-        for shard in records.keys() - wrong:
-            used = {spec.name for spec in plan.arrays_of(generation, shard)}  # files of dropped arrays are gone
-            files += [(generation, shard, name, file) for name, file in records[shard].files.items() if name in used]
+        logs.append((generation, records, sorted(records.keys() - {one.shard for one in foreign})))
 
     def look(at: tuple[int, int, str, FileRecord]) -> str | None:
         _, _, name, record = at
         return _size(shards, record) or (None if quick else _content(shards, record, plan.layout(name)))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        shown = tqdm(pool.map(look, files), "verify", len(files), unit="file", disable=None)
-        found += [
-            Finding(str(store / FEATURES / record.path), problem, shard, generation)
-            for (generation, shard, _, record), problem in zip(files, shown, strict=True)
-            if problem is not None
-        ]
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="verify", unit="file", disable=None) as bar:
+        bar.total = sum(len(plan.arrays_of(generation, shard)) for generation, _, listed in logs for shard in listed)
+        files = _committed_files(plan, logs)
+        while some := list(islice(files, _AT_ONCE)):  # of millions of files, not all at a time are in memory
+            found += [
+                Finding(str(store / FEATURES / record.path), problem, shard, generation)
+                for (generation, shard, _, record), problem in zip(some, pool.map(look, some), strict=True)
+                if problem is not None
+            ]
+            bar.update(len(some))
     return found
+
+
+def _committed_files(
+    plan: Plan, logs: list[tuple[int, CommitLog, list[int]]]
+) -> Iterator[tuple[int, int, str, FileRecord]]:
+    """Every committed file with its generation, shard and array; files of dropped arrays are gone."""
+    for generation, records, shards in logs:
+        for shard in shards:
+            used = {spec.name for spec in plan.arrays_of(generation, shard)}
+            yield from ((generation, shard, name, file) for name, file in records[shard].files.items() if name in used)
 
 
 def bad_shards(findings: list[Finding]) -> dict[int, list[int]]:

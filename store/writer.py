@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from store.leases import Lease, disk_time, live_leases
 from store.manifest import make_manifest, read_manifest, write_manifest
 from store.plan import Plan, plan_path, read_plan
 from store.reader import FEATURES, PROJECTOR, ProjectorState
-from store.schema import ArraySpec, Codec, fill_value
+from store.schema import ArraySpec, Codec, Layout, fill_value
 from store.shard import PARTIAL, ZSTD_LEVEL, Aside, FileRecord, write_aside
 
 LOCK = "writer.lock"
@@ -118,23 +119,24 @@ class StoreWriter:
         Raises NonFinite (exit 3) naming the images whose features are not numbers, LeaseLost (exit 6) if another worker
         took the shard over: nothing is published then.
         """
-        rows = self.plan.rows(shard)
-        if not failures.keys() <= set(rows):
-            raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
-        generations = self.missing_generations(shard)
-        parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
-        filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
-        lease = lease or Lease.take(self.path, shard, self.stall_seconds)
-        if lease is None:
-            raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
         try:
+            rows = self.plan.rows(shard)
+            if not failures.keys() <= set(rows):
+                raise StoreError(f"expected failures among rows {rows.start}..{rows.stop - 1}, got {sorted(failures)}")
+            generations = self.missing_generations(shard)
+            parts = {one: self.plan.arrays_of(one, shard) for one in generations}  # what is committed stays: first wins
+            filled = {s.name: self._checked(s, rows, arrays[s.name], failures) for part in parts.values() for s in part}
+            lease = lease or Lease.take(self.path, shard, self.stall_seconds)
+            if lease is None:
+                raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave it to that one")
             with _disk(self.path, self.plan.total_bytes):
                 return [
                     self._publish(one, shard, {s.name: filled[s.name] for s in part}, failures, telemetry, lease)
                     for one, part in parts.items()
                 ]
         finally:
-            lease.release()
+            if lease is not None:
+                lease.release()
 
     def _publish(
         self, generation: int, shard: int, arrays: Mapping[str, NDArray[Any]], failures: Mapping[int, str],
@@ -163,13 +165,16 @@ class StoreWriter:
         asides: dict[str, Aside] = {}
         try:
             for name, values in arrays.items():
-                asides[name] = write_aside(self.path / FEATURES, self.plan.layout(name), shard, values, self._codec)
+                asides[name] = write_aside(self.path / FEATURES, self._layout(name), shard, values)
                 lease.beat()
             self._require_held(lease, generation)
             return {name: aside.settle() for name, aside in asides.items()}
         finally:
             for aside in asides.values():
                 aside.drop()
+
+    def _layout(self, name: str) -> Layout:
+        return replace(self.plan.layout(name), codec=self._codec)
 
     def _require_held(self, lease: Lease, generation: int) -> None:
         if not lease.held or read_commit(self.path, lease.shard, generation) is not None:

@@ -1,6 +1,7 @@
 """The layout: who may import whom, and what a `--help` may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,5 +85,35 @@ def test_the_type_checker_is_silenced_no_more_often_than_now():
 
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "extract", "train", "eval", "parity", "inspect", "test", "check", "bench"):
+    for target in ("demo", "extract", "train", "eval", "parity", "inspect", "test", "test-faults", "check", "bench"):
         assert f"make {target} " in listed
+
+
+CASES = [
+    line.split("|") for line in (ROOT / "tests" / "README.md").read_text().splitlines() if re.match(r"\| \d", line)
+]
+
+
+def test_every_fault_case_has_its_line_and_names_a_test_or_says_why_there_is_none():
+    assert [int(case[1]) for case in CASES] == list(range(1, 46))
+    assert [int(case[1]) for case in CASES if "::" not in case[4]] == [38, 43]
+    assert all("belongs to no feature here: " in case[3] for case in CASES if "::" not in case[4])
+
+
+def test_every_test_that_the_page_about_the_tests_names_exists():
+    text = (ROOT / "tests" / "README.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)::(\w+)`", text))
+    assert len(named) > 80 and text.count("::") == len(re.findall(r"`[\w/]+\.py::\w+`", text))
+    for path in {path for path, _ in named}:
+        there = {node.name for node in ast.parse((ROOT / "tests" / path).read_text()).body if hasattr(node, "name")}
+        assert {name for of, name in named if of == path} <= there, path
+
+
+def test_every_file_of_tests_that_the_drawing_names_exists():
+    drawing = (ROOT / "tests" / "README.md").read_text().split("```mermaid")[1].split("```")[0]
+    for label in re.findall(r'"([^"]+)"', drawing):
+        for part in label.split(" · "):
+            folder = Path(part.split("/")[0]) if "/" in part else Path()
+            for name in part.rpartition("/")[2].split(", "):
+                place = ROOT / "tests" / folder / name
+                assert place.is_dir() if not name else place.with_suffix(".py").is_file(), part

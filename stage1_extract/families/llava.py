@@ -4,7 +4,9 @@ Only the bytes of tower and projector are read, whichever of the three key layou
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import NAMES, lacking, specs
+from stage1_extract.arrays import NAMES, SIDE, lacking, specs
 from stage1_extract.attention import ATTENTION
 from stage1_extract.encode import Selection, VisionHalf, encode
 from stage1_extract.errors import UnsupportedModel, WrongWeights
@@ -30,6 +32,7 @@ from store.schema import Dtype
 from store.tensors import dtype_name, to_storage, torch_dtype
 
 TOWER = "vision_tower."
+RUNS = 3
 
 
 class Llava(Family):
@@ -91,10 +94,30 @@ class LlavaEncoder(Encoder):
         """(1, 3, height, width) float32."""
         return self.image_processor(image)
 
+    def side_cost(self, batch: Sequence[Pixels]) -> float | None:
+        """Of runs in turn, the fastest of each kind: what disturbs them only makes them slower."""
+        lean = replace(self.half, arrays=self.half.arrays - SIDE)
+        if lean.arrays == self.half.arrays:
+            return None
+        pixels = self._pixels(batch)
+        seconds = [[timed(lambda half=half: encode(half, pixels)) for half in (lean, self.half)] for _ in range(RUNS)]
+        plain, whole = (min(times) for times in zip(*seconds, strict=True))
+        return whole / plain
+
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One forward of the tower."""
-        pixels = torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)
-        return encode(self.half, pixels)
+        return encode(self.half, self._pixels(batch))
+
+    def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
+        return torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)
+
+
+def timed(run: Callable[[], Mapping[str, Tensor]]) -> float:
+    """Seconds, until the device is done."""
+    begun = time.perf_counter()
+    for array in run().values():
+        array.sum().item()
+    return time.perf_counter() - begun
 
 
 def select_features(config: Any, facts: TowerFacts) -> Selection:

@@ -1,6 +1,5 @@
 """Patches drawn at random: the baseline that a method has to beat."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from jaxtyping import Int
 from pydantic import NonNegativeInt
 from torch import Tensor
 
+from stage2_prune.draw import image_seed
 from stage2_prune.pruner import Pruner
 from stage2_prune.tokens import VisualTokens
 
@@ -33,5 +33,4 @@ class Random(Pruner):
         return torch.from_numpy(np.stack(drawn).astype(np.int64)).to(tokens.device)
 
     def _permutation(self, image_id: str, patches: int) -> Int[np.ndarray, " patch"]:
-        digest = hashlib.sha256(f"{self.seed} {image_id}".encode()).digest()
-        return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(patches)
+        return np.random.Generator(np.random.PCG64(image_seed(self.seed, image_id))).permutation(patches)

@@ -57,6 +57,7 @@ def started(config: Path, program: list[str], *flags: str) -> Iterator[subproces
         process = subprocess.Popen(
             [sys.executable, *program, "extract", "--config", str(config), *flags],
             cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
         try:
             yield process

@@ -21,6 +21,7 @@ from store.compare import differences_between
 from store.errors import LeaseLost, RowUnavailable, StoreLocked
 from store.leases import Lease, live_leases
 from store.reader import FeatureStore
+from store.shard import Aside
 from store.status import status
 from store.writer import StoreWriter
 from tests.faults.conftest import IMAGES
@@ -118,6 +119,25 @@ def test_a_writer_whose_shard_was_taken_over_publishes_nothing(unfinished, tmp_p
         writer.commit_shard(1, shard_values(plan, 1), {}, {"host": "here"}, fast)
     resume(unfinished)
     assert differences_between(unfinished, store_of(tmp_path / "whole", COUNT)) == []
+
+
+def test_a_shard_that_is_taken_over_while_its_files_are_put_into_place_is_not_published(unfinished, monkeypatch):
+    ids = image_ids(COUNT)
+    plan = plan_of(ids)
+    settle = Aside.settle
+    with StoreWriter.open(unfinished, plan, ids, projector(), "joined") as writer:
+        lease = writer.claim(1)
+        assert lease is not None
+
+        def overtaken(aside):
+            os.utime(lease.path, (0, 0))
+            writer.claim(1)
+            return settle(aside)
+
+        monkeypatch.setattr(Aside, "settle", overtaken)
+        with pytest.raises(LeaseLost, match="taken over"):
+            writer.commit_shard(1, shard_values(plan, 1), {}, {}, lease)
+    assert FeatureStore.open(unfinished).committed_shards == [0]
 
 
 def test_of_two_that_take_a_dead_lease_over_at_once_one_gets_it(unfinished, monkeypatch):

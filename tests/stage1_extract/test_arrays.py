@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import CAPTURED, NAMES, hidden_mean_states
+from stage1_extract.arrays import CAPTURED, CORE, NAMES, hidden_mean_states
 from stage1_extract.diagnose import run as diagnose
-from stage1_extract.extract import extract
+from stage1_extract.errors import UnsupportedModel
+from stage1_extract.extract import dry_run, extract
 from stage1_extract.verify import encode_again
 from store.reader import FeatureStore
 from store.tensors import from_storage, torch_dtype
@@ -145,3 +146,43 @@ def test_a_captured_store_is_verified_live_and_diagnosed(tmp_path, capsys):
 def test_published_layers_are_rescaled_to_the_depth_of_a_tower(layers, first, last):
     found = hidden_mean_states(layers)
     assert (found[0], found[-1]) == (first, last)
+
+
+def capturing(folder: Path, checkpoint: Path, capture) -> Experiment:
+    wanted = experiment(folder, checkpoint, ["raw", "projected"]).model_dump(mode="json")
+    return Experiment.model_validate(wanted | {"extract": wanted["extract"] | {"capture": capture}})
+
+
+@pytest.mark.parametrize(
+    ("capture", "more"),
+    [
+        ("core", CORE),
+        (["all"], NAMES),
+        ("keys,received_attention", ("keys", "received_attention")),
+        ("core,hidden_mean", (*CORE, "hidden_mean")),
+    ],
+)
+def test_capture_adds_groups_or_names_to_what_is_stored(tmp_path, capture, more, caplog):
+    checkpoint = tiny_llava(tmp_path / "checkpoint")
+    tiny_images(tmp_path / "images", IMAGES)
+    wanted = capturing(tmp_path, checkpoint, capture)
+    price = dry_run(wanted)
+    assert set(price["bytes_per_image"]) == {"raw", "projected", *more}
+    assert price["bytes_per_image"]["raw"] == PATCHES * HIDDEN * 4
+    extract(wanted, overwrite=False)
+    assert "times as long (measured on noise)" in caplog.text
+    store = FeatureStore.open(wanted.store_path)
+    assert set(store.arrays) == {"raw", "projected", *more}
+    assert extract(experiment(tmp_path, checkpoint, store.arrays), overwrite=False)["tower_images"] == 0
+
+
+def test_without_side_arrays_nothing_is_measured(tmp_path, caplog):
+    extracted(tmp_path, tiny_llava(tmp_path / "checkpoint"), ["raw", "cls_attention"])
+    assert "times as long" not in caplog.text
+
+
+def test_a_name_that_no_tower_gives_is_refused(tmp_path):
+    checkpoint = tiny_llava(tmp_path / "checkpoint")
+    tiny_images(tmp_path / "images", 1)
+    with pytest.raises(UnsupportedModel, match="got key_s"):
+        dry_run(capturing(tmp_path, checkpoint, "key_s"))

@@ -141,8 +141,9 @@ def test_a_stopped_run_leaves_no_worker_and_no_lease(home, tmp_path, number, cod
     wanted = experiment(home, tmp_path / "run", workers=2)
     environment = os.environ | site_of(tmp_path, breaking(tmp_path, [0, 1, 2], 99, "time.sleep(0.1)"))
     process = subprocess.Popen(
-        command(wanted, tmp_path), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command(wanted, tmp_path), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 100
     while not (wanted.store_path / "commits").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)

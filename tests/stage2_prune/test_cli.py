@@ -17,7 +17,8 @@ def test_pruners_lists_parameters_needs_place_and_budget():
     assert listed["random"]["parameters"] == {"seed": 0}
     assert listed["cls_attention"]["needs"] == ["cls_attention"]
     assert listed["keep_all"]["budget"] == "fixed"
-    assert all(row["place"] == "before_llm" for row in listed.values())
+    assert (listed["random"]["place"], listed["fastv"]["place"]) == ("before_llm", "in_llm")
+    assert (listed["fastv"]["budget"], listed["fastv"]["positions"]) == ("schedule", "original")
     assert "| cls_attention" in CliRunner().invoke(group, ["pruners"]).output
 
 

@@ -10,9 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from stage2_prune import evaluate
+from configs import plugin
+from stage2_prune import evaluate, pruners
 from stage2_prune.cells import check_budgets, configured_pruners, plan
 from stage2_prune.errors import NotExtracted, OtherRun, PrunerMisused, StoreMismatch
+from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right, normalise
 from stage2_prune.session import open_session
 from store.errors import StoreError
@@ -80,6 +82,21 @@ def test_all_and_none_appear_once_and_random_is_averaged_over_its_seeds(finished
     assert results["random", 3]["seeds"] == [0, 1]
     assert results["cls_attention", 3]["seeds"] == [] and results["cls_attention", 3]["positions"] == "compact"
     assert results["uniform_grid", 3]["positions"] == "original"
+
+
+def test_every_method_that_is_not_trained_is_evaluated_from_the_store_with_defaults(tiny):
+    found = plugin.find_all(pruners, Pruner)
+    names = [name for name, pruner in found.items() if not issubclass(pruner, TrainedPruner)]
+    methods = {"methods": [{"name": name} for name in names], "budgets": [7], "seeds": 1}
+    summary = evaluate.run(tiny(prune=methods, eval={"batch_size": 4, "max_new_tokens": 1, "bootstrap": 50}))
+    results = {row["pruner"]: row for row in summary["results"]}
+    infeasible = {one["pruner"] for one in summary["infeasible"]}
+    assert {found[name].place for name in infeasible} == {"in_llm"}  # two layers cannot average 7 of 16 tokens
+    assert results.keys() | infeasible == set(names) and not results.keys() & infeasible
+    for name, row in results.items():
+        mean, budget = row["tokens_per_layer_mean"], found[name].budget
+        assert budget == "fixed" or mean == 7 or (budget == "schedule" and 6 < mean < 7)  # whole tokens in each layer
+        assert row["positions"] == found[name].positions
 
 
 def test_the_table_and_the_plot_are_written(finished):
@@ -246,7 +263,7 @@ def test_budgets_beyond_the_patches_are_a_config_error(tiny):
 def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
     methods = configured_pruners(tiny(prune__methods=[{"name": "random", "seed": 3}, {"name": "random"}]))
     assert list(methods) == ["random@seed=3", "random"]
-    cells = plan(tiny(prune__budgets=[2], prune__seeds=2), methods, 16)
+    cells, _ = plan(tiny(prune__budgets=[2], prune__seeds=2), methods, 16, 2)
     assert [cell.seed for cell in cells] == [3, 4, 0, 1]
     with pytest.raises(PrunerMisused, match="twice"):
         configured_pruners(tiny(prune__methods=[{"name": "random"}, {"name": "random"}]))
@@ -254,6 +271,7 @@ def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
 
 def test_both_kinds_of_positions_are_evaluated_where_asked_and_fixed_methods_still_once(tiny):
     methods = configured_pruners(tiny())
-    cells = plan(tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1), methods, 16)
+    experiment = tiny(prune__positions=["original", "compact"], prune__budgets=[2], prune__seeds=1)
+    cells, _ = plan(experiment, methods, 16, 2)
     assert len([cell for cell in cells if cell.label == "keep_all"]) == 1
     assert [cell.positions for cell in cells if cell.label == "cls_attention"] == ["original", "compact"]

@@ -5,36 +5,44 @@ import torch
 from stage2_prune.pruner import ModuleSpec, Pruner, TrainedPruner
 from stage2_prune.tokens import VisualTokens
 
-HIDDEN, HEADS, EMBED, WIDTH, LAYERS = 8, 2, 12, 4, 5
+TINY = (8, 2, 12)
+"""Width of `raw`, heads of `cls_attention`, width of `projected`."""
+REAL = (1024, 16, 4096)
+LAYERS = 5
 
 
 def visual_tokens(
     grid: tuple[int, int] = (4, 4),
     images: int = 3,
     dtype: torch.dtype = torch.float32,
+    widths: tuple[int, int, int] = TINY,
     seed: int = 0,
     layers: int = LAYERS,
 ) -> VisualTokens:
     patches = grid[0] * grid[1]
+    hidden, heads, embed = widths
     generator = torch.Generator().manual_seed(seed)
-    attention = torch.rand(images, HEADS, patches, generator=generator).softmax(-1)
+    attention = torch.rand(images, heads, patches, generator=generator).softmax(-1)
     arrays = {
-        "raw": torch.randn(images, patches, HIDDEN, generator=generator).to(dtype),
-        "cls_hidden": torch.randn(images, HIDDEN, generator=generator).to(dtype),
+        "raw": torch.randn(images, patches, hidden, generator=generator).to(dtype),
+        "cls_hidden": torch.randn(images, hidden, generator=generator).to(dtype),
         "cls_attention": attention,
+        "projected": torch.randn(images, patches, embed, generator=generator).to(dtype),
     }
-    arrays |= {name: array.to(dtype) for name, array in _features(images, patches, generator).items()}
+    arrays |= {name: array.to(dtype) for name, array in _features(images, patches, widths, generator).items()}
     arrays |= _attention(images, patches, layers, generator)
     return VisualTokens(tuple(f"{image:064x}" for image in range(images)), grid, arrays)
 
 
-def _features(images: int, patches: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _features(
+    images: int, patches: int, widths: tuple[int, int, int], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Side arrays in the compute dtype."""
+    hidden, heads, _ = widths
     shapes = {
-        "projected": (patches, EMBED),
-        "keys": (patches + 1, WIDTH),
-        "hidden_mean": (patches, HIDDEN),
-        "last_layer_keys": (patches, HIDDEN),
+        "keys": (patches + 1, hidden // heads),
+        "hidden_mean": (patches, hidden),
+        "last_layer_keys": (patches, hidden),
     }
     return {name: torch.randn(images, *shape, generator=generator) for name, shape in shapes.items()}
 
@@ -50,10 +58,18 @@ def _attention(images: int, patches: int, layers: int, generator: torch.Generato
     return {name: (3 * torch.rand(images, *shape, generator=generator)).softmax(-1) for name, shape in shapes.items()}
 
 
-def ready(pruner: Pruner, grid: tuple[int, int]) -> Pruner:
+def merges(pruner: Pruner) -> bool:
+    """Whether it says by a merge what its tokens are made of, rather than by an index alone."""
+    tokens = visual_tokens()
+    keep = pruner.fixed_keep(tokens.patches) if pruner.budget == "fixed" else 2
+    with torch.no_grad():
+        return ready(pruner, tokens.grid).prune(tokens.only(pruner.needs), keep).merge is not None
+
+
+def ready(pruner: Pruner, grid: tuple[int, int], widths: tuple[int, int, int] = TINY) -> Pruner:
     """A trained pruner with a freshly seeded module, any other as it is."""
     if not isinstance(pruner, TrainedPruner):
         return pruner
-    shapes = {name: tuple(array.shape[1:]) for name, array in visual_tokens(grid).arrays.items()}
-    spec = ModuleSpec(grid, {name: shapes[name] for name in pruner.needs}, EMBED)
+    shapes = {name: tuple(array.shape[1:]) for name, array in visual_tokens(grid, 1, widths=widths).arrays.items()}
+    spec = ModuleSpec(grid, {name: shapes[name] for name in pruner.needs}, widths[2])
     return pruner.fresh(spec, seed=0)

@@ -17,6 +17,7 @@ from store.inspect import as_text, report
 from store.plan import read_plan
 from store.reader import FEATURES, FeatureStore
 from store.repair import repair
+from store.shard import FileRecord
 from store.status import status
 from store.verify import verify
 from store.writer import StoreWriter
@@ -174,7 +175,7 @@ def test_verify_inspect_and_status_work_on_an_archive(archive):
 def test_any_flipped_bit_of_an_archive_is_found_by_verify_and_never_read_as_data(archive, array):
     file = archive / FEATURES / f"{array}/c/1/0/0"
     expected = FeatureStore.open(archive).gather(array, [2, 3]).tobytes()
-    for bit in np.random.default_rng(5).choice(8 * file.stat().st_size, 25, replace=False).tolist():
+    for bit in np.random.default_rng(5).choice(8 * file.stat().st_size, 8, replace=False).tolist():
         flip(file, bit)
         assert [one.shard for one in verify(archive, quick=False)] == [1]
         for row in (2, 3):
@@ -274,3 +275,9 @@ def test_projectors_are_copied_bit_for_bit(archive):
         wanted.kind, wanted.config, wanted.sha256, wanted.dtypes,
     )  # fmt: skip
     assert all(found.weights[name].tobytes() == wanted.weights[name].tobytes() for name in wanted.weights)
+
+
+def test_records_of_uncompressed_files_are_written_as_before_and_read_without_a_codec():
+    written = FileRecord(path="large/c/0/0/0", bytes=5, crc32c=7).model_dump_json()
+    assert written == '{"path":"large/c/0/0/0","bytes":5,"crc32c":7,"codec":"none"}'
+    assert FileRecord.model_validate_json('{"path":"a","bytes":5,"crc32c":7}').codec == "none"

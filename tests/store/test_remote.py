@@ -2,15 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,78 +20,27 @@ from store.plan import FEATURES
 from store.reader import FeatureStore
 from store.status import status
 from store.verify import verify
+from tests.helpers.s3 import Copy, s3_server
 from tests.store.stores import DTYPES, store_of
 from tests.store.test_cli import store_command
 from tests.store.test_copies import archived, grown_store
 
-obstore = pytest.importorskip("obstore", reason="the extra [remote] is not installed")
-pytest.importorskip("moto.server", reason="moto is not installed")
-from obstore.store import S3Store  # noqa: E402
-
 FAILED = {1: "truncated PNG"}
 READABLE = [4, 0, 3, 2]
-_numbers = count()
 
 
-@contextmanager
-def s3_server():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield answering(f"http://127.0.0.1:{port}", process)
-        finally:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def server():
     with s3_server() as url:
         yield url
 
 
-def answering(url, process):
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=10).close()
-            return url
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.05)
-    pytest.fail("the S3 server of the tests did not start")
-
-
 @pytest.fixture(autouse=True)
-def environment(server, monkeypatch, tmp_path):
-    names = {"ENDPOINT_URL": server, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
-    for name, value in (names | {"ACCESS_KEY_ID": "anyone", "SECRET_ACCESS_KEY": "anything"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    mirrors = tmp_path / "mirrors"
-    mirrors.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(mirrors))
-
-
-class Copy:
-    """A store that was copied to the server."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = f"stores/{next(_numbers)}"
-        self.url = f"s3://bucket/{self.folder}"
-        self.objects = S3Store("bucket", prefix=self.folder)
-        for file in path.rglob("*"):
-            if file.is_file():
-                self.put(file.relative_to(path).as_posix(), file.read_bytes())
-
-    def put(self, name: str, content: bytes) -> None:
-        obstore.put(self.objects, name, content)
-
-    def get(self, name: str) -> bytes:
-        return bytes(obstore.get(self.objects, name).bytes())
-
-    def remove(self, name: str) -> None:
-        obstore.delete(self.objects, name)
+def mirrors(monkeypatch, tmp_path):
+    folder = tmp_path / "mirrors"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -254,8 +197,7 @@ def test_where_there_is_no_store_no_bucket_or_no_server_is_exit_5(monkeypatch):
 
 def test_a_server_that_stops_while_a_store_is_read_is_not_taken_for_damage(path, monkeypatch):
     monkeypatch.setattr("store.remote._RETRIES", {"max_retries": 0})
-    with s3_server() as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with s3_server():
         copy = Copy(path)
         store = FeatureStore.open(copy.url)
         store.gather("large", [0])
@@ -274,12 +216,12 @@ def test_without_the_extra_the_error_names_it(copy):
     assert done.returncode == 5 and "pip install 'encode-once[remote]'" in done.stderr, done.stderr
 
 
-def test_what_was_mirrored_is_removed_with_the_reader(copy):
+def test_what_was_mirrored_is_removed_with_the_reader(copy, mirrors):
     store = FeatureStore.open(copy.url)
-    mirrors = list(Path(tempfile.gettempdir()).glob("encode-once-*"))
-    assert len(mirrors) == 1 and not (mirrors[0] / FEATURES / "large" / "c").exists()
+    [mirror] = mirrors.iterdir()
+    assert (mirror / FEATURES / "ids").is_dir() and not (mirror / FEATURES / "large" / "c").exists()
     del store
-    assert not mirrors[0].exists()
+    assert not mirror.exists()
 
 
 def test_opening_imports_no_framework(copy):
@@ -290,3 +232,11 @@ def test_opening_imports_no_framework(copy):
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_metadata_that_vanishes_after_opening_is_an_error_that_names_the_url(copy):
+    store = FeatureStore.open(copy.url)
+    copy.remove(f"{FEATURES}/large/zarr.json")
+    with pytest.raises(IntegrityError, match=f"{copy.url}/{FEATURES}/large is damaged") as caught:
+        store.gather("large", [0])
+    assert tempfile.gettempdir() not in str(caught.value)

@@ -312,7 +312,7 @@ def test_a_full_disk_while_a_shard_is_written_is_said_with_path_and_bytes(tmp_pa
     ids = image_ids(5)
     plan = plan_of(ids)
 
-    def full(file, layout, rows, codec):
+    def full(file, layout, rows):
         file.write(b"half a shard")
         raise OSError(number, os.strerror(number))
 

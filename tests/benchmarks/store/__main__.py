@@ -3,9 +3,11 @@
 python -m tests.benchmarks.store                                      all of it
 python -m tests.benchmarks.store reading cold                         some parts by name
 python -m tests.benchmarks.store --markdown docs/store-benchmarks.md  all of it, kept as a page
+python -m tests.benchmarks.store --quick                              whether all of it runs, in seconds; judges nothing
 """
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -13,24 +15,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "--quick" in sys.argv:
+    os.environ["BENCH_STORE_QUICK"] = "1"  # before the sizes are read
 
 import torch  # noqa: F401  (before anything is measured)
 from tqdm import tqdm
 
 from tests.benchmarks.store import loaders, memory, reading, scale, writing
-from tests.benchmarks.store.data import BATCH, IMAGES, SHAPES, row_bytes, write_flat
+from tests.benchmarks.store.data import BATCH, IMAGES, PATCHES, QUICK, SHAPES, row_bytes, write_flat
 from tests.benchmarks.store.lines import HEAD, Line, table
 from tests.benchmarks.store.others import INDEX, from_other_environment
 from tests.benchmarks.store.stores import write_store
 from tests.benchmarks.store.timing import FEW_ROUNDS, ROUNDS
 
-MINUTES = 8
+MINUTES = 1 if QUICK else 8
 _COPIES_OF_RAW = 9
 """Containers: HDF5, safetensors, .pt, LMDB, litdata, MDS, webdataset; and what is written and removed on the way."""
 OTHERS = Path(".bench-venv")
@@ -91,14 +94,16 @@ def main() -> None:
     parts = _parts(OTHERS)
     parser.add_argument("names", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--markdown", type=Path, help="Write the whole table to this file.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+    parser.add_argument("--quick", action="store_true", help="Small images and few rounds, to see that it runs.")
     parser.add_argument("--folder", type=Path, help="Where the rows are written for the time being.")
     parser.add_argument("--others", type=Path, default=OTHERS, help="Virtual environment of the other libraries.")
     arguments = parser.parse_args()
     parts = _parts(arguments.others)
     if unknown := set(arguments.names) - parts.keys():
         parser.error(f"expected parts of {', '.join(parts)}; got {', '.join(sorted(unknown))}")
-    if arguments.markdown and arguments.names:
-        parser.error("--markdown keeps the whole table: name no parts with it")
+    if arguments.markdown and (arguments.names or arguments.quick):
+        parser.error("--markdown keeps the whole table: name no parts with it, and no --quick")
     results = Results()
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
@@ -107,12 +112,15 @@ def main() -> None:
         for name in SHAPES:
             write_flat(folder, name)
         write_store(folder / "store")
-        for name in tqdm(arguments.names or list(parts), unit="part", disable=None):
+        for name in (shown := tqdm(arguments.names or list(parts), unit="part")):
+            shown.set_description(name)
             parts[name](folder, results)
     page = _page(results, time.perf_counter() - begun)
-    print(page)
+    print(_as_json(results) if arguments.json else page)
     if arguments.markdown:
         arguments.markdown.write_text(page)
+    if QUICK:
+        return
     missed = [line for line in results.lines if line.missed]
     for line in missed:
         print(f"missed: {line.check}: {' '.join(line.cells[2:4])}", file=sys.stderr)
@@ -131,18 +139,29 @@ def _say_price(folder: Path) -> None:
         sys.exit(f"expected {needed:,} bytes free in {folder}, found {free:,}: make room, or name another --folder")
 
 
+def _as_json(results: Results) -> str:
+    lines = [asdict(line) | {"met": not line.missed} for line in results.lines]
+    found = {"lines": lines, "containers": results.containers, "not_measured": results.failed, "versions": _versions()}
+    return json.dumps(found, indent=1)
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
 def _page(results: Results, seconds: float) -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    versions = ", ".join(f"{package} {installed}" for package, installed in _versions().items())
     sections = [
         "# The store, measured",
         "Written by `make bench-store ARGS='--markdown docs/store-benchmarks.md'`. Only ratios count: both sides take turns in "
         "one process, in a random order, with fresh random rows for every call.",
-        f"{time.strftime('%Y-%m-%d')}; {_machine()}; Python {platform.python_version()}, {versions}. "
-        f"{IMAGES} images of 576x1024 (`raw`) and 576x4096 (`projected`) float16; {BATCH} rows a call; medians of {ROUNDS} "
-        f"rounds, {FEW_ROUNDS} where a round is long; {seconds / 60:.0f} minutes in all.",
+        f"{time.strftime('%Y-%m-%d')}; {os.cpu_count()} CPUs; Python {platform.python_version()}, {versions}. "
+        f"{IMAGES} images of {PATCHES}x1024 (`raw`) and {PATCHES}x4096 (`projected`) float16; {BATCH} rows a call; medians "
+        f"of {ROUNDS} rounds, {FEW_ROUNDS} where a round is long; {seconds / 60:.0f} minutes in all.",
         "## Ratios to hold",
         "`x` is speed: 1 is as fast as what stands behind the `/`, more is faster. `verify` is the mode that the store was "
-        "opened with, and what it came to in that row. A row without a demand is for information.",
+        "opened with, and what it came to in that row. A row without a demand is for information. Every row reads or writes this "
+        "format with its checksums. A fresh array is made in memory that earlier ones gave back, once nobody holds them.",
         table(HEAD, [line.cells for line in results.lines]),
     ]
     if results.containers or results.failed:
@@ -156,14 +175,6 @@ def _page(results: Results, seconds: float) -> str:
             table(["reader", "speed"], [*([name, f"{speed:.2f} x"] for name, speed in shown), *failed]),
         ]
     return "\n\n".join(sections) + "\n"
-
-
-def _machine() -> str:
-    memory_bytes: Any = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    kernel = ".".join(platform.release().split(".")[:2])
-    return f"{model}, {os.cpu_count()} CPUs, {memory_bytes / 2**30:.0f} GiB, {platform.system()} {kernel}"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = {"raw": (576, 1024), "projected": (576, 4096)}
+QUICK = "BENCH_STORE_QUICK" in os.environ
+"""Everything small: whether it runs, not how fast. In the environment, as some parts are processes of their own."""
+PATCHES = 36 if QUICK else 576
+SHAPES = {"raw": (PATCHES, 1024), "projected": (PATCHES, 4096)}
 """LLaVA-1.5 in 16 bit: 1.2 and 4.7 MB an image."""
 IMAGES = 192
 """Three shards: more than any CPU cache, and small enough to be written in seconds."""
 SHARD_IMAGES = 64
-"""The store's default for these shapes."""
+"""The store's default for images of 576 patches."""
 BATCH = 32
 _ONE = 0x3C00
 """Bits of 1.0 in float16."""

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 
 from store.dataset import StoreDataset
 from store.reader import FeatureStore
-from tests.benchmarks.store.data import BATCH, IMAGES, SHAPES, map_flat
+from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, map_flat
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.reading import WARM
 from tests.benchmarks.store.timing import FEW_ROUNDS, ROUNDS, interleaved, random_rows
 
 STEP_SECONDS = 0.030
-PASSES = 4
+PASSES = 1 if QUICK else 4
 """Passes over the rows in one measured run: 24 batches, so that starting a loader or a thread is paid once."""
 
 

@@ -3,6 +3,7 @@
 import gc
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from store.reader import FEATURES, FeatureStore
-from tests.benchmarks.store.data import BATCH, IMAGES, SHAPES, evict, make_shards, map_flat, row_bytes, sync
+from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, evict, make_shards, map_flat, row_bytes, sync
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.timing import (
     FEW_ROUNDS,
@@ -187,8 +188,8 @@ def _cold_seconds(folder: Path, openings: dict[str, Callable[[], Reader]]) -> di
             seconds[name].append(time.perf_counter() - begun)
             shares.append((_fetched() - before) / (BATCH * row_bytes("projected")))
             del read
-    if min(shares) < _FETCHED_SHARE:
-        raise AssertionError(f"a cold read found {1 - min(shares):.0%} of its bytes in the page cache: it was not cold")
+    if min(shares) < _FETCHED_SHARE and not QUICK:
+        sys.exit(f"a cold read found {1 - min(shares):.0%} of its bytes in memory: name a --folder that is on a disk")
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

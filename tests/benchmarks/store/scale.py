@@ -8,11 +8,12 @@ import numpy as np
 
 from store.reader import FeatureStore
 from store.writer import StoreWriter
+from tests.benchmarks.store.data import QUICK
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.stores import commit_without_shards, image_name, planned
 from tests.benchmarks.store.timing import FEW_ROUNDS, interleaved
 
-IMAGES = 665_298
+IMAGES = 1_000 if QUICK else 665_298
 LOOKUPS = 200
 _NOT_READ = "no shard is read"
 

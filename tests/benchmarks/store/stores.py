@@ -9,7 +9,7 @@ from unittest import mock
 from store.commits import CommitRecord, publish
 from store.ids import ImageIds
 from store.plan import Geometry, Plan
-from store.schema import ArraySpec, default_shard_images
+from store.schema import ArraySpec
 from store.shard import FileRecord
 from store.writer import StoreWriter
 from tests.benchmarks.store.data import IMAGES, SHAPES, SHARD_IMAGES, make_shards
@@ -23,8 +23,6 @@ SPECS = {
 def write_store(path: Path) -> None:
     """Both arrays, every shard committed."""
     plan, ids = planned(IMAGES)
-    if plan.shard_images != SHARD_IMAGES:
-        raise AssertionError(f"expected shards of {SHARD_IMAGES} images, the store's default is {plan.shard_images}")
     with StoreWriter.open(path, plan, ids, None) as writer:
         shards = zip(*(make_shards(name) for name in SPECS), strict=True)
         for number, arrays in enumerate(shards):
@@ -39,7 +37,7 @@ def planned(images: int) -> tuple[Plan, ImageIds]:
     specs = tuple(SPECS.values())
     plan = Plan(
         n_images=images,
-        shard_images=default_shard_images(specs, images),
+        shard_images=SHARD_IMAGES,
         arrays=specs,
         fingerprints={},
         geometry=Geometry(grid=(24, 24), has_cls=True, tokens=576),

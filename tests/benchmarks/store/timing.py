@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.store.data import BATCH, IMAGES
+from tests.benchmarks.store.data import BATCH, IMAGES, QUICK
 
-ROUNDS = 31
-FEW_ROUNDS = 9
+ROUNDS = 2 if QUICK else 31
+FEW_ROUNDS = 2 if QUICK else 9
 """Where a round takes seconds."""
 Reader = Callable[[list[int]], Any]
 """Reads these rows; what it returns is freed within its time."""

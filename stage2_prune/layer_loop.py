@@ -1,0 +1,268 @@
+"""The layer loop of a language model that drops visual tokens on the way: the one place where sequences get shorter.
+
+It runs the stock layers of a Llama in their order, in SDPA, and calls a hook before some of them while a prompt is
+read. From there on a layer's cache holds fewer tokens than those before it, so that every *segment* of layers has its
+own mask and, with compact positions, its own numbering, in decoding too. With a hook that never drops it gives the bits
+of the stock model.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from configs.experiment import Positions
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.in_llm import Drop, Hook, InLLMPruner, Scheduled, Site
+from stage2_prune.language import Language
+from stage2_prune.schedule_budget import Schedule
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that selecting took, apart from the layers."""
+
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningLanguage(Language):
+    """A language model that prunes inside: weights and text are those of the stock one, which stays as it is."""
+
+    hook: Hook
+    positions: Positions
+    """Whether tokens behind a dropped one move up, in the layers from there on."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def answering(self, slots: Bool[Tensor, "question token"], continued: int = 0) -> Any:
+        """A stock causal language model around the layer loop, for one batch."""
+        loop = LayerLoop(self.model.model, self.hook, self.positions, slots, continued, self.stopwatch)
+        model = copy.copy(self.model)
+        model._modules = {**self.model._modules, "model": loop}
+        return model
+
+
+def pruning_inside(
+    language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions
+) -> PruningLanguage:
+    """The language model with a method and its schedule inside."""
+    if pruner.merges and positions == "original" and any(stage.merged for stage in schedule.stages):
+        raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
+    return PruningLanguage(**vars(language), hook=Scheduled(pruner, schedule), positions=positions)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The sequences of a batch between two layers, padded on the left."""
+
+    hidden: Float[Tensor, "question token embed"]
+    before: Float[Tensor, "question token embed"]
+    """What entered the layer before."""
+    valid: Bool[Tensor, "question token"]
+    places: Int[Tensor, "question token"]
+    """Position ids."""
+    patches: Int[Tensor, "question token"]
+    """Which of the prompt's visual tokens a token is; MADE if it was merged of some, TEXT if it is none."""
+
+    @property
+    def visual(self) -> Bool[Tensor, "question token"]:
+        """The visual tokens."""
+        return self.patches != TEXT
+
+
+TEXT, MADE = -2, -1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The layers from `first` to the next segment's: they see the same tokens of the prompt."""
+
+    first: int
+    valid: Bool[Tensor, "question token"]
+    shift: Int[Tensor, "question 1"]
+    """How far the text behind the image has moved up."""
+    kept: Int[Tensor, "question kept"]
+    """The visual tokens that enter these layers, as `Flow.patches` counts them."""
+
+
+class LayerLoop(nn.Module):
+    """A stock Llama's `model` for one batch of prompts and their answers."""
+
+    def __init__(
+        self,
+        decoder: Any,
+        hook: Hook,
+        positions: Positions,
+        slots: Bool[Tensor, "question token"],
+        continued: int,
+        stopwatch: Stopwatch,
+    ) -> None:
+        super().__init__()
+        implementation = decoder.config._attn_implementation
+        if not isinstance(decoder, LlamaModel) or implementation != "sdpa":
+            raise PrunerMisused(
+                f"expected a Llama with SDPA attention to prune inside, this is {type(decoder).__name__} with "
+                f"{implementation}: leave methods inside the language model out"
+            )
+        self.decoder = decoder
+        self.hook = hook
+        self.positions: Positions = positions
+        self.slots = slots
+        self.continued = continued
+        self.stopwatch = stopwatch
+        self.segments: list[Segment] = []
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        """The stock embedding, which generate() looks for."""
+        return self.decoder.embed_tokens
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "question token"] | None = None,
+        attention_mask: Int[Tensor, "question seen"] | None = None,
+        position_ids: Int[Tensor, "question token"] | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Float[Tensor, "question token embed"] | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read the prompt if the cache is empty, otherwise go on behind it."""
+        assert position_ids is not None, "position ids are always explicit"
+        hidden = self.decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = DynamicCache(config=self.decoder.config) if past_key_values is None else past_key_values
+        seen = cache.get_seq_length() + hidden.shape[1]
+        # generate() leaves a mask of ones away.
+        valid = hidden.new_ones(len(hidden), seen) if attention_mask is None else attention_mask
+        if cache.get_seq_length() == 0:
+            hidden = self._read(hidden, valid.bool(), position_ids, cache)
+        else:
+            hidden = self._go_on(hidden, valid.bool(), position_ids, cache)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.decoder.norm(hidden), past_key_values=cache if use_cache else None
+        )
+
+    def _read(self, hidden: Tensor, valid: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
+        """The prompt, and what may be continued behind it, through all layers."""
+        flow = Flow(hidden, hidden, valid, places, self._patches(valid))
+        self.segments = [_segment(0, flow, places)]
+        mask, rotary = causal_mask(valid, hidden.shape[1]), self.decoder.rotary_emb(hidden, position_ids=places)
+        for number, layer in enumerate(self.decoder.layers):
+            if number and number in self.hook.layers:
+                flow = self._drop(number, flow, hidden, rotary, cache)
+                self.segments.append(_segment(number, flow, places))
+                mask = causal_mask(flow.valid, flow.valid.shape[1])
+                rotary = self.decoder.rotary_emb(hidden, position_ids=flow.places)
+            after = layer(
+                flow.hidden, attention_mask=mask, past_key_values=cache, use_cache=True, position_embeddings=rotary
+            )
+            flow = replace(flow, hidden=after, before=flow.hidden)
+        return flow.hidden
+
+    def _go_on(self, hidden: Tensor, valid: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
+        """Tokens of the answer: each layer sees what is left of the prompt there, and all of the answer."""
+        prompt, steps = self.segments[0].valid.shape[1], hidden.shape[1]
+        first = {segment.first: segment for segment in self.segments}
+        mask = rotary = None
+        for number, layer in enumerate(self.decoder.layers):
+            if number in first:
+                segment = first[number]
+                mask = causal_mask(torch.cat([segment.valid, valid[:, prompt:]], 1), steps)
+                rotary = self.decoder.rotary_emb(hidden, position_ids=places - segment.shift)
+            hidden = layer(
+                hidden, attention_mask=mask, past_key_values=cache, use_cache=True, position_embeddings=rotary
+            )
+        return hidden
+
+    def _patches(self, valid: Tensor) -> Int[Tensor, "question token"]:
+        counted = torch.where(self.slots, self.slots.cumsum(-1) - 1, TEXT)
+        return torch.cat([counted, counted.new_full((len(valid), self.continued), TEXT)], 1)
+
+    def _drop(self, layer: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Flow:
+        """The hook's decision for every question, carried out."""
+        began = self._now(flow)
+        sites = [self._site(layer, row, flow, embedded, rotary, cache) for row in range(len(flow.hidden))]
+        drops = [self.hook.drop(site) for site in sites]
+        if not self.continued:  # candidate answers repeat what was decided for their prompt
+            self.stopwatch.seconds += self._now(flow) - began
+        return shortened(flow, drops, self.positions)
+
+    def _site(self, layer: int, row: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Site:
+        """One question, without its padding and without what may be continued behind it."""
+        end = flow.valid.shape[1] - self.continued
+        first = int(end - flow.valid[row, :end].sum())
+        span, visual = slice(first, end), flow.visual[row, first:end]
+        at_first = slice(int((~self.segments[0].valid[row]).sum()), embedded.shape[1] - self.continued)
+        cached: Any = cache.layers[layer - 1]
+        return Site(
+            layer=layer,
+            start=int(visual.int().argmax()),
+            visual=int(visual.sum()),
+            hidden=flow.hidden[row, span],
+            before=flow.before[row, span],
+            embedded=embedded[row, at_first],
+            keys=cached.keys[row, :, span],
+            cos=rotary[0].expand(len(flow.hidden), -1, -1)[row, span],
+            sin=rotary[1].expand(len(flow.hidden), -1, -1)[row, span],
+            decoder=self.decoder,
+        )
+
+    def _now(self, flow: Flow) -> float:
+        """Seconds, after what the device was still doing."""
+        if flow.hidden.is_cuda:
+            torch.cuda.synchronize(flow.hidden.device)
+        return time.perf_counter()
+
+
+def shortened(flow: Flow, drops: list[Drop], positions: Positions) -> Flow:
+    """The sequences with what the drops leave of their visual tokens, merged ones behind those that stay."""
+    counts = {(len(drop.index), 0 if drop.merged is None else len(drop.merged)) for drop in drops}
+    if len(counts) > 1:
+        raise PrunerMisused(
+            f"expected the same number of visual tokens to stay for every question of a batch, got {sorted(counts)}: "
+            "evaluate this method with eval.batch_size 1"
+        )
+    length, made = flow.hidden.shape[1], counts.pop()[1]
+    orders: list[Tensor] = []
+    for visual, drop in zip(flow.visual, drops, strict=True):
+        everything = torch.arange(length + made, device=visual.device)
+        at = visual.nonzero()[:, 0]
+        first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+        new = everything[length:]
+        orders.append(torch.cat([everything[:first], first + drop.index, new, everything[end:length]]))
+    order = torch.stack(orders)
+    hidden = flow.hidden
+    if made:
+        hidden = torch.cat([hidden, torch.stack([d.merged for d in drops if d.merged is not None]).to(hidden)], 1)
+    valid = _gathered(flow.valid, order, made, True)
+    places = _gathered(flow.places, order, made, 0)
+    if positions == "compact":
+        places = (valid.cumsum(-1) - 1).clamp(min=0)
+    patches = _gathered(flow.patches, order, made, MADE)
+    hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+    return Flow(hidden, hidden, valid, places, patches)
+
+
+def causal_mask(valid: Bool[Tensor, "question key"], queries: int) -> Bool[Tensor, "question 1 query key"] | None:
+    """What SDPA layers expect of the last `queries` tokens; None, as in the stock model, where it can do without."""
+    keys = valid.shape[1]
+    if queries in (1, keys) and bool(valid.all()):
+        return None
+    everything = torch.arange(keys, device=valid.device)
+    return (everything <= everything[keys - queries :, None]) & valid[:, None, None, :]
+
+
+def _segment(first: int, flow: Flow, places: Tensor) -> Segment:
+    kept = flow.patches[flow.visual].view(len(places), int(flow.visual[0].sum()))
+    return Segment(first, flow.valid, places[:, -1:] - flow.places[:, -1:], kept)
+
+
+def _gathered(values: Tensor, order: Tensor, made: int, fill: int | bool) -> Tensor:
+    """`values` in a new order, in which those behind the last are merged tokens."""
+    return torch.cat([values, values.new_full((len(values), made), fill)], 1).gather(1, order)

@@ -1,0 +1,56 @@
+"""Patches that lie as far from each other as possible, whatever they show.
+
+DivPrune (Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025,
+arXiv 2503.02175); official code vbdi/divprune at 799e2d9, reimplemented from the formula. Published: cosine distance
+of `projected`, compact positions; no parameters. The official code keeps round(ratio * patches): here the number
+itself is asked for.
+
+Quirks: the official code sorts the kept patches into raster order; the runs of the paper left them in the order in
+which they were found, which changes what a causal language model makes of them.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.pruner import Pruner
+from stage2_prune.similarity import cosine_similarity
+from stage2_prune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class DivPrune(Pruner):
+    """Greedy max-min diversity: always the patch whose nearest kept patch is farthest away.
+
+    The first is the patch that is farthest from its own nearest neighbour.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    positions: ClassVar[Positions] = "compact"
+
+    quirks: Literal["official", "paper"] = "official"
+    """`official`: raster order; `paper`: in the order in which patches were found."""
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """`keep` patches of each image, the same ones in either order; of equals the lower index."""
+        found = farthest_first(1 - cosine_similarity(tokens.arrays["projected"]), keep)
+        return found if self.quirks == "paper" else found.sort(dim=-1).values
+
+
+def farthest_first(distance: Float[Tensor, "image patch patch"], keep: int) -> Int[Tensor, "image {keep}"]:
+    """Patches in the order in which the greedy finds them, all images at once."""
+    image = torch.arange(len(distance), device=distance.device)
+    patches = distance.shape[-1]
+    own_then_nearest = min(2, patches)  # the smallest distance of a patch is the one to itself
+    found = [distance.kthvalue(own_then_nearest, dim=1).values.argmax(-1)]
+    nearest = distance[image, found[0]]
+    nearest[image, found[0]] = -torch.inf
+    for _ in range(keep - 1):
+        found.append(nearest.argmax(-1))
+        nearest = torch.minimum(nearest, distance[image, found[-1]])
+        nearest[image, found[-1]] = -torch.inf
+    return torch.stack(found, dim=-1)

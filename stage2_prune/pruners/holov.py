@@ -1,0 +1,93 @@
+"""Attended patches, a quota of them from every chunk of the image.
+
+HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
+NeurIPS 2025, arXiv 2510.02912); official code obananas/HoloV, llava/model/utils.py at 1d2e65e, reimplemented from the
+formula. Published: CLS attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions;
+order: chunk by chunk, by falling attention inside, and in raster order where a chunk is kept whole.
+
+Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. A chunk that is given
+more than it has is not relieved of the rest: the code fills up with zero vectors. The variance of similarities is
+rescaled to the mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.chunks import EPSILON, crops, divide, relieve, runs
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.pruner import Order, Pruner
+from stage2_prune.similarity import cosine_similarity
+from stage2_prune.tokens import Pruned, VisualTokens
+from stage2_prune.top_k import ranking
+
+
+@dataclass(frozen=True)
+class Holov(Pruner):
+    """The budget divided among chunks by attention and variety, and the most attended patches of each chunk."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"projected", "cls_attention"})
+    positions: ClassVar[Positions] = "compact"
+    order: ClassVar[Order] = "own"
+
+    chunks: PositiveInt = 16
+    """Chunks of an image; as `paper`, its square root is the number of bands and of columns of crops."""
+    alpha: NonNegativeFloat = 0.09
+    """Weight of the variance of similarities."""
+    quirks: Literal["official", "paper", "fixed"] = "fixed"
+    """`fixed`: what a full chunk cannot take goes to the next best ones, otherwise as the official code;
+    `official`: zero vectors in its place; `paper`: as `fixed`, with crops instead of runs of the raster."""
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """`keep` patches of each image, chunk by chunk; raises PrunerMisused where the official code keeps fewer."""
+        index = self.prune(tokens, keep).index
+        if index is None:
+            raise PrunerMisused(
+                f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches: call prune, "
+                "choose another budget or set quirks to fixed"
+            )
+        return index
+
+    def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
+        """The selection; or tokens, with zero vectors behind, where the official code keeps fewer than asked."""
+        attention = tokens.arrays["cls_attention"].mean(dim=1)
+        images = list(zip(tokens.arrays["projected"], attention, strict=True))
+        paper = self.quirks == "paper"
+        parts = crops(tokens.grid, math.isqrt(self.chunks)) if paper else runs(tokens.grid, self.chunks)
+        chunks = [part.to(tokens.device) for part in parts]
+        chosen = [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
+        if all(len(index) == keep for index in chosen):
+            return Pruned(torch.stack(chosen))
+        kept = [features[index] for (features, _), index in zip(images, chosen, strict=True)]
+        return Pruned(tokens=torch.stack([F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in kept]))
+
+    def _choose(
+        self,
+        features: Float[Tensor, "patch embed"],
+        attention: Float[Tensor, " patch"],
+        chunks: list[Int[Tensor, "_"]],
+        keep: int,
+    ) -> Int[Tensor, " kept"]:
+        weights = torch.stack([self._weight(features[chunk], attention[chunk]) for chunk in chunks])
+        quotas = divide(keep, weights)
+        if self.quirks != "official":
+            quotas = relieve(quotas, [len(chunk) for chunk in chunks], weights)
+        pairs = zip(chunks, quotas, strict=True)
+        return torch.cat([c if q >= len(c) else c[ranking(attention[c])[:q]] for c, q in pairs])
+
+    def _weight(self, features: Float[Tensor, "part embed"], attention: Float[Tensor, " part"]) -> Float[Tensor, ""]:
+        scaled = 1e3 * attention
+        if (others := len(features) - 1) == 0:
+            return scaled.mean()
+        similarity = cosine_similarity(features[None])[0].fill_diagonal_(0)
+        mean = similarity.sum(dim=1, keepdim=True) / others
+        variance = (similarity - mean).square().sum(dim=1) / others  # the official one counts the diagonal's zero too
+        rescale = scaled.abs().mean() / (variance.mean() + EPSILON)
+        return (scaled + self.alpha * rescale * variance).mean()

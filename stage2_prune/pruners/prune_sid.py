@@ -1,0 +1,93 @@
+"""Salient patches that repeat no other, from each of the image's principal components.
+
+PruneSID (Fang et al., "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic
+Importance-Diversity", ICLR 2026, arXiv 2603.09480); official code ZhengyaoFang/PruneSID,
+prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formula. Published: `raw`, CLS attention
+summed over heads, compact positions; order: group by group, in each first what survives the suppression and then the
+rest, by falling attention.
+
+Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of
+them are those of the official budget keep + 1. Its principal components come from a randomised decomposition without
+a seed, and other draws keep other patches; here it is drawn for each image. At keep = patches the official code does
+not return, here everything is kept in raster order.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.chunks import apportion
+from stage2_prune.draw import image_seed
+from stage2_prune.pruner import Order, Pruner
+from stage2_prune.similarity import cosine_similarity
+from stage2_prune.suppression import survivors
+from stage2_prune.tokens import VisualTokens
+from stage2_prune.top_k import ranking
+
+
+@dataclass(frozen=True)
+class PruneSid(Pruner):
+    """A group for every four tokens of the budget, by principal component; each gives its most attended patches.
+
+    Inside a group a patch is suppressed by a more attended one that it resembles; what survives comes first, and
+    decides how many tokens the group gets.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
+    positions: ClassVar[Positions] = "compact"
+    order: ClassVar[Order] = "own"
+    randomised: ClassVar[bool] = True
+
+    seed: NonNegativeInt = 0
+    """Seed of the randomised decomposition; an evaluation averages over this one and those that follow."""
+    quirks: Literal["official", "fixed"] = "official"
+    """`official`: a randomised decomposition; `fixed`: the exact one, which uses no seed."""
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """`keep` patches of each image, group by group."""
+        if keep == tokens.patches:
+            return torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)
+        raw = tokens.arrays["raw"].float().cpu()  # the same draw on every device
+        saliency = tokens.arrays["cls_attention"].sum(dim=1).cpu()
+        images = zip(raw, cosine_similarity(raw), saliency, tokens.image_ids, strict=True)
+        return torch.stack([self._choose(*image, keep) for image in images]).to(tokens.device)
+
+    def _choose(
+        self,
+        raw: Float[Tensor, "patch hidden"],
+        similarity: Float[Tensor, "patch patch"],
+        saliency: Float[Tensor, " patch"],
+        image_id: str,
+        keep: int,
+    ) -> Int[Tensor, "{keep}"]:
+        budget = keep + 1  # the official one, with the CLS row
+        component = self._components(raw, min(max(1, budget // 4), *raw.shape), image_id)
+        order = ranking(saliency)
+        threshold = budget / 32 * similarity.triu(1).sum() / math.comb(len(raw), 2)
+        repeats = (similarity > threshold) & (component[:, None] == component)
+        survives = survivors(repeats[order][:, order])
+        order = torch.cat([order[survives], order[~survives]])
+        members, surviving = component.bincount(), component[order[: survives.sum()]].bincount()
+        most = torch.minimum(surviving, members).clamp(max=5 * math.ceil(budget / 64))
+        while most.sum() < budget:
+            most = torch.minimum(most + 1, members)
+        quotas = apportion(keep, surviving, members.clamp(max=1), most)
+        groups = [order[component[order] == group] for group in range(len(members))]
+        return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])
+
+    def _components(self, raw: Float[Tensor, "patch hidden"], count: int, image_id: str) -> Int[Tensor, " patch"]:
+        """The principal component that each patch weighs most in."""
+        features = raw.sigmoid().T
+        if self.quirks == "fixed":
+            axes = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False).Vh[:count].T
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(image_seed(self.seed, image_id) % 2**63)
+                axes = torch.pca_lowrank(features, q=count)[2]
+        return axes.abs().argmax(dim=-1)

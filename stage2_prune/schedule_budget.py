@@ -1,0 +1,137 @@
+"""How many visual tokens a method that prunes inside the language model keeps, and where: integers, and their exact mean.
+
+A budget is the mean number of visual tokens that enter a layer. Each such method has its own family of schedules with
+one free parameter (FastV: how many tokens it keeps; PyramidDrop: its ratio); `fit` finds the member that meets a budget.
+Published layers are given for 32 and published counts for 576 patches; both are rescaled here and nowhere else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stage2_prune.errors import Infeasible
+
+PUBLISHED_LAYERS = 32
+PUBLISHED_PATCHES = 576
+TOLERANCE = 0.5
+"""Tokens that a mean may lie from its budget: the finest step of a family, one token in all later layers, is below 1."""
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One drop: before `layer` runs, `keep` of the visual tokens stay, and `merged` ones are made of the others."""
+
+    layer: int
+    keep: int
+    merged: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where a method drops how much, on a language model of `depth` layers."""
+
+    depth: int
+    entering: int
+    """Visual tokens of the prompt: all patches, or what a selection before the language model left."""
+    stages: tuple[Stage, ...] = ()
+    """By ascending layer, none at layer 0, none that keeps everything."""
+
+    @property
+    def tokens_per_layer(self) -> tuple[int, ...]:
+        """Visual tokens that enter each layer."""
+        after = {stage.layer: stage.keep + stage.merged for stage in self.stages}
+        counts = [self.entering]
+        for layer in range(1, self.depth):
+            counts.append(after.get(layer, counts[-1]))
+        return tuple(counts)
+
+    @property
+    def mean(self) -> float:
+        """Their mean over layers: the number that a method is compared at."""
+        return sum(self.tokens_per_layer) / self.depth
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers before which tokens are dropped."""
+        return tuple(stage.layer for stage in self.stages)
+
+    def at(self, layer: int) -> Stage | None:
+        """The drop before a layer, if there is one."""
+        return next((stage for stage in self.stages if stage.layer == layer), None)
+
+
+def resolve(layer: int, depth: int) -> int:
+    """A published layer on a model of `depth` layers; never the first, which no rule of this kind can precede.
+
+    >>> [resolve(layer, 32) for layer in (2, 8, 31)], [resolve(layer, 4) for layer in (2, 8, 16, 31)]
+    ([2, 8, 31], [1, 1, 2, 3])
+    """
+    return min(max(_rounded(layer * depth / PUBLISHED_LAYERS), 1), depth - 1)
+
+
+def resolved(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Published layers in ascending order on a model of `depth` layers; some may coincide on a shallow one."""
+    return tuple(resolve(layer, depth) for layer in sorted(layers))
+
+
+def staged(
+    entering: int,
+    depth: int,
+    layers: Sequence[int],
+    counts: Sequence[int | float],
+    merged: Callable[[int], int] = lambda dropped: 0,
+) -> Schedule:
+    """The schedule that keeps `counts` visual tokens before each of the ascending `layers`, which may coincide.
+
+    Counts are rounded, at least 1 and at most what is left; of layers that coincide the last counts.
+    `merged` says how many tokens a method makes of so many dropped ones.
+    """
+    wanted = dict(zip(layers, counts, strict=True))
+    stages: list[Stage] = []
+    left = entering
+    for layer, count in wanted.items():
+        keep = min(max(_rounded(count), 1), left)
+        if keep < left and layer:  # a single layer has nowhere to drop
+            stages.append(Stage(layer, keep, min(merged(left - keep), left - keep)))
+            left = keep + stages[-1].merged
+    return Schedule(depth, entering, tuple(stages))
+
+
+def fit(keep: int, patches: int, depth: int, member: Callable[[float], Schedule]) -> Schedule:
+    """The member of a family whose mean over layers is nearest to `keep`.
+
+    `member(0)` keeps the fewest tokens, `member(1)` the most. Raises Infeasible where no member comes within half a
+    token; at keep = patches nothing is dropped, whatever the family.
+    """
+    if keep == patches:
+        return Schedule(depth, patches)
+    least, most = member(0.0), member(1.0)
+    best = min(least, most, key=lambda one: abs(one.mean - keep))
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        found = member(middle)
+        best = min(best, found, key=lambda one: abs(one.mean - keep))
+        low, high = (low, middle) if found.mean > keep else (middle, high)
+    if abs(best.mean - keep) > TOLERANCE:
+        where = f"from layer {least.layers[0]} of {depth} on" if least.layers else f"nowhere in {depth} layers"
+        raise Infeasible(
+            f"dropping tokens {where}, a mean of {least.mean:g} to {most.mean:g} visual tokens can be "
+            f"had, not {keep}: change the budget or the method's layers"
+        )
+    return best
+
+
+def between(tables: Sequence[Sequence[int | float]], place: float) -> list[float]:
+    """Counts at `place` in [0, 1] on the straight lines from each table to the next, the first at 0, the last at 1.
+
+    >>> between([(0, 0), (4, 2), (10, 10)], 0.75)
+    [7.0, 6.0]
+    """
+    segment = min(int(place * (len(tables) - 1)), len(tables) - 2)
+    share = place * (len(tables) - 1) - segment
+    return [low + share * (high - low) for low, high in zip(tables[segment], tables[segment + 1], strict=True)]
+
+
+def _rounded(value: int | float) -> int:
+    return int(value + 0.5)  # Python's round() goes to even: 2.5 layers would be 2, 3.5 layers 4

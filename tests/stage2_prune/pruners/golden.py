@@ -1,0 +1,53 @@
+"""Kept indices of a method inside the model against a naive rule on a stock eager model, question by question."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from stage2_prune.errors import Infeasible
+from stage2_prune.language import Language
+from tests.stage2_prune.eager_oracle import Eager, View, best, of_question
+from tests.stage2_prune.small_llama import (
+    LAYERS,
+    PATCHES,
+    PROMPTS,
+    eager_twin,
+    kept_by,
+    questions,
+    small_language,
+)  # fmt: skip
+
+Scores = Callable[[View], dict[int, float]]
+
+
+@cache
+def model(heads: int = 4) -> tuple[Language, Eager]:
+    language = small_language(heads=heads)
+    return language, Eager(eager_twin(language))
+
+
+def check(
+    pruner, keep: int, positions: str, scores: Scores | None = None, rule=None, heads: int = 4, schedule=None
+) -> None:
+    """The method keeps, of every question of a padded batch, what `rule` keeps of it alone: the best of `scores`."""
+    language, oracle = model(heads)
+    try:
+        schedule = schedule or pruner.schedule(PATCHES, LAYERS, keep)
+    except Infeasible:
+        pytest.fail(f"{pruner} at {keep} of {PATCHES} is infeasible: choose another budget")
+    batch = questions(language, positions)
+    found = kept_by(language, pruner, schedule, positions, batch)
+    naive = rule or (lambda view, count: best(scores(view), count))
+    rules = {stage.layer: lambda view, count=stage.keep: naive(view, count) for stage in schedule.stages}
+    assert rules, "nothing is dropped"
+    for row in range(len(PROMPTS)):
+        prompt, start = of_question(batch, row)
+        oracle.run(prompt, start, PATCHES, len(prompt), rules, positions)
+        assert found[row] == oracle.kept
+
+
+def layers_of(pruner, keep: int) -> dict[int, list[int]]:
+    """What stays of the first question, by the layer from which on."""
+    language, _ = model()
+    return kept_by(language, pruner, pruner.schedule(PATCHES, LAYERS, keep), pruner.positions, questions(language))[0]

@@ -1,0 +1,224 @@
+"""The layer loop against the stock model where nothing is dropped, and against masking in a stock model where it is."""
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.generate import generate
+from stage2_prune.in_llm import Drop
+from stage2_prune.language import Language
+from stage2_prune.layer_loop import PruningLanguage, causal_mask, pruning_inside
+from stage2_prune.pruners.fastv import FastV
+from stage2_prune.pruners.fit_prune import FitPrune
+from stage2_prune.pruners.pyramid_drop import PyramidDrop
+from stage2_prune.pruners.sparse_vlm import SparseVlm
+from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
+from stage2_prune.pruners.v2_drop import V2Drop
+from stage2_prune.pruners.vtw import Vtw
+from stage2_prune.score import rank
+from tests.stage2_prune.eager_oracle import Eager, of_question
+from tests.stage2_prune.small_llama import (
+    LAYERS,
+    PATCHES,
+    PROMPTS,
+    answers,
+    eager_twin,
+    kept_by,
+    questions,
+    small_language,
+)  # fmt: skip
+
+STEPS = 12
+METHODS = [
+    (FastV(), 8),
+    (FastV(layer=12), 18),
+    (PyramidDrop(), 10),
+    (SparseVlm(recycle=False), 6),
+    (SparseVlmPlus(), 9),
+    (V2Drop(), 7),
+    (FitPrune(), 5),
+    (Vtw(), 0),
+]
+
+
+class KeepsAll:
+    """A hook that looks at every question before every layer, and drops nothing."""
+
+    layers = range(1, LAYERS)
+
+    def drop(self, site):
+        site.attention(site.text)
+        return Drop(torch.arange(site.visual))
+
+
+@pytest.fixture(scope="module")
+def language():
+    return small_language()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, (PROMPTS[0], PROMPTS[2]), PROMPTS[:1]], ids=["padded", "padded-2", "alone"]
+)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hook_that_drops_nothing_gives_the_bits_of_the_stock_model(dtype, positions, prompts):
+    stock = small_language(dtype)
+    looped = PruningLanguage(**vars(stock), hook=KeepsAll(), positions=positions)
+    batch = questions(stock, prompts=prompts)
+    expected, found = generate(stock, batch, STEPS), generate(looped, batch, STEPS)
+    assert torch.equal(expected.tokens, found.tokens) and torch.equal(expected.logits, found.logits)
+    inputs = {
+        "inputs_embeds": batch.inputs_embeds,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+    }
+    for use_cache in (False, True):
+        forward = looped.answering(batch.slots)(**inputs, use_cache=use_cache).logits
+        assert torch.equal(forward, stock.model(**inputs, use_cache=use_cache).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(("pruner", "keep"), METHODS, ids=lambda value: repr(value))
+def test_shortened_sequences_answer_as_masked_ones_do_in_a_stock_eager_model_without_a_cache(
+    language, pruner, keep, positions
+):
+    schedule = pruner.schedule(PATCHES, LAYERS, keep)
+    batch = questions(language)
+    kept = kept_by(language, pruner, schedule, positions, batch)
+    said = answers(language, pruner, schedule, positions, batch, STEPS)
+    oracle = Eager(eager_twin(language))
+    for row in range(len(PROMPTS)):
+        prompt, start = of_question(batch, row)
+        rules = {
+            layer: lambda view, stay=stay, start=start: [start + patch for patch in stay]
+            for layer, stay in kept[row].items()
+        }
+        whole = torch.cat([prompt, language.embed(said.tokens[row, :-1])])
+        logits = oracle.run(whole, start, PATCHES, len(prompt), rules, positions)
+        torch.testing.assert_close(said.logits[row], logits[len(prompt) - 1 :], atol=1e-4, rtol=1e-4)
+        counts = [PATCHES, *(len(oracle.kept[layer]) for layer in sorted(oracle.kept))]
+        assert counts == [schedule.entering, *(stage.keep for stage in schedule.stages)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_caches_hold_what_each_layer_saw_and_decoding_adds_to_all_of_them(language, positions):
+    pruner, batch = PyramidDrop(), questions(language)
+    schedule = pruner.schedule(PATCHES, LAYERS, 12)
+    model = pruning_inside(language, pruner, schedule, positions).answering(batch.slots)
+    done = model.generate(
+        inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
+        max_new_tokens=4, do_sample=False, return_dict_in_generate=True, pad_token_id=0,
+    )  # fmt: skip
+    text = batch.slots.shape[1] - PATCHES
+    lengths = [layer.keys.shape[2] for layer in done.past_key_values.layers]
+    assert lengths == [text + tokens + 3 for tokens in schedule.tokens_per_layer]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("pruner", "keep"), [*METHODS, (SparseVlm(), 9)], ids=lambda value: repr(value))
+def test_a_question_is_pruned_and_answered_alike_alone_and_in_a_padded_batch(language, pruner, keep):
+    schedule, positions = pruner.schedule(PATCHES, LAYERS, keep), pruner.positions
+    together = kept_by(language, pruner, schedule, positions, questions(language))
+    said = answers(language, pruner, schedule, positions, questions(language), STEPS)
+    for row, prompt in enumerate(PROMPTS):
+        batch = questions(language, prompts=(prompt,))
+        assert kept_by(language, pruner, schedule, positions, batch)[0] == together[row]
+        alone = answers(language, pruner, schedule, positions, batch, STEPS)
+        assert torch.equal(alone.tokens[0], said.tokens[row, : alone.tokens.shape[1]])
+        torch.testing.assert_close(alone.logits[0], said.logits[row, : alone.logits.shape[1]], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(("pruner", "keep"), METHODS, ids=lambda value: repr(value))
+def test_ranking_continues_the_pruned_prompt_whatever_the_candidates_say(language, pruner, keep, positions):
+    """Summed log-probabilities of each candidate, teacher-forced through the masked reference one by one."""
+    schedule, batch = pruner.schedule(PATCHES, LAYERS, keep), questions(language)
+    kept = kept_by(language, pruner, schedule, positions, batch)
+    inside = pruning_inside(language, pruner, schedule, positions)
+    options = [((5, 6), (7,), (8, 9, 10)), ((6, 6), (9,), (30, 31)), ((33,), (12, 13))]
+    best = rank(inside, batch, torch.zeros(3, 40), options)
+    oracle = Eager(eager_twin(language))
+    for row in range(len(PROMPTS)):
+        prompt, start = of_question(batch, row)
+        rules = {
+            layer: lambda view, stay=stay, start=start: [start + patch for patch in stay]
+            for layer, stay in kept[row].items()
+        }
+        totals = []
+        for option in options[row]:
+            ended = torch.tensor([*option, language.eos_token_ids[0]])
+            whole = torch.cat([prompt, language.embed(ended[:-1])])
+            logits = oracle.run(whole, start, PATCHES, len(prompt), rules, positions)[len(prompt) - 1 :]
+            totals.append(sum(logits.log_softmax(-1)[step, token].item() for step, token in enumerate(ended)))
+        assert best[row] == max(range(len(totals)), key=totals.__getitem__)
+
+
+def test_the_stock_model_is_left_as_it_was(language):
+    pruner, batch = FastV(), questions(language)
+    before = generate(language, batch, 2).logits
+    modules = dict(language.model.named_modules())
+    answers(language, pruner, pruner.schedule(PATCHES, LAYERS, 8), "original", batch, 2)
+    assert dict(language.model.named_modules()) == modules
+    assert torch.equal(generate(language, batch, 2).logits, before)
+
+
+def test_merged_tokens_are_refused_at_original_positions_which_they_do_not_have(language):
+    pruner = SparseVlm()
+    with pytest.raises(PrunerMisused, match="compact"):
+        pruning_inside(language, pruner, pruner.schedule(PATCHES, LAYERS, 9), "original")
+
+
+def test_questions_of_a_batch_that_keep_different_counts_are_refused(language):
+    class Uneven:
+        layers = (1,)
+
+        def drop(self, site):
+            return Drop(torch.arange(site.start))
+
+    batch = questions(language)
+    with pytest.raises(PrunerMisused, match=r"\(2, 0\), \(3, 0\)"):
+        generate(PruningLanguage(**vars(language), hook=Uneven(), positions="original"), batch, 1)
+
+
+@pytest.mark.parametrize("kind", ["eager", "mistral"])
+def test_models_that_the_loop_does_not_know_are_refused(language, kind):
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    if kind == "eager":
+        model = LlamaForCausalLM._from_config(LlamaConfig(**shape), attn_implementation="eager")
+    else:
+        model = MistralForCausalLM._from_config(
+            MistralConfig(**shape, num_key_value_heads=2), attn_implementation="sdpa"
+        )
+    other = Language(**{**vars(language), "model": model.eval()})
+    looped = PruningLanguage(**vars(other), hook=KeepsAll(), positions="original")
+    with pytest.raises(PrunerMisused, match="Llama with SDPA"):
+        looped.answering(questions(language).slots)
+
+
+def test_the_mask_is_left_away_only_where_sdpa_can_do_without():
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    assert causal_mask(valid, 5) is None and causal_mask(valid, 1) is None
+    assert causal_mask(valid, 2)[0, 0].tolist() == [[True, True, True, True, False], [True] * 5]
+    valid[0, 0] = False
+    assert causal_mask(valid, 1)[:, 0, 0].tolist() == [[False, True, True, True, True], [True] * 5]
+
+
+def test_a_copy_of_a_model_shares_its_weights(language):
+    pruner = FastV()
+    batch = questions(language)
+    model = pruning_inside(language, pruner, pruner.schedule(PATCHES, LAYERS, 8), "original").answering(batch.slots)
+    assert model.lm_head is language.model.lm_head and model is not language.model
+    assert copy.copy(language.model).model is language.model.model

@@ -1,0 +1,180 @@
+"""Counts per layer against the published figures, and what cannot be had."""
+
+import pytest
+
+from configs import plugin
+from stage2_prune import pruners
+from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.in_llm import InLLMPruner
+from stage2_prune.pruner import Pruner
+from stage2_prune.pruners.combination import Combination
+from stage2_prune.pruners.dart import Dart
+from stage2_prune.pruners.fastv import FastV
+from stage2_prune.pruners.fit_prune import FitPrune
+from stage2_prune.pruners.pyramid_drop import PyramidDrop
+from stage2_prune.pruners.sparse_vlm import SparseVlm
+from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
+from stage2_prune.pruners.v2_drop import V2Drop
+from stage2_prune.pruners.vtw import Vtw
+from stage2_prune.schedule_budget import Schedule, Stage, between, fit, resolve, resolved, staged
+
+INSIDE = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if issubclass(found, InLLMPruner)}
+
+
+def keeps(schedule):
+    return [stage.keep for stage in schedule.stages]
+
+
+@pytest.mark.parametrize(
+    ("layer", "budget", "keep"),
+    [(2, 192, 166), (2, 128, 98), (2, 64, 30), (3, 192, 152), (3, 128, 82), (3, 64, 11), (2, 171, 144), (2, 306, 288)],
+)
+def test_fastv_meets_mean_budgets_at_the_counts_of_the_matched_tables(layer, budget, keep):
+    schedule = FastV(layer=layer).schedule(576, 32, budget)
+    assert (schedule.layers, keeps(schedule)) == ((layer,), [keep])
+    assert schedule.tokens_per_layer == (576,) * layer + (keep,) * (32 - layer)
+    assert schedule.mean == pytest.approx(budget, abs=0.5)
+
+
+def test_pyramid_drop_at_270_tokens_is_the_published_pyramid():
+    schedule = PyramidDrop().schedule(576, 32, 270)
+    assert (schedule.layers, keeps(schedule), schedule.mean) == ((8, 16, 24), [288, 144, 72], 270)
+
+
+@pytest.mark.parametrize(
+    ("recycle", "mean", "counts"),
+    [
+        (False, 202.75, [300, 200, 110]),
+        (False, 140.8, [303, 110, 36]),
+        (False, 79.2, [66, 30, 17]),
+        (True, 206.5, [300, 200, 110]),
+        (True, 145.4, [303, 110, 36]),
+        (True, 82.3, [66, 30, 17]),
+    ],
+)
+def test_sparse_vlm_has_its_published_counts_at_their_true_means(recycle, mean, counts):
+    made = (lambda dropped: (int(0.3 * dropped) + 1) // 10 + 1) if recycle else (lambda dropped: 0)
+    published = staged(576, 32, resolved([3, 7, 16], 32), counts, made)
+    assert keeps(published) == counts and published.mean == pytest.approx(mean, abs=0.05)
+    near = SparseVlm(recycle=recycle).schedule(576, 32, round(mean))
+    assert near.mean == pytest.approx(mean, abs=1)
+    assert all(abs(a - b) <= 4 for a, b in zip(keeps(near), counts, strict=True))
+
+
+@pytest.mark.parametrize(("mean", "counts"), [(206.8, [300, 200, 118]), (144.1, [238, 108, 60]), (81.8, [66, 34, 20])])
+def test_sparse_vlm_plus_has_its_published_counts_at_their_true_means(mean, counts):
+    assert staged(576, 32, (3, 7, 16), counts).mean == pytest.approx(mean, abs=0.06)
+    near = SparseVlmPlus().schedule(576, 32, round(mean))
+    assert all(abs(a - b) <= 4 for a, b in zip(keeps(near), counts, strict=True))
+
+
+@pytest.mark.parametrize(("keep", "mean"), [(188, 212), (124, 152), (60, 92)])
+def test_dart_has_the_layer_averages_of_its_published_counts(keep, mean):
+    assert staged(576, 32, (2,), [keep]).mean == pytest.approx(mean, abs=0.5)
+    assert keeps(Dart().schedule(576, 32, mean))[0] == pytest.approx(keep, abs=1)
+
+
+def test_v2_drop_at_203_tokens_is_the_public_setting():
+    schedule = V2Drop().schedule(576, 32, 203)
+    assert schedule.layers == (3, 17, 22) and keeps(schedule)[-1] == 1
+    assert keeps(schedule)[:2] == [pytest.approx(288, abs=1), pytest.approx(144, abs=1)]
+    assert staged(576, 32, (3, 17, 22), [288, 144, 1]).mean == pytest.approx(202.8, abs=0.05)
+
+
+@pytest.mark.parametrize(("budget", "mean", "last"), [(245, 244.97, 127), (131, 130.59, 62), (73, 72.84, 37)])
+def test_fit_prune_near_a_published_mean_has_the_counts_of_that_scheme(budget, mean, last):
+    schedule = FitPrune().schedule(576, 32, budget)
+    assert schedule.mean == pytest.approx(mean, abs=0.6) and keeps(schedule)[-1] == pytest.approx(last, abs=1)
+
+
+def test_fit_prune_at_60_percent_deletes_what_its_scheme_says():
+    deleted = (14, 33, 89, 36, 36, 20, 55, 21, 18)
+    counts = FitPrune().schedule(576, 32, 245).tokens_per_layer
+    found = [counts[layer] - counts[layer + 1] for layer in range(9)]
+    assert all(abs(a - b) <= 1 for a, b in zip(found, deleted, strict=True))
+
+
+def test_vtw_sees_everything_in_half_of_the_layers_and_nothing_in_the_rest():
+    schedule = Vtw().schedule(576, 32, 0)
+    assert schedule.tokens_per_layer == (576,) * 16 + (0,) * 16 and schedule.mean == 288
+    assert Vtw(layer=8).schedule(576, 4, 0).tokens_per_layer == (576, 0, 0, 0)
+
+
+def test_the_second_stage_of_vscan_turns_96_tokens_into_32_for_64():
+    schedule = Combination().schedule(576, 32, 64)
+    assert (schedule.entering, schedule.stages, schedule.mean) == (96, (Stage(16, 32),), 64)
+    assert Combination(ratio=0.5).schedule(576, 32, 64).entering == 85
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize(("patches", "depth"), [(576, 32), (576, 40), (576, 4), (576, 2), (24, 8), (1, 3), (100, 1)])
+def test_every_budget_is_met_within_half_a_token_or_named_infeasible(name, patches, depth):
+    pruner = INSIDE[name]()
+    met = 0
+    for keep in sorted({1, patches // 9 + 1, patches // 3 + 1, patches // 2 + 1, patches}):
+        try:
+            schedule = pruner.schedule(patches, depth, keep)
+        except Infeasible as reason:
+            assert f"not {keep}:" in str(reason) and reason.exit_code == 2
+            continue
+        counts = schedule.tokens_per_layer
+        assert len(counts) == depth and schedule.mean == sum(counts) / depth
+        assert list(counts) == sorted(counts, reverse=True) and counts[0] <= patches
+        assert list(schedule.layers) == sorted(set(schedule.layers)) and 0 not in schedule.layers
+        assert pruner.budget == "fixed" or abs(schedule.mean - keep) <= 0.5
+        met += 1
+    assert met
+
+
+@pytest.mark.parametrize("name", [name for name, found in INSIDE.items() if found.budget == "schedule"])
+def test_keeping_every_patch_drops_nothing(name):
+    assert INSIDE[name]().schedule(576, 32, 576) == Schedule(32, 576)
+
+
+def test_a_low_mean_behind_layers_that_see_everything_is_infeasible_and_never_another_number():
+    with pytest.raises(Infeasible, match=r"from layer 2 of 4 on, a mean of 288.5 to 576 .* not 16"):
+        FastV(layer=16).schedule(576, 4, 16)
+    with pytest.raises(Infeasible, match="from layer 8 of 32 on"):
+        PyramidDrop().schedule(576, 32, 64)
+    assert PyramidDrop(layers=(2, 8, 16)).schedule(576, 32, 64).mean == pytest.approx(64, abs=0.5)
+
+
+def test_published_layers_are_rescaled_and_never_the_first():
+    assert [resolve(layer, 32) for layer in (1, 2, 16, 31)] == [1, 2, 16, 31]
+    assert [resolve(layer, 4) for layer in (2, 8, 16, 24, 31)] == [1, 1, 2, 3, 3]
+    assert [resolve(layer, 40) for layer in (2, 16, 24)] == [3, 20, 30]
+    assert resolve(2, 1) == 0  # a single layer: nowhere to drop
+
+
+def test_of_stages_that_coincide_on_a_shallow_model_the_last_counts():
+    assert staged(100, 4, resolved([3, 7, 16], 4), [50, 40, 30]).stages == (Stage(1, 40), Stage(2, 30))
+
+
+def test_counts_between_tables_lie_on_straight_lines():
+    tables = [(0, 0), (4, 2), (10, 10)]
+    assert between(tables, 0.0) == [0, 0] and between(tables, 1.0) == [10, 10]
+    assert between(tables, 0.5) == [4, 2] and between(tables, 0.25) == [2, 1] and between(tables, 0.75) == [7, 6]
+
+
+def test_a_family_without_a_member_near_a_budget_is_infeasible():
+    with pytest.raises(Infeasible, match="a mean of 2 to 8 "):
+        fit(5, 9, 4, lambda share: Schedule(4, 2 if share < 0.5 else 8))
+
+
+def test_deletes_of_another_model_are_refused():
+    with pytest.raises(PrunerMisused, match="8 counts"):
+        FitPrune(deletes=(1, 2)).schedule(24, 8, 6)
+    with pytest.raises(PrunerMisused, match="at most 24"):
+        FitPrune(deletes=(9,) * 8).schedule(24, 8, 6)
+    found = FitPrune(deletes=(8, 4, 4, 2, 1, 1, 0, 0)).schedule(24, 8, 10).tokens_per_layer
+    assert all(abs(a - b) <= 1 for a, b in zip(found, (24, 16, 12, 8, 6, 5, 4, 4), strict=True))
+
+
+def test_methods_inside_the_model_refuse_to_stand_before_it():
+    from stage2_prune.pruners.learned_scorer import LearnedScorer
+
+    for wrong in ("fastv", "keep_all", "learned_scorer"):
+        with pytest.raises(PrunerMisused, match=wrong):
+            Combination(before=wrong)
+    assert Combination().needs == {"cls_attention"} and Combination(before="random").needs == frozenset()
+    assert LearnedScorer.place == "before_llm"
