@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stage2_prune.top_k import ranking
+
 
 def bands(length: int, count: int) -> Int[Tensor, " {length}"]:
     """Which of `count` equal intervals the middle of each of `length` cells lies in; none is empty if count <= length."""
@@ -18,7 +20,7 @@ def windows(grid: tuple[int, int], rows: int, columns: int) -> Int[Tensor, " pat
 
 def rank_in_window(scores: Float[Tensor, " patch"], window: Int[Tensor, " patch"]) -> Int[Tensor, " patch"]:
     """How many patches of its own window come before each: those of higher scores, and of equals the lower indices."""
-    order = scores.argsort(descending=True, stable=True)
+    order = ranking(scores)
     order = order[window[order].argsort(stable=True)]
     ordered = window[order]
     rank = torch.empty_like(order)

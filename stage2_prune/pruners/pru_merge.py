@@ -25,8 +25,9 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.nearest import complement, one_hot
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruner import Order, Pruner
 from stage2_prune.tokens import Merge, Pruned, VisualTokens
+from stage2_prune.top_k import ranking
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class PruMerge(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "last_layer_attention", "last_layer_keys"})
     positions: ClassVar[Positions] = "compact"
+    order: ClassVar[Order] = "own"
 
     plus: bool = False
     """PruMerge+: every other patch is one of an even sample of the image."""
@@ -54,10 +56,8 @@ class PruMerge(Pruner):
         step = patches // max(sampled, 1)
         sample = torch.arange(sampled, device=attention.device) * step + step // 2
         if self.quirks == "official":
-            best = attention.argsort(descending=True, stable=True)
-            return torch.cat([best[: count - sampled], sample])
-        first = attention.index_fill(0, sample, torch.inf)
-        return first.argsort(descending=True, stable=True)[:count].sort().values
+            return torch.cat([ranking(attention)[: count - sampled], sample])
+        return ranking(attention.index_fill(0, sample, torch.inf))[:count].sort().values
 
     def _weights(
         self, attention: Float[Tensor, " patch"], keys: Float[Tensor, "patch hidden"], kept: Int[Tensor, " kept"]

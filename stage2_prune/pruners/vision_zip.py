@@ -22,7 +22,7 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.nearest import assigned, complement, one_hot
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruner import Order, Pruner
 from stage2_prune.tokens import Merge, Pruned, VisualTokens
 from stage2_prune.top_k import top_k
 
@@ -33,6 +33,7 @@ class VisionZip(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_hidden", "cls_attention", "keys"})
     positions: ClassVar[Positions] = "compact"
+    order: ClassVar[Order] = "own"
 
     contextual: Annotated[float, Field(ge=0, le=1)] = 10 / 64
     """Share of the kept tokens that are contextual."""

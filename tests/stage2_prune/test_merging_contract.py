@@ -11,14 +11,12 @@ from stage2_prune import pruners
 from stage2_prune.features import FeatureBatch
 from stage2_prune.merging import make_merged
 from stage2_prune.pruner import Pruner
-from tests.stage2_prune.tokens import visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (6, 2)]
-CLASSES = {
-    name: found
-    for name, found in plugin.find_all(pruners, Pruner).items()
-    if found.place == "before_llm" and found.select is Pruner.select
-}
+CLASSES = [
+    found for found in plugin.find_all(pruners, Pruner).values() if found.place == "before_llm" and merges(found())
+]
 
 
 @pytest.fixture(params=GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
@@ -37,7 +35,7 @@ def variants(found: type[Pruner]) -> list[Pruner]:
     return list(dict.fromkeys(made))
 
 
-@pytest.fixture(params=[one for found in CLASSES.values() for one in variants(found)], ids=str)
+@pytest.fixture(params=[one for found in CLASSES for one in variants(found)], ids=str)
 def pruner(request):
     return request.param
 
@@ -91,11 +89,20 @@ def test_an_image_is_merged_alike_alone_and_in_a_batch(pruner, grid):
             assert alone.index is None or torch.equal(alone.index[0], together.index[image])
 
 
-def test_an_image_is_merged_alike_alone_and_in_a_batch_of_eight_at_the_published_geometry(pruner):
-    tokens = visual_tokens((24, 24), images=8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_image_is_merged_alike_alone_and_in_a_batch_of_eight_at_the_published_geometry(pruner, dtype):
+    tokens = visual_tokens((24, 24), images=8, dtype=dtype)
     together = pruned(pruner, tokens, 101).merge.weights
     for image in (0, 7):
         assert torch.equal(pruned(pruner, tokens.one(image), 101).merge.weights[0], together[image])
+
+
+@pytest.mark.parametrize("pruner", [found() for found in CLASSES], ids=str)
+def test_an_image_is_merged_alike_alone_and_in_a_batch_at_real_widths(pruner):
+    tokens = visual_tokens((24, 24), images=3, widths=REAL)
+    together = pruned(pruner, tokens, 64).merge.weights
+    for image in range(3):
+        assert torch.equal(pruned(pruner, tokens.one(image), 64).merge.weights[0], together[image])
 
 
 def test_the_same_image_is_merged_alike_twice(pruner, grid):

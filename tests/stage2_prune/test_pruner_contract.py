@@ -14,16 +14,14 @@ from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.top_k import top_k
-from tests.stage2_prune.tokens import REAL, ready, visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, ready, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)
 REAL_BUDGETS = (1, 2, 3, 5, 64, 100, 128, 191, 192, 575, 576)
 EVERY = plugin.find_all(pruners, Pruner)
-CLASSES = {
-    name: found for name, found in EVERY.items() if found.place == "before_llm" and found.select is not Pruner.select
-}
-"""Those that select: test_merging_contract and test_in_llm_contract have the others."""
+CLASSES = {name: found for name, found in EVERY.items() if found.place == "before_llm" and not merges(found())}
+"""Those inside the language model: test_in_llm_contract; those that merge: test_merging_contract."""
 
 
 def other_quirks(found):

@@ -8,8 +8,7 @@ from stage2_prune.tokens import VisualTokens
 TINY = (8, 2, 12)
 """Width of `raw`, heads of `cls_attention`, width of `projected`."""
 REAL = (1024, 16, 4096)
-LAYERS, KEY_WIDTH = 5, 4
-EMBED = TINY[2]
+LAYERS = 5
 
 
 def visual_tokens(
@@ -30,15 +29,18 @@ def visual_tokens(
         "cls_attention": attention,
         "projected": torch.randn(images, patches, embed, generator=generator).to(dtype),
     }
-    arrays |= {name: array.to(dtype) for name, array in _features(images, patches, hidden, generator).items()}
+    arrays |= {name: array.to(dtype) for name, array in _features(images, patches, widths, generator).items()}
     arrays |= _attention(images, patches, layers, generator)
     return VisualTokens(tuple(f"{image:064x}" for image in range(images)), grid, arrays)
 
 
-def _features(images: int, patches: int, hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _features(
+    images: int, patches: int, widths: tuple[int, int, int], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Side arrays in the compute dtype."""
+    hidden, heads, _ = widths
     shapes = {
-        "keys": (patches + 1, KEY_WIDTH),
+        "keys": (patches + 1, hidden // heads),
         "hidden_mean": (patches, hidden),
         "last_layer_keys": (patches, hidden),
     }
@@ -54,6 +56,14 @@ def _attention(images: int, patches: int, layers: int, generator: torch.Generato
         "last_layer_attention": (patches,),
     }
     return {name: (3 * torch.rand(images, *shape, generator=generator)).softmax(-1) for name, shape in shapes.items()}
+
+
+def merges(pruner: Pruner) -> bool:
+    """Whether it says by a merge what its tokens are made of, rather than by an index alone."""
+    tokens = visual_tokens()
+    keep = pruner.fixed_keep(tokens.patches) if pruner.budget == "fixed" else 2
+    with torch.no_grad():
+        return ready(pruner, tokens.grid).prune(tokens.only(pruner.needs), keep).merge is not None
 
 
 def ready(pruner: Pruner, grid: tuple[int, int], widths: tuple[int, int, int] = TINY) -> Pruner:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stage2_prune.pruners.average_pooling import AveragePooling
 from stage2_prune.pruners.uniform_grid import UniformGrid
-from tests.stage2_prune.tokens import EMBED, visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 @pytest.mark.parametrize(("keep", "side"), [(144, 2), (64, 3), (36, 4), (16, 6), (576, 1), (1, 24)])
@@ -14,7 +14,7 @@ def test_at_whole_fractions_it_is_the_usual_pool(keep, side):
     tokens = visual_tokens((24, 24), images=1)
     merge = AveragePooling().prune(tokens, keep).merge
     assert merge.space == "projected"
-    image = tokens.arrays["projected"][0].T.reshape(1, EMBED, 24, 24)
+    image = tokens.arrays["projected"][0].T.reshape(1, -1, 24, 24)
     pooled = F.avg_pool2d(image, side)[0].flatten(1).T
     torch.testing.assert_close(merge.weights[0] @ tokens.arrays["projected"][0], pooled)
 
