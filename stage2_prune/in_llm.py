@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from configs.experiment import Positions
 from stage2_prune.errors import Infeasible
@@ -81,7 +80,7 @@ class Site:
         layer = self.decoder.layers[self.layer - (not ahead)]
         projected = projection(layer.input_layernorm(entering[rows]))
         heads = projected.view(1, len(rows), -1, layer.self_attn.head_dim).transpose(1, 2)
-        return apply_rotary_pos_emb(heads, heads, self.cos[None, rows], self.sin[None, rows])[0][0]
+        return rotate(heads, self.cos[rows], self.sin[rows])[0]
 
 
 @dataclass(frozen=True)
@@ -162,3 +161,9 @@ class Scheduled:
         made = 0 if drop.merged is None else len(drop.merged)
         assert (len(drop.index), made) == (stage.keep, stage.merged), f"{self.pruner} did not keep to its schedule"
         return drop
+
+
+def rotate(heads: Float[Tensor, "1 head row width"], cos: Tensor, sin: Tensor) -> Float[Tensor, "1 head row width"]:
+    """Rotary positions as Llama has them: the halves of a head are the two coordinates that are turned."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin

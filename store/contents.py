@@ -36,7 +36,8 @@ class Contents:
         partly = {s for log in store.logs for s in log} - {*shards}
         if partly:
             _log.warning("note: %d shards lack an array, so they are left out", len(partly))
-        failures = {row: why for row, why in store.failures.items() if row // store.plan.shard_images in {*shards}}
+        whole = {*shards}
+        failures = {row: why for row, why in store.failures.items() if row // store.plan.shard_images in whole}
         return cls(store.plan.flattened(), store.ids, store.projector, shards, failures, store.gather)
 
     def rows(self, shard: int) -> list[int]:
