@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs.experiment import Experiment
+from stage1_extract.arrays import NAMES
 from stage1_extract.encode import EveryLayer, Selection, encode_every_layer
 from stage1_extract.errors import ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
@@ -101,6 +102,8 @@ class Bench:
 
     def __init__(self, experiment: Experiment, store: FeatureStore, sample: int) -> None:
         config = checkpoint_config(experiment.model)
+        made = {"arrays": tuple(name for name in store.arrays if name in NAMES)}
+        experiment = experiment.model_copy(update={"store": experiment.store.model_copy(update=made)})
         device = pick_device(experiment.model.device)
         encoder = find_family(config).open(experiment, config, device)
         if not isinstance(encoder, LlavaEncoder):

@@ -17,6 +17,7 @@ from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import find_family
+from stage1_extract.images import SUPERSEDED
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few
@@ -26,7 +27,7 @@ from store.growth import plan_to_follow
 from store.plan import PLAN, Plan, read_plan
 from store.repair import withdraw_failures
 from store.schema import default_shard_images
-from store.writer import StoreWriter, committed_failures, missing_bytes, missing_parts, require_no_archive
+from store.writer import StoreWriter, committed_failures, lock, missing_bytes, missing_parts, require_no_archive
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
     """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
     experiment = with_captured(experiment)
-    experiment = experiment if overwrite else _with_stored_arrays(experiment, append)
+    experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
@@ -61,18 +62,24 @@ def extract(
         raise ConfigError(
             "expected --retry-failed in a run of its own, got it for one of several workers: run it first"
         )
+    if share is not None and overwrite:
+        raise ConfigError("expected --overwrite in a run of its own, got it for one of several workers: run it first")
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
     require_few(dict(enumerate_failures(sources)), allowed, sources)
     path = experiment.store_path
-    if overwrite and (path / PLAN).exists():
-        shutil.rmtree(path)
-    require_no_archive(path)
-    experiment = _with_stored_arrays(with_captured(experiment), append)
+    experiment = with_captured(experiment)
+    if not overwrite:
+        require_no_archive(path)
+        experiment = _with_stored_arrays(experiment)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     for note in (*description.notes, *opened.side_costs()):
         _log.warning("note: %s", note)
+    stall = experiment.extract.stall_seconds
+    if overwrite and (path / PLAN).exists():  # not before it is sure that there is something to replace it with
+        with lock(path, "exclusive", stall):
+            shutil.rmtree(path)
     wanted = plan_for(experiment, sources, description, opened.fingerprints())
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
     if experiment.store.shard_images not in (None, plan.shard_images):
@@ -82,11 +89,10 @@ def extract(
         )
     sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
-    stall = experiment.extract.stall_seconds
     with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall) as writer:
         save_resolved(experiment, path)
         if retry_failed:
-            withdraw_failures(path, plan)
+            withdraw_failures(path, plan, but=SUPERSEDED)
         parts = missing_parts(path, plan)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
         require_space(missing_bytes(path, plan), path)
@@ -135,6 +141,8 @@ def _encode(
         del opened  # workers load their own
         engine(experiment, writer, allowed, look)
         look()
+    if missing:  # each worker saw its own failures
+        require_few(committed_failures(writer.path, plan), allowed, sources)
 
 
 def _done(plan: Plan, path: Path, asked: list[tuple[int, int]], sources: Sources) -> dict[str, Any]:
@@ -153,14 +161,12 @@ def _done(plan: Plan, path: Path, asked: list[tuple[int, int]], sources: Sources
     }
 
 
-def _with_stored_arrays(experiment: Experiment, append: bool) -> Experiment:
-    """A store that has grown keeps its arrays, whichever the config names: a shard is always encoded whole."""
+def _with_stored_arrays(experiment: Experiment) -> Experiment:
+    """A store keeps its arrays, whichever the config names: a shard is always encoded whole."""
     try:
         plan = read_plan(experiment.store_path)
     except StoreError:
         return experiment  # there is none, or its damage is met where the plan is followed
-    if plan.generation == 0 and not append:
-        return experiment
     names = dict.fromkeys([*(spec.name for spec in plan.arrays), *experiment.store.arrays])
     return experiment.model_copy(update={"store": experiment.store.model_copy(update={"arrays": tuple(names)})})
 

@@ -24,8 +24,12 @@ def repair(store: Path, quick: bool) -> tuple[list[Finding], dict[int, list[int]
     return findings, shards
 
 
-def withdraw_failures(store: Path, plan: Plan) -> None:
-    """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone."""
+def withdraw_failures(store: Path, plan: Plan, but: str) -> None:
+    """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone.
+
+    Those that failed for the reason `but` would fail again.
+    """
     for generation in range(plan.generation + 1):
         failures = read_commits(store, generation).failures
-        withdraw(store, sorted({row // plan.shard_images for row in failures}), generation)
+        shards = {row // plan.shard_images for row, why in failures.items() if why != but}
+        withdraw(store, sorted(shards), generation)

@@ -1,7 +1,7 @@
 """How far an extraction is; reads only the plan, the log and the leases, so that it may be asked at any time."""
 
 import statistics
-import time
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -67,5 +67,5 @@ def as_text(found: dict[str, Any]) -> str:
     if eta is None:
         lines += ["  ETA unknown: too few commits to tell"]
     elif eta > 0:
-        lines += [f"  {rate:.1f} images/s lately, {time.strftime('%H:%M:%S', time.gmtime(eta))} to go"]
+        lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from stage1_extract.worker import OpenEncoder, Worker
 from store.fingerprint import require_equal
 from store.plan import read_plan
 from store.reader import stored_ids
-from store.writer import StoreWriter
+from store.writer import StoreWriter, committed_failures
 
 
 class Joined:
@@ -18,8 +18,13 @@ class Joined:
 
     def __init__(self, experiment: Experiment, label: str, device: str) -> None:
         """Raises FingerprintMismatch (exit 4) on a machine that would make other features than the store's."""
-        self.experiment, self.label = experiment, label
         self.plan = read_plan(experiment.store_path)
+        names = {
+            "arrays": tuple(spec.name for spec in self.plan.arrays)
+        }  # since this worker was queued it may have grown
+        experiment = experiment.model_copy(update={"store": experiment.store.model_copy(update=names)})
+        self.experiment, self.label = experiment, label
+        self._failures = committed_failures(experiment.store_path, self.plan)
         self.ids = stored_ids(experiment.store_path, self.plan)
         self.sources = stored_sources(experiment, self.plan, self.ids)
         self.opened = OpenEncoder.load(experiment, device)
@@ -35,6 +40,7 @@ class Joined:
         stall = self.experiment.extract.stall_seconds
         with StoreWriter.open(self.experiment.store_path, self.plan, self.ids, None, "joined", stall) as writer:
             worker = Worker(self.experiment, writer, self.sources, self.opened, self.label, tick, begin)
+            worker.failures = self._failures
             worker.extract(shards, allowed)
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from configs.errors import ConfigError
 from configs.experiment import Experiment
+from stage1_extract.diagnose import run as diagnose
+from stage1_extract.errors import TooManyFailures, WorkerFailed
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.verify import changed_sources, encode_again
 from store.compare import differences_between
 from store.derive import derive_projected
 from store.drop import drop
-from store.errors import IntegrityError, RowUnavailable, StoreError, StoreMissing
+from store.errors import CheckpointMissing, IntegrityError, RowUnavailable, StoreError, StoreMissing
 from store.reader import FeatureStore
 from store.verify import verify
 from tests.helpers.checkpoints import tiny_llava
@@ -287,3 +290,46 @@ def test_a_damaged_store_is_not_appended_to_silently(tmp_path, checkpoint, image
     plan.write_bytes(plan.read_bytes().replace(b'"n_images": 8', b'"n_images": 9'))
     with pytest.raises(IntegrityError):
         extract(wanted, overwrite=False, append=True)
+
+
+def test_a_store_with_more_arrays_than_the_config_names_is_gone_on_with_whole(tmp_path, checkpoint, images):
+    """Resumed, retried and worked on by others, it keeps its side arrays."""
+    Image.new("RGB", (300, 300), "red").save(images / "large.png")
+    captured = experiment(tmp_path / "run", checkpoint, images, max_pixels=64 * 80, max_failures="1", capture="core")
+    extract(captured, overwrite=False)
+    lean = experiment(tmp_path / "run", checkpoint, images)
+    assert extract(lean, overwrite=False)["tower_images"] == 0
+    assert extract(lean, overwrite=False, retry_failed=True)["failures"] == {}
+    (lean.store_path / "commits" / "1.json").unlink()
+    two = experiment(tmp_path / "run", checkpoint, images, workers=2)
+    assert extract(two, overwrite=False)["shards_written"] == 1
+    whole = experiment(tmp_path / "whole", checkpoint, images, capture="core")
+    extract(whole, overwrite=False)
+    assert differences_between(whole.store_path, lean.store_path) == []
+
+
+def test_a_store_whose_projected_was_derived_is_diagnosed_as_sound(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw", "cls_hidden"])
+    extract(wanted, overwrite=False)
+    derive_projected(wanted.store_path, "cpu")
+    assert diagnose(wanted, 2, as_json=False) == 0
+
+
+def test_a_store_is_not_replaced_before_what_replaces_it_can_be_made(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    before = by_name(wanted.store_path)
+    with pytest.raises(CheckpointMissing):
+        extract(experiment(tmp_path / "run", tmp_path / "nowhere", images), overwrite=True)
+    with pytest.raises(ConfigError, match="--overwrite in a run of its own"):
+        extract(experiment(tmp_path / "run", checkpoint, images, worker_index=0, num_workers=2), overwrite=True)
+    assert by_name(wanted.store_path) == before
+
+
+def test_failures_of_all_workers_together_are_held_against_the_limit(tmp_path, checkpoint, images):
+    for number in range(4):
+        Image.new("RGB", (300, 300 + number), "red").save(images / f"large_{number}.png")
+    wanted = experiment(tmp_path / "run", checkpoint, images, workers=2, max_pixels=64 * 80, max_failures="3")
+    with pytest.raises((TooManyFailures, WorkerFailed)) as caught:
+        extract(wanted, overwrite=False)
+    assert caught.value.exit_code == 3
