@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from configs.cli import STORE, experiment_from, experiment_options
+from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -113,7 +114,10 @@ def _of_store(
     """The experiment that made a store, unless another config is named."""
     if store is None:
         return experiment_from(config_path, flags)
-    if isinstance(store, Path) and context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
-        saved = store / "config.yaml"
-        config_path = saved if saved.is_file() else config_path
+    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
+        config_path = Path(store) / "config.yaml"
+        if not config_path.is_file():
+            raise ConfigError(
+                f"expected the config that {store} was made with beside it, there is none: name it with --config"
+            )
     return experiment_from(config_path, flags | {"store__path": str(store)})

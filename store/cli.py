@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from configs.cli import STORE, experiment_from, experiment_options
 from configs.experiment import StoreLocation, local_folder
@@ -43,16 +44,20 @@ def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flag
 @click.option("--quick", is_flag=True, help="Sizes, metadata and the log only; seconds instead of reading every byte.")
 @click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_context
 def verify(
-    path: StoreLocation | None, config_path: Path, quick: bool, sources: bool, as_json: bool, **flags: Any
-) -> int:
+    context: click.Context, path: StoreLocation | None, config_path: Path, quick: bool, sources: bool, as_json: bool,
+    **flags: Any,
+) -> int:  # fmt: skip
     """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
     from dataclasses import asdict
 
     from store.verify import verify
 
-    found = verify(_location(path, config_path, flags), quick)
-    changed = _changed_sources([str(path)] if path else ["--config", str(config_path)]) if sources else []
+    location = _location(path, config_path, flags)
+    found = verify(location, quick)
+    typed = context.get_parameter_source("config_path") is not ParameterSource.DEFAULT
+    changed = _changed_sources([str(location), *(["--config", str(config_path)] * typed)]) if sources else []
     if as_json:
         click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))
     else:

@@ -281,6 +281,16 @@ def test_changed_sources_are_listed_by_both_commands(tmp_path, checkpoint, image
     assert [one["name"] for one in found["changed"]] == ["image_002.png", "image_004.png"]
 
 
+def test_sources_are_those_of_the_store_that_is_named_and_never_another_configs(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    Image.new("RGB", (64, 64), "red").save(images / "image_002.png")
+    said = command("store", "verify", "--run-dir", tmp_path / "run", "--sources", expect=4)
+    assert "image_002.png (changed)" in said
+    (wanted.store_path / "config.yaml").unlink()
+    command("stage1_extract", "verify", wanted.store_path, "--live", 1, expect=2)
+
+
 def test_a_damaged_store_is_not_appended_to_silently(tmp_path, checkpoint, images):
     wanted = experiment(tmp_path / "run", checkpoint, images)
     extract(wanted, overwrite=False)
