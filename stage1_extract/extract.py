@@ -87,12 +87,15 @@ def extract(
             f"store.shard_images: expected {plan.shard_images}, as in {path}, got {experiment.store.shard_images}: "
             "leave it out"
         )
+    readable = {source.sha for source in sources.rows}
     sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
     with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall) as writer:
         save_resolved(experiment, path)
         if retry_failed:
-            withdraw_failures(path, plan, but=SUPERSEDED)
+            spared = withdraw_failures(path, plan, SUPERSEDED, lambda row: ids.sha_of_row(row) in readable)
+            if spared:
+                _log.warning("note: not tried again, as images of theirs cannot be read any more: shards %s", spared)
         parts = missing_parts(path, plan)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
         require_space(missing_bytes(path, plan), path)

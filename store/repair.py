@@ -1,5 +1,6 @@
 """Withdraw the commits of damaged shards, and nothing else: the next extraction computes just those."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from store.commits import read_commits, withdraw
@@ -24,12 +25,17 @@ def repair(store: Path, quick: bool) -> tuple[list[Finding], dict[int, list[int]
     return findings, shards
 
 
-def withdraw_failures(store: Path, plan: Plan, but: str) -> None:
+def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool]) -> list[int]:
     """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone.
 
-    Those that failed for the reason `but` would fail again.
+    Those that failed for the reason `but` would fail again. Returns shards that stay, because they hold features of rows
+    that cannot be made any more.
     """
+    spared: set[int] = set()
     for generation in range(plan.generation + 1):
         failures = read_commits(store, generation).failures
         shards = {row // plan.shard_images for row, why in failures.items() if why != but}
-        withdraw(store, sorted(shards), generation)
+        good = {shard: [row for row in plan.rows(shard) if row not in failures] for shard in shards}
+        spared |= {shard for shard, rows in good.items() if not all(map(can_be_made, rows))}
+        withdraw(store, sorted(shards - spared), generation)
+    return sorted(spared)

@@ -132,6 +132,18 @@ def test_images_that_could_not_be_decoded_are_tried_again_when_asked_for(tmp_pat
     assert differences_between(whole.store_path, generous.store_path) == []
 
 
+def test_what_cannot_be_made_again_is_not_given_up_for_another_try(tmp_path, checkpoint, images, caplog):
+    Image.new("RGB", (300, 300), "red").save(images / "image_0000.png")  # in one shard with image_000.png
+    strict = experiment(tmp_path / "run", checkpoint, images, max_pixels=64 * 80, max_failures="1")
+    extract(strict, overwrite=False)
+    before = by_name(strict.store_path)
+    (images / "image_000.png").unlink()
+    generous = experiment(tmp_path / "run", checkpoint, images, max_failures="1")
+    done = extract(generous, overwrite=False, retry_failed=True)
+    assert done["failures"] == {"image_0000.png": "too_many_pixels"} and "shards [0]" in caplog.text
+    assert by_name(generous.store_path) == before
+
+
 def test_a_file_that_could_not_be_read_at_all_is_appended_when_it_is_back(tmp_path, checkpoint, images):
     good = (images / "image_001.png").read_bytes()
     (images / "image_001.png").write_bytes(b"")
