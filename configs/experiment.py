@@ -1,6 +1,7 @@
 """The typed config of one experiment: seven sections, every field with its unit, an unknown key is an error."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -220,6 +221,11 @@ class Experiment(Section):
     def store_path(self) -> Path:
         """Folder of the feature store, to write to; ConfigError (exit 2) where it is a URL."""
         return local_folder(self.store_location)
+
+    def with_arrays(self, names: Iterable[str]) -> "Experiment":
+        """The same, storing these arrays."""
+        store = self.store.model_copy(update={"arrays": tuple(dict.fromkeys(names))})
+        return self.model_copy(update={"store": store})
 
 
 def local_folder(location: StoreLocation) -> Path:

@@ -18,7 +18,7 @@ from stage1_extract.attention import (
     received,
     whole_cls_row,
     whole_keys,
-)  # fmt: skip
+)
 from stage1_extract.tower import TowerFacts
 from store.schema import ArraySpec, Dtype
 
@@ -64,10 +64,8 @@ def with_captured(experiment: Experiment) -> Experiment:
     """With the names that `extract.capture` stands for among `store.arrays`; which of them exist is checked by a family."""
     groups = {"core": CORE, "all": NAMES}
     named = [name for given in experiment.extract.capture for name in groups.get(given, (given,))]
-    arrays = tuple(dict.fromkeys([*experiment.store.arrays, *named]))
-    store = experiment.store.model_copy(update={"arrays": arrays})
     extract = experiment.extract.model_copy(update={"capture": ()})
-    return experiment.model_copy(update={"store": store, "extract": extract})
+    return experiment.model_copy(update={"extract": extract}).with_arrays([*experiment.store.arrays, *named])
 
 
 def lacking(facts: TowerFacts, features: Sequence[int]) -> dict[str, str]:

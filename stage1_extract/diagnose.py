@@ -26,6 +26,7 @@ from stage1_extract.family import checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image
+from stage1_extract.sample import spread_out
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.image_source import ImageSource
 from stage1_extract.suspects import (
@@ -44,7 +45,6 @@ from stage1_extract.suspects import (
     rounding_axis,
     row_axis,
 )
-from store.errors import StoreMissing
 from store.fingerprint import differences
 from store.projectors import build, project_image
 from store.reader import FeatureStore
@@ -102,8 +102,7 @@ class Bench:
 
     def __init__(self, experiment: Experiment, store: FeatureStore, sample: int) -> None:
         config = checkpoint_config(experiment.model)
-        made = {"arrays": tuple(name for name in store.arrays if name in NAMES)}
-        experiment = experiment.model_copy(update={"store": experiment.store.model_copy(update=made)})
+        experiment = experiment.with_arrays(name for name in store.arrays if name in NAMES)
         device = pick_device(experiment.model.device)
         encoder = find_family(config).open(experiment, config, device)
         if not isinstance(encoder, LlavaEncoder):
@@ -115,7 +114,7 @@ class Bench:
         self._dtype, self._device = torch_dtype(experiment.model.dtype), device
         numeric = environment(device, experiment.extract.tower_batch, batch_invariant=True)
         self.expected = fingerprints(experiment, config, encoder, numeric)
-        self.rows = _spread_out(store, sample)
+        self.rows = spread_out(store, sample)
         data = experiment.data
         images = open_images(data.images, data.format, data.image_column)
         self.images = [_open_image(images, experiment, store, row) for row in self.rows]
@@ -335,14 +334,6 @@ def _projector_cause(bench: Bench, found: Mapping[str, Explanation]) -> list[Cau
     if shown or not bench.projector_differs():
         return []
     return [Cause("projector", "the projector in the store is not the checkpoint's (`projected` was not made by it)")]
-
-
-def _spread_out(store: FeatureStore, sample: int) -> list[int]:
-    rows = [row for row in store.committed_rows if row not in store.failures and store.ids.names(row)]
-    if not rows:
-        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
-    count = min(sample, len(rows))
-    return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def _open_image(images: ImageSource, experiment: Experiment, store: FeatureStore, row: int) -> Image.Image:

@@ -74,7 +74,7 @@ def extract(
         experiment = _with_stored_arrays(experiment)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
-    for note in (*description.notes, *opened.side_costs()):
+    for note in description.notes:
         _log.warning("note: %s", note)
     stall = experiment.extract.stall_seconds
     if overwrite and (path / PLAN).exists():  # not before it is sure that there is something to replace it with
@@ -99,6 +99,8 @@ def extract(
         parts = missing_parts(path, plan)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
         require_space(missing_bytes(path, plan), path)
+        for note in opened.side_costs() if missing else ():
+            _log.warning("note: %s", note)
         _encode(experiment, writer, sources, opened, missing, allowed)
     return {
         "store": str(path),
@@ -170,8 +172,7 @@ def _with_stored_arrays(experiment: Experiment) -> Experiment:
         plan = read_plan(experiment.store_path)
     except StoreError:
         return experiment  # there is none, or its damage is met where the plan is followed
-    names = dict.fromkeys([*(spec.name for spec in plan.arrays), *experiment.store.arrays])
-    return experiment.model_copy(update={"store": experiment.store.model_copy(update={"arrays": tuple(names)})})
+    return experiment.with_arrays([*(spec.name for spec in plan.arrays), *experiment.store.arrays])
 
 
 def enumerate_failures(sources: Sources) -> Iterator[tuple[int, str]]:

@@ -12,9 +12,9 @@ from configs.experiment import Experiment
 from stage1_extract.engines.joined import devices
 from stage1_extract.errors import BadImage
 from stage1_extract.images import content_id
+from stage1_extract.sample import spread_out
 from stage1_extract.sources import stored_sources
 from stage1_extract.worker import OpenEncoder, decode
-from store.errors import StoreMissing
 from store.fingerprint import differences
 from store.ids import printable
 from store.reader import FeatureStore
@@ -72,16 +72,12 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     Raises StoreMissing (exit 5) if nothing is extracted yet.
     """
     store = FeatureStore.open(experiment.store_location)
-    rows = [row for row in store.committed_rows if row not in store.failures and store.ids.names(row)]
-    if not rows:
-        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
-    names = {"store": experiment.store.model_copy(update={"arrays": tuple(store.arrays)})}
-    opened = OpenEncoder.load(experiment.model_copy(update=names), devices(experiment)[0])
+    rows = spread_out(store, sample)
+    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), devices(experiment)[0])
     sources = stored_sources(experiment, store.plan, store.ids)
-    count = min(sample, len(rows))
     unequal: list[Unequal] = []
     changed: list[Changed] = []
-    for row in tqdm([rows[n * len(rows) // count] for n in range(count)], "encode again", unit="image", disable=None):
+    for row in tqdm(rows, "encode again", unit="image", disable=None):
         source = sources.rows[row]
         pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
         if isinstance(pixels, BadImage):
@@ -94,7 +90,7 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
         str(d) for name in store.arrays for d in differences(store.fingerprint(name).numeric, made_by[name].numeric)
     }
     return {
-        "compared": count - len(changed),
+        "compared": len(rows) - len(changed),
         "unequal": [asdict(one) for one in unequal],
         "changed": [asdict(one) for one in changed],
         "other_environment": sorted(numeric),

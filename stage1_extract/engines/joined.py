@@ -19,10 +19,8 @@ class Joined:
     def __init__(self, experiment: Experiment, label: str, device: str) -> None:
         """Raises FingerprintMismatch (exit 4) on a machine that would make other features than the store's."""
         self.plan = read_plan(experiment.store_path)
-        names = {
-            "arrays": tuple(spec.name for spec in self.plan.arrays)
-        }  # since this worker was queued it may have grown
-        experiment = experiment.model_copy(update={"store": experiment.store.model_copy(update=names)})
+        # Since this worker was queued the store may have grown.
+        experiment = experiment.with_arrays(spec.name for spec in self.plan.arrays)
         self.experiment, self.label = experiment, label
         self._failures = committed_failures(experiment.store_path, self.plan)
         self.ids = stored_ids(experiment.store_path, self.plan)
