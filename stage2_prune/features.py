@@ -171,7 +171,7 @@ class Features:
         arrays = {name: array.to(self.device) for name, array in read.arrays.items()}
         projected = arrays["projected"] if source == "projected" else self.project(arrays["raw"])
         seen = {name: arrays[name] for name in self.needs}
-        tokens = VisualTokens(read.image_ids, self.grid, seen, None, self.device)
+        tokens = VisualTokens(read.image_ids, self.grid, seen, device=self.device)
         return FeatureBatch(read.questions, read.of_question.to(self.device), tokens, projected)
 
     def row(self, question: Question) -> int:

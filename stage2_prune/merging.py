@@ -1,16 +1,12 @@
 """Merged visual tokens, made from the weights that a pruner returns."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
-from stage2_prune.tokens import Merge, Pruned
-
-Project = Callable[[Float[Tensor, "image row hidden"]], Float[Tensor, "image row embed"]]
+from stage2_prune.tokens import Merge, Project, Pruned
 
 
 def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned:

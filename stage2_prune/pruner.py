@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.experiment import Positions
 from stage2_prune.errors import NotTrained
-from stage2_prune.tokens import Pruned, VisualTokens
+from stage2_prune.tokens import Beside, Pruned, VisualTokens
 
 Place = Literal["before_llm", "in_llm"]
 Budget = Literal["exact", "schedule", "adaptive", "fixed"]
@@ -33,6 +33,9 @@ class Pruner:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Store arrays that the method reads; stage 2 checks them before anything runs."""
+    reads: ClassVar[frozenset[Beside]] = frozenset()
+    """What it looks at beside arrays: the `question` or its `clip_text`, by which an image is pruned once per question, and
+    the `projector`."""
     place: ClassVar[Place] = "before_llm"
     """Whether tokens are dropped before the language model or inside it."""
     budget: ClassVar[Budget] = "exact"
@@ -45,6 +48,14 @@ class Pruner:
     """Whether kept patches stand in raster order, indices ascending, or in an order that the method documents."""
     randomised: ClassVar[bool] = False
     """Whether the method has a `seed` field over which results are averaged."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it decides by itself how many tokens an image keeps; a field of a method may have a say in it.
+
+        `prune` is then called with keep = patches, the most that it may keep, and tells the `counts`.
+        """
+        return self.budget == "adaptive"
 
     def fixed_keep(self, patches: int) -> int:
         """Visual tokens per image of a method whose budget is `fixed`; the others do not have it."""
