@@ -23,6 +23,7 @@ from configs.errors import ConfigError
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
 Flops = Literal["macs_vision", "macs_all", "macs_vision_2mlp", "macs_all_2mlp", "flops_vision_2mlp", "flops_all"]
+Match = Literal["mean-tokens", "kept", "kv"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
@@ -58,6 +59,9 @@ class ModelSection(Section):
     """Compute dtype of the vision tower, the projector and the language model; features keep it bit for bit."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
+    clip: str | None = None
+    """Folder or hub id of the CLIP checkpoint whose vision tower the model has: for methods that compare patches with the
+    question in CLIP's space."""
     trust_remote_code: bool = False
     """Run Python code that the checkpoint brings, with all rights of this process; recorded in the fingerprint."""
 
@@ -151,6 +155,9 @@ class PruneSection(Section):
     """Visual tokens kept, in tokens per image."""
     positions: tuple[Literal["default"] | Positions, ...] = ("default",)
     """RoPE positions of the kept tokens; `default` is each method's published choice."""
+    match: Match = "mean-tokens"
+    """What a budget is for methods inside the language model: the mean of the tokens that enter its layers, the number kept
+    behind the first drop, or the size of the cache, as that of so many tokens in every layer."""
     seeds: PositiveInt = 5
     """Seeds over which a randomised pruner is averaged."""
 

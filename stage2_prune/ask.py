@@ -68,13 +68,16 @@ def ask(
     """Answer a batch from the visual tokens that `pruned` leaves of its images."""
     visual = gather_kept(batch.projected, pruned)[batch.of_question]
     index = None if pruned.index is None else pruned.index[batch.of_question]
+    kept = [visual.shape[1]] * len(visual) if pruned.counts is None else pruned.counts[batch.of_question].tolist()
     patches = batch.projected.shape[1]
-    assembled = assemble(language, prepared.prompts, visual, index, patches, positions)
+    assembled = assemble(language, prepared.prompts, visual, index, patches, positions, kept)
     said = generate(language, assembled, max_new_tokens)
     scores = choice_scores(language, assembled, said.logits[:, 0], prepared.choices)
     return [
-        _prediction(question, text, score, visual.shape[1])
-        for question, text, score in zip(batch.questions, language.decode(said.tokens), scores, strict=True)
+        _prediction(question, text, score, count)
+        for question, text, score, count in zip(
+            batch.questions, language.decode(said.tokens), scores, kept, strict=True
+        )
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from configs.experiment import Positions
@@ -54,48 +54,51 @@ def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -
 def lay_out(
     text: Text,
     prompts: Sequence[Prompt],
-    kept: int,
-    index: Int[Tensor, "question kept"] | None,
+    kept: Sequence[int],
+    index: Int[Tensor, "question most"] | None,
     patches: int,
     positions: Positions,
 ) -> Layout:
-    """Ids, mask and positions of a batch of questions, each with `kept` visual tokens; on the CPU.
+    """Ids, mask and positions of a batch of questions, each with `kept` visual tokens of its own; on the CPU.
 
-    `index` are the patches that they come from, None where a method merged. With `original` positions a kept
-    patch stays where it stood among all `patches` and the text after it does too; with `compact` positions
-    are consecutive.
+    `index` are the patches that they come from, padded behind where some keep fewer, None where a method merged. With
+    `original` positions a kept patch stays where it stood among all `patches` and the text after it does too; with
+    `compact` positions are consecutive.
     """
     if positions == "original" and index is None:
         raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
-    rows = [[*p.before, *[text.image_token_id] * kept, *p.after] for p in prompts]
+    pairs = list(zip(prompts, kept, strict=True))
+    rows = [[*p.before, *[text.image_token_id] * count, *p.after] for p, count in pairs]
     ids = _left_padded(rows, text.pad_token_id)
     mask = _left_padded([[1] * len(row) for row in rows], 0)
-    places = _left_padded([_places(p, kept, patches, positions) for p in prompts], 0)
+    places = _left_padded([_places(p, count, patches, positions) for p, count in pairs], 0)
     slots = (ids == text.image_token_id) & mask.bool()  # a checkpoint may pad with its image token
     if index is not None and positions == "original":
         starts = torch.tensor([len(p.before) for p in prompts])[:, None]
-        places[slots] = (index.cpu() + starts).flatten()
+        places[slots] = _present(index.cpu() + starts, slots)
     return Layout(ids, slots, mask, places)
 
 
-def fill(language: Language, layout: Layout, visual: Float[Tensor, "question kept embed"]) -> Batch:
-    """The batch of a layout, with each question's own visual tokens in its slots."""
+def fill(language: Language, layout: Layout, visual: Float[Tensor, "question most embed"]) -> Batch:
+    """The batch of a layout, with each question's own visual tokens in its slots, padded behind where some keep fewer."""
     parts = (layout.input_ids, layout.slots, layout.attention_mask, layout.position_ids)
     ids, slots, mask, places = (part.to(language.device) for part in parts)
-    embeds = language.embed(ids).masked_scatter(slots[..., None], cast(visual, language.dtype))
+    embeds = language.embed(ids).masked_scatter(slots[..., None], cast(_present(visual, slots), language.dtype))
     return Batch(ids, embeds, mask, places, slots)
 
 
 def assemble(
     language: Language,
     prompts: Sequence[Prompt],
-    visual: Float[Tensor, "question kept embed"],
-    index: Int[Tensor, "question kept"] | None,
+    visual: Float[Tensor, "question most embed"],
+    index: Int[Tensor, "question most"] | None,
     patches: int,
     positions: Positions,
+    kept: Sequence[int] | None = None,
 ) -> Batch:
-    """`lay_out` and `fill` in one: a batch of questions, each with its own visual tokens."""
-    layout = lay_out(language, prompts, visual.shape[1], index, patches, positions)
+    """`lay_out` and `fill` in one: a batch of questions, each with its own visual tokens, the first `kept` of them."""
+    kept = [visual.shape[1]] * len(prompts) if kept is None else kept
+    layout = lay_out(language, prompts, kept, index, patches, positions)
     return fill(language, layout, visual)
 
 
@@ -107,6 +110,13 @@ def cast(features: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor,
 def cast_is_exact(features: torch.dtype, embeddings: torch.dtype) -> bool:
     """Whether `cast` keeps every value: true for the same dtype and for a 16-bit one in float32."""
     return torch.promote_types(features, embeddings) == embeddings
+
+
+def _present(rows: Shaped[Tensor, "question most *rest"], slots: Bool[Tensor, "question token"]) -> Tensor:
+    """The rows that have slots, one question behind the other: all of them, unless some questions keep fewer."""
+    counts = slots.sum(-1, keepdim=True)
+    there = torch.arange(rows.shape[1], device=slots.device) < counts
+    return rows.flatten(0, 1) if there.all() else rows[there]
 
 
 def _places(prompt: Prompt, kept: int, patches: int, positions: Positions) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from configs import plugin
-from configs.experiment import Experiment, Positions
+from configs.experiment import Experiment, Match, ModelSection, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
@@ -22,8 +22,8 @@ class Cell:
     label: str
     """The method's name, with its parameters where the config names one method more than once."""
     pruner: Pruner
-    keep: int
-    """Visual tokens per image."""
+    keep: int | None
+    """Visual tokens per image; None for a method that decides by itself."""
     positions: Positions
     seed: int | None
     """None for a method that is not randomised."""
@@ -34,7 +34,20 @@ class Cell:
     def name(self) -> str:
         """The name of its predictions file."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
-        return f"{self.label}-{self.keep}-{self.positions}{seed}"
+        keep = OWN if self.keep is None else self.keep
+        return f"{self.label}-{keep}-{self.positions}{seed}"
+
+
+OWN = "own"
+"""In names, the number of tokens of a method that decides by itself."""
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A method whose needs cannot be met; reported beside the results."""
+
+    pruner: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,16 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     return built
 
 
+def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:
+    """The methods whose questions can be read, and those whose cannot."""
+    lacks_text = {label for label, pruner in methods.items() if "clip_text" in pruner.reads and model.clip is None}
+    reason = "needs CLIP's text encoder: name a checkpoint with --clip, in `extract` too"
+    return (
+        {label: pruner for label, pruner in methods.items() if label not in lacks_text},
+        [Unavailable(label, reason) for label in methods if label in lacks_text],
+    )
+
+
 def check_budgets(experiment: Experiment, patches: int) -> None:
     """Refuse budgets of more visual tokens than an image has (PrunerMisused, exit 2)."""
     too_large = [keep for keep in experiment.prune.budgets if keep > patches]
@@ -88,23 +111,25 @@ def plan(
         fixed = pruner.budget == "fixed"
         once = fixed and pruner.place == "before_llm"  # references: run once
         places = _positions(section.positions, pruner)[: 1 if once else None]
-        for budget in (0,) if fixed else tuple(dict.fromkeys(section.budgets)):
+        for budget in (0,) if fixed or pruner.adaptive else tuple(dict.fromkeys(section.budgets)):
             for positions in places:
                 try:
-                    schedule = _schedule(pruner, patches, depth, budget, positions)
+                    schedule = _schedule(pruner, patches, depth, budget, positions, section.match)
                 except Infeasible as impossible:
                     unmet.append(Unmet(label, budget, positions, str(impossible)))
                     continue
-                keep = round(schedule.mean) if fixed else budget
+                keep = None if pruner.adaptive else round(schedule.mean) if fixed else budget
                 cells += _seeded(Cell(label, pruner, keep, positions, None, schedule), section.seeds)
     return cells, unmet
 
 
-def _schedule(pruner: Pruner, patches: int, depth: int, budget: int, positions: Positions) -> Schedule:
+def _schedule(pruner: Pruner, patches: int, depth: int, budget: int, positions: Positions, match: Match) -> Schedule:
     if isinstance(pruner, InLLMPruner):
-        schedule = pruner.schedule(patches, depth, budget)
+        schedule = pruner.schedule(patches, depth, budget, match)
         check_positions(schedule, positions)
         return schedule
+    if pruner.adaptive:
+        return Schedule(depth, patches)  # the most that it may keep; predictions say what it kept
     return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else budget)
 
 

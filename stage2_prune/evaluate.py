@@ -16,13 +16,13 @@ from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
-from stage2_prune.cells import Cell, check_budgets, configured_pruners, plan
+from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
-from stage2_prune.merging import make_merged
 from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
+from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
@@ -58,7 +58,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         raise PrunerMisused(
             f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
         )
-    methods = configured_pruners(experiment)
+    methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
     check_budgets(experiment, session.features.patches)
@@ -67,18 +67,23 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     depth: int = session.language.model.config.num_hidden_layers
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
-        raise Infeasible(f"expected a budget that a method can meet, none can: {unmet[0].pruner}, {unmet[0].reason}")
+        raise Infeasible(f"expected a budget that a method can meet, none can: {_why_none(unmet, unavailable)}")
     todo = _open_progress(session, cells, digests, asked, overwrite)
     answer(session, todo, asked)
     folder = experiment.run_dir / "eval"
     records = read_cells(folder)
     evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-    summary = summarise(session, evaluated, asked, excluded, unmet)
+    summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", report.table(summary))
     report.plot(summary, folder / "accuracy_vs_tokens.png")
     save_resolved(experiment, folder)
     return summary
+
+
+def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str:
+    first = [*unmet, *unavailable][0]
+    return f"{first.pruner}, {first.reason}"
 
 
 def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], dict[str, str]]:
@@ -123,10 +128,8 @@ def answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question]
 @torch.no_grad()
 def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, prepared: Prepared) -> None:
     cell = progress.cell
-    seen = batch.tokens.only(cell.pruner.needs)
     start = _now(session)
-    chosen = cell.pruner.prune(seen, cell.schedule.entering)
-    pruned = make_merged(chosen, batch, session.features.project)
+    batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
     progress.selector_seconds += _now(session) - start
     progress.images += len(batch.tokens.image_ids)
     language = session.language

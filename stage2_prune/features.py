@@ -97,7 +97,14 @@ class Features:
         return ModuleSpec(self.grid, shapes, embed)
 
     def check(self, name: str, pruner: Pruner) -> None:
-        """Refuse a pruner that reads another number of patches than there are visual tokens."""
+        """Refuse a pruner that reads another number of patches than there are visual tokens, or a projector that is not
+        there.
+        """
+        if "projector" in pruner.reads and self.projector is None:
+            raise NotExtracted(
+                f"{name} needs the projector in {self.store.path}, it has none: leave this method out, or extract from a "
+                "checkpoint whose projector can be reached"
+            )
         for array in pruner.needs:
             spec = self.store.arrays[array]
             found = dict(zip(spec.axes, spec.shape, strict=True)).get("patch", self.patches)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from configs.experiment import Positions
+from configs.experiment import Match, Positions
 from stage2_prune.errors import Infeasible
 from stage2_prune.pruner import Budget, Place, Pruner
 from stage2_prune.schedule_budget import Schedule
@@ -117,8 +117,11 @@ class InLLMPruner(Pruner, ABC):
     budget: ClassVar[Budget] = "schedule"
 
     @abstractmethod
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
-        """Integer counts per layer whose mean is `keep` visual tokens; Infeasible where the method has none."""
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+        """Integer counts per layer that meet `keep` visual tokens, by their mean or what else is to `match`.
+
+        Raises Infeasible where the method has none.
+        """
 
     @abstractmethod
     def drop(self, site: Site, keep: int) -> Drop:

@@ -25,7 +25,8 @@ def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned
         )
     sums = [(weights @ image.float()).to(rows.dtype) for weights, image in zip(pruned.merge.weights, rows, strict=True)]
     merged = torch.stack(sums)
-    return Pruned(pruned.index, tokens=project(merged) if pruned.merge.space == "raw" else merged)
+    made = project(merged) if pruned.merge.space == "raw" else merged
+    return Pruned(pruned.index, tokens=made, counts=pruned.counts)
 
 
 def _rows(merge: Merge, batch: FeatureBatch) -> Float[Tensor, "image row width"]:

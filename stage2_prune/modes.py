@@ -17,8 +17,8 @@ from stage2_prune.assemble import Layout, fill
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.generate import generate
 from stage2_prune.language import Language
+from stage2_prune.prune_batch import Reader, prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.tokens import VisualTokens
 
 BASELINE, EMB_DIRECT, EMB_REPLACED, SOFT_PRUNING = MODES = ("baseline", "emb_direct", "emb_replaced", "soft_pruning")
 
@@ -49,30 +49,27 @@ def reasons(features: Features, pruner: Pruner) -> dict[str, str]:
 
 
 def slot_features(
-    features: Features, batch: FeatureBatch, pruner: Pruner, keep: int, without: Mapping[str, str]
+    batch: FeatureBatch, pruner: Pruner, keep: int, reader: Reader, without: Mapping[str, str]
 ) -> dict[str, Float[Tensor, "image patch embed"]]:
     """The features of every stage-2 mode that is not in `without`."""
     found: dict[str, Tensor] = {}
     if EMB_DIRECT not in without:
         found[EMB_DIRECT] = batch.projected
     if EMB_REPLACED not in without:
-        found[EMB_REPLACED] = features.project(batch.tokens.arrays["raw"])
+        found[EMB_REPLACED] = reader.features.project(batch.tokens.arrays["raw"])
     if SOFT_PRUNING not in without:
         replaced = found[EMB_REPLACED]
-        ones = all_ones(pruner, batch.tokens.only(pruner.needs), keep)
+        ones = all_ones(pruner, batch, keep, reader)
         found[SOFT_PRUNING] = replaced * ones.to(replaced.dtype)[..., None]
     return found
 
 
-def all_ones(pruner: Pruner, tokens: VisualTokens, keep: int) -> Float[Tensor, "image patch"]:
+def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> Float[Tensor, "image patch"]:
     """The pruner's real decision at `keep`, with every entry overridden to 1."""
     if isinstance(pruner, TrainedPruner):
-        return torch.ones_like(pruner.soft(tokens, keep))
-    index = pruner.prune(tokens, keep).index
-    mask = torch.zeros(len(tokens.image_ids), tokens.patches, device=tokens.device)
-    if index is not None:
-        mask.scatter_(1, index, 1)
-    return torch.ones_like(mask)
+        return torch.ones_like(pruner.soft(batch.tokens.only(pruner.needs), keep))
+    prune_batch(pruner, batch, keep, reader)
+    return torch.ones(batch.projected.shape[:2], device=batch.projected.device)
 
 
 def answer(

@@ -24,7 +24,7 @@ from configs.experiment import Experiment
 from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
-from stage2_prune.cells import configured_pruners
+from stage2_prune.cells import available, configured_pruners
 from stage2_prune.differences import Pair
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
@@ -32,6 +32,7 @@ from stage2_prune.findings import Batch, Findings
 from stage2_prune.language import Text, open_language, open_text
 from stage2_prune.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING, Outcome, answer, reasons, slot_features
 from stage2_prune.parity_report import as_json, as_text
+from stage2_prune.prune_batch import Reader
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right
 from stage2_prune.session import check_width, open_features
@@ -79,9 +80,8 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
     Methods inside the language model are left out: they have no mask over the features that it could multiply in.
     """
-    configured = {
-        label: pruner for label, pruner in configured_pruners(experiment).items() if pruner.place == "before_llm"
-    }
+    methods, _ = available(configured_pruners(experiment), experiment.model)
+    configured = {label: pruner for label, pruner in methods.items() if pruner.place == "before_llm"}
     if not configured:
         raise PrunerMisused(
             "expected a method that prunes before the language model, prune.methods has none: add one, such as keep_all"
@@ -108,7 +108,7 @@ def _batches(experiment: Experiment, features: Features, asked: Sequence[Questio
     for start in range(0, len(asked), size):
         questions = asked[start : start + size]
         prompts = prepare(text, questions, experiment.data.post_prompt).prompts
-        layout = lay_out(text, prompts, patches, None, patches, "compact")
+        layout = lay_out(text, prompts, [patches] * len(prompts), None, patches, "compact")
         batches.append(Batch(list(questions), layout, _images_of(features, questions)))
     return batches
 
@@ -192,11 +192,7 @@ def _compare(
     check_width(features, language)
     if SOFT_PRUNING not in findings.without:
         pruner = _bound(experiment, features, label, pruner, language.width, findings)
-    keep = (
-        min(experiment.train.val_keep, features.patches)
-        if pruner.budget != "fixed"
-        else pruner.fixed_keep(features.patches)
-    )
+    keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
     bar = tqdm(findings.batches, "parity", unit="batch", disable=None)
@@ -204,12 +200,18 @@ def _compare(
         for number, (planned, batch) in enumerate(zip(bar, batches, strict=True)):
             full = read_reference(folder, number, language.device)
             outcomes = {BASELINE: Outcome(full.image_features, full.logits, full.tokens)}
-            made = slot_features(features, batch, pruner, keep, findings.without)
+            made = slot_features(batch, pruner, keep, reader, findings.without)
             outcomes |= {mode: answer(language, planned.layout, batch, visual, steps) for mode, visual in made.items()}
             for pair in findings.pairs:
                 pair.add(outcomes)
             _count_right(findings, language, batch, outcomes)
             findings.shapes |= _shapes(full.raw, outcomes)
+
+
+def _keep(experiment: Experiment, pruner: Pruner, patches: int) -> int:
+    if pruner.budget == "fixed":
+        return pruner.fixed_keep(patches)
+    return patches if pruner.adaptive else min(experiment.train.val_keep, patches)
 
 
 def _bound(

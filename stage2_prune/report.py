@@ -7,6 +7,7 @@ from typing import Any
 from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.budget import one_convention
+from stage2_prune.cells import OWN
 from stage2_prune.plot import plot
 from stage2_prune.pruner import Pruner
 
@@ -38,6 +39,9 @@ def table(summary: dict[str, Any]) -> str:
         f"{one['pruner']} at {one['keep']} tokens, {one['positions']} positions, is infeasible: {one['reason']}."
         for one in summary["infeasible"]
     ]
+    notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]
+    if summary["match"] != "mean-tokens":
+        notes.append(f"Methods inside the language model were matched by {summary['match']}: see `kv cache` below.")
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
     return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, *_prices(summary)]) + "\n"
@@ -52,7 +56,7 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     lines = [
         [
             row["pruner"],
-            str(row["keep"]),
+            OWN if row["keep"] is None else str(row["keep"]),
             f"{row['tokens_per_layer_mean']:g}",
             _si(row["kv_bytes"], "B"),
             _si(row["flops"][convention]),

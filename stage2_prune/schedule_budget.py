@@ -7,8 +7,8 @@ Published layers are given for 32 and published counts for 576 patches; both are
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from configs.experiment import Match
 from stage2_prune.errors import Infeasible
 
 PUBLISHED_LAYERS = 32
@@ -66,8 +66,6 @@ class Schedule:
         return next((stage for stage in self.stages if stage.layer == layer), None)
 
 
-Match = Literal["mean-tokens", "kept", "kv"]
-"""What a budget is compared by: the mean of the tokens that enter a layer, the number kept, the size of the cache."""
 MEASURES: dict[Match, Callable[[Schedule], float]] = {
     "mean-tokens": lambda schedule: schedule.mean,
     "kept": lambda schedule: schedule.first_kept,

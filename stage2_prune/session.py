@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from configs.experiment import Experiment
@@ -10,6 +11,7 @@ from stage2_prune.checks import Reprojection, check_checkpoint, check_projector,
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Language, find_family, open_language
+from stage2_prune.prune_batch import Reader
 from store.checkpoint import load_config
 from store.reader import FeatureStore
 from store.tensors import pick_device, torch_dtype
@@ -26,6 +28,11 @@ class Session:
     """What re-projecting a few images gave; None where it was not asked for, or cannot be done."""
     exact: bool
     """Whether the model sees the stored values and this device projects to the same bits."""
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What pruners read beside arrays."""
+        return Reader(self.experiment, self.features, self.language)
 
     @property
     def fingerprints(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from stage2_prune import budget
 from stage2_prune.ask import Prediction
-from stage2_prune.cells import Cell, Unmet
+from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.features import Excluded
 from stage2_prune.intervals import by_kind, interval
 from stage2_prune.schedule_budget import Schedule
@@ -34,6 +34,7 @@ def summarise(
     asked: Sequence[Question],
     excluded: Sequence[Excluded],
     unmet: Sequence[Unmet] = (),
+    unavailable: Sequence[Unavailable] = (),
 ) -> dict[str, Any]:
     """All that a program may want to read of an evaluation, as JSON."""
     experiment = session.experiment
@@ -46,6 +47,8 @@ def summarise(
         "n_images": len({question.image for question in asked}),
         "excluded": [asdict(one) for one in excluded],
         "infeasible": [asdict(one) for one in unmet],
+        "unavailable": [asdict(one) for one in unavailable],
+        "match": experiment.prune.match,
         "primary": "generate",
         "normalisation": NORMALISATION,
         "exact": session.exact,

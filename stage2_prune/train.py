@@ -63,8 +63,13 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     configured = configured_pruners(experiment)
     name = experiment.train.pruner
     pruner = configured.get(name)
-    if isinstance(pruner, TrainedPruner):
+    if isinstance(pruner, TrainedPruner) and not pruner.reads:
         return name, pruner
+    if isinstance(pruner, TrainedPruner):
+        raise PrunerMisused(
+            f"train.pruner: expected a method that looks at stored arrays alone, {name} reads {', '.join(sorted(pruner.reads))}: "
+            "training shares an image's prefix among its questions (stage2_prune/packed.py)"
+        )
     trainable = [label for label, one in configured.items() if isinstance(one, TrainedPruner)]
     came = "is not among them" if pruner is None else "has no weights to train"
     raise PrunerMisused(

@@ -13,7 +13,7 @@ from stage2_prune import curves, weights
 from stage2_prune.ask import Prepared, ask
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
-from stage2_prune.merging import make_merged
+from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import TrainedPruner
 from stage2_prune.schedule import epoch_batches, learning_rate, step_budget, step_seed
 from stage2_prune.session import Session
@@ -143,9 +143,8 @@ class Trainer:
             for batch in self.session.features.batches(batches):
                 texts = [question.question + experiment.data.post_prompt for question in batch.questions]
                 unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
-                chosen = self.pruner.prune(batch.tokens.only(self.pruner.needs), self.section.val_keep)
-                pruned = make_merged(chosen, batch, self.session.features.project)
-                answers = ask(language, batch, unranked, pruned, positions, experiment.eval.max_new_tokens)
+                seen, pruned = prune_batch(self.pruner, batch, self.section.val_keep, self.session.reader)
+                answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
                 right += sum(answer.right for answer in answers)
                 bar.update(len(texts))
         return right / len(self.val)

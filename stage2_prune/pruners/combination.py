@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveInt
 
 from configs import plugin
+from configs.experiment import Match
 from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruner import Pruner, TrainedPruner
@@ -44,7 +45,7 @@ class Combination(PyramidDrop):
             )
         object.__setattr__(self, "needs", first.needs)
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """As many enter as make the mean; each stage keeps its share of them."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
 
@@ -52,7 +53,7 @@ class Combination(PyramidDrop):
             entering = max(int(share * patches + 0.5), 1)
             return staged(entering, depth, layers, [entering * self.ratio**power for power in powers])
 
-        return fit(keep, patches, depth, member)
+        return fit(keep, patches, depth, member, match)
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """What the selection before the language model leaves."""

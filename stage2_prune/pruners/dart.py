@@ -15,6 +15,7 @@ from jaxtyping import Int
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 
@@ -36,10 +37,10 @@ class Dart(InLLMPruner):
     """Text tokens that are pivots."""
     quirks: Literal["official", "fixed"] = "official"
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """One count from `layer` on."""
         layers = resolved([self.layer], depth)
-        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]))
+        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]), match)
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The image's pivots and, in turns, what is least similar to each pivot."""

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
+from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 
@@ -27,10 +28,10 @@ class FastV(InLLMPruner):
     """Layers that see every token, of 32."""
     quirks: Literal["official", "paper"] = "official"
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """One count from `layer` on."""
         layers = resolved([self.layer], depth)
-        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]))
+        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]), match)
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The `keep` most attended tokens."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt
 from torch import Tensor
 
+from configs.experiment import Match
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._fit_prune_tables import DELETES
@@ -32,7 +33,7 @@ class FitPrune(InLLMPruner):
     deletes: tuple[NonNegativeInt, ...] | None = None
     """Tokens deleted after each layer of this very model, as `calibrate` prints them; default: the published schemes."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Counts that fall as the schemes say."""
         if self.deletes is None:
             layers = resolved(range(1, PUBLISHED_LAYERS), depth)
@@ -49,7 +50,7 @@ class FitPrune(InLLMPruner):
                     f"patches, got {list(self.deletes)}: run `python -m stage2_prune calibrate` on this model"
                 )
         tables = [[0.0] * len(layers), *middle[::-1], [float(patches)] * len(layers)]
-        return fit(keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place)))
+        return fit(keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place)), match)
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The `keep` highest products."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from configs.experiment import Positions
+from configs.experiment import Match, Positions
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 
@@ -29,7 +29,7 @@ class PyramidDrop(InLLMPruner):
     layers: tuple[PositiveInt, ...] = (8, 16, 24)
     """Layers before which tokens are dropped, of 32."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Counts patches x ratio, patches x ratio squared and so on."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
         return fit(
@@ -37,6 +37,7 @@ class PyramidDrop(InLLMPruner):
             patches,
             depth,
             lambda ratio: staged(patches, depth, layers, [patches * ratio**power for power in powers]),
+            match,
         )
 
     def drop(self, site: Site, keep: int) -> Drop:

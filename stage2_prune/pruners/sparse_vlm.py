@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from configs.experiment import Positions
+from configs.experiment import Match, Positions
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._clusters import clusters
 from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
@@ -36,9 +36,9 @@ class SparseVlm(InLLMPruner):
     recycle: bool = True
     """Make clusters of the dropped tokens and keep those too."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Counts between the published ones; recycled tokens count."""
-        return between_published(COUNTS, patches, depth, keep, self.recycle)
+        return between_published(COUNTS, patches, depth, keep, self.recycle, match)
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The tokens that the raters attend to most, and clusters of the rest's best three tenths."""
@@ -61,13 +61,15 @@ def raters(site: Site) -> Int[Tensor, " row"]:
     return chosen if len(chosen) else site.text
 
 
-def between_published(counts: Sequence[Sequence[int]], patches: int, depth: int, keep: int, recycle: bool) -> Schedule:
+def between_published(
+    counts: Sequence[Sequence[int]], patches: int, depth: int, keep: int, recycle: bool, match: Match
+) -> Schedule:
     """A schedule on the lines between published counts, from no token to all of them."""
     layers = resolved([3, 7, 16], depth)  # the first that see fewer: tokens go after layers 2, 6 and 15
     ends = ([0] * len(layers), [PUBLISHED_PATCHES] * len(layers))
     tables = [[count * patches / PUBLISHED_PATCHES for count in row] for row in (ends[0], *counts, ends[1])]
     made = _made if recycle else (lambda dropped: 0)
-    return fit(keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place), made))
+    return fit(keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place), made), match)
 
 
 def _recycled(dropped: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import PositiveFloat
 
+from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners.sparse_vlm import between_published, raters
 from stage2_prune.schedule_budget import Schedule
@@ -28,9 +29,9 @@ class SparseVlmPlus(InLLMPruner):
     heads: PositiveFloat = 14 / 32
     """Share of the heads that count, those with the largest sum over rater words and visual tokens."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Counts between the published ones."""
-        return between_published(COUNTS, patches, depth, keep, recycle=False)
+        return between_published(COUNTS, patches, depth, keep, False, match)
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The tokens with the highest mean over raters and chosen heads."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import PositiveInt
 
+from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 
@@ -25,7 +26,7 @@ class V2Drop(InLLMPruner):
     layers: tuple[PositiveInt, ...] = (3, 17, 22)
     """Layers before which tokens are dropped, of 32."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Counts patches x ratio, patches x ratio squared and so on, then 1."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers))
         return fit(
@@ -33,6 +34,7 @@ class V2Drop(InLLMPruner):
             patches,
             depth,
             lambda ratio: staged(patches, depth, layers, [*(patches * ratio**power for power in powers), 1.0]),
+            match,
         )
 
     def drop(self, site: Site, keep: int) -> Drop:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import PositiveInt
 
+from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site
 from stage2_prune.pruner import Budget
 from stage2_prune.schedule_budget import Schedule, Stage, resolve
@@ -27,7 +28,7 @@ class Vtw(InLLMPruner):
     layer: PositiveInt = 16
     """Layers that see every token, of 32."""
 
-    def schedule(self, patches: int, depth: int, keep: int) -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """Everything, then nothing; `keep` is not looked at."""
         stages = (Stage(resolve(self.layer, depth), 0),) if depth > 1 else ()
         return Schedule(depth, patches, stages)
