@@ -51,10 +51,13 @@ class Schedule:
         """Their mean over layers: the number that a method is compared at."""
         return sum(self.tokens_per_layer) / self.depth
 
-    @property
-    def first_kept(self) -> int:
-        """Visual tokens behind the first drop, which papers often call the number kept."""
-        return self.stages[0].keep + self.stages[0].merged if self.stages else self.entering
+    def kept(self, patches: int) -> int:
+        """Visual tokens behind the first drop, which papers often call the number kept; a selection before the language
+        model is one.
+        """
+        if self.entering < patches or not self.stages:
+            return self.entering
+        return self.stages[0].keep + self.stages[0].merged
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -66,11 +69,6 @@ class Schedule:
         return next((stage for stage in self.stages if stage.layer == layer), None)
 
 
-MEASURES: dict[Match, Callable[[Schedule], float]] = {
-    "mean-tokens": lambda schedule: schedule.mean,
-    "kept": lambda schedule: schedule.first_kept,
-    "kv": lambda schedule: schedule.mean,  # each layer caches what enters it, and all layers as many bytes a token
-}
 NAMED: dict[Match, str] = {"mean-tokens": "a mean", "kept": "a count", "kv": "a mean cache"}
 
 
@@ -111,6 +109,13 @@ def staged(
     return Schedule(depth, entering, tuple(stages))
 
 
+def measure(match: Match, patches: int) -> Callable[[Schedule], float]:
+    """What is compared with a budget. Each layer caches what enters it, and all layers as many bytes a token: so the size
+    of the cache, as tokens in every layer, is their mean too.
+    """
+    return (lambda one: one.kept(patches)) if match == "kept" else (lambda one: one.mean)
+
+
 def fit(
     keep: int, patches: int, depth: int, member: Callable[[float], Schedule], match: Match = "mean-tokens"
 ) -> Schedule:
@@ -119,7 +124,7 @@ def fit(
     `member(0)` keeps the fewest tokens, `member(1)` the most. Raises Infeasible where no member comes within half a
     token; at keep = patches nothing is dropped, whatever the family.
     """
-    measured = MEASURES[match]
+    measured = measure(match, patches)
     if keep == patches:
         return Schedule(depth, patches)
     least, most = member(0.0), member(1.0)

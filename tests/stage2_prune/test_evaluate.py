@@ -299,6 +299,16 @@ def test_budgets_beyond_the_patches_are_a_config_error(tiny):
     assert caught.value.exit_code == 2
 
 
+def test_a_budget_is_matched_by_what_the_config_says(tiny):
+    def schedules(match):
+        experiment = tiny(prune={"methods": [{"name": "fastv"}], "budgets": [5], "match": match})
+        cells, unmet = plan(experiment, configured_pruners(experiment), 16, 4)
+        return [cell.schedule.tokens_per_layer for cell in cells], [one.reason for one in unmet]
+
+    assert schedules("kept") == ([(16, 5, 5, 5)], [])
+    assert schedules("mean-tokens")[0] == [(16, 1, 1, 1)] or "mean" in schedules("mean-tokens")[1][0]
+
+
 def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
     methods = configured_pruners(tiny(prune__methods=[{"name": "random", "seed": 3}, {"name": "random"}]))
     assert list(methods) == ["random@seed=3", "random"]

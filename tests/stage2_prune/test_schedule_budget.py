@@ -208,6 +208,14 @@ def test_matching_what_is_kept_takes_the_budget_as_the_count_of_the_first_drop()
         fit(16, 576, 4, fastv(4, 2), "kv")
 
 
+@pytest.mark.parametrize("name", [name for name, found in INSIDE.items() if found.budget == "schedule"])
+def test_every_method_takes_its_budget_as_the_number_kept_where_that_is_to_match(name):
+    pruner = INSIDE[name]()
+    kept = pruner.schedule(576, 32, 200, "kept")
+    assert kept.kept(576) == 200
+    assert pruner.schedule(576, 32, 300, "kv") == pruner.schedule(576, 32, 300, "mean-tokens")
+
+
 def test_keeping_nothing_is_never_the_answer_and_a_method_that_ends_early_cannot_average_much():
     with pytest.raises(Infeasible, match="not 54"):
         fit(54, 576, 32, fastv(32, 3))  # three full layers of 32 are 54 already
