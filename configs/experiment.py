@@ -60,6 +60,11 @@ class ModelSection(Section):
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
     trust_remote_code: bool = False
     """Run Python code that the checkpoint brings, with all rights of this process; recorded in the fingerprint."""
+    clip: str | None = None
+    """Folder or hub id of the CLIP checkpoint whose vision tower the model has: for methods that compare patches with the
+    question in CLIP's space."""
+    clip_revision: str | None = None
+    """Hub revision of that checkpoint."""
 
 
 class DataSection(Section):

@@ -105,7 +105,7 @@ def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path
         return found
     if Path(source).is_dir():
         raise CheckpointMissing(
-            f"expected {name} in the checkpoint folder {source}, it is not there: check model.checkpoint"
+            f"expected {name} in the checkpoint folder {source}, it is not there: correct its path in the config"
         )
     at = f" --revision {revision}" if revision else ""
     raise CheckpointMissing(
@@ -124,7 +124,7 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
             f"expected a checkpoint folder at {source}, it is a file: name the folder that holds config.json and {SINGLE}"
         )
     if folder.is_absolute() or source.startswith("."):
-        raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: check model.checkpoint")
+        raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: correct its path in the config")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -138,7 +138,7 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return None
     except HFValidationError:
-        raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: check model.checkpoint") from None
+        raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: correct it in the config") from None
 
 
 @cache
@@ -205,7 +205,7 @@ def _refuse_pickle(source: str, revision: str | None) -> None:
         raise CheckpointMissing(
             f"expected {SINGLE} in {source}, found {found[0]}: a pickle can run any code when it is opened, so it is never "
             "read; take a revision with safetensors, or convert it where it can do no harm, with "
-            "`AutoModelForImageTextToText.from_pretrained(…).save_pretrained(…)` of transformers"
+            "`from_pretrained(…).save_pretrained(…)` of its class in transformers"
         )
 
 
