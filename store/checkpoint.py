@@ -13,7 +13,7 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -124,7 +124,9 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
             f"expected a checkpoint folder at {source}, it is a file: name the folder that holds config.json and {SINGLE}"
         )
     if folder.is_absolute() or source.startswith("."):
-        raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: correct its path in the config")
+        raise CheckpointMissing(
+            f"expected a checkpoint folder at {source}, there is none: correct its path in the config"
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -216,21 +218,27 @@ def load_tensors(
 
     Raises DamagedCheckpoint (exit 4) naming the tensor that cannot be read or holds NaN or infinity.
     """
+    each = each_tensor(source, prefixes, revision)
+    tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in each}
+    require_finite(source, tensors)
+    return tensors
+
+
+def each_tensor(
+    source: str, prefixes: Iterable[str], revision: str | None = None
+) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
+    """The same under their canonical names, one at a time, as they lie on disk."""
     wanted = tuple(prefixes)
     files, fetch = weight_files(source, revision)
     by_file: dict[str, list[str]] = {}
     for raw, file in files.items():
         if canonical(raw).startswith(wanted):
             by_file.setdefault(file, []).append(raw)
-    tensors: dict[str, Tensor] = {}
     for name in sorted(by_file):
         path = fetch(name)
         with _reading(path), safe_open(path, "pt") as file:
             for raw in by_file[name]:
-                tensor = file.get_tensor(raw)
-                tensors[canonical(raw)] = tensor.to(dtype) if dtype is not None else tensor
-    require_finite(source, tensors)
-    return tensors
+                yield canonical(raw), file.get_tensor(raw)
 
 
 def require_finite(source: str, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
