@@ -31,6 +31,8 @@ class _StoreParameter(click.Path):
         return store_location(value)
 
 
+SHORT = {"model.clip"}
+"""Fields that answer to their bare name on every command that takes their section."""
 STORE = _StoreParameter()
 """Type of an argument that is the folder or the URL of a store."""
 
@@ -38,7 +40,7 @@ STORE = _StoreParameter()
 def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
     """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
 
-    Fields of `own` answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
+    Fields of `own` and of SHORT answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
     The command receives the flags as keyword arguments; pass them to `experiment_from`.
     """
 
@@ -83,7 +85,8 @@ def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for name, field in reversed(model.model_fields.items()):
             dashed = name.replace("_", "-")
-            flags = [f"--{section}.{dashed}", *([f"--{dashed}"] if bare else [])]
+            is_short = bare or f"{section}.{name}" in SHORT
+            flags = [f"--{section}.{dashed}", *([f"--{dashed}"] if is_short else [])]
             command = click.option(*flags, f"{section}__{name}", default=None, help=field.description)(command)
         return command
 

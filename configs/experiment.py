@@ -64,6 +64,11 @@ class ModelSection(Section):
     question in CLIP's space."""
     trust_remote_code: bool = False
     """Run Python code that the checkpoint brings, with all rights of this process; recorded in the fingerprint."""
+    clip: str | None = None
+    """Folder or hub id of the CLIP checkpoint whose vision tower the model has: for methods that compare patches with the
+    question in CLIP's space."""
+    clip_revision: str | None = None
+    """Hub revision of that checkpoint."""
 
 
 class DataSection(Section):

@@ -52,17 +52,22 @@ CAPTURED = {
     "last_layer_attention": Captured(whole_cls_row, "last", ("patch",), needs_cls=True),
     "last_layer_keys": Captured(whole_keys, "last", ("patch", "hidden"), keeps_dtype=True),
 }
-NAMES = ("raw", "projected", "cls_hidden", *CAPTURED, "hidden_mean")
+CLIP_SPACE = ("clip_patches", "clip_projected")
+"""What is made of `raw` by a CLIP checkpoint, which must be named for them."""
+IMAGE_AREA = "image_area"
+"""What the image processor shows, and no tower."""
+NAMES = ("raw", "projected", "cls_hidden", *CAPTURED, "hidden_mean", *CLIP_SPACE, IMAGE_AREA)
 """All that can be asked for."""
 SIDE = frozenset(NAMES) - {"raw", "projected", "cls_hidden", "cls_attention"}
 """What is not stored unless asked for."""
-CORE = ("cls_hidden", "cls_attention", "cls_attention_layers", "received_attention", "keys")
+CORE = ("cls_hidden", "cls_attention", "cls_attention_layers", "received_attention", "keys", IMAGE_AREA)
 """What `--capture core` asks for: with LLaVA-1.5 in 16 bit a fifth of the bytes of `raw`."""
 
 
 def with_captured(experiment: Experiment) -> Experiment:
     """With the names that `extract.capture` stands for among `store.arrays`; which of them exist is checked by a family."""
-    groups = {"core": CORE, "all": NAMES}
+    known = NAMES if experiment.model.clip is not None else [name for name in NAMES if name not in CLIP_SPACE]
+    groups = {"core": CORE, "all": known}
     named = [name for given in experiment.extract.capture for name in groups.get(given, (given,))]
     extract = experiment.extract.model_copy(update={"capture": ()})
     return experiment.model_copy(update={"extract": extract}).with_arrays([*experiment.store.arrays, *named])
@@ -77,11 +82,17 @@ def lacking(facts: TowerFacts, features: Sequence[int]) -> dict[str, str]:
     if not facts.has_cls:
         made = ["cls_hidden", *(name for name, one in CAPTURED.items() if one.needs_cls)]
         found |= dict.fromkeys(made, "the tower has no CLS row")
+    if not facts.has_clip_space:
+        found |= dict.fromkeys(CLIP_SPACE, "the tower is none of a CLIP, whose space images and texts share")
+    elif len(features) > 1:
+        found |= dict.fromkeys(CLIP_SPACE, "the features are several hidden states, CLIP's space takes one")
     return found
 
 
-def specs(facts: TowerFacts, features: Sequence[int], drops_cls: bool, dtype: Dtype, embed: int) -> list[ArraySpec]:
-    """Descriptions of all arrays that a tower can give."""
+def specs(
+    facts: TowerFacts, features: Sequence[int], drops_cls: bool, dtype: Dtype, embed: int, clip: int | None
+) -> list[ArraySpec]:
+    """Descriptions of all arrays that a tower can give; `clip` is the width of the space of the CLIP that is named."""
     rows, hidden = facts.patches + int(facts.has_cls and not drops_cls), facts.hidden * len(features)
     layers = {"hidden_states": list(features)}
     averaged = {"hidden_states": list(hidden_mean_states(facts.layers))}
@@ -94,6 +105,11 @@ def specs(facts: TowerFacts, features: Sequence[int], drops_cls: bool, dtype: Dt
             name="hidden_mean", axes=("patch", "hidden"), shape=(facts.patches, facts.hidden), dtype=dtype,
             attributes=averaged,
         ),
+        *(
+            ArraySpec(name=name, axes=("patch", "clip"), shape=(rows, clip), dtype=dtype, attributes=layers)
+            for name in CLIP_SPACE if clip is not None
+        ),
+        ArraySpec(name=IMAGE_AREA, axes=("patch",), shape=(facts.patches,), dtype="float32"),
     ]  # fmt: skip
     absent = lacking(facts, features)
     return [spec for spec in known if spec.name not in absent]

@@ -317,9 +317,11 @@ def _refusals(bench: Bench) -> Iterable[str]:
             yield f"{name}: this checkpoint makes no such array"
             continue
         expected, found = bench.expected[name].semantic, bench.store.fingerprint(name).semantic
-        folders = [Path(str(one.get("checkpoint"))).is_dir() for one in (expected, found)]
+        moved = [
+            key for key in ("checkpoint", "clip") if all(Path(str(one.get(key))).is_dir() for one in (expected, found))
+        ]
         expected, found = (
-            {key: value for key, value in one.items() if not (key == "checkpoint" and all(folders))}
+            {key: value for key, value in one.items() if key not in moved}
             for one in (json.loads(json.dumps(expected)), found)
         )
         yield from (f"{name}: {difference}" for difference in differences(expected, found))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stage1_extract.arrays import CAPTURED, captured, hidden_mean, layers_of
 from stage1_extract.attention import AttentionTap, cls_row
+from stage1_extract.clip_space import ClipSpace
 from stage1_extract.tower import Tower, TowerFacts
 from store.projectors import Projector, project_image
 
@@ -42,6 +43,8 @@ class VisionHalf:
     projector: Projector
     arrays: frozenset[str]
     """Which arrays to make; see `encode`."""
+    clip: ClipSpace | None
+    """Where `raw` is led besides; None unless it is asked for."""
 
     def tap(self) -> AttentionTap:
         """On every layer; nothing is asked for yet."""
@@ -76,6 +79,8 @@ def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> d
         arrays["cls_hidden"] = torch.cat([states[layer][:, 0] for layer in features], dim=-1)
     if "hidden_mean" in half.arrays:
         arrays["hidden_mean"] = hidden_mean(states, facts)
+    if half.clip is not None:
+        arrays |= half.clip.arrays(raw, half.arrays)
     return arrays | {name: captured(name, tap, facts, features, raw.dtype) for name in asked}
 
 

@@ -38,6 +38,8 @@ class Encoder(ABC):
     """The projector's weights for the store; None where they cannot be reached."""
     weights: Mapping[str, str]
     """sha256 of each part's weights, for the fingerprint."""
+    origins: Mapping[str, Mapping[str, Any]]
+    """By array, what else made it, for the fingerprint."""
     processor: Mapping[str, Any]
     """Class, backend and config of the image processor, for the fingerprint."""
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from configs.experiment import Experiment
+from stage1_extract.arrays import IMAGE_AREA
 from stage1_extract.attention import ATTENTION
 from stage1_extract.family import Encoder
 from store.environment import torch_environment
@@ -18,17 +19,14 @@ from store.schema import PATCH_ORDER
 def fingerprints(
     experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]
 ) -> dict[str, Fingerprint]:
-    """One per array; `projected` names the projector's weights too."""
+    """One per array; `projected` names the projector's weights too, and what shows no weights' work names none."""
     semantic = _semantic(experiment, config, encoder)
     found: dict[str, Fingerprint] = {}
     for spec in encoder.description.arrays:
-        parts = (
-            dict(encoder.weights)
-            if spec.name == "projected"
-            else {k: v for k, v in encoder.weights.items() if k != "projector"}
-        )
-        weights = {f"{part}_sha256": digest for part, digest in parts.items()}
-        found[spec.name] = Fingerprint(semantic=semantic | weights, numeric=numeric)
+        others = {"projected": set[str](), IMAGE_AREA: set(encoder.weights)}.get(spec.name, {"projector"})
+        weights = {f"{part}_sha256": digest for part, digest in encoder.weights.items() if part not in others}
+        origin = dict(encoder.origins.get(spec.name, {}))
+        found[spec.name] = Fingerprint(semantic=semantic | weights | origin, numeric=numeric)
     return found
 
 

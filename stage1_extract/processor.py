@@ -1,15 +1,21 @@
 """One RGB image -> pixel values, by the checkpoint's own image processor."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
-from stage1_extract.errors import BadImage
+from stage1_extract.errors import BadImage, UnsupportedModel
 from store.image_processor import open_image_processor, processor_fingerprint
 
 MAX_RESIZED_PIXELS = 50_000_000
 """Where the short edge is resized to the tower's, 1 x 20,000 pixels of 100 bytes on disk become 22 GB in memory."""
+
+MEASURED_SIZES = 4096
+"""Sizes of images whose areas are remembered, 2 kB each."""
 
 
 class ImageProcessor:
@@ -38,3 +44,32 @@ class ImageProcessor:
             raise BadImage(
                 "too_narrow", f"{image.width}x{image.height}, {resized:,} pixels where its short edge has {edge}"
             )
+
+
+class ImageArea:
+    """Which part of what the tower sees is image, and which is padding: tried out, whatever the processor does."""
+
+    def __init__(self, processor: ImageProcessor, grid: tuple[int, int], patch_pixels: int) -> None:
+        self._processor, self._grid, self._patch = processor, grid, patch_pixels
+        self._whole = self._contrast((64, 64)).amax((2, 3), keepdim=True)
+        if not (self._whole > 0).all():
+            raise UnsupportedModel(
+                "expected an image processor that tells black from white, to find its padding by, this one's pixels are "
+                "equal: leave image_area out of what is captured"
+            )
+        self.of = lru_cache(MEASURED_SIZES)(self._measure)
+
+    def _measure(self, size: tuple[int, int]) -> Float[Tensor, "1 patch"]:
+        """Of images of one width and height: share of each patch's pixels that show the image; 1 is all.
+
+        Padding has the same colour in a black image and a white one. Where image and padding are blended (a processor that
+        resizes after it pads), a pixel counts by its part of the contrast.
+        """
+        (rows, columns), edge = self._grid, self._patch
+        share = (self._contrast(size) / self._whole).clamp(0, 1).mean(1)
+        patches = share[:, : rows * edge, : columns * edge].reshape(1, rows, edge, columns, edge)
+        return patches.mean((2, 4)).reshape(1, rows * columns)
+
+    def _contrast(self, size: tuple[int, int]) -> Float[Tensor, "1 3 height width"]:
+        black, white = (self._processor(Image.new("RGB", size, name))["pixel_values"] for name in ("black", "white"))
+        return (white - black).abs().float()

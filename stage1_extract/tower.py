@@ -24,6 +24,8 @@ class TowerFacts:
     """Layers; there is one hidden state more."""
     has_cls: bool
     """Whether a CLS row precedes the patches."""
+    has_clip_space: bool
+    """Whether a CLIP's projection leads its hidden states into a space that texts share."""
 
     @property
     def patches(self) -> int:
@@ -41,6 +43,8 @@ class Tower:
     """`model_type`s of the vision configs that it serves."""
     has_cls: ClassVar[bool]
     """Whether its first row is a CLS row."""
+    has_clip_space: ClassVar[bool] = False
+    """Whether it is the vision tower of a CLIP."""
     layers_at: ClassVar[str]
     """Where its list of layers is."""
     query_at: ClassVar[str]
@@ -57,6 +61,7 @@ class Tower:
             heads=config.num_attention_heads,
             layers=config.num_hidden_layers,
             has_cls=cls.has_cls,
+            has_clip_space=cls.has_clip_space,
         )
 
     @classmethod

@@ -13,7 +13,7 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,7 @@ def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path
         return found
     if Path(source).is_dir():
         raise CheckpointMissing(
-            f"expected {name} in the checkpoint folder {source}, it is not there: check model.checkpoint"
+            f"expected {name} in the checkpoint folder {source}, it is not there: correct its path in the config"
         )
     at = f" --revision {revision}" if revision else ""
     raise CheckpointMissing(
@@ -124,7 +124,9 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
             f"expected a checkpoint folder at {source}, it is a file: name the folder that holds config.json and {SINGLE}"
         )
     if folder.is_absolute() or source.startswith("."):
-        raise CheckpointMissing(f"expected a checkpoint folder at {source}, there is none: check model.checkpoint")
+        raise CheckpointMissing(
+            f"expected a checkpoint folder at {source}, there is none: correct its path in the config"
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -138,7 +140,7 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return None
     except HFValidationError:
-        raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: check model.checkpoint") from None
+        raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: correct it in the config") from None
 
 
 @cache
@@ -205,7 +207,7 @@ def _refuse_pickle(source: str, revision: str | None) -> None:
         raise CheckpointMissing(
             f"expected {SINGLE} in {source}, found {found[0]}: a pickle can run any code when it is opened, so it is never "
             "read; take a revision with safetensors, or convert it where it can do no harm, with "
-            "`AutoModelForImageTextToText.from_pretrained(…).save_pretrained(…)` of transformers"
+            "`from_pretrained(…).save_pretrained(…)` of its class in transformers"
         )
 
 
@@ -216,21 +218,27 @@ def load_tensors(
 
     Raises DamagedCheckpoint (exit 4) naming the tensor that cannot be read or holds NaN or infinity.
     """
+    each = each_tensor(source, prefixes, revision)
+    tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in each}
+    require_finite(source, tensors)
+    return tensors
+
+
+def each_tensor(
+    source: str, prefixes: Iterable[str], revision: str | None = None
+) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
+    """The same under their canonical names, one at a time, as they lie on disk."""
     wanted = tuple(prefixes)
     files, fetch = weight_files(source, revision)
     by_file: dict[str, list[str]] = {}
     for raw, file in files.items():
         if canonical(raw).startswith(wanted):
             by_file.setdefault(file, []).append(raw)
-    tensors: dict[str, Tensor] = {}
     for name in sorted(by_file):
         path = fetch(name)
         with _reading(path), safe_open(path, "pt") as file:
             for raw in by_file[name]:
-                tensor = file.get_tensor(raw)
-                tensors[canonical(raw)] = tensor.to(dtype) if dtype is not None else tensor
-    require_finite(source, tensors)
-    return tensors
+                yield canonical(raw), file.get_tensor(raw)
 
 
 def require_finite(source: str, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:

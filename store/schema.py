@@ -4,6 +4,7 @@ image    one distinct image (by the sha256 of its file)
 patch    one position of the vision tower's grid, raster order
 hidden   width of the vision tower
 embed    width of the language model's embeddings, where the projector leads
+clip     width of CLIP's joint space of images and texts
 head     attention head of the tower
 layer    layer of a model
 kept     visual tokens that a pruner keeps

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import NAMES, SIDE, lacking, specs
+from stage1_extract.arrays import CLIP_SPACE, IMAGE_AREA, NAMES, SIDE, lacking, specs
 from stage1_extract.attention import ATTENTION
+from stage1_extract.clip_space import clip_width, open_clip_space
 from stage1_extract.encode import Selection, VisionHalf, encode
 from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.family import Description, Encoder, Family, Pixels
-from stage1_extract.processor import ImageProcessor
+from stage1_extract.processor import ImageArea, ImageProcessor
 from stage1_extract.tower import TowerFacts, kind_of_tower
 from store.checkpoint import load_tensors, quiet_loading, weights_digest
 from store.plan import Geometry
@@ -45,10 +46,10 @@ class Llava(Family):
         """Geometry and arrays from the config."""
         facts = kind_of_tower(config.vision_config).facts(config.vision_config)
         selection = select_features(config, facts)
-        known = specs(
-            facts, selection.layers, selection.drops_cls, experiment.model.dtype, config.text_config.hidden_size
-        )
         wanted, notes = _available(experiment.store.arrays, facts, selection)
+        clip = clip_width(experiment.model, facts.hidden) if {*CLIP_SPACE} & {*wanted} else None
+        dtype, embed = experiment.model.dtype, config.text_config.hidden_size
+        known = specs(facts, selection.layers, selection.drops_cls, dtype, embed, clip)
         by_name = {spec.name: spec for spec in known}
         rows = by_name["raw"].shape[0]
         geometry = Geometry(grid=facts.grid, has_cls=facts.has_cls, tokens=rows)
@@ -76,23 +77,30 @@ class LlavaEncoder(Encoder):
         selection = select_features(config, facts)
         _require_widths(projector_weights, facts.hidden * len(selection.layers), config.text_config.hidden_size)
         self.description = description
+        asked = frozenset(spec.name for spec in description.arrays)
+        clip, origin = open_clip_space(model, tower_weights, dtype) if asked & {*CLIP_SPACE} else (None, {})
+        self.origins = dict.fromkeys(CLIP_SPACE, origin)
         self.half = VisionHalf(
             tower=_build_tower(model.checkpoint, config, tower_weights, dtype).to(device),
             kind=kind,
             facts=facts,
             selection=selection,
             projector=projector.to(device),
-            arrays=frozenset(spec.name for spec in description.arrays),
+            arrays=asked - {IMAGE_AREA},
+            clip=None if clip is None else clip.to(device),
         )
         self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
         self.projector = projector_state(settings, projector_weights)
         self.image_processor = ImageProcessor(model.checkpoint, model.revision, model.trust_remote_code)
         self.processor = self.image_processor.fingerprint
+        edge = config.vision_config.patch_size
+        self._area = ImageArea(self.image_processor, facts.grid, edge) if IMAGE_AREA in asked else None
         self._device, self._dtype = device, dtype
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """(1, 3, height, width) float32."""
-        return self.image_processor(image)
+        """(1, 3, height, width) float32, and what it shows of the image, where that is asked for."""
+        pixels = self.image_processor(image)
+        return pixels if self._area is None else pixels | {IMAGE_AREA: self._area.of(image.size)}
 
     def side_cost(self, batch: Sequence[Pixels]) -> float | None:
         """Of runs in turn, the fastest of each kind: what disturbs them only makes them slower."""
@@ -106,7 +114,8 @@ class LlavaEncoder(Encoder):
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One forward of the tower."""
-        return encode(self.half, self._pixels(batch))
+        areas = {} if self._area is None else {IMAGE_AREA: torch.cat([one[IMAGE_AREA] for one in batch])}
+        return encode(self.half, self._pixels(batch)) | areas
 
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
         return torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)

@@ -5,7 +5,7 @@ can compare the cached features but not their re-projection.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class WholeModelEncoder(Encoder):
     """A full model, used for its `get_image_features` alone."""
 
     projector = None
+    origins: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         model = experiment.model

@@ -10,6 +10,7 @@ class Clip(Tower):
 
     model_types: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
     has_cls = True
+    has_clip_space = True
     layers_at = "encoder.layers"
     query_at = "self_attn.q_proj"
     key_at = "self_attn.k_proj"

@@ -108,3 +108,19 @@ def test_every_shipped_config_is_valid(path):
     from stage2_prune.pruner import Pruner
 
     assert load(path, {}, plugin.find_all(pruners, Pruner)).name == path.stem
+
+
+def test_the_clip_checkpoint_answers_to_its_bare_name_wherever_the_model_is_a_section(tmp_path):
+    import click
+    from click.testing import CliRunner
+
+    from configs.cli import experiment_from, experiment_options
+
+    @click.command()
+    @experiment_options("eval", "model")
+    def command(config_path, **flags):
+        click.echo(experiment_from(config_path, flags).model.clip)
+
+    path = write(tmp_path, MINIMAL)
+    for flag in ("--clip", "--model.clip"):
+        assert CliRunner().invoke(command, ["--config", str(path), flag, "some/clip"]).output == "some/clip\n"

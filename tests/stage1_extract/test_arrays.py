@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import CAPTURED, CORE, NAMES, hidden_mean_states
+from stage1_extract.arrays import CAPTURED, CLIP_SPACE, CORE, NAMES, hidden_mean_states
 from stage1_extract.diagnose import run as diagnose
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import dry_run, extract
@@ -15,25 +15,43 @@ from stage1_extract.verify import encode_again
 from store.reader import FeatureStore
 from store.tensors import from_storage, torch_dtype
 from tests.helpers.checkpoints import tiny_llava
+from tests.helpers.clip import clip_checkpoint
 from tests.helpers.data import tiny_images
 
 IMAGES, LAYERS, HEADS, PATCHES, HIDDEN = 3, 4, 4, 16, 32
+WITHOUT_CLIP = [name for name in NAMES if name not in CLIP_SPACE]
+"""What needs no CLIP checkpoint."""
 
 
-def extracted(folder: Path, checkpoint: Path, arrays=NAMES, dtype: str = "float32", batch: int = 1) -> FeatureStore:
+def extracted(
+    folder: Path,
+    checkpoint: Path,
+    arrays=WITHOUT_CLIP,
+    dtype: str = "float32",
+    batch: int = 1,
+    clip: Path | None = None,
+) -> FeatureStore:
     if not (folder / "images").exists():
         tiny_images(folder / "images", IMAGES)
-    wanted = experiment(folder, checkpoint, arrays, dtype, batch)
+    wanted = experiment(folder, checkpoint, arrays, dtype, batch, clip)
     extract(wanted, overwrite=True)
     return FeatureStore.open(wanted.store_path)
 
 
-def experiment(folder: Path, checkpoint: Path, arrays=NAMES, dtype: str = "float32", batch: int = 1) -> Experiment:
+def experiment(
+    folder: Path,
+    checkpoint: Path,
+    arrays=WITHOUT_CLIP,
+    dtype: str = "float32",
+    batch: int = 1,
+    clip: Path | None = None,
+) -> Experiment:
+    named = {} if clip is None else {"clip": str(clip)}
     return Experiment.model_validate(
         {
             "name": "tiny",
             "run_dir": str(folder / "run"),
-            "model": {"checkpoint": str(checkpoint), "device": "cpu", "dtype": dtype},
+            "model": {"checkpoint": str(checkpoint), "device": "cpu", "dtype": dtype} | named,
             "data": {"images": str(folder / "images")},
             "store": {"shard_images": 2, "arrays": list(arrays)},
             "extract": {"tower_batch": batch},
@@ -71,7 +89,7 @@ def eager(folder: Path, checkpoint: Path, store: FeatureStore, row: int, dtype: 
 def test_each_array_equals_what_eager_attention_shows(tmp_path, vision):
     checkpoint = tiny_llava(tmp_path / "checkpoint", vision=vision)
     store = extracted(tmp_path, checkpoint)
-    assert set(store.arrays) == set(NAMES)
+    assert set(store.arrays) == set(WITHOUT_CLIP)
     for row in range(IMAGES):
         states, weights, queries, keys = eager(tmp_path, checkpoint, store, row)
         by_head = keys[-2].view(1 + PATCHES, HEADS, HIDDEN // HEADS)
@@ -100,22 +118,25 @@ def test_asking_for_all_of_them_changes_no_bit_of_the_features(tmp_path, dtype):
     checkpoint = tiny_llava(tmp_path / "checkpoint")
     plain = extracted(tmp_path, checkpoint, ["raw", "projected"], dtype)
     before = {(name, row): array(plain, name, row) for name in plain.arrays for row in range(IMAGES)}
-    store = extracted(tmp_path, checkpoint, NAMES, dtype)
+    store = extracted(tmp_path, checkpoint, NAMES, dtype, clip=clip_checkpoint(tmp_path / "clip", checkpoint))
+    assert set(store.arrays) == set(NAMES)
     assert all(torch.equal(array(store, name, row), values) for (name, row), values in before.items())
     kept = {name: spec.dtype for name, spec in store.arrays.items()}
     assert {name for name, one in kept.items() if one == "float32"} >= {n for n in kept if "attention" in n}
-    assert kept["keys"] == kept["hidden_mean"] == kept["last_layer_keys"] == dtype
+    assert {kept[n] for n in ("keys", "hidden_mean", "last_layer_keys", "clip_patches", "clip_projected")} == {dtype}
+    assert kept["image_area"] == "float32"
 
 
 def test_the_batch_of_the_tower_changes_no_bit_of_any_of_them(tmp_path):
     checkpoint = tiny_llava(tmp_path / "checkpoint")
+    clip = clip_checkpoint(tmp_path / "clip", checkpoint)
     alone = {
         (name, row): array(store, name, row)
-        for store in [extracted(tmp_path, checkpoint)]
+        for store in [extracted(tmp_path, checkpoint, NAMES, clip=clip)]
         for name in NAMES
         for row in range(IMAGES)
     }
-    together = extracted(tmp_path, checkpoint, batch=3)
+    together = extracted(tmp_path, checkpoint, NAMES, batch=3, clip=clip)
     assert together.fingerprint("keys").numeric["batch_invariant"]
     assert all(torch.equal(array(together, name, row), values) for (name, row), values in alone.items())
 
@@ -124,7 +145,7 @@ def test_a_tower_without_a_cls_row_gives_what_does_not_need_one(tmp_path):
     checkpoint = tiny_llava(tmp_path / "checkpoint", vision="siglip", strategy="full")
     store = extracted(tmp_path, checkpoint)
     lacking = {"cls_hidden", "cls_attention", "cls_attention_layers", "last_layer_attention"}
-    assert set(store.arrays) == set(NAMES) - lacking
+    assert set(store.arrays) == set(WITHOUT_CLIP) - lacking
     assert sum("the tower has no CLS row" in note for note in store.plan.notes) == len(lacking)
     assert store.arrays["received_attention"].shape == (LAYERS, PATCHES)
     assert store.arrays["keys"].shape == (PATCHES, HIDDEN // HEADS)
@@ -135,8 +156,9 @@ def test_a_tower_without_a_cls_row_gives_what_does_not_need_one(tmp_path):
 
 def test_a_captured_store_is_verified_live_and_diagnosed(tmp_path, capsys):
     checkpoint = tiny_llava(tmp_path / "checkpoint")
-    extracted(tmp_path, checkpoint)
-    wanted = experiment(tmp_path, checkpoint)
+    clip = clip_checkpoint(tmp_path / "clip", checkpoint)
+    extracted(tmp_path, checkpoint, NAMES, clip=clip)
+    wanted = experiment(tmp_path, checkpoint, NAMES, clip=clip)
     assert encode_again(wanted, 2)["unequal"] == []
     assert diagnose(wanted, 2, as_json=False) == 0
     assert "not examined: cls_attention_layers" in capsys.readouterr().out
@@ -157,7 +179,7 @@ def capturing(folder: Path, checkpoint: Path, capture) -> Experiment:
     ("capture", "more"),
     [
         ("core", CORE),
-        (["all"], NAMES),
+        (["all"], WITHOUT_CLIP),
         ("keys,received_attention", ("keys", "received_attention")),
         ("core,hidden_mean", (*CORE, "hidden_mean")),
     ],
