@@ -31,7 +31,7 @@ class _StoreParameter(click.Path):
         return store_location(value)
 
 
-SHORT = {"model.clip"}
+SHORT = {"model.clip", "prune.match"}
 """Fields that answer to their bare name on every command that takes their section."""
 STORE = _StoreParameter()
 """Type of an argument that is the folder or the URL of a store."""

@@ -59,9 +59,6 @@ class ModelSection(Section):
     """Compute dtype of the vision tower, the projector and the language model; features keep it bit for bit."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
-    clip: str | None = None
-    """Folder or hub id of the CLIP checkpoint whose vision tower the model has: for methods that compare patches with the
-    question in CLIP's space."""
     trust_remote_code: bool = False
     """Run Python code that the checkpoint brings, with all rights of this process; recorded in the fingerprint."""
     clip: str | None = None
