@@ -1,5 +1,6 @@
 """One RGB image -> pixel values, by the checkpoint's own image processor."""
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +50,9 @@ class ImageProcessor:
 class ImageArea:
     """Which part of what the tower sees is image, and which is padding: tried out, whatever the processor does."""
 
-    def __init__(self, processor: ImageProcessor, grid: tuple[int, int], patch_pixels: int) -> None:
+    def __init__(
+        self, processor: Callable[[Image.Image], Mapping[str, Tensor]], grid: tuple[int, int], patch_pixels: int
+    ) -> None:
         self._processor, self._grid, self._patch = processor, grid, patch_pixels
         self._whole = self._contrast((64, 64)).amax((2, 3), keepdim=True)
         if not (self._whole > 0).all():
