@@ -22,7 +22,6 @@ from stage2_prune.pruner import Pruner
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.tokens import VisualTokens
 
-
 CACHED = 512
 """Rows of similarities that are worked on at once, so that they stay in a processor's cache."""
 
@@ -64,7 +63,9 @@ class Gains:
     """
 
     def __init__(self, similarity: Float[Tensor, "image patch patch"]) -> None:
-        self.of: Float[Tensor, "image patch"] = torch.stack([one.double().clamp_(min=0).sum(dim=0) for one in similarity])
+        self.of: Float[Tensor, "image patch"] = torch.stack(
+            [one.double().clamp_(min=0).sum(dim=0) for one in similarity]
+        )
         """float64: gains are updated, not summed afresh, and in float32 the rounding would add up."""
         self._patches = similarity.shape[-1]
         self._rows = similarity.flatten(0, 1)
