@@ -41,7 +41,9 @@ def table(summary: dict[str, Any]) -> str:
     ]
     notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]
     if summary["match"] != "mean-tokens":
-        notes.append(f"The budgets of methods inside the language model were matched by {summary['match']} (docs/comparing.md).")
+        notes.append(
+            f"The budgets of methods inside the language model were matched by {summary['match']} (docs/comparing.md)."
+        )
     if not summary["exact"]:
         notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
     return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, *_prices(summary)]) + "\n"

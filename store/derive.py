@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ def derive_projected(path: Path, device_name: str) -> int:
             _log.warning(
                 "note: %d shards are not extracted yet, so not projected: run `make extract`", len(wanted) - len(ready)
             )
+        failed = store.failed([RAW])
         for shard in tqdm(ready, "project", unit="shard", disable=None):
-            _derive_shard(writer, store, projector, shard)
+            _derive_shard(writer, store, projector, shard, failed)
     return len(ready)
 
 
 def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     """Of `projected`; its width is what the projector makes of a row."""
-    rows = [row for row in store.committed_rows if row not in store.failures][:1]
+    rows = store.rows_with([RAW])[:1]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
     raw = store.arrays[RAW]
@@ -66,13 +68,15 @@ def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     return ArraySpec(name=PROJECTED, axes=("patch", "embed"), shape=(patches, embed), dtype=raw.dtype)
 
 
-def _derive_shard(writer: StoreWriter, store: FeatureStore, projector: Projector, shard: int) -> None:
+def _derive_shard(
+    writer: StoreWriter, store: FeatureStore, projector: Projector, shard: int, failed: Mapping[int, str]
+) -> None:
     began, rows, spec = time.time(), writer.plan.rows(shard), writer.plan.array(PROJECTED)
     lease = writer.claim(shard)
     if lease is None:
         return
     values = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
-    failures = {row: store.failures[row] for row in rows if row in store.failures}
+    failures = {row: failed[row] for row in rows if row in failed}
     for place, row in enumerate(rows):
         if row not in failures:
             values[place] = _project(store, projector, row)[0]

@@ -69,7 +69,7 @@ class FeatureStore:
         self.path, self.plan, self.logs, self.ids = path, plan, logs, ids
         self._folder, self._remote = folder, remote
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
-        self.failures: dict[int, str] = {row: why for log in logs for row, why in log.failures.items()}
+        self._failed: dict[str, Mapping[int, str]] = {}
         self._features = features
         self._verify: Verify = verify
         self._access: Access = access
@@ -120,7 +120,7 @@ class FeatureStore:
     @property
     def committed_shards(self) -> list[int]:
         """Shards of which every array is committed."""
-        return [shard for shard in range(self.plan.n_shards) if all(self._is_committed(n, shard) for n in self.arrays)]
+        return self.shards_with(self.arrays)
 
     @property
     def committed_rows(self) -> list[int]:
@@ -131,6 +131,25 @@ class FeatureStore:
     def missing_shards(self) -> list[int]:
         """Shards of which an array is not committed."""
         return sorted({*range(self.plan.n_shards)} - {*self.committed_shards})
+
+    def shards_with(self, names: Iterable[str]) -> list[int]:
+        """Shards of which some arrays are committed."""
+        wanted = [*names]
+        return [shard for shard in range(self.plan.n_shards) if all(self._is_committed(n, shard) for n in wanted)]
+
+    def rows_with(self, names: Iterable[str]) -> list[int]:
+        """Rows that hold features of all of some arrays."""
+        wanted = [*names]
+        failed = self.failed(wanted)
+        return [row for shard in self.shards_with(wanted) for row in self.plan.rows(shard) if row not in failed]
+
+    def failed(self, names: Iterable[str] | None = None) -> dict[int, str]:
+        """Rows that lack one of some arrays (default: any) because their image could not be encoded, with the reason.
+
+        An array that was added while an image could not be read lacks that image alone: its other arrays are there.
+        """
+        found = [self._failed_of(name) for name in (self.arrays if names is None else names)]
+        return dict(sorted({row: why for rows in found for row, why in rows.items()}.items()))
 
     def record(self, name: str, shard: int) -> CommitRecord | None:
         """The commit of a shard of an array, if there is one; IntegrityError (exit 4) if it is not about this plan."""
@@ -198,7 +217,7 @@ class FeatureStore:
             shard, inside = divmod(row, self.plan.shard_images)
             with suppress(IntegrityError, RowUnavailable):
                 file = self._file(name, shard, row)
-                if inside < file.rows and row not in self.failures:
+                if inside < file.rows and row not in self._failed_of(name):
                     file.will_need(inside)
 
     def stream(self, names: Sequence[str], batches: Iterable[Sequence[int]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -214,8 +233,9 @@ class FeatureStore:
         return prefetched(batches, read, announce=announce)
 
     def _read(self, name: str, row: int, out: NDArray[Any]) -> None:
-        if row in self.failures:
-            raise RowUnavailable(f"row {row} ({self._named(row)}) could not be encoded: {self.failures[row]}")
+        why = self._failed_of(name).get(row)
+        if why is not None:
+            raise RowUnavailable(f"{name} of row {row} ({self._named(row)}) could not be encoded: {why}")
         shard, inside = divmod(row, self.plan.shard_images)
         file = self._file(name, shard, row)
         if inside >= file.rows:
@@ -253,6 +273,17 @@ class FeatureStore:
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
         path = self._folder / FEATURES / record.path
         return kind(path, layout, len(rows), record, repair, verified, self._verify)
+
+    def _failed_of(self, name: str) -> Mapping[int, str]:
+        """Rows that one array lacks; what the log of another generation says is about other arrays of those rows."""
+        if name not in self._failed:
+            self._failed[name] = {
+                row: why
+                for generation, log in enumerate(self.logs)
+                for row, why in log.failures.items()
+                if self.plan.generation_of(name, row // self.plan.shard_images) == generation
+            }
+        return self._failed[name]
 
     def _is_committed(self, name: str, shard: int) -> bool:
         return shard in self.logs[self.plan.generation_of(name, shard)]
