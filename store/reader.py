@@ -5,7 +5,7 @@
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,12 +90,15 @@ class FeatureStore:
         `believe_plan` opens a store whose plan was changed after its shards were committed, to look into it.
         """
         with reached(path) as (folder, remote):
-            plan = read_plan(folder)
-            features = open_features(folder)
-            if not believe_plan:
-                _require_metadata(folder, plan)
-            ids = stored_ids(folder, plan)
-            logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
+            while True:
+                plan = read_plan(folder)
+                features = open_features(folder)
+                if not believe_plan:
+                    _require_metadata(folder, plan)
+                ids = stored_ids(folder, plan)
+                logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
+                if read_plan(folder).generation == plan.generation:  # it has not grown meanwhile
+                    break
             store = cls(path, folder, remote, plan, logs, ids, features, verify, access, believe_plan)
             store._require_own_logs()
         return store
@@ -188,11 +191,12 @@ class FeatureStore:
     def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:
         """Raise StoreMissing (exit 5) unless all `rows` of some arrays are committed."""
         wanted = {row // self.plan.shard_images for row in rows}
-        shards = {shard for name in names for shard in wanted if not self._is_committed(name, shard)}
-        if shards:
+        missing = {(name, shard) for name in names for shard in wanted if not self._is_committed(name, shard)}
+        if missing:
+            shards, late = {shard for _, shard in missing}, {name for name, _ in missing}
             raise StoreMissing(
                 f"{len(shards)} of {self.plan.n_shards} shards in {self.path} are not extracted yet: "
-                "run `make extract` with this config to go on"
+                f"run {self._maker(late)} to go on"
             )
 
     def gather(self, name: str, rows: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -260,9 +264,11 @@ class FeatureStore:
             raise self._no_such_row(row)
         commit = self.record(name, shard)
         if commit is None:
-            raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
+            raise RowUnavailable(
+                f"row {row} ({self._named(row)}) is not committed yet: run {self._maker([name])} to go on"
+            )
         record, layout = commit.files[name], self.plan.layout(name)
-        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
+        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(name, shard)
         if self._remote is not None:
             with self._remote.naming(), _damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
@@ -304,12 +310,17 @@ class FeatureStore:
             f"expected a row of an image, below {self.plan.n_rows}, got {row}: there is no such image"
         )
 
-    def _repair(self, shard: int) -> str:
+    def _maker(self, names: Collection[str]) -> str:
+        """The command that makes some arrays."""
+        commands = {f"`python -m store derive {one} {self.path}`" for one in names if one in self.plan.derived}
+        return " and ".join([*(["`make extract`"] if len(commands) < len({*names}) else []), *sorted(commands)])
+
+    def _repair(self, name: str, shard: int) -> str:
         if self._remote is not None:
             return f"copy the files of shard {shard} to {self.path} again"
         if self.codec != "none":
             return f"{self.path} is an archive, make another of its store"
-        return f"`python -m store repair {self.path}` withdraws shard {shard}, and `make extract` computes it again"
+        return f"`python -m store repair {self.path}` withdraws shard {shard}, {self._maker([name])} computes it again"
 
     def _named(self, row: int) -> str:
         return ", ".join(self.ids.names(row)[:_SHOWN])
