@@ -23,7 +23,7 @@ from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few
 from store.commits import read_commit
 from store.errors import StoreError
-from store.growth import plan_to_follow
+from store.growth import left_to_derive, plan_to_follow
 from store.plan import PLAN, Plan, read_plan
 from store.repair import withdraw_failures
 from store.schema import default_shard_images
@@ -82,6 +82,7 @@ def extract(
             shutil.rmtree(path)
     wanted = plan_for(experiment, sources, description, opened.fingerprints())
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
+    leave = left_to_derive(plan, wanted.fingerprints)
     if experiment.store.shard_images not in (None, plan.shard_images):
         raise ConfigError(
             f"store.shard_images: expected {plan.shard_images}, as in {path}, got {experiment.store.shard_images}: "
@@ -90,18 +91,24 @@ def extract(
     readable = {source.sha for source in sources.rows}
     sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
-    with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall) as writer:
+    with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall, leave=leave) as writer:
         save_resolved(experiment, path)
         if retry_failed:
             spared = withdraw_failures(path, plan, SUPERSEDED, lambda row: ids.sha_of_row(row) in readable)
             if spared:
                 _log.warning("note: not tried again, as images of theirs cannot be read any more: shards %s", spared)
-        parts = missing_parts(path, plan)
+        parts = missing_parts(path, plan, leave)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
-        require_space(missing_bytes(path, plan), path)
+        require_space(missing_bytes(path, plan, leave), path)
         for note in opened.side_costs() if missing else ():
             _log.warning("note: %s", note)
         _encode(experiment, writer, sources, opened, missing, allowed)
+    left = set(missing_parts(path, plan)) - set(missing_parts(path, plan, leave))
+    if left:
+        _log.warning(
+            "note: %s was derived in another environment than this one, and is still to be derived there for %d shards: "
+            "`python -m store derive projected %s`", ", ".join(sorted(leave)), len(left), path,
+        )  # fmt: skip
     return {
         "store": str(path),
         "images": sources.names,

@@ -9,7 +9,7 @@ def spread_out(store: FeatureStore, sample: int) -> list[int]:
 
     Raises StoreMissing (exit 5) if nothing is extracted yet.
     """
-    rows = [row for row in store.committed_rows if row not in store.failures and store.ids.names(row)]
+    rows = [row for row in store.rows_with(store.arrays) if store.ids.names(row)]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
     count = min(sample, len(rows))

@@ -47,9 +47,8 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
     """
     store = FeatureStore.open(experiment.store_location)
     sources = stored_sources(experiment, store.plan, store.ids)
-    named = [
-        (name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in store.failures
-    ]
+    nowhere = set[int].intersection(*(set(store.failed([name])) for name in store.arrays))
+    named = [(name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in nowhere]
     named.sort(key=lambda one: sources.images.place(one[0]))
 
     def look(one: tuple[str, int]) -> Changed | None:

@@ -126,9 +126,9 @@ class Features:
                 f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
             )
         rows = {q.question_id: self.row(q) for q in questions}
-        wanted = sorted(set(rows.values()) - self.store.failures.keys())
-        self.store.require_complete(self.needs | {self.source}, wanted)
-        failed = {q.question_id: self.store.failures.get(rows[q.question_id]) for q in questions}
+        reasons = self.store.failed(self.needs | {self.source})
+        self.store.require_complete(self.needs | {self.source}, sorted(set(rows.values()) - reasons.keys()))
+        failed = {q.question_id: reasons.get(rows[q.question_id]) for q in questions}
         kept = [q for q in questions if failed[q.question_id] is None]
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
@@ -188,8 +188,8 @@ class Features:
         return row
 
     def sample(self, images: int) -> list[int]:
-        """The first rows that hold features."""
-        return [row for row in self.store.committed_rows if row not in self.store.failures][:images]
+        """The first rows that hold features, raw and projected where there are both."""
+        return self.store.rows_with({"raw", "projected"} & self.store.arrays.keys())[:images]
 
     def fingerprints(self, names: Collection[str]) -> dict[str, Any]:
         """What the store says of some arrays' making, as JSON."""

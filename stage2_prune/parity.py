@@ -175,6 +175,10 @@ def _numeric_notes(stored: Mapping[str, Any], ran_on: Mapping[str, Any]) -> list
     notes = [
         f"the store was made elsewhere ({one.field}: {one.expected!r}, now {one.found!r})"
         for one in differences(ours, theirs)
+        if one.field != "raw"
+    ]
+    notes += [
+        f"`projected` was derived from features made elsewhere ({k}: {v!r})" for k, v in ours.get("raw", {}).items()
     ]
     if not stored.get("batch_invariant", True):
         notes.append(

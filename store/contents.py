@@ -25,19 +25,25 @@ class Contents:
     shards: tuple[int, ...]
     """Those of which every array is committed, ascending."""
     failures: Mapping[int, str]
-    """Rows of those shards whose image could not be encoded, with the reason."""
+    """Rows of those shards whose image could not be encoded for some array, with the reason."""
     read: Callable[[str, Sequence[int]], NDArray[Any]]
     """Ascending rows of one shard of an array, none of them failed, as (row, *shape) in storage dtype."""
 
     @classmethod
     def of(cls, store: FeatureStore) -> "Contents":
-        """Of a store; a shard that lacks an array is left out, and said."""
+        """Of a store; what lacks an array, be it a shard or an image, is left out, and said."""
         shards = tuple(store.committed_shards)
         partly = {s for log in store.logs for s in log} - {*shards}
         if partly:
             _log.warning("note: %d shards lack an array, so they are left out", len(partly))
         whole = {*shards}
-        failures = {row: why for row, why in store.failures.items() if row // store.plan.shard_images in whole}
+        failures = {row: why for row, why in store.failed().items() if row // store.plan.shard_images in whole}
+        lacking = [row for row in failures if any(row not in store.failed([name]) for name in store.arrays)]
+        if lacking:
+            _log.warning(
+                "note: %d images have some arrays and lack others, so they are left out; `drop` takes an array away",
+                len(lacking),
+            )
         return cls(store.plan.flattened(), store.ids, store.projector, shards, failures, store.gather)
 
     def rows(self, shard: int) -> list[int]:

@@ -15,7 +15,7 @@ Rows = dict[str, Shaped[Tensor, "image ..."]]
 
 
 class StoreDataset(Dataset[Any]):
-    """Arrays of a store by row, failed and missing images left out.
+    """Arrays of a store by row; images of which one of them failed or is missing are left out.
 
     Reading is copying from the page cache: worker processes only slow it down. Every batch is a fresh set of tensors.
 
@@ -27,10 +27,10 @@ class StoreDataset(Dataset[Any]):
         store.require(names)
         self.store, self.names = store, tuple(names)
         whole = np.zeros(store.plan.n_rows, bool)  # a list of millions of numbers is slow, and 400 MB
-        for shard in store.committed_shards:
+        for shard in store.shards_with(names):
             rows = store.plan.rows(shard)
             whole[rows.start : rows.stop] = True
-        whole[[*store.failures]] = False
+        whole[[*store.failed(names)]] = False
         self.rows = np.flatnonzero(whole)
 
     def __len__(self) -> int:

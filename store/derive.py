@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from store.environment import torch_environment
 from store.errors import StoreMissing
-from store.fingerprint import Fingerprint
+from store.fingerprint import Fingerprint, require_equal
 from store.growth import grown
+from store.plan import Plan
 from store.projectors import Projector, build, project_image
 from store.reader import FeatureStore
 from store.schema import ArraySpec
@@ -26,7 +28,8 @@ def derive_projected(path: Path, device_name: str) -> int:
     """Compute what is missing of `projected`, a shard at a time, and return how many shards that was; goes on where it
     stopped. A shard of which `raw` is missing is left out, and said.
 
-    Raises StoreMissing (exit 5) for a store without `raw` or projector, StoreLocked (exit 6), NoSpace (exit 7).
+    Raises StoreMissing (exit 5) for a store without `raw` or projector, FingerprintMismatch (exit 4) where another
+    environment has begun it, StoreLocked (exit 6), NoSpace (exit 7).
     """
     device = pick_device(device_name)
     store = FeatureStore.open(path)
@@ -37,13 +40,11 @@ def derive_projected(path: Path, device_name: str) -> int:
             f"expected a projector in {path}, it has none: `projected` can only be made by `make extract`"
         )
     projector = build(state, device)
-    plan = store.plan
+    plan, numeric = store.plan, numeric_of_derived(store.fingerprint(RAW).numeric, torch_environment(device))
     if PROJECTED not in store.arrays:
-        numeric = store.fingerprint(RAW).numeric | torch_environment(device)
         semantic = store.fingerprint(RAW).semantic | {"projector_sha256": state.sha256}
-        plan, _ = grown(
-            plan, store.ids, [], [(_spec(store, projector), Fingerprint(semantic=semantic, numeric=numeric))]
-        )
+        made = Fingerprint(semantic=semantic, numeric=numeric)
+        plan, _ = grown(plan, store.ids, [], [(_spec(store, projector), made)], derived=True)
     with StoreWriter.open(path, plan, store.ids, state) as writer:
         wanted = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
         ready = [shard for shard in wanted if writer.missing_arrays(shard) == [PROJECTED]]
@@ -51,14 +52,38 @@ def derive_projected(path: Path, device_name: str) -> int:
             _log.warning(
                 "note: %d shards are not extracted yet, so not projected: run `make extract`", len(wanted) - len(ready)
             )
+        failed = store.failed([RAW])
+        if ready:
+            _require_one_environment(path, plan, numeric)
         for shard in tqdm(ready, "project", unit="shard", disable=None):
-            _derive_shard(writer, store, projector, shard)
+            _derive_shard(writer, store, projector, shard, failed)
     return len(ready)
+
+
+def numeric_of_derived(raw: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """The numeric part of what is made of `raw` in an environment: that of `raw` where it is the same.
+
+    Otherwise it says where the array was made, and under `raw` in what the making of `raw` differs.
+    """
+    elsewhere = {field: raw[field] for field in environment if field in raw and raw[field] != environment[field]}
+    return raw | environment | ({RAW: elsewhere} if elsewhere else {})
+
+
+def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) -> None:
+    """One array, one environment: otherwise some images would have bits that the fingerprint does not speak of."""
+    advice = f"go on with it where it was begun, or make all of it here: `python -m store drop {PROJECTED} {path}`, then derive"
+    what = f"the environment in which {PROJECTED} of {path} was begun"
+    require_equal(what, plan.fingerprints[PROJECTED].numeric, numeric, advice)
+    for field, value in numeric.get(RAW, {}).items():
+        _log.warning(
+            "note: %s was made elsewhere (%s: %s, here %s): what is derived here may be only close to what the extraction "
+            "would make there; the fingerprint says so", RAW, field, value, numeric[field],
+        )  # fmt: skip
 
 
 def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     """Of `projected`; its width is what the projector makes of a row."""
-    rows = [row for row in store.committed_rows if row not in store.failures][:1]
+    rows = store.rows_with([RAW])[:1]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
     raw = store.arrays[RAW]
@@ -66,13 +91,15 @@ def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     return ArraySpec(name=PROJECTED, axes=("patch", "embed"), shape=(patches, embed), dtype=raw.dtype)
 
 
-def _derive_shard(writer: StoreWriter, store: FeatureStore, projector: Projector, shard: int) -> None:
+def _derive_shard(
+    writer: StoreWriter, store: FeatureStore, projector: Projector, shard: int, failed: Mapping[int, str]
+) -> None:
     began, rows, spec = time.time(), writer.plan.rows(shard), writer.plan.array(PROJECTED)
     lease = writer.claim(shard)
     if lease is None:
         return
     values = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
-    failures = {row: store.failures[row] for row in rows if row in store.failures}
+    failures = {row: failed[row] for row in rows if row in failed}
     for place, row in enumerate(rows):
         if row not in failures:
             values[place] = _project(store, projector, row)[0]

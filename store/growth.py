@@ -5,7 +5,7 @@ shards, records and plans stay as they are.
 """
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,15 @@ def plan_to_follow(
     return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
 
 
-def grown(plan: Plan, ids: ImageIds, images: Sequence[Named], arrays: Sequence[Made]) -> tuple[Plan, ImageIds]:
-    """The next generation: with more images, and more arrays.
+def left_to_derive(plan: Plan, prints: Mapping[str, Fingerprint]) -> frozenset[str]:
+    """Derived arrays that an extraction which would make them by `prints` must not add to: they were made elsewhere."""
+    return frozenset(name for name in plan.derived if prints.get(name) != plan.fingerprints[name])
+
+
+def grown(
+    plan: Plan, ids: ImageIds, images: Sequence[Named], arrays: Sequence[Made], derived: bool = False
+) -> tuple[Plan, ImageIds]:
+    """The next generation: with more images, and more arrays, which may be `derived` from those that are there.
 
     A name that another image had is the new one's: its file has changed.
     """
@@ -68,6 +75,7 @@ def grown(plan: Plan, ids: ImageIds, images: Sequence[Named], arrays: Sequence[M
     changes: dict[str, Any] = {
         "arrays": (*plan.arrays, *(spec for spec, _ in arrays)),
         "added": plan.added | {spec.name: generation for spec, _ in arrays},
+        "derived": (*plan.derived, *(spec.name for spec, _ in arrays if derived)),
         "fingerprints": plan.fingerprints | {spec.name: made for spec, made in arrays if made is not None},
     }
     if images:
@@ -81,6 +89,7 @@ def without(plan: Plan, name: str) -> Plan:
     return _next(plan, {
         "arrays": tuple(spec for spec in plan.arrays if spec.name != name),
         "added": {one: when for one, when in plan.added.items() if one != name},
+        "derived": tuple(one for one in plan.derived if one != name),
         "fingerprints": {one: made for one, made in plan.fingerprints.items() if one != name},
     })  # fmt: skip
 
@@ -133,10 +142,11 @@ def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) 
 
 
 def _require_compatible(path: Path, stored: Plan, wanted: Plan) -> None:
-    """What both have must be made alike: one array, one maker."""
+    """What both have must be made alike: one array, one maker. Derived arrays may have other bits; see `left_to_derive`."""
     advice = "extract into another folder (--run-dir), or replace this store with --overwrite"
     for name in sorted(stored.fingerprints.keys() & wanted.fingerprints.keys()):
-        found, expected = stored.fingerprints[name].model_dump(), wanted.fingerprints[name].model_dump()
+        parts = {"semantic"} if name in stored.derived else {"semantic", "numeric"}
+        found, expected = (one.fingerprints[name].model_dump(include=parts) for one in (stored, wanted))
         require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
     there = {spec.name: spec for spec in stored.arrays}
     differing = [spec.name for spec in wanted.arrays if there.get(spec.name, spec) != spec]

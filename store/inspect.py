@@ -39,12 +39,24 @@ def report(path: StoreLocation) -> dict[str, Any]:
             "committed": store.committed_shards,
             "missing": store.missing_shards,
         },
-        "failures": [
-            {"row": row, "names": store.ids.names(row), "reason": reason} for row, reason in store.failures.items()
-        ],
+        "failures": _failures(store),
         "fingerprints": {name: print_.model_dump(mode="json") for name, print_ in plan.fingerprints.items()},
         "notes": list(plan.notes),
     }
+
+
+def _failures(store: FeatureStore) -> list[dict[str, Any]]:
+    """Rows that lack an array because their image could not be encoded, with the arrays that they lack."""
+    lacking = {name: store.failed([name]) for name in store.arrays}
+    return [
+        {
+            "row": row,
+            "names": store.ids.names(row),
+            "reason": why,
+            "arrays": [name for name, rows in lacking.items() if row in rows],
+        }
+        for row, why in store.failed().items()
+    ]
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -70,7 +82,9 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     lines += [f"failures   {len(failures)}"]
     lines += [
-        f"  row {one['row']} {', '.join(map(printable, one['names']))}: {one['reason']}" for one in failures[:_SHOWN]
+        f"  row {one['row']} {', '.join(map(printable, one['names']))}: {one['reason']}"
+        + (f" ({', '.join(one['arrays'])} only)" if len(one["arrays"]) < len(found["arrays"]) else "")
+        for one in failures[:_SHOWN]
     ]
     lines += [f"note       {note}" for note in found["notes"]]
     for name, fingerprint in found["fingerprints"].items():

@@ -64,6 +64,9 @@ class Plan(BaseModel):
     arrays: tuple[ArraySpec, ...]
     added: dict[str, int] = {}
     """Generation that added an array, for those that were not there from the beginning."""
+    derived: tuple[str, ...] = ()
+    """Arrays that were made from others in the store. They are committed apart from what a tower makes: of every shard,
+    appended ones too, in the log of the generation that added them."""
     fingerprints: dict[str, Fingerprint]
     """By array."""
     geometry: Geometry
@@ -101,7 +104,8 @@ class Plan(BaseModel):
 
     def generation_of(self, name: str, shard: int) -> int:
         """The generation whose commit log says whether a shard of an array is there."""
-        return max(self.added.get(name, 0), self._segment(shard * self.shard_images).generation)
+        added = self.added.get(name, 0)
+        return added if name in self.derived else max(added, self._segment(shard * self.shard_images).generation)
 
     def arrays_of(self, generation: int, shard: int) -> tuple[ArraySpec, ...]:
         """What a generation adds to a shard."""
@@ -109,10 +113,9 @@ class Plan(BaseModel):
 
     def shards_of(self, generation: int) -> Iterator[int]:
         """Shards to which a generation adds something."""
-        everywhere = any(self.added.get(spec.name, 0) == generation for spec in self.arrays)
         for segment in self.parts:
-            if segment.generation == generation or (everywhere and segment.generation < generation):
-                first = segment.first_row // self.shard_images
+            first = segment.first_row // self.shard_images
+            if self.arrays_of(generation, first):
                 yield from range(first, first + math.ceil(segment.n_images / self.shard_images))
 
     def flattened(self) -> "Plan":
@@ -158,7 +161,8 @@ class Plan(BaseModel):
 
     def to_json(self) -> str:
         """As it lies on disk."""
-        return self.model_dump_json(indent=1) + "\n"
+        absent = None if self.derived else {"derived"}  # not in plans that were written before there was such a thing
+        return self.model_dump_json(indent=1, exclude=absent) + "\n"
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class FeatureStore:
         self.path, self.plan, self.logs, self.ids = path, plan, logs, ids
         self._folder, self._remote = folder, remote
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
-        self.failures: dict[int, str] = {row: why for log in logs for row, why in log.failures.items()}
+        self._failed: dict[str, Mapping[int, str]] = {}
         self._features = features
         self._verify: Verify = verify
         self._access: Access = access
@@ -90,12 +90,15 @@ class FeatureStore:
         `believe_plan` opens a store whose plan was changed after its shards were committed, to look into it.
         """
         with reached(path) as (folder, remote):
-            plan = read_plan(folder)
-            features = open_features(folder)
-            if not believe_plan:
-                _require_metadata(folder, plan)
-            ids = stored_ids(folder, plan)
-            logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
+            while True:
+                plan = read_plan(folder)
+                features = open_features(folder)
+                if not believe_plan:
+                    _require_metadata(folder, plan)
+                ids = stored_ids(folder, plan)
+                logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
+                if read_plan(folder).generation == plan.generation:  # it has not grown meanwhile
+                    break
             store = cls(path, folder, remote, plan, logs, ids, features, verify, access, believe_plan)
             store._require_own_logs()
         return store
@@ -120,7 +123,7 @@ class FeatureStore:
     @property
     def committed_shards(self) -> list[int]:
         """Shards of which every array is committed."""
-        return [shard for shard in range(self.plan.n_shards) if all(self._is_committed(n, shard) for n in self.arrays)]
+        return self.shards_with(self.arrays)
 
     @property
     def committed_rows(self) -> list[int]:
@@ -131,6 +134,25 @@ class FeatureStore:
     def missing_shards(self) -> list[int]:
         """Shards of which an array is not committed."""
         return sorted({*range(self.plan.n_shards)} - {*self.committed_shards})
+
+    def shards_with(self, names: Iterable[str]) -> list[int]:
+        """Shards of which some arrays are committed."""
+        wanted = [*names]
+        return [shard for shard in range(self.plan.n_shards) if all(self._is_committed(n, shard) for n in wanted)]
+
+    def rows_with(self, names: Iterable[str]) -> list[int]:
+        """Rows that hold features of all of some arrays."""
+        wanted = [*names]
+        failed = self.failed(wanted)
+        return [row for shard in self.shards_with(wanted) for row in self.plan.rows(shard) if row not in failed]
+
+    def failed(self, names: Iterable[str] | None = None) -> dict[int, str]:
+        """Rows that lack one of some arrays (default: any) because their image could not be encoded, with the reason.
+
+        An array that was added while an image could not be read lacks that image alone: its other arrays are there.
+        """
+        found = [self._failed_of(name) for name in (self.arrays if names is None else names)]
+        return dict(sorted({row: why for rows in found for row, why in rows.items()}.items()))
 
     def record(self, name: str, shard: int) -> CommitRecord | None:
         """The commit of a shard of an array, if there is one; IntegrityError (exit 4) if it is not about this plan."""
@@ -169,11 +191,12 @@ class FeatureStore:
     def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:
         """Raise StoreMissing (exit 5) unless all `rows` of some arrays are committed."""
         wanted = {row // self.plan.shard_images for row in rows}
-        shards = {shard for name in names for shard in wanted if not self._is_committed(name, shard)}
-        if shards:
+        missing = {(name, shard) for name in names for shard in wanted if not self._is_committed(name, shard)}
+        if missing:
+            shards, late = {shard for _, shard in missing}, {name for name, _ in missing}
             raise StoreMissing(
                 f"{len(shards)} of {self.plan.n_shards} shards in {self.path} are not extracted yet: "
-                "run `make extract` with this config to go on"
+                f"run {self._maker(late)} to go on"
             )
 
     def gather(self, name: str, rows: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -198,7 +221,7 @@ class FeatureStore:
             shard, inside = divmod(row, self.plan.shard_images)
             with suppress(IntegrityError, RowUnavailable):
                 file = self._file(name, shard, row)
-                if inside < file.rows and row not in self.failures:
+                if inside < file.rows and row not in self._failed_of(name):
                     file.will_need(inside)
 
     def stream(self, names: Sequence[str], batches: Iterable[Sequence[int]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -214,8 +237,9 @@ class FeatureStore:
         return prefetched(batches, read, announce=announce)
 
     def _read(self, name: str, row: int, out: NDArray[Any]) -> None:
-        if row in self.failures:
-            raise RowUnavailable(f"row {row} ({self._named(row)}) could not be encoded: {self.failures[row]}")
+        why = self._failed_of(name).get(row)
+        if why is not None:
+            raise RowUnavailable(f"{name} of row {row} ({self._named(row)}) could not be encoded: {why}")
         shard, inside = divmod(row, self.plan.shard_images)
         file = self._file(name, shard, row)
         if inside >= file.rows:
@@ -240,9 +264,11 @@ class FeatureStore:
             raise self._no_such_row(row)
         commit = self.record(name, shard)
         if commit is None:
-            raise RowUnavailable(f"row {row} ({self._named(row)}) is not committed yet: run `make extract` to go on")
+            raise RowUnavailable(
+                f"row {row} ({self._named(row)}) is not committed yet: run {self._maker([name])} to go on"
+            )
         record, layout = commit.files[name], self.plan.layout(name)
-        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(shard)
+        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(name, shard)
         if self._remote is not None:
             with self._remote.naming(), _damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, name, record, rows, dtype, repair)
@@ -253,6 +279,17 @@ class FeatureStore:
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
         path = self._folder / FEATURES / record.path
         return kind(path, layout, len(rows), record, repair, verified, self._verify)
+
+    def _failed_of(self, name: str) -> Mapping[int, str]:
+        """Rows that one array lacks; what the log of another generation says is about other arrays of those rows."""
+        if name not in self._failed:
+            self._failed[name] = {
+                row: why
+                for generation, log in enumerate(self.logs)
+                for row, why in log.failures.items()
+                if self.plan.generation_of(name, row // self.plan.shard_images) == generation
+            }
+        return self._failed[name]
 
     def _is_committed(self, name: str, shard: int) -> bool:
         return shard in self.logs[self.plan.generation_of(name, shard)]
@@ -273,12 +310,17 @@ class FeatureStore:
             f"expected a row of an image, below {self.plan.n_rows}, got {row}: there is no such image"
         )
 
-    def _repair(self, shard: int) -> str:
+    def _maker(self, names: Collection[str]) -> str:
+        """The command that makes some arrays."""
+        commands = {f"`python -m store derive {one} {self.path}`" for one in names if one in self.plan.derived}
+        return " and ".join([*(["`make extract`"] if len(commands) < len({*names}) else []), *sorted(commands)])
+
+    def _repair(self, name: str, shard: int) -> str:
         if self._remote is not None:
             return f"copy the files of shard {shard} to {self.path} again"
         if self.codec != "none":
             return f"{self.path} is an archive, make another of its store"
-        return f"`python -m store repair {self.path}` withdraws shard {shard}, and `make extract` computes it again"
+        return f"`python -m store repair {self.path}` withdraws shard {shard}, {self._maker([name])} computes it again"
 
     def _named(self, row: int) -> str:
         return ", ".join(self.ids.names(row)[:_SHOWN])

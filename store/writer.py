@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +48,12 @@ _SHOWN = 5
 class StoreWriter:
     """Writes shards of one plan; a killed writer leaves nothing behind that a reader would believe."""
 
-    def __init__(self, path: Path, plan: Plan, ids: ImageIds, stall_seconds: float, codec: Codec = "none") -> None:
+    def __init__(
+        self, path: Path, plan: Plan, ids: ImageIds, stall_seconds: float, codec: Codec, leave: Collection[str]
+    ) -> None:  # fmt: skip
         self.path, self.plan, self.ids, self.stall_seconds = path, plan, ids, stall_seconds
         self._codec: Codec = codec
+        self._leave = leave
 
     @classmethod
     @contextmanager
@@ -63,9 +66,11 @@ class StoreWriter:
         presence: Presence = "exclusive",
         stall_seconds: float = STALL_SECONDS,
         codec: Codec = "none",
+        leave: Collection[str] = (),
     ) -> Generator["StoreWriter", None, None]:
         """The store at `path`, created if it is new, healed where its metadata, ids or projector are damaged.
 
+        Derived arrays that are named in `leave` are nothing to this writer: it neither misses nor writes them.
         With the codec zstd it becomes an archive, which is never opened for writing again (ArchiveReadOnly, exit 7).
         Raises FingerprintMismatch (exit 4) or StoreError if there is a store of another plan, StoreLocked (exit 6)
         while another process writes, NoSpace (exit 7) where the disk is full or read-only.
@@ -79,11 +84,11 @@ class StoreWriter:
                     _sweep(path, 0.0 if presence == "exclusive" else stall_seconds)
                     if presence == "exclusive":
                         held.push(creating.pop_all())
-            yield cls(path, plan, ids, stall_seconds, codec)
+            yield cls(path, plan, ids, stall_seconds, codec, leave)
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
-        return sorted({shard for _, shard in missing_parts(self.path, self.plan)})
+        return sorted({shard for _, shard in missing_parts(self.path, self.plan, self._leave)})
 
     def claim(self, shard: int) -> Lease | None:
         """The right to compute a shard; None if it is committed, or someone alive is at it."""
@@ -101,7 +106,8 @@ class StoreWriter:
 
     def missing_generations(self, shard: int) -> list[int]:
         """Generations whose part of a shard is not committed."""
-        generations = {self.plan.generation_of(spec.name, shard) for spec in self.plan.arrays}
+        arrays = [spec.name for spec in self.plan.arrays if spec.name not in self._leave]
+        generations = {self.plan.generation_of(name, shard) for name in arrays}
         return [one for one in sorted(generations) if read_commit(self.path, shard, one) is None]
 
     def missing_arrays(self, shard: int) -> list[str]:
@@ -202,10 +208,13 @@ class StoreWriter:
         return values
 
 
-def missing_parts(path: Path, plan: Plan) -> list[tuple[int, int]]:
-    """Generation and shard of everything that is not committed; IntegrityError (exit 4) for logs of another plan."""
+def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[tuple[int, int]]:
+    """Generation and shard of everything that is not committed, but for derived arrays in `leave`.
+
+    Raises IntegrityError (exit 4) for logs of another plan.
+    """
     missing: list[tuple[int, int]] = []
-    for generation in range(plan.generation + 1):
+    for generation in sorted({*range(plan.generation + 1)} - {plan.added[name] for name in leave}):
         committed = read_commits(path, generation)
         if committed.plan_digests - {plan.digest_of(generation)}:
             foreign = next(s for s, record in committed.items() if record.plan_digest != plan.digest_of(generation))
@@ -214,9 +223,9 @@ def missing_parts(path: Path, plan: Plan) -> list[tuple[int, int]]:
     return missing
 
 
-def missing_bytes(path: Path, plan: Plan) -> int:
-    """What is still to be written."""
-    parts = missing_parts(path, plan)
+def missing_bytes(path: Path, plan: Plan, leave: Collection[str] = ()) -> int:
+    """What is still to be written, but for derived arrays in `leave`."""
+    parts = missing_parts(path, plan, leave)
     return sum(
         plan.layout(spec.name).file_bytes(len(plan.rows(s))) for one, s in parts for spec in plan.arrays_of(one, s)
     )

@@ -8,6 +8,7 @@ from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
 from stage1_extract.worker import OpenEncoder, Worker
 from store.fingerprint import require_equal
+from store.growth import left_to_derive
 from store.plan import read_plan
 from store.reader import stored_ids
 from store.writer import StoreWriter, committed_failures
@@ -26,7 +27,11 @@ class Joined:
         self.ids = stored_ids(experiment.store_path, self.plan)
         self.sources = stored_sources(experiment, self.plan, self.ids)
         self.opened = OpenEncoder.load(experiment, device)
-        for name, found in self.opened.fingerprints().items():
+        prints = self.opened.fingerprints()
+        self._leave = left_to_derive(self.plan, prints)
+        for name, found in prints.items():
+            if name in self._leave:
+                continue
             wanted = self.plan.fingerprints[name].model_dump()
             require_equal(f"the fingerprint of {name} in {label}", wanted, found.model_dump(), "use equal machines")
 
@@ -36,7 +41,8 @@ class Joined:
     ) -> None:  # fmt: skip
         """Encode those of `shards` that are nobody else's; see Worker for `tick` and `begin`."""
         stall = self.experiment.extract.stall_seconds
-        with StoreWriter.open(self.experiment.store_path, self.plan, self.ids, None, "joined", stall) as writer:
+        path = self.experiment.store_path
+        with StoreWriter.open(path, self.plan, self.ids, None, "joined", stall, leave=self._leave) as writer:
             worker = Worker(self.experiment, writer, self.sources, self.opened, self.label, tick, begin)
             worker.failures = self._failures
             worker.extract(shards, allowed)

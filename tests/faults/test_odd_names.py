@@ -101,7 +101,7 @@ def test_every_name_that_is_a_file_under_the_root_has_its_own_row_and_features(m
 def test_every_other_name_is_kept_as_it_is_with_a_reason(made):
     folder, _, done, _, _ = made
     store = FeatureStore.open(folder / "run" / "store")
-    reason = {name: store.failures[store.ids.row_of_name(name)] for name in [*CLIMBING, *STRANGE, *ABSENT]}
+    reason = {name: store.failed()[store.ids.row_of_name(name)] for name in [*CLIMBING, *STRANGE, *ABSENT]}
     assert all(reason[name] == "outside_image_root" for name in CLIMBING if name != ".")
     assert reason["."] == "not_a_regular_file"
     assert {reason[name] for name in ABSENT} == {"missing_file"}

@@ -148,7 +148,7 @@ def test_a_store_of_the_first_release_is_read_as_it_was_written(access):
     assert store.gather("raw", [0]).tolist() == [raw]
     assert store.gather("raw", [2]).tolist() == [(np.array(raw) + 12).tolist()]
     assert store.gather("cls_attention", [2, 0]).tolist() == [[[0.5, 0.625]], [[0.0, 0.125]]]
-    assert store.failures == {1: "truncated_image"}
+    assert store.failed() == {1: "truncated_image"}
     with pytest.raises(RowUnavailable, match="b/ü 图.png.* could not be encoded: truncated_image"):
         store.gather("raw", [1])
     assert [store.ids.names(row) for row in range(3)] == [["a.png", "copy of a.png"], ["b/ü 图.png"], ["c.png"]]

@@ -25,7 +25,7 @@ def rewrite(store: Path, changes: Mapping[str, Callable[[Rows], Rows]]) -> None:
     opened = FeatureStore.open(store)
     plan = opened.plan
     for shard, record in read_commits(store).items():
-        rows = [row for row in plan.rows(shard) if row not in opened.failures]
+        rows = [row for row in plan.rows(shard) if row not in opened.failed()]
         files = dict(record.files)
         for name, change in changes.items():
             values = np.full(

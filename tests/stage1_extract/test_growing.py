@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,22 @@ from stage1_extract.errors import TooManyFailures, WorkerFailed
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.verify import changed_sources, encode_again
 from store.compare import differences_between
+from store.contents import Contents
+from store.copies import write_copy
+from store.dataset import StoreDataset
 from store.derive import derive_projected
 from store.drop import drop
-from store.errors import CheckpointMissing, IntegrityError, RowUnavailable, StoreError, StoreMissing
+from store.environment import torch_environment
+from store.errors import (
+    CheckpointMissing,
+    FingerprintMismatch,
+    IntegrityError,
+    RowUnavailable,
+    StoreError,
+    StoreMissing,
+)
+from store.inspect import as_text as inspected
+from store.inspect import report
 from store.reader import FeatureStore
 from store.verify import verify
 from tests.helpers.checkpoints import tiny_llava
@@ -65,8 +79,12 @@ def experiment(folder: Path, checkpoint: Path, images: Path, arrays: list[str] =
 def by_name(path: Path) -> dict[tuple[str, str], bytes]:
     """What a store says of each image, wherever its row is."""
     store = FeatureStore.open(path)
-    rows = {name: row for row in store.committed_rows for name in store.ids.names(row) if row not in store.failures}
-    return {(name, one): store.gather(one, [row]).tobytes() for name, row in rows.items() for one in store.arrays}
+    return {
+        (name, one): store.gather(one, [row]).tobytes()
+        for one in store.arrays
+        for row in store.rows_with([one])
+        for name in store.ids.names(row)
+    }
 
 
 def in_turn(extractions: list[Experiment], **named) -> list[dict]:
@@ -166,6 +184,44 @@ def test_a_file_that_is_gone_keeps_its_features_while_others_are_appended(tmp_pa
     assert before.items() <= by_name(wanted.store_path).items()
 
 
+def test_an_image_that_is_gone_while_an_array_is_added_lacks_that_array_alone(tmp_path, checkpoint, images, capsys):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw", "cls_hidden"])
+    extract(wanted, overwrite=False)
+    before = by_name(wanted.store_path)
+    (images / "image_001.png").rename(tmp_path / "gone.png")
+    more = experiment(tmp_path / "run", checkpoint, images, ["raw", "cls_hidden", "keys"], max_failures="1")
+    assert extract(more, overwrite=False, append=True)["failures"] == {"image_001.png": "missing_file"}
+    assert before.items() <= by_name(more.store_path).items()
+    store = FeatureStore.open(more.store_path)
+    assert store.failed(["raw", "cls_hidden"]) == {} and store.rows_with(["raw"]) == [0, 1, 2, 3, 4]
+    assert store.failed() == store.failed(["raw", "keys"]) == {1: "missing_file"}
+    with pytest.raises(RowUnavailable, match=r"keys of row 1 \(image_001.png\) could not be encoded: missing_file"):
+        store.gather("keys", [1])
+    assert StoreDataset(store, ["raw"]).rows.tolist() == [0, 1, 2, 3, 4]
+    assert StoreDataset(store, ["raw", "keys"]).rows.tolist() == [0, 2, 3, 4]
+    assert "row 1 image_001.png: missing_file (keys only)" in inspected(report(more.store_path))
+    assert [one.name for one in changed_sources(more)] == ["image_001.png"]
+    assert encode_again(more, 5)["compared"] == 4
+    (tmp_path / "gone.png").rename(images / "image_001.png")
+    assert extract(more, overwrite=False, retry_failed=True)["failures"] == {}
+    assert FeatureStore.open(more.store_path).failed() == {} and changed_sources(more) == []
+
+
+def test_what_is_derived_and_copied_of_a_store_in_which_an_image_lacks_an_array(tmp_path, checkpoint, images, caplog):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw"])
+    extract(wanted, overwrite=False)
+    (images / "image_001.png").unlink()
+    more = experiment(tmp_path / "run", checkpoint, images, ["raw", "keys"], max_failures="1")
+    extract(more, overwrite=False, append=True)
+    derive_projected(more.store_path, "cpu")
+    store = FeatureStore.open(more.store_path)
+    assert store.rows_with(["raw", "projected"]) == [0, 1, 2, 3, 4]
+    write_copy(Contents.of(store), tmp_path / "copy")
+    assert "1 images have some arrays and lack others" in caplog.text
+    copy = FeatureStore.open(tmp_path / "copy")
+    assert copy.failed(["raw"]) == {1: "missing_file"} and verify(tmp_path / "copy", quick=False) == []
+
+
 def test_an_added_array_is_encoded_alone_and_equals_that_of_a_whole_extraction(tmp_path, checkpoint, images):
     extract(experiment(tmp_path / "run", checkpoint, images, ["raw"]), overwrite=False)
     wanted = experiment(tmp_path / "run", checkpoint, images)
@@ -222,6 +278,87 @@ def test_a_store_without_raw_or_without_its_projector_cannot_derive(tmp_path, ch
     extract(wanted, overwrite=False)
     with pytest.raises(StoreMissing, match="raw"):
         derive_projected(wanted.store_path, "cpu")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Whoever derives within it does so on another device."""
+
+    @contextmanager
+    def there():
+        with monkeypatch.context() as patched:
+            patched.setattr("store.derive.torch_environment", lambda device: here(device) | {"device": "another"})
+            yield
+
+    here = torch_environment
+    return there
+
+
+def test_what_was_derived_elsewhere_is_recorded_so_and_left_to_derive_when_images_are_appended(
+    tmp_path, checkpoint, images, elsewhere, caplog
+):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw", "cls_hidden"])
+    extract(wanted, overwrite=False)
+    with elsewhere():
+        derive_projected(wanted.store_path, "cpu")
+    assert "raw was made elsewhere (device: cpu, here another)" in caplog.text
+    raw, projected = (FeatureStore.open(wanted.store_path).fingerprint(name) for name in ("raw", "projected"))
+    assert projected.numeric == raw.numeric | {"device": "another", "raw": {"device": "cpu"}}
+    assert extract(wanted, overwrite=False)["bytes_written"] == 0
+    come(tmp_path, range(5, 9))
+    done = extract(wanted, overwrite=False, append=True)
+    assert done["tower_images"] == 4 and "still to be derived there for 2 shards" in caplog.text
+    store = FeatureStore.open(wanted.store_path)
+    appended = [store.ids.row_of_name(f"image_{n:03d}.png") for n in range(5, 9)]
+    assert store.gather("raw", appended).shape[0] == 4
+    with pytest.raises(RowUnavailable, match="run `python -m store derive projected"):
+        store.gather("projected", appended[:1])
+    with pytest.raises(StoreMissing, match="2 of 5 shards .* run `python -m store derive projected"):
+        store.require_complete(["projected", "raw"], appended)
+    with pytest.raises(
+        FingerprintMismatch, match=r"device: expected 'another', found 'cpu'[\s\S]*store drop projected"
+    ):
+        derive_projected(wanted.store_path, "cpu")
+    with elsewhere():
+        assert derive_projected(wanted.store_path, "cpu") == 2
+    whole = experiment(tmp_path / "whole", checkpoint, images)
+    extract(whole, overwrite=False)
+    assert by_name(wanted.store_path).items() <= by_name(whole.store_path).items()
+    assert verify(wanted.store_path, quick=False) == []
+    drop(wanted.store_path, "projected")
+    assert derive_projected(wanted.store_path, "cpu") == 5
+    assert FeatureStore.open(wanted.store_path).fingerprint("projected").numeric == raw.numeric
+
+
+def test_a_store_with_what_was_derived_elsewhere_is_gone_on_with_by_workers_too(
+    tmp_path, checkpoint, images, elsewhere
+):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw"])
+    extract(wanted, overwrite=False)
+    with elsewhere():
+        derive_projected(wanted.store_path, "cpu")
+    before = by_name(wanted.store_path)
+    (wanted.store_path / "commits" / "0.json").unlink()
+    (wanted.store_path / "commits" / "1" / "1.json").unlink()
+    two = experiment(tmp_path / "run", checkpoint, images, ["raw"], workers=2)
+    assert extract(two, overwrite=False)["tower_images"] == 2
+    assert FeatureStore.open(wanted.store_path).shards_with(["projected"]) == [0, 2]
+    with elsewhere():
+        assert derive_projected(wanted.store_path, "cpu") == 1
+    assert by_name(wanted.store_path) == before
+
+
+def test_what_was_derived_here_is_extracted_with_the_images_that_are_appended(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images, ["raw"])
+    extract(wanted, overwrite=False)
+    derive_projected(wanted.store_path, "cpu")
+    come(tmp_path, range(5, 9))
+    extract(wanted, overwrite=False, append=True)
+    store = FeatureStore.open(wanted.store_path)
+    assert store.missing_shards == [] and verify(wanted.store_path, quick=False) == []
+    whole = experiment(tmp_path / "whole", checkpoint, images, ["raw", "projected"])
+    extract(whole, overwrite=False)
+    assert by_name(wanted.store_path) == by_name(whole.store_path)
 
 
 def test_failed_images_stay_failed_in_what_is_derived(tmp_path, checkpoint, images):

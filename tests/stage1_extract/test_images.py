@@ -145,7 +145,7 @@ def test_a_bad_image_gets_its_reason_and_the_others_are_stored(tmp_path, checkpo
     assert done["tower_images"] == GOOD and done["images"] == GOOD + 1
     store = FeatureStore.open(wanted.store_path)
     bad_row = store.ids.row_of_name(name)
-    assert store.failures == {bad_row: reason} and store.missing_shards == []
+    assert store.failed() == {bad_row: reason} and store.missing_shards == []
     good_rows = [store.ids.row_of_name(good) for good in names if good != name]
     assert all(np.isfinite(store.gather(array, good_rows)).all() for array in store.arrays)
     with pytest.raises(RowUnavailable, match=reason):

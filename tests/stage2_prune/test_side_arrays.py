@@ -1,11 +1,14 @@
 """Methods that read side arrays, on those that stage 1 really stores."""
 
+import shutil
+
 import pytest
 import torch
 
 from configs import plugin
 from configs.experiment import Experiment
 from stage1_extract.arrays import NAMES
+from stage1_extract.extract import extract as extract_stage
 from stage2_prune import evaluate, pruners
 from stage2_prune.features import Features
 from stage2_prune.merging import make_merged
@@ -68,3 +71,21 @@ def test_a_caller_can_report_which_tower_layers_were_meant(experiment):
         "vscan",
     }
     assert all(0 <= layer < layers for found in resolved.values() for layer in found.values())
+
+
+def test_a_question_is_excluded_only_where_an_array_that_is_needed_lacks_its_image(home, tmp_path):
+    shutil.copytree(home / "data", tmp_path / "data")
+    data = {"images": str(tmp_path / "data" / "images"), "questions": str(tmp_path / "data" / "questions.jsonl")}
+    changes = {"data": data, "store": {"path": str(tmp_path / "store")}, "extract": {"max_failures": 1}}
+    found = Experiment.model_validate(settings(tmp_path, model__checkpoint=str(home / "checkpoint"), **changes))
+    extract(found, tmp_path)
+    questions = select(read_questions(found.data), found.data, "test")
+    (found.data.images / questions[0].image).unlink()
+    extract_stage(found.with_arrays([*found.store.arrays, "keys"]), overwrite=False, append=True)
+    store = FeatureStore.open(found.store_location)
+    kept, excluded = Features(store, {"cls_attention"}, torch.device("cpu")).answerable(questions)
+    assert kept == questions and excluded == []
+    kept, excluded = Features(store, {"keys"}, torch.device("cpu")).answerable(questions)
+    about = {question.question_id for question in questions if question.image == questions[0].image}
+    assert {one.question_id: one.reason for one in excluded} == dict.fromkeys(about, "missing_file")
+    assert len(kept) == len(questions) - len(about)

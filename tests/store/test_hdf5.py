@@ -76,8 +76,8 @@ def test_a_store_without_a_projector_comes_back_without_one(tmp_path):
 def test_a_store_of_two_generations_comes_back_as_one_with_the_same_values(tmp_path):
     before = FeatureStore.open(grown_store(tmp_path / "store"))
     after = FeatureStore.open(there_and_back(tmp_path / "store", tmp_path))
-    rows = [row for row in before.committed_rows if row not in before.failures]
-    assert after.plan == before.plan.flattened() and after.failures == before.failures
+    rows = [row for row in before.committed_rows if row not in before.failed()]
+    assert after.plan == before.plan.flattened() and after.failed() == before.failed()
     assert [after.ids.names(row) for row in range(9)] == [before.ids.names(row) for row in range(9)]
     for name in before.arrays:
         assert after.gather(name, rows).tobytes() == before.gather(name, rows).tobytes()

@@ -39,7 +39,7 @@ def read_all(path):
     for row in range(len(store.ids)):
         assert store.ids.row_of_sha(store.ids.sha_of_row(row)) == row
         assert all(store.ids.row_of_name(name) == row for name in store.ids.names(row))
-    return rows | dict(state.weights), store.failures, store.plan
+    return rows | dict(state.weights), store.failed(), store.plan
 
 
 def assert_unaltered(path):
@@ -258,7 +258,7 @@ def test_a_flipped_bit_in_the_row_of_a_failure_never_returns_its_fill(tmp_path):
         except (IntegrityError, RowUnavailable):
             pass
         else:
-            assert np.isfinite(as_floats(rows, "float32")).all(), f"bit {bit - bits[0]}: {store.failures}"
+            assert np.isfinite(as_floats(rows, "float32")).all(), f"bit {bit - bits[0]}: {store.failed()}"
         flip(file, bit)
 
 

@@ -178,12 +178,12 @@ def test_features_that_are_not_numbers_are_refused_by_the_name_of_their_image(tm
 def test_failed_rows_hold_fill_are_listed_and_refused_with_their_reason(tmp_path, dtype):
     path = store_of(tmp_path, count=5, dtype=dtype, failures={1: "truncated PNG", 4: "not an image"})
     store = FeatureStore.open(path)
-    assert store.failures == {1: "truncated PNG", 4: "not an image"}
+    assert store.failed() == {1: "truncated PNG", 4: "not an image"}
     assert store.committed_rows == [0, 1, 2, 3, 4] and store.missing_shards == []
     for one in store.plan.arrays:
         assert np.isnan(as_floats(plain(path, one.name), dtype)[[1, 4]]).all()
         np.testing.assert_array_equal(bits(plain(path, one.name)[[0, 2, 3]]), bits(values(one, range(5))[[0, 2, 3]]))
-        for row, why in store.failures.items():
+        for row, why in store.failed().items():
             with pytest.raises(RowUnavailable, match=rf"row {row} \(image_{row}\.png.*{why}") as caught:
                 store.gather(one.name, [0, row])
             assert caught.value.exit_code == 4
