@@ -87,7 +87,7 @@ def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str
 
 
 def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], dict[str, str]]:
-    """The pruners, trained ones with their weights, and the digests of those weights.
+    """The pruners, trained ones with their weights, and the digests of the weights that methods read.
 
     Raises NotTrained (exit 5) naming `make train` where weights are missing.
     """
@@ -95,6 +95,8 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
     digests: dict[str, str] = {}
     for label, pruner in methods.items():
         session.features.check(label, pruner)
+        if "clip_text" in pruner.reads:
+            digests[label] = weights_digest(session.reader.clip.encoder.state_dict())
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
             folder = weights.folder(session.experiment.run_dir, label)

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs.experiment import Experiment
+from stage2_prune.clip_text import ClipReader, check_clip, open_clip_text
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import Language
 from stage2_prune.merging import make_merged
@@ -35,10 +35,9 @@ class Reader:
     language: Language
 
     @cached_property
-    def clip(self) -> Any:
-        """CLIP's text encoder, opened for the first method that reads it."""
-        from stage2_prune.clip_text import open_clip_text
-
+    def clip(self) -> ClipReader:
+        """CLIP's text encoder, opened for the first method that reads it; raises as `check_clip` and `open_clip_text` do."""
+        check_clip(self.features.store, self.experiment.model)
         return open_clip_text(self.experiment.model, self.language.device)
 
     def question(self, question: Question) -> Float[Tensor, "1 token embed"]:
