@@ -51,11 +51,21 @@ class Eager:
 
     @torch.no_grad()
     def run(
-        self, embeds: Tensor, start: int, patches: int, prompt: int, rules: dict[int, Rule], positions: str
+        self,
+        embeds: Tensor,
+        start: int,
+        patches: int,
+        prompt: int,
+        rules: dict[int, Rule],
+        positions: str,
+        numbered: list[int] | None = None,
     ) -> Tensor:
-        """Logits at every token of one sequence, of which `prompt` are the prompt and the rest its answer."""
+        """Logits at every token of one sequence, of which `prompt` are the prompt and the rest its answer.
+
+        `numbered` are the position ids of tokens that do not stand in the order of their positions.
+        """
         hidden, before, self.kept = embeds[None], embeds[None], {}
-        alive, places = list(range(len(embeds))), list(range(len(embeds)))
+        alive, places = list(range(len(embeds))), numbered or list(range(len(embeds)))
         attention = torch.empty(0)
         for number in range(len(self.model.model.layers)):
             if number in rules:

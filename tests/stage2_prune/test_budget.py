@@ -4,13 +4,20 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from configs.experiment import Flops
-from stage2_prune.budget import CONVENTIONS, LanguageShape, one_convention, price
+from stage2_prune.budget import CONVENTIONS, LanguageShape, one_convention, price, shape_of
 from stage2_prune.errors import NotComparable
+from stage2_prune.layer_loop import pruning_inside
+from stage2_prune.pruners.fastv import FastV
+from stage2_prune.pruners.pyramid_drop import PyramidDrop
+from stage2_prune.pruners.sparse_vlm import SparseVlm
+from stage2_prune.pruners.vtw import Vtw
 from stage2_prune.schedule_budget import Schedule, Stage
+from tests.stage2_prune.small_llama import LAYERS, PATCHES, PROMPTS, questions, small_language
 
 LLAVA_7B = LanguageShape(layers=32, width=4096, heads=32, kv_heads=32, head=128, mlp=11008, itemsize=2)
 
@@ -57,6 +64,31 @@ def test_the_convention_of_a_flop_counter_is_what_torch_counts_in_a_prefill(kv_h
     counted = sum(sum(found[f"LlamaForCausalLM.model.layers.{layer}"].values()) for layer in range(3))
     shape = LanguageShape(3, 48, 4, kv_heads, 12, 80, 4)
     assert CONVENTIONS["flops_all"].count(shape, (visual,) * 3, text) == counted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "keys of every head"])
+@pytest.mark.parametrize(("pruner", "keep"), [(FastV(), 8), (PyramidDrop(), 12), (SparseVlm(), 9), (Vtw(), 0)], ids=str)
+def test_a_schedule_costs_in_every_layer_what_torch_counts_there(pruner, keep, heads):
+    """Layers alone: what a method computes to choose is no part of them, as its time is none."""
+    language = small_language(heads=heads)
+    schedule, batch = pruner.schedule(PATCHES, LAYERS, keep), questions(language, prompts=PROMPTS[:1])
+    model = pruning_inside(language, pruner, schedule, pruner.positions).answering(batch.slots)
+    inputs = {name: vars(batch)[name] for name in ("inputs_embeds", "attention_mask", "position_ids")}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # others are not in torch's counter
+        model(**inputs)
+    found = counter.get_flop_counts()
+    counted = [sum(found[f"LlamaForCausalLM.model.decoder.layers.{layer}"].values()) for layer in range(LAYERS)]
+    shape, text = shape_of(language), batch.slots.shape[1] - PATCHES
+    expected = [CONVENTIONS["flops_all"].count(shape, [tokens], text) for tokens in schedule.tokens_per_layer]
+    assert counted == expected and counted[-1] < counted[0]
+    assert sum(counted) == price(shape, [(schedule, text)]).flops["flops_all"]
+
+
+def test_a_selection_before_the_language_model_enters_every_layer_whole():
+    found = price(LLAVA_7B, [(Schedule(32, 64), 0)])
+    assert found.tokens_per_layer == (64,) * 32 and found.tokens_per_layer_mean == 64
+    assert found.flops["macs_vision"] == CONVENTIONS["macs_vision"].count(LLAVA_7B, (64,) * 32, 0)
 
 
 def test_a_price_is_the_mean_over_questions():

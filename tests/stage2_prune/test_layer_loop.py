@@ -6,12 +6,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from configs import plugin
+from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.flow import causal_mask
 from stage2_prune.generate import generate
 from stage2_prune.in_llm import Drop
 from stage2_prune.language import Language
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
+from stage2_prune.pruner import Pruner
+from stage2_prune.pruners.combination import Combination
+from stage2_prune.pruners.dart import Dart
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.fit_prune import FitPrune
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
@@ -33,6 +38,7 @@ from tests.stage2_prune.small_llama import (
 )  # fmt: skip
 
 STEPS = 12
+INSIDE = {name: kind for name, kind in plugin.find_all(pruners, Pruner).items() if kind.place == "in_llm"}
 METHODS = [
     (FastV(), 8),
     (FastV(layer=12), 18),
@@ -42,6 +48,7 @@ METHODS = [
     (V2Drop(), 7),
     (FitPrune(), 5),
     (Vtw(), 0),
+    (Dart(), 9),
 ]
 
 
@@ -130,6 +137,30 @@ def test_shortened_sequences_answer_as_masked_ones_do_in_a_stock_eager_model_wit
         torch.testing.assert_close(said.logits[row], logits[len(prompt) - 1 :], atol=1e-4, rtol=1e-4)
         counts = [PATCHES, *(len(oracle.kept[layer]) for layer in sorted(oracle.kept))]
         assert counts == [schedule.entering, *(stage.keep for stage in schedule.stages)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(("pruner", "keep"), METHODS, ids=lambda value: repr(value))
+def test_every_token_of_a_prompt_that_is_left_has_the_logits_of_the_masked_prompt(language, pruner, keep, positions):
+    schedule, batch = pruner.schedule(PATCHES, LAYERS, keep), questions(language)
+    model = pruning_inside(language, pruner, schedule, positions).answering(batch.slots)
+    inputs = {name: vars(batch)[name] for name in ("inputs_embeds", "attention_mask", "position_ids")}
+    shortened = model(**inputs).logits
+    oracle = Eager(eager_twin(language))
+    for row in range(len(PROMPTS)):
+        prompt, start = of_question(batch, row)
+        stages = {one.first: [start + patch for patch in one.kept[row].tolist()] for one in model.model.segments[1:]}
+        rules = {layer: lambda view, stay=stay: stay for layer, stay in stages.items()}
+        masked = oracle.run(prompt, start, PATCHES, len(prompt), rules, positions)
+        left = [*range(start), *stages[max(stages)], *range(start + PATCHES, len(prompt))]
+        found = shortened[row, model.model.segments[-1].valid[row]]
+        torch.testing.assert_close(found, masked[left], atol=1e-4, rtol=1e-4)
+
+
+def test_no_method_inside_the_model_is_left_out_above():
+    """A combination is PyramidDrop behind a selection: its own test has both halves."""
+    assert {type(pruner) for pruner, _ in METHODS} == set(INSIDE.values()) - {Combination}
 
 
 @torch.no_grad()

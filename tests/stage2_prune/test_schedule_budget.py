@@ -63,6 +63,12 @@ def test_sparse_vlm_has_its_published_counts_at_their_true_means(recycle, mean, 
     assert all(abs(a - b) <= 4 for a, b in zip(keeps(near), counts, strict=True))
 
 
+@pytest.mark.parametrize(("mean", "counts"), [(188.2, (300, 200, 110)), (123.9, (303, 110, 36)), (61.7, (66, 30, 17))])
+def test_sparse_vlm_comes_near_its_nominal_budgets_only_where_a_layer_counts_what_leaves_it(mean, counts):
+    """The authors' way: tokens go after layers 2, 6 and 15, and are counted as gone in these layers already."""
+    assert staged(576, 32, (2, 6, 15), counts).mean == pytest.approx(mean, abs=0.05)
+
+
 @pytest.mark.parametrize(("mean", "counts"), [(206.8, [300, 200, 118]), (144.1, [238, 108, 60]), (81.8, [66, 34, 20])])
 def test_sparse_vlm_plus_has_its_published_counts_at_their_true_means(mean, counts):
     assert staged(576, 32, (3, 7, 16), counts).mean == pytest.approx(mean, abs=0.06)
