@@ -12,12 +12,12 @@ which they were found, which changes what a causal language model makes of them.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.pruner import Pruner
+from stage2_prune.pruners._farthest import farthest_first
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.tokens import VisualTokens
 
@@ -37,20 +37,7 @@ class DivPrune(Pruner):
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` patches of each image, the same ones in either order; of equals the lower index."""
-        found = farthest_first(1 - cosine_similarity(tokens.arrays["projected"]), keep)
+        distance = 1 - cosine_similarity(tokens.arrays["projected"])
+        own_then_nearest = min(2, tokens.patches)  # the smallest distance of a patch is the one to itself
+        found = farthest_first(distance, distance.kthvalue(own_then_nearest, dim=1).values, keep)
         return found if self.quirks == "paper" else found.sort(dim=-1).values
-
-
-def farthest_first(distance: Float[Tensor, "image patch patch"], keep: int) -> Int[Tensor, "image {keep}"]:
-    """Patches in the order in which the greedy finds them, all images at once."""
-    image = torch.arange(len(distance), device=distance.device)
-    patches = distance.shape[-1]
-    own_then_nearest = min(2, patches)  # the smallest distance of a patch is the one to itself
-    found = [distance.kthvalue(own_then_nearest, dim=1).values.argmax(-1)]
-    nearest = distance[image, found[0]]
-    nearest[image, found[0]] = -torch.inf
-    for _ in range(keep - 1):
-        found.append(nearest.argmax(-1))
-        nearest = torch.minimum(nearest, distance[image, found[-1]])
-        nearest[image, found[-1]] = -torch.inf
-    return torch.stack(found, dim=-1)

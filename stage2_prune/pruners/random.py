@@ -9,7 +9,7 @@ from jaxtyping import Int
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from stage2_prune.draw import image_seed
+from stage2_prune.draw import permutation
 from stage2_prune.pruner import Pruner
 from stage2_prune.tokens import VisualTokens
 
@@ -29,8 +29,5 @@ class Random(Pruner):
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` random patches of each image, ascending."""
-        drawn = [np.sort(self._permutation(name, tokens.patches)[:keep]) for name in tokens.image_ids]
+        drawn = [np.sort(permutation(self.seed, name, tokens.patches)[:keep]) for name in tokens.image_ids]
         return torch.from_numpy(np.stack(drawn).astype(np.int64)).to(tokens.device)
-
-    def _permutation(self, image_id: str, patches: int) -> Int[np.ndarray, " patch"]:
-        return np.random.Generator(np.random.PCG64(image_seed(self.seed, image_id))).permutation(patches)

@@ -12,18 +12,15 @@ With alpha 0 and `multi` the saliency is 1 and gains tie exactly; the lower inde
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.pruner import Pruner
+from stage2_prune.pruners._coverage import cover
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.tokens import VisualTokens
-
-CACHED = 512
-"""Rows of similarities that are worked on at once, so that they stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -44,39 +41,9 @@ class Scope(Pruner):
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` patches of each image, ascending; of equals the lower index."""
         saliency = tokens.arrays["cls_attention"].double().sum(dim=1) ** self.alpha
-        gains = Gains(cosine_similarity(tokens.arrays["raw"]))
-        taken = torch.zeros_like(saliency, dtype=torch.bool)
-        found: list[Tensor] = []
-        for _ in range(keep):
-            score = gains.of * saliency if self.combine == "multi" else gains.of + saliency
-            found.append(score.masked_fill(taken, -torch.inf).argmax(dim=-1))
-            taken.scatter_(1, found[-1][:, None], True)
-            gains.take(found[-1])
-        return torch.stack(found, dim=-1).sort(dim=-1).values
-
-
-class Gains:
-    """How much more every patch would cover, of all images at once.
-
-    A patch that is taken changes the cover of few others, and only their part of the gains is taken off: over all
-    steps that is some N log(keep) rows of an image's similarity instead of N * keep.
-    """
-
-    def __init__(self, similarity: Float[Tensor, "image patch patch"]) -> None:
-        self.of: Float[Tensor, "image patch"] = torch.stack(
-            [one.double().clamp_(min=0).sum(dim=0) for one in similarity]
+        found = cover(
+            cosine_similarity(tokens.arrays["raw"]),
+            keep,
+            lambda gain: gain * saliency if self.combine == "multi" else gain + saliency,
         )
-        """float64: gains are updated, not summed afresh, and in float32 the rounding would add up."""
-        self._patches = similarity.shape[-1]
-        self._rows = similarity.flatten(0, 1)
-        self._first = torch.arange(len(similarity), device=similarity.device) * self._patches
-        self._cover = similarity.new_zeros(len(self._rows))
-
-    def take(self, patch: Int[Tensor, " image"]) -> None:
-        """Cover with one patch of each image."""
-        now = self._rows[self._first + patch].flatten()
-        for rows in (now > self._cover).nonzero()[:, 0].split(CACHED):
-            before = self._cover[rows, None]
-            covered = self._rows.index_select(0, rows).clamp_(before, now[rows, None])
-            self.of.index_add_(0, rows // self._patches, covered.double().sub_(before), alpha=-1)
-        self._cover = torch.maximum(self._cover, now)
+        return found.sort(dim=-1).values

@@ -1,6 +1,6 @@
 """Every merging method, found by listing the folder, keeps the same promises (selections: test_pruner_contract.py)."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args
 
 import pytest
@@ -42,7 +42,7 @@ def pruner(request):
 
 def pruned(pruner, tokens, keep):
     with torch.no_grad():
-        return pruner.prune(tokens.only(pruner.needs), keep)
+        return pruner.prune(tokens.only(pruner.needs, pruner.reads), keep)
 
 
 def same(one, other):
@@ -122,7 +122,7 @@ def test_half_precision_features_are_merged_in_float32(pruner, grid):
     tokens = visual_tokens(grid, dtype=torch.bfloat16)
     upcast = visual_tokens(grid, dtype=torch.bfloat16)
     arrays = {name: array.float() for name, array in upcast.arrays.items()}
-    upcast = type(upcast)(upcast.image_ids, grid, arrays)
+    upcast = replace(upcast, arrays=arrays)
     for keep in range(1, tokens.patches + 1):
         check_budget(pruner, tokens, keep)
         assert same(pruned(pruner, tokens, keep), pruned(pruner, upcast, keep))
@@ -132,7 +132,7 @@ def test_half_precision_features_are_merged_in_float32(pruner, grid):
 def test_an_image_of_equal_patches_is_merged_to_the_token(pruner, grid, value):
     tokens = visual_tokens(grid)
     arrays = {name: torch.full_like(array, value) for name, array in tokens.arrays.items()}
-    blank = type(tokens)(tokens.image_ids, grid, arrays)
+    blank = replace(tokens, arrays=arrays)
     for keep in range(1, tokens.patches + 1):
         weights = pruned(pruner, blank, keep).merge.weights
         assert weights.shape[1] == keep and torch.isfinite(weights).all()
@@ -141,7 +141,7 @@ def test_an_image_of_equal_patches_is_merged_to_the_token(pruner, grid, value):
 
 def test_the_merged_tokens_can_be_made(pruner, grid):
     tokens = visual_tokens(grid)
-    batch = FeatureBatch((), torch.arange(3), tokens.only(pruner.needs), tokens.arrays["projected"])
+    batch = FeatureBatch((), torch.arange(3), tokens.only(pruner.needs, pruner.reads), tokens.arrays["projected"])
     for keep in (1, tokens.patches):
         made = make_merged(pruned(pruner, tokens, keep), batch, lambda raw: raw * 2)
         assert made.tokens.shape[:2] == (3, keep) and torch.isfinite(made.tokens).all()

@@ -53,7 +53,7 @@ def budgets(pruner, patches, wanted=None):
 
 def pruned(pruner, tokens, keep):
     with torch.no_grad():
-        return pruner.prune(tokens.only(pruner.needs), keep)
+        return pruner.prune(tokens.only(pruner.needs, pruner.reads), keep)
 
 
 def check(pruner, index, images, keep, patches):
@@ -134,7 +134,7 @@ def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_k
     tokens = visual_tokens(grid)
     pruner = ready(CLASSES[name](), grid)
     for keep in (1, tokens.patches // 2, tokens.patches):
-        soft = pruner.soft(tokens.only(pruner.needs), keep)
+        soft = pruner.soft(tokens.only(pruner.needs, pruner.reads), keep)
         assert soft.shape == (3, tokens.patches)
         assert ((soft >= 0) & (soft <= 1)).all()
     assert torch.equal(soft, torch.ones_like(soft))

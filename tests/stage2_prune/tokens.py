@@ -3,12 +3,13 @@
 import torch
 
 from stage2_prune.pruner import ModuleSpec, Pruner, TrainedPruner
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.tokens import ClipText, Project, VisualTokens
 
 TINY = (8, 2, 12)
 """Width of `raw`, heads of `cls_attention`, width of `projected`."""
 REAL = (1024, 16, 4096)
 LAYERS = 5
+CLIP_WIDTH = 6
 
 
 def visual_tokens(
@@ -31,7 +32,11 @@ def visual_tokens(
     }
     arrays |= {name: array.to(dtype) for name, array in _features(images, patches, widths, generator).items()}
     arrays |= _attention(images, patches, layers, generator)
-    return VisualTokens(tuple(f"{image:064x}" for image in range(images)), grid, arrays)
+    arrays |= _beside_the_tower(images, patches, dtype, generator)
+    text = _clip_text(images, generator)
+    question = torch.randn(images, 5, embed, generator=generator).to(dtype)
+    names = tuple(f"{image:064x}" for image in range(images))
+    return VisualTokens(names, grid, arrays, question, text, _projector(embed, generator))
 
 
 def _features(
@@ -58,12 +63,34 @@ def _attention(images: int, patches: int, layers: int, generator: torch.Generato
     return {name: (3 * torch.rand(images, *shape, generator=generator)).softmax(-1) for name, shape in shapes.items()}
 
 
+def _beside_the_tower(
+    images: int, patches: int, dtype: torch.dtype, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Patches in CLIP's space, and how much of each is image: some nothing, some a part, some all."""
+    in_clip = (torch.randn(images, patches, CLIP_WIDTH, generator=generator) for _ in range(2))
+    area = (3 * torch.rand(images, patches, generator=generator) - 1).clamp(0, 1)
+    patched, projected = (one.to(dtype) for one in in_clip)
+    return {"clip_patches": patched, "clip_projected": projected, "image_area": area}
+
+
+def _clip_text(images: int, generator: torch.Generator) -> ClipText:
+    """Questions of two segments."""
+    pooled = torch.randn(images, 2, CLIP_WIDTH, generator=generator)
+    return ClipText(pooled, torch.randn(images, 7, CLIP_WIDTH, generator=generator), 100.0)
+
+
+def _projector(embed: int, generator: torch.Generator) -> Project:
+    """Not linear, in the dtype of its rows, and cheap at real widths: it reads the first few columns."""
+    weights = torch.randn(4, embed, generator=generator)
+    return lambda rows: (rows[..., :4] @ weights.to(rows.dtype)).tanh()
+
+
 def merges(pruner: Pruner) -> bool:
     """Whether it says by a merge what its tokens are made of, rather than by an index alone."""
     tokens = visual_tokens()
     keep = pruner.fixed_keep(tokens.patches) if pruner.budget == "fixed" else 2
     with torch.no_grad():
-        return ready(pruner, tokens.grid).prune(tokens.only(pruner.needs), keep).merge is not None
+        return ready(pruner, tokens.grid).prune(tokens.only(pruner.needs, pruner.reads), keep).merge is not None
 
 
 def ready(pruner: Pruner, grid: tuple[int, int], widths: tuple[int, int, int] = TINY) -> Pruner:
