@@ -1,4 +1,4 @@
-"""The typed config of one experiment: seven sections, every field with its unit, an unknown key is an error."""
+"""The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error."""
 
 import re
 from collections.abc import Iterable
@@ -29,6 +29,11 @@ StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
+
+
+def _words(given: Any) -> Any:
+    """`a,b` as a list of names; a word with a meaning of its own stays."""
+    return given.split(",") if isinstance(given, str) and given not in ("all", "configured") else given
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -207,6 +212,29 @@ class EvalSection(Section):
     counts two of the MLP's three matrices, as some papers do."""
 
 
+class SweepSection(Section):
+    """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x what is crossed here."""
+
+    methods: Annotated[Literal["all", "configured"] | tuple[str, ...], BeforeValidator(_words)] = "all"
+    """`all`: every file of stage2_prune/pruners; `configured`: those of prune.methods; or names. A method has the parameters
+    that prune.methods gives it, or its defaults."""
+    without: Names = ()
+    """Methods to leave out, by name."""
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
+    """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
+    parameter, or for the one named; `every` takes each value that the method has."""
+    order: tuple[Literal["default", "raster"], ...] = ("default",)
+    """Order of kept patches: `default` as the method gives them, `raster` where that differs."""
+    match: tuple[Match, ...] = ()
+    """Meanings of a budget to cross for methods inside the language model; default: prune.match alone."""
+    workers: PositiveInt | None = None
+    """Processes that share the cells; changes no answer. Default: one per GPU, or as many as the CPU's cores have room for."""
+    threads: PositiveInt = 1
+    """CPU threads of each worker: they change last bits, so they are the same whatever the number of workers."""
+    rounds: PositiveInt = 5
+    """Questions on which the latency of every cell is measured, each in turn with the unpruned model."""
+
+
 class Experiment(Section):
     """One experiment; the name is the config file's."""
 
@@ -220,6 +248,7 @@ class Experiment(Section):
     prune: PruneSection = PruneSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+    sweep: SweepSection = SweepSection()
 
     @property
     def store_location(self) -> StoreLocation:

@@ -13,6 +13,7 @@ from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.strict_yaml import parse
+from configs.variants import variants
 
 MAX_CONFIG_BYTES = 1_000_000
 _SHOWN = 80
@@ -39,6 +40,7 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
         problems += [line for line in _lines(error) if line.split(":")[0] not in retired]
     if experiment is not None and pruners is not None:
         problems += _method_problems(experiment.prune.methods, pruners)
+        problems += variants(experiment, pruners)[1]
     if problems or experiment is None:
         plural = "problem" if len(problems) == 1 else "problems"
         listed = "".join(f"\n  {_place(problem, lines, overrides)}{problem}" for problem in problems)

@@ -39,6 +39,24 @@ def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_
 
 
 @group.command()
+@experiment_options("sweep", "eval", "model", "data", "store", "prune")
+@overwrite_option
+@foreign_option
+@json_option
+def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
+    """Score many methods over budgets, positions and what else the config crosses; interrupted runs are resumed.
+
+    Writes tidy CSV, a table and pictures; what cannot be had is listed with its reason.
+    """
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import sweep, sweep_report
+
+    summary = sweep.run(experiment, overwrite, allow_foreign_device)
+    click.echo(json.dumps(summary) if as_json else sweep_report.table(summary), nl=as_json)
+    click.echo(f"written to {experiment.run_dir / 'sweep'}", err=True)
+
+
+@group.command()
 @experiment_options("train", "model", "data", "store", "prune")
 @overwrite_option
 @json_option

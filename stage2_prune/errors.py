@@ -76,3 +76,17 @@ class ReferenceFailed(PruneError):
             "whole checkpoint and the images; the other modes were not run"
         )
         self.exit_code = exit_code if exit_code > 0 else 1
+
+
+class WorkerFailed(PruneError):
+    """A process of a sweep ended before its work did; the exit code of its error is passed on."""
+
+    def __init__(self, exit_code: int) -> None:
+        how = (
+            "with an error, its message is above" if exit_code > 0 else f"by signal {-exit_code}, as for want of memory"
+        )
+        super().__init__(
+            f"a worker of the sweep ended {how}: run the same command again, which computes no answer twice; fewer "
+            "--workers need less memory"
+        )
+        self.exit_code = exit_code if exit_code > 0 else 75

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
         raise Infeasible(f"expected a budget that a method can meet, none can: {_why_none(unmet, unavailable)}")
-    todo = _open_progress(session, cells, digests, asked, overwrite)
+    todo = open_progress(session, cells, digests, asked, overwrite)
     answer(session, todo, asked)
     folder = experiment.run_dir / "eval"
     records = read_cells(folder)
@@ -107,19 +107,29 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
     return bound, digests
 
 
-def answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question]) -> None:
-    """Ask every question in every cell that lacks it: features are read once per batch, for all cells."""
+def answer(
+    session: Session,
+    todo: Sequence[Progress],
+    asked: Sequence[Question],
+    told: Callable[[int], object] | None = None,
+) -> None:
+    """Ask every question in every cell that lacks it: features are read once per batch, for all cells.
+
+    `told` is called with each number of answers, in place of a progress bar.
+    """
     section = session.experiment.eval
     left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
     done = len(asked) - max(left.values())
     batches = [asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)]
-    with tqdm(total=sum(left.values()), desc="eval", unit="answer", disable=None) as bar:
+    hidden = None if told is None else True
+    with tqdm(total=sum(left.values()), desc="eval", unit="answer", disable=hidden) as bar:
+        told = bar.update if told is None else told
         for batch in session.features.batches(batches):
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
             for progress in todo:
                 if len(progress.file.rows) == done:
                     _answer_batch(session, progress, batch, prepared)
-                    bar.update(len(batch.questions))
+                    told(len(batch.questions))
             done += len(batch.questions)
     timed = {p.cell.name: p.record() for p in todo if p.images}
     write_cells(session.experiment.run_dir / "eval", timed)
@@ -150,17 +160,21 @@ def _now(session: Session) -> float:
     return time.perf_counter()
 
 
-def _open_progress(
+def open_progress(
     session: Session,
     cells: Sequence[Cell],
     digests: Mapping[str, str],
     asked: Sequence[Question],
     overwrite: bool,
+    conditions: Mapping[str, Any] | None = None,
 ) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction."""
+    """The cells with what is on disk of each; its identity is recorded before its first prediction.
+
+    `conditions` are what else the predictions depend on.
+    """
     experiment = session.experiment
     folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session, asked)
+    features, common = session.features, _identity(session, asked) | dict(conditions or {})
     identities = {
         cell.name: common
         | {

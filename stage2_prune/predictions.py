@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from configs.atomic import sync_directory, write_atomically
 from stage2_prune.ask import Prediction
 from stage2_prune.errors import OtherRun
@@ -86,9 +88,11 @@ def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_cells(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the records of some cells, keep the others."""
-    merged = read_cells(folder) | {cell: dict(record) for cell, record in records.items()}
-    write_atomically(folder / "cells.json", json.dumps(merged, indent=1, sort_keys=True) + "\n")
+    """Replace the records of some cells, keep the others; several processes may do so at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".cells.lock"):
+        merged = read_cells(folder) | {cell: dict(record) for cell, record in records.items()}
+        write_atomically(folder / "cells.json", json.dumps(merged, indent=1, sort_keys=True) + "\n")
 
 
 def _lines(rows: Sequence[Prediction]) -> str:

@@ -11,7 +11,7 @@ from stage2_prune.cells import OWN
 from stage2_prune.plot import plot
 from stage2_prune.pruner import Pruner
 
-__all__ = ["describe_pruners", "markdown", "plot", "pruner_table", "table"]
+__all__ = ["describe_pruners", "markdown", "plot", "pruner_table", "si", "table"]
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -60,8 +60,8 @@ def _prices(summary: dict[str, Any]) -> list[str]:
             row["pruner"],
             OWN if row["keep"] is None else str(row["keep"]),
             f"{row['tokens_per_layer_mean']:g}",
-            _si(row["kv_bytes"], "B"),
-            _si(row["flops"][convention]),
+            si(row["kv_bytes"], "B"),
+            si(row["flops"][convention]),
             "-" if row["selector_ms_per_image"] is None else f"{row['selector_ms_per_image']:.2f}",
         ]
         for row in {(row["pruner"], row["keep"]): row for row in summary["results"]}.values()
@@ -74,7 +74,7 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     return [markdown(header, lines, left=(0,)) + "\n" + note]
 
 
-def _si(number: float | int, unit: str = "") -> str:
+def si(number: float | int, unit: str = "") -> str:
     """Four digits and a prefix: `3.817 T`, `302 MB`."""
     prefixes = ["", "k", "M", "G", "T"]
     while number >= 1000 and len(prefixes) > 1:

@@ -1,0 +1,161 @@
+"""What a cell costs on the clock: selecting and reading the prompt of one question, in turn with the unpruned model."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from configs import plugin
+from configs.atomic import write_atomically
+from stage2_prune import pruners
+from stage2_prune.ask import Prepared, prepare
+from stage2_prune.assemble import assemble, gather_kept
+from stage2_prune.cells import Cell
+from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.features import FeatureBatch
+from stage2_prune.in_llm import InLLMPruner
+from stage2_prune.layer_loop import pruning_inside
+from stage2_prune.prune_batch import prune_batch
+from stage2_prune.pruner import Pruner
+from stage2_prune.schedule_budget import Schedule
+from stage2_prune.session import Session
+from store.questions import Question
+
+UNPRUNED = "keep_all"
+_SAVED_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians over questions that are asked one at a time."""
+
+    select_ms: float
+    """Before the language model: selecting, merging, and projecting what was merged."""
+    prefill_ms: float
+    """The language model's forward over the prompt, with what a method does inside it."""
+    prefill_ratio: float
+    """`prefill_ms` over the unpruned model's, measured right before."""
+    latency_ratio: float
+    """Selecting and prefill together over the unpruned prefill: above 1, pruning is slower than not pruning."""
+
+
+def probe(session: Session, cells: Sequence[Cell], question: Question) -> dict[str, str]:
+    """Why cells cannot be answered, by name: each of them prunes and reads one question."""
+    failed: dict[str, str] = {}
+    for batch in session.features.batches([[question]]):
+        prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+        for cell in cells:
+            try:
+                _timed(session, cell, batch, prepared)
+            except (PrunerMisused, Infeasible) as impossible:
+                failed[cell.name] = str(impossible)
+    return failed
+
+
+def measure(
+    session: Session,
+    cells: Mapping[str, tuple[Cell, Mapping[str, Any]]],
+    asked: Sequence[Question],
+    path: Path,
+    told: Callable[[int], object],
+) -> dict[str, Latency]:
+    """The latencies of cells, by name, each given with what its predictions are made with; `path` keeps them, measured once."""
+    rounds = spread(asked, session.experiment.sweep.rounds)
+    here = [[one.question_id for one in rounds], machine()]
+    of = {name: _digest([identity, here]) for name, (_, identity) in cells.items()}
+    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
+    told(len(cells) - len(left))
+    for start in range(0, len(left), _SAVED_EVERY):
+        part = left[start : start + _SAVED_EVERY]
+        for name, found in zip(part, _measure(session, [cells[name][0] for name in part], rounds), strict=True):
+            saved[name] = {"of": of[name], **asdict(found)}
+        write_atomically(path, json.dumps(saved, indent=1, sort_keys=True) + "\n")
+        told(len(part))
+    return {name: Latency(**{k: v for k, v in saved[name].items() if k != "of"}) for name in cells}
+
+
+def spread(asked: Sequence[Question], count: int) -> list[Question]:
+    """So many questions, evenly over all."""
+    count = min(count, len(asked))
+    return [asked[place * len(asked) // count] for place in range(count)]
+
+
+def machine() -> str:
+    """What a latency was measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]) -> list[Latency]:
+    unpruned = _unpruned(session)
+    seconds: list[list[tuple[float, float, float]]] = [[] for _ in cells]
+    for batch in session.features.batches([[question] for question in rounds]):
+        prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+        _timed(session, unpruned, batch, prepared)
+        for found, cell in zip(seconds, cells, strict=True):
+            whole = _timed(session, unpruned, batch, prepared)[1]
+            found.append((*_timed(session, cell, batch, prepared), whole))
+    return [_medians(found) for found in seconds]
+
+
+def _medians(seconds: Iterable[tuple[float, float, float]]) -> Latency:
+    """Of (select, prefill, unpruned prefill)."""
+    rows = list(seconds)
+    return Latency(
+        1000 * median(select for select, _, _ in rows),
+        1000 * median(prefill for _, prefill, _ in rows),
+        median(prefill / whole for _, prefill, whole in rows),
+        median((select + prefill) / whole for select, prefill, whole in rows),
+    )
+
+
+def _unpruned(session: Session) -> Cell:
+    depth: int = session.language.model.config.num_hidden_layers
+    pruner = plugin.find(pruners, UNPRUNED, Pruner)()
+    patches = session.features.patches
+    return Cell(UNPRUNED, pruner, patches, "original", None, Schedule(depth, patches))
+
+
+@torch.no_grad()
+def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared) -> tuple[float, float]:
+    """Seconds of selecting and of the prompt's forward."""
+    begun = _now(session)
+    batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
+    selected = _now(session)
+    language = session.language
+    if isinstance(cell.pruner, InLLMPruner):
+        language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
+    visual = gather_kept(batch.projected, pruned)[batch.of_question]
+    index = None if pruned.index is None else pruned.index[batch.of_question]
+    kept = None if pruned.counts is None else pruned.counts[batch.of_question].tolist()
+    patches = batch.projected.shape[1]
+    prompt = assemble(language, prepared.prompts, visual, index, patches, cell.positions, kept)
+    model = language.answering(prompt.slots)
+    entered = _now(session)
+    model(
+        inputs_embeds=prompt.inputs_embeds,
+        attention_mask=prompt.attention_mask,
+        position_ids=prompt.position_ids,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return selected - begun, _now(session) - entered
+
+
+def _now(session: Session) -> float:
+    """Seconds, after what the device was still doing."""
+    if session.language.device.type == "cuda":
+        torch.cuda.synchronize(session.language.device)
+    return time.perf_counter()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""Pictures of a sweep: a small panel for each method, all others in grey behind it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from configs.atomic import write_atomically
+from stage2_prune.budget import one_convention
+from stage2_prune.plot import COLOURS
+from stage2_prune.report import si
+
+REFERENCES = ("keep_all", "keep_none")
+"""Drawn as lines through all panels."""
+GROUPS = {"before_llm": "before the language model", "in_llm": "inside the language model"}
+COLUMNS = 6
+_INK, _GREY, _PALE = "#222222", "#6b6b6b", "#d4d4d4"
+_PANEL, _GAP = (2.0, 1.3), (0.14, 0.34)
+"""Width and height of a panel, and between panels, in inches."""
+_LEFT, _RIGHT, _TOP, _HEADING, _AXIS = 0.5, 0.2, 0.72, 0.36, 0.5
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What accuracy is drawn against."""
+
+    title: str
+    value: Callable[[Row], float]
+    tick: Callable[[float], str]
+
+
+def _flops(row: Row) -> float:
+    return row["flops"][row["flops_convention"]]
+
+
+AXES: dict[str, Axis] = {
+    "tokens": Axis("visual tokens per layer", lambda row: row["tokens_per_layer_mean"], lambda x: f"{x:g}"),
+    "flops": Axis("{convention} of the prefill", _flops, si),
+    "latency": Axis("selecting + prefill / unpruned prefill", lambda row: row["latency_ratio"], lambda x: f"{x:g}"),
+}
+
+
+def plot(summary: dict[str, Any], name: str, path: Path) -> None:
+    """Write the PNG of accuracy against AXES[name]: logarithmic, 95 % bands, unpruned and blind model as lines."""
+    axis = AXES[name]
+    rows = [row for row in summary["results"] if row["method"] not in REFERENCES and axis.value(row) > 0]
+    groups = {place: _methods(rows, place) for place in GROUPS}
+    lines = sum(ceil(len(methods) / COLUMNS) for methods in groups.values())
+    heading = _HEADING * sum(bool(methods) for methods in groups.values())
+    note = fill(_note(summary, name), 190)
+    footer = _AXIS + 0.14 * (note.count("\n") + 1)
+    size = (
+        _LEFT + COLUMNS * (_PANEL[0] + _GAP[0]) - _GAP[0] + _RIGHT,
+        _TOP + heading + lines * (_PANEL[1] + _GAP[1]) + footer,
+    )
+    figure = Figure(figsize=size, dpi=150)
+    _titles(figure, summary, axis, note)
+    panels: list[Axes] = []
+    for methods, place in _laid_out(figure, groups):
+        panels += _panels(figure, methods, place, rows, summary, axis)
+    _scales(panels, rows, axis)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _methods(rows: Sequence[Row], place: str) -> dict[str, dict[str, list[Row]]]:
+    """Of each method its curves, by what tells them apart."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in sorted((row for row in rows if row["place"] == place), key=lambda row: row["method"]):
+        found.setdefault(row["method"], {}).setdefault(_name(row, rows), []).append(row)
+    return found
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """What a curve differs by from the others of its method: parameters, order, positions."""
+    _, _, parameters = row["label"].partition("@")
+    same = {other["positions"] for other in rows if other["label"] == row["label"]}
+    parts = [part.rpartition("=")[2] if "quirks=" in part else part for part in parameters.split(",") if part]
+    own = [str(row["quirks"])] if row["quirks"] and "quirks=" not in parameters else []
+    return ", ".join([*own, *parts, *([row["positions"]] if len(same) > 1 else [])])
+
+
+def _laid_out(
+    figure: Figure, groups: dict[str, dict[str, dict[str, list[Row]]]]
+) -> Iterator[tuple[dict[str, dict[str, list[Row]]], float]]:
+    """Each group of methods with the height of its first line of panels, in inches from below; its heading is written."""
+    width, below = figure.get_size_inches()
+    below -= _TOP
+    for place, methods in groups.items():
+        if methods:
+            figure.text(
+                _LEFT / width, (below - 0.1) / figure.get_figheight(), GROUPS[place], size=10, color=_GREY, va="top"
+            )
+            below -= _HEADING
+            yield methods, below
+            below -= ceil(len(methods) / COLUMNS) * (_PANEL[1] + _GAP[1])
+
+
+def _panels(
+    figure: Figure,
+    methods: dict[str, dict[str, list[Row]]],
+    upper: float,
+    rows: Sequence[Row],
+    summary: dict[str, Any],
+    axis: Axis,
+) -> list[Axes]:
+    width, height = figure.get_size_inches()
+    found: list[Axes] = []
+    for number, (method, curves) in enumerate(methods.items()):
+        line, column = divmod(number, COLUMNS)
+        left = _LEFT + column * (_PANEL[0] + _GAP[0])
+        bottom = upper - line * (_PANEL[1] + _GAP[1]) - _GAP[1] * 0.6 - _PANEL[1]
+        axes = figure.add_axes((left / width, bottom / height, _PANEL[0] / width, _PANEL[1] / height))
+        _panel(axes, method, curves, rows, summary, axis)
+        last = number + COLUMNS >= len(methods)
+        axes.tick_params(labelleft=column == 0, labelbottom=last, length=2, width=0.6, labelsize=7, colors=_GREY, pad=2)
+        found.append(axes)
+    return found
+
+
+def _panel(
+    axes: Axes, method: str, curves: dict[str, list[Row]], rows: Sequence[Row], summary: dict[str, Any], axis: Axis
+) -> None:
+    """One method in colour: its curves with their bands, named in their colours; a marker alone where there is one budget."""
+    for others in _curves(row for row in rows if row["method"] != method):
+        if len(others) > 1:
+            axes.plot(
+                [axis.value(row) for row in others], [row["accuracy"] for row in others], color=_PALE, lw=0.7, zorder=1
+            )
+    for row in summary["results"]:
+        if row["method"] in REFERENCES:
+            axes.axhline(row["accuracy"], color=_GREY, lw=0.7, ls=(0, (4, 3)), zorder=2)
+    for number, (name, found) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        points = sorted(found, key=axis.value)
+        x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
+        low, high = [row["ci95"][0] for row in points], [row["ci95"][1] for row in points]
+        if len(points) > 1:
+            axes.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=3)
+        else:
+            axes.vlines(x, low, high, color=colour, lw=1.2, zorder=3)
+        axes.plot(x, y, color=colour, lw=1.5, marker="o", ms=2.6, zorder=4)
+        if name and len(curves) > 1:
+            place = (0.975, 0.05 + 0.12 * (len(curves) - 1 - number))
+            axes.annotate(name, place, xycoords="axes fraction", ha="right", size=7, color=colour, zorder=5)
+    axes.set_title(method, loc="left", size=8.5, color=_INK, pad=3, weight="bold")
+
+
+def _curves(rows: Iterator[Row]) -> list[list[Row]]:
+    """Rows by method, parameters and positions."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["label"], row["positions"]), []).append(row)
+    return [sorted(curve, key=lambda row: row["tokens_per_layer_mean"]) for curve in found.values()]
+
+
+def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
+    """One scale for all panels."""
+    values = [axis.value(row) for row in rows]
+    lowest = min(row["ci95"][0] for row in rows)
+    for axes in panels:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(min(values) / 1.15, max(values) * 1.15)
+        axes.set_ylim(lowest - 0.03, 1.03)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(values)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: axis.tick(value))
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
+        axes.grid(color="#eeeeee", lw=0.5, zorder=0)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        for spine in axes.spines.values():
+            spine.set(color=_PALE, linewidth=0.8)
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """About five round numbers on a logarithmic axis."""
+    low, high = min(values), max(values)
+    powers = [2.0**power for power in range(-10, 60)]
+    inside = [power for power in powers if low / 1.1 <= power <= high * 1.1]
+    return inside[:: ceil(len(inside) / 6)] if len(inside) > 1 else [low, high]
+
+
+def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> None:
+    width, height = figure.get_size_inches()
+    convention = one_convention(summary["results"])
+    what = axis.title.format(convention=convention)
+    figure.text(
+        _LEFT / width, 1 - 0.2 / height, f"Accuracy against {what}", size=13, color=_INK, va="top", weight="bold"
+    )
+    below = (
+        f"{summary['config']['name']}: {summary['n_questions']:,} questions about {summary['n_images']:,} images. One method in "
+        "colour with its 95 % band, all others in grey; dashed: all tokens, and none."
+    )
+    figure.text(_LEFT / width, 1 - 0.47 / height, below, size=9, color=_GREY, va="top")
+    figure.text(_LEFT / width, 0.12 / height, note, size=7.5, color=_GREY, va="bottom", linespacing=1.3)
+
+
+def _note(summary: dict[str, Any], name: str) -> str:
+    """What is not in the picture."""
+    short = [f"{row['label']} ({row['reason'].split(':')[0]})" for row in summary["unavailable"]]
+    parts = [f"Not available: {', '.join(short)}."] if short else []
+    cells = len(summary["infeasible"])
+    if cells:
+        methods = list(dict.fromkeys(row["method"] for row in summary["infeasible"]))
+        parts.append(f"{cells} cells that cannot be met are left out ({', '.join(methods)}): see the table.")
+    if name == "latency":
+        parts.append(f"Medians of one question at a time, in turn with the unpruned model; {summary['machine']}.")
+    return " ".join(parts)

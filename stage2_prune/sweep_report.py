@@ -1,0 +1,136 @@
+"""A sweep for people: accuracy of each method at each budget, what it costs, and what could not be had."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from stage2_prune.budget import one_convention
+from stage2_prune.report import markdown, si
+
+Row = dict[str, Any]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    parts = [_intro(summary), *_accuracy(summary), *_clock(summary), *_prices(summary), *_not_had(summary)]
+    return "\n".join(parts)
+
+
+def _intro(summary: dict[str, Any]) -> str:
+    inexact = (
+        "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
+    )
+    left_out = f" {len(summary['excluded'])} questions have no encoded image." if summary["excluded"] else ""
+    return (
+        f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
+        "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
+        f"their seeds.{left_out}{inexact}\n"
+    )
+
+
+def _accuracy(summary: dict[str, Any]) -> list[str]:
+    """Methods x budgets; and those that take no budget."""
+    budgets = _budgets(summary)
+    parts: list[str] = []
+    if budgets:
+        parts.append(_matrix(summary, budgets, "accuracy at", lambda row: f"{row['accuracy']:.3f} {_interval(row)}"))
+    own = [row for row in summary["results"] if row["budget"] is None]
+    if own:
+        header = ["takes no budget", "positions", "tokens/layer", "accuracy", "95 % interval", "latency"]
+        lines = [
+            [
+                row["label"],
+                row["positions"],
+                f"{row['tokens_per_layer_mean']:.4g}",
+                f"{row['accuracy']:.3f}",
+                _interval(row),
+                f"{row['latency_ratio']:.2f}",
+            ]
+            for row in own
+        ]
+        parts.append(markdown(header, lines, left=(0, 1)))
+    return parts
+
+
+def _clock(summary: dict[str, Any]) -> list[str]:
+    budgets = _budgets(summary)
+    if not budgets:
+        return []
+    return [
+        "Selecting and prefill together, one question at a time, as a share of the unpruned prefill (median of interleaved "
+        f"runs; {summary['machine']}): above 1, pruning is slower than not pruning.\n",
+        _matrix(summary, budgets, "latency at", lambda row: f"{row['latency_ratio']:.2f}"),
+    ]
+
+
+def _prices(summary: dict[str, Any]) -> list[str]:
+    """Tokens, cache and operations: the same for all methods before the language model."""
+    if not summary["results"]:
+        return []
+    convention = one_convention(summary["results"])
+    rows = {_who_pays(row): row for row in summary["results"]}
+    lines = [
+        [
+            who,
+            "-" if budget is None else str(budget),
+            f"{tokens:g}",
+            f"{row['kept']:g}",
+            si(row["kv_bytes"], "B"),
+            si(row["flops"][convention]),
+        ]
+        for (who, budget, tokens), row in rows.items()
+    ]
+    note = (
+        "What the visual tokens of a question cost inside the language model: mean over its layers of those that enter, "
+        f"those kept behind the first drop, their KV cache, the prefill as {convention} counts it: "
+        f"{summary['flops_conventions'][convention]}.\n"
+    )
+    header = ["cost of", "budget", "tokens/layer", "kept", "KV cache", convention]
+    return [note, markdown(header, lines, left=(0,))]
+
+
+def _who_pays(row: Row) -> tuple[str, int | None, float]:
+    inside = row["place"] == "in_llm"
+    who = row["label"] if inside else "before the language model"
+    return who, row["budget"], row["tokens_per_layer_mean"]
+
+
+def _not_had(summary: dict[str, Any]) -> list[str]:
+    """Cells that cannot be met, by their reasons; methods that cannot be served."""
+    lines = [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
+    same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
+    for (label, positions, _), group in same:
+        rows = list(group)
+        budgets = ", ".join(str(row["budget"]) for row in rows if row["budget"])
+        at = f" at {budgets} tokens" if budgets else ""
+        lines.append(f"- {label}{at}, {positions} positions, is infeasible: {rows[0]['reason']}.")
+    return ["\n".join(lines) + "\n"] if lines else []
+
+
+def _bare(reason: str) -> str:
+    """A reason without its numbers, which differ from budget to budget."""
+    return "".join(letter for letter in reason if not letter.isdigit())
+
+
+def _matrix(summary: dict[str, Any], budgets: Sequence[int], title: str, say: Callable[[Row], str]) -> str:
+    said: dict[tuple[str, str, str], dict[int, str]] = {}
+    for row in [*summary["results"], *summary["infeasible"]]:
+        if row["budget"] is not None:
+            found = said.setdefault((row["place"], row["label"], row["positions"]), {})
+            found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
+    lines = [
+        [label, positions, *(found.get(keep, "-") for keep in budgets)]
+        for (_, label, positions), found in sorted(said.items())  # those before the language model come first
+    ]
+    header = ["method", "positions", f"{title} {budgets[0]} tokens", *map(str, budgets[1:])]
+    return markdown(header, lines, left=(0, 1))
+
+
+def _budgets(summary: dict[str, Any]) -> list[int]:
+    rows = [*summary["results"], *summary["infeasible"]]
+    return sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+
+
+def _interval(row: Row) -> str:
+    low, high = row["ci95"]
+    return f"[{low:.3f}, {high:.3f}]"
