@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval parity inspect test test-faults test-geometry check lint types bench bench-store clean
+.PHONY: help setup data demo extract train eval parity inspect test test-faults test-geometry check lint types bench bench-store bench-pruners clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench: $(READY) ## ratios, measured in interleaved runs
 bench-store: $(READY) ## the store against np.memmap and other containers; they get .bench-venv, 6 GB, of their own
 	@$(MAKE) --no-print-directory $(BENCH_VENV)/.ready || echo "the other libraries are left out" >&2
 	$(BIN)/python -m tests.benchmarks.store --others $(BENCH_VENV) $(ARGS)
+
+bench-pruners: $(READY) ## what every pruner costs beside one layer of the tower, and what shorter prompts save
+	$(BIN)/python -m tests.benchmarks.pruners $(ARGS)
 
 $(BENCH_VENV)/.ready: tests/benchmarks/store/others.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
