@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from stage2_prune.pruners.scope import Scope
+from stage2_prune.similarity import cosine_similarity
 from tests.stage2_prune.pruners.images import at_angles, best, clustered, cosines, given
 
 
@@ -40,3 +42,26 @@ def test_a_naive_greedy_finds_the_same_patches(seed, alpha, combine):
         for keep in (1, 2, 3, 8, 20, 34):
             found = Scope(alpha=alpha, combine=combine).select(tokens, keep)
             assert found[image].tolist() == sorted(order[:keep])
+
+
+def summed_afresh(similarity, saliency, keep):
+    """One image, in float64, every gain from the beginning in every step."""
+    exact, covered, found = similarity.double(), torch.zeros(len(similarity), dtype=torch.float64), []
+    for _ in range(keep):
+        score = (exact - covered[:, None]).clamp(min=0).sum(0) * saliency
+        score[found] = -torch.inf
+        found.append(int(score.argmax()))
+        covered = torch.maximum(covered, exact[:, found[-1]])
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grid", [(24, 24), (9, 14)], ids=str)
+def test_gains_that_are_updated_for_all_images_at_once_choose_as_gains_that_are_summed_afresh(grid, dtype):
+    tokens = clustered(3, grid, images=4, width=64)
+    arrays = tokens.arrays | {"raw": tokens.arrays["raw"].to(dtype)}
+    tokens = type(tokens)(tokens.image_ids, grid, arrays)
+    saliency = arrays["cls_attention"].double().sum(1)
+    orders = [summed_afresh(*one, 120) for one in zip(cosine_similarity(arrays["raw"]), saliency, strict=True)]
+    for keep in (1, 2, 5, 63, 120):
+        assert Scope().select(tokens, keep).tolist() == [sorted(order[:keep]) for order in orders]
