@@ -1,5 +1,7 @@
 """PruMerge and PruMerge+ against a case by hand and against their maths, written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,10 +55,14 @@ def chosen(attention: dict[int, float], count: int, plus: bool, quirks: str) -> 
 
 
 def expected(tokens, keep: int, plus: bool, neighbours: int, quirks: str) -> np.ndarray:
+    attention = dict(enumerate(naive.arrays(tokens)["last_layer_attention"]))
+    return merged(tokens, chosen(attention, keep - 1, plus, quirks), neighbours, quirks)
+
+
+def merged(tokens, kept: list[int], neighbours: int, quirks: str) -> np.ndarray:
     found = naive.arrays(tokens)
     patches = tokens.patches
-    attention = dict(enumerate(found["last_layer_attention"]))
-    kept = chosen(attention, keep - 1, plus, quirks)
+    attention, keep = found["last_layer_attention"], len(kept) + 1
     # What is not kept, as released: kept indices are set to 0, all are sorted, and as many are cut off as are kept.
     rest = sorted(0 if patch in kept else patch for patch in range(patches))[len(kept) :]
     weights = np.zeros((keep, patches))
@@ -107,3 +113,58 @@ def test_fixed_weights_are_means():
         for plus in (False, True):
             weights = PruMerge(plus=plus, quirks="fixed").prune(visual_tokens((4, 6)), keep).merge.weights
             torch.testing.assert_close(weights.sum(-1), torch.ones(3, keep))
+
+
+def with_outliers(grid: tuple[int, int], seed: int, images: int = 1) -> VisualTokens:
+    """Attention with a long tail, as that of a real tower."""
+    tokens = visual_tokens(grid, images=images, seed=seed)
+    logits = torch.randn(images, tokens.patches, generator=torch.Generator().manual_seed(seed))
+    return replace(tokens, arrays=dict(tokens.arrays) | {"last_layer_attention": (1.3 * logits).softmax(-1)})
+
+
+def outlying(attention: list[float]) -> list[int]:
+    """Patches above the third quartile by 1.5 interquartile ranges, best first; quartiles by NumPy's rule, written out."""
+    ordered, last = sorted(attention), len(attention) - 1
+    low, high = (
+        ordered[int(part * last)] + (part * last) % 1 * (ordered[int(part * last) + 1] - ordered[int(part * last)])
+        for part in (0.25, 0.75)
+    )
+    found = [patch for patch, value in enumerate(attention) if value > high + 1.5 * (high - low)]
+    return sorted(found, key=lambda patch: -attention[patch])
+
+
+@pytest.mark.parametrize("quirks", ["official", "fixed"])
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("grid", [(4, 6), (5, 5), (24, 24)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_outliers_decide_how_many_and_plus_adds_a_sample_three_times_as_dense(grid, plus, quirks, seed):
+    tokens = with_outliers(grid, seed)
+    kept = outlying(tokens.arrays["last_layer_attention"][0].double().tolist())
+    assert kept
+    if plus:
+        # Section A.2: arange(0, 575, int(int(1 / ratio) / 3)) without what is there; 575 is the last of 576 patches.
+        step = int(int(1 / (len(kept) / tokens.patches)) / 3)
+        kept += [patch for patch in range(0, tokens.patches - 1, step) if patch not in kept]
+    kept = sorted(kept) if quirks == "fixed" else kept
+    pruned = PruMerge(plus=plus, quirks=quirks, count="outliers").prune(tokens, tokens.patches)
+    assert pruned.counts.tolist() == [len(kept) + 1]
+    np.testing.assert_allclose(pruned.merge.weights[0], merged(tokens, kept, 32, quirks), rtol=1e-5, atol=1e-9)
+
+
+def test_without_outliers_plus_takes_the_first_patch_alone_and_prumerge_none():
+    tokens = visual_tokens((4, 6), images=1)
+    level = replace(tokens, arrays=dict(tokens.arrays) | {"last_layer_attention": torch.full((1, 24), 1 / 24)})
+    alone, plus = (PruMerge(plus=plus, count="outliers").prune(level, 24) for plus in (False, True))
+    assert alone.counts.tolist() == [1] and torch.equal(alone.merge.weights, torch.full((1, 1, 24), 1 / 24))
+    assert plus.counts.tolist() == [2] and plus.merge.weights[0, 0].argmax() == 0
+
+
+def test_a_sample_of_every_patch_leaves_no_token_for_the_rest():
+    # A quarter of 8 patches are outliers, one of them the last, so the sample has step 1 and all are kept.
+    attention = torch.tensor([[0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.4, 0.54]])
+    tokens = visual_tokens((2, 4), images=1)
+    pruned = PruMerge(plus=True, count="outliers").prune(
+        replace(tokens, arrays=dict(tokens.arrays) | {"last_layer_attention": attention}), 8
+    )
+    assert pruned.counts.tolist() == [8]
+    assert pruned.merge.weights[0].argmax(-1).tolist()[:2] == [7, 6]
