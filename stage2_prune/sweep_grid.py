@@ -114,7 +114,8 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
         try:
             pruner = _bound(session, variant, grid)
         except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
-            grid.unavailable.append(Unavailable(variant.label, str(lacking)))
+            reason = "needs trained weights: run `make train`" if isinstance(lacking, NotTrained) else str(lacking)
+            grid.unavailable.append(Unavailable(variant.label, reason))
             continue
         grid.variants[variant.label] = variant
         prune = experiment.prune.model_copy(update={"match": variant.match})
