@@ -119,6 +119,24 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(found) if as_json else compare_report.as_text(found), nl=as_json)
 
 
+@group.command()
+@experiment_options("eval", "model", "data", "store", "prune")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
+@overwrite_option
+@json_option
+def analyse(config_path: Path, limit: int | None, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Say what the configured pruners keep: likeness to each other, coverage, duplicates, padding, the asked object.
+
+    Reads the store and, for methods that read the question, the text embeddings; no model is run.
+    """
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import analyse, selection_report
+
+    found = analyse.run(experiment, limit, overwrite)
+    click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
+    click.echo(f"written to {experiment.run_dir / 'selection'}", err=True)
+
+
 @group.command("pruners")
 @json_option
 def list_pruners(as_json: bool) -> None:
