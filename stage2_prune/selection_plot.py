@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from configs.atomic import write_atomically
 
 _GREY = "#777777"
-_MAP = "cividis"
-"""Told apart by colour-blind readers, and in grey."""
+_LIKENESS, _BUDGETS = "YlGnBu", "cividis"
+"""Colour maps that colour-blind readers can read, and in grey too."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -27,7 +27,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
-    """The heat map of one budget; the diagonal, 1 by definition, is left white."""
+    """The heat map of one budget; the diagonal, 1 by definition, is left grey."""
     names, values = matrix["methods"], np.array(matrix["mean"])
     side = 0.42 * len(names)
     figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=130, layout="constrained")
@@ -35,10 +35,11 @@ def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> 
     shown = np.where(np.eye(len(names), dtype=bool), np.nan, values)
     top = max(np.nanmax(shown, initial=0), matrix["by_chance"])
     colours = Normalize(0, top)
-    axes.imshow(shown, cmap=_MAP, norm=colours)
+    axes.set_facecolor("#EEEEEE")
+    axes.imshow(shown, cmap=_LIKENESS, norm=colours)
     for (row, column), value in np.ndenumerate(shown):
         if row != column:
-            ink = "white" if colours(value) < 0.55 else "black"
+            ink = "white" if colours(value) > 0.55 else "black"
             axes.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", size=7, color=ink)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", size=8)
     axes.set_yticks(range(len(names)), names, size=8)
@@ -59,7 +60,7 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
     budgets = sorted({row["keep"] for row in found["results"] if row["keep"] and row["keep"] < found["patches"]})
     figure = Figure(figsize=(2.2 + 2.1 * len(measured), 1.5 + 0.24 * len(names)), dpi=130, layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(measured), sharey=True)))
-    shades = {keep: colormaps[_MAP](0.9 * place / max(len(budgets) - 1, 1)) for place, keep in enumerate(budgets)}
+    shades = {keep: colormaps[_BUDGETS](0.9 * place / max(len(budgets) - 1, 1)) for place, keep in enumerate(budgets)}
     for axes, metric in zip(panels, measured, strict=True):
         for row in found["results"]:
             _dot(axes, names.index(row["pruner"]), row["metrics"][metric], shades.get(row["keep"], "white"))

@@ -60,11 +60,19 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
 def metrics_csv(found: Mapping[str, Any]) -> str:
     """Tidy: a line per method, budget and metric that has a value."""
     lines = [
-        [row["pruner"], row["keep"], row["tokens_mean"], name, found["metrics"][name]["unit"], one["mean"], *one["ci95"], one["n"], one["n_images"]]
+        [
+            *(row[key] for key in ("pruner", "keep", "tokens_mean")),
+            name,
+            found["metrics"][name]["unit"],
+            one["mean"],
+            *one["ci95"],
+            one["n"],
+            one["n_images"],
+        ]
         for row in found["results"]
         for name, one in row["metrics"].items()
         if one is not None
-    ]  # fmt: skip
+    ]
     return _csv(["pruner", "keep", "tokens_mean", "metric", "unit", "mean", "low95", "high95", "n", "n_images"], lines)
 
 
