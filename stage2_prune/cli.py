@@ -119,6 +119,54 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(found) if as_json else compare_report.as_text(found), nl=as_json)
 
 
+@group.command()
+@experiment_options("eval", "model", "data", "store", "prune")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
+@overwrite_option
+@json_option
+def analyse(config_path: Path, limit: int | None, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Say what the configured pruners keep: likeness to each other, coverage, duplicates, padding, the asked object.
+
+    Reads the store and, for methods that read the question, the text embeddings; no model is run.
+    """
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import analyse, selection_report
+
+    found = analyse.run(experiment, limit, overwrite)
+    click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
+    click.echo(f"written to {experiment.run_dir / 'selection'}", err=True)
+
+
+@group.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
+@experiment_options("model", "data", "store", "prune")
+@click.option("--methods", metavar="A,B,…", help="Pruners; default: the config's that drop before the language model.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="Visual tokens per image; default: the middle of prune.budgets."
+)
+@click.option("--question", help="Asked of every image; default: the first of the config's questions about it.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG; default: in <run_dir>/selection.")
+@click.option("--columns", type=click.IntRange(min=2), default=7, show_default=True, help="Pictures side by side.")
+@click.option(
+    "--dpi", type=click.IntRange(min=50), default=200, show_default=True, help="A picture is 1.7 inches wide."
+)
+@overwrite_option
+def show(
+    config_path: Path, images: tuple[str, ...], methods: str | None, keep: int | None, question: str | None,
+    out: Path | None, columns: int, dpi: int, overwrite: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Draw what pruners keep of images, side by side: IMAGE is a name as in the questions.
+
+    The picture is what the image processor leaves of the file; no model is run.
+    """
+    experiment = _experiment(config_path, flags)
+    from stage2_prune import show
+
+    named = None if methods is None else tuple(methods.split(","))
+    wanted = show.Wanted(images, named, keep, question, columns, dpi)
+    click.echo(show.run(experiment, wanted, out, overwrite))
+
+
 @group.command("pruners")
 @json_option
 def list_pruners(as_json: bool) -> None:

@@ -25,6 +25,18 @@ class OtherRun(PruneError, ConfigError):
     exit_code = 2
 
 
+class UnknownImage(PruneError, ConfigError):
+    """An image that the store has no row for, or no features."""
+
+    exit_code = 2
+
+
+class CannotShow(PruneError, ConfigError):
+    """An image, or an image processor, that no picture can be made of."""
+
+    exit_code = 2
+
+
 class StoreMismatch(PruneError):
     """The store's features are not those that this checkpoint would make."""
 

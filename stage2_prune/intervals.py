@@ -33,6 +33,23 @@ def interval(
     return min(float(low), estimate), max(float(high), estimate)
 
 
+def intervals(
+    values: Float[np.ndarray, "image column"], resamples: int, seed: int, level: float = 0.95
+) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
+    """`interval` of every column, whose values are one per image; the same images are drawn for all."""
+    generator = np.random.default_rng(seed)
+    images = len(values)
+    at_once = max(1, _DRAWS_AT_ONCE // images)
+    means: list[Float[np.ndarray, "resample column"]] = []
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(images, size=(min(at_once, resamples - start), images))
+        times = np.stack([np.bincount(row, minlength=images) for row in drawn])
+        means.append(times @ values / images)
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    estimate = values.mean(0)
+    return np.minimum(low, estimate), np.maximum(high, estimate)
+
+
 def by_kind(right: Float[np.ndarray, " question"], kinds: Sequence[str | None]) -> dict[str, float]:
     """Mean of `right` for each kind of question that is named, in alphabetical order."""
     named = np.array([kind or "" for kind in kinds])

@@ -129,6 +129,11 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
+    def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
+        """A language that embeds text and answers nothing; its weights are loaded when they are first asked for."""
+
+    @classmethod
+    @abstractmethod
     def open(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
         """The language half of a checkpoint whose transformers config is `config`."""
 
@@ -161,3 +166,11 @@ def open_language(model: ModelSection) -> Language:
     """
     config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
     return find_family(config).open(config, model, pick_device(model.device))
+
+
+def open_embeddings(model: ModelSection) -> Language:
+    """The text embeddings of the configured checkpoint, for whoever reads questions and answers none; raises as
+    `open_language` does.
+    """
+    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
+    return find_family(config).open_embeddings(config, model, pick_device(model.device))

@@ -57,14 +57,18 @@ def prune_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) 
     """The visual tokens that a pruner leaves, and the batch that they belong to: with an image for each question where
     the pruner looks at the question.
     """
+    batch, chosen = choose_batch(pruner, batch, keep, reader)
+    return batch, make_merged(chosen, batch, reader.features.project)
+
+
+def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> tuple[FeatureBatch, Pruned]:
+    """The same as the pruner says it: merges are weights, no token is made of them yet."""
     if "projector" in pruner.reads:
         batch = replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
     if pruner.reads & ABOUT_QUESTIONS:
         batch = per_question(batch)
-        chosen = _prune_questions(pruner, batch, keep, reader)
-    else:
-        chosen = pruner.prune(batch.tokens.only(pruner.needs, pruner.reads), keep)
-    return batch, make_merged(chosen, batch, reader.features.project)
+        return batch, _prune_questions(pruner, batch, keep, reader)
+    return batch, pruner.prune(batch.tokens.only(pruner.needs, pruner.reads), keep)
 
 
 def per_question(batch: FeatureBatch) -> FeatureBatch:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
@@ -23,6 +23,18 @@ Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
 _log = logging.getLogger(__name__)
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+def _in_order(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    if left < right and top < bottom:
+        return box
+    raise ValueError("expected left < right and top < bottom")
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+Box = Annotated[tuple[_Share, _Share, _Share, _Share], AfterValidator(_in_order)]
+"""Left, top, right, bottom, in fractions of the image's width and height from the top left."""
 
 
 class Question(BaseModel):
@@ -43,6 +55,8 @@ class Question(BaseModel):
     split: Split | None = None
     patches: tuple[NonNegativeInt, ...] | None = None
     """Raster indices of the patches that show what the question is about, where that is known."""
+    region: tuple[Box, ...] | None = None
+    """The same as boxes in the image file, whatever the tower's patches are; `patches`, where given, has the last word."""
 
 
 def read_questions(data: DataSection) -> list[Question]:

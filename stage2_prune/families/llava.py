@@ -8,17 +8,29 @@ change the last bits of the logits.
 
 import copy
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.experiment import ModelSection
 from stage2_prune.errors import LanguageModelMissing, WeightsMismatch
 from stage2_prune.language import Family, Language, Text
-from store.checkpoint import optional_checkpoint_file, quiet_loading, require_finite, stock_reading, weight_files
+from store.checkpoint import (
+    load_tensors,
+    optional_checkpoint_file,
+    quiet_loading,
+    require_finite,
+    stock_reading,
+    weight_files,
+)
 from store.tensors import torch_dtype
 
+EMBEDDINGS = "language_model.embed_tokens.weight"
+"""By its canonical name, in any of the layouts."""
 KEY_MAPPING = {
     r"^(model\.)?language_model\.model\.": "model.",
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
@@ -66,6 +78,11 @@ class Llava(Family):
         return Language(model=causal, device=device, **vars(cls.open_text(config, model)))
 
     @classmethod
+    def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
+        """One tensor of the language half."""
+        return Language(model=_Embeddings(model, device), device=device, **vars(cls.open_text(config, model)))
+
+    @classmethod
     def open_text(cls, config: Any, model: ModelSection) -> Text:
         """Generation ends where the checkpoint's generation config says, as in stock generate()."""
         source, revision = model.checkpoint, model.revision
@@ -82,6 +99,26 @@ class Llava(Family):
             eos_token_ids=eos,
             pad_token_id=eos[0] if pad is None else pad,
         )
+
+
+@dataclass(frozen=True)
+class _Embeddings:
+    """All that a language model is asked for before it answers."""
+
+    section: ModelSection
+    device: torch.device
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """As a stock model has it."""
+        return self._loaded
+
+    @cached_property
+    def _loaded(self) -> nn.Embedding:
+        source, revision = self.section.checkpoint, self.section.revision
+        found = load_tensors(source, [EMBEDDINGS], torch_dtype(self.section.dtype), revision)
+        if EMBEDDINGS not in found:
+            raise WeightsMismatch(f"expected {EMBEDDINGS} in {source}, it is missing: the checkpoint is incomplete")
+        return nn.Embedding.from_pretrained(found[EMBEDDINGS].to(self.device))
 
 
 def _check(source: str, causal: torch.nn.Module, loading: Any) -> None:
