@@ -9,11 +9,14 @@ def clusters(states: Float[Tensor, "token embed"], count: int) -> Float[Tensor, 
     """The mean of each of `count` clusters, in the order of their centres' scores.
 
     A token's density is exp(-mean squared distance) to its `count` nearest, itself included; its score is the density
-    times the distance to the nearest denser token. The highest scores are centres, the others join the nearest.
+    times the distance to the nearest denser token. The highest scores are centres, the others join the nearest. Of equal
+    densities the first counts as denser: with two clusters the two tokens nearest to each other always are equal, and
+    would both be centres.
     """
     distance = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist") / states.shape[-1] ** 0.5
     density = (-distance.sort(-1).values[:, :count].square().mean(-1)).exp()
-    denser = density[None, :] > density[:, None]
+    rank = density.sort(descending=True, stable=True).indices.argsort()
+    denser = rank[None, :] < rank[:, None]
     reach = torch.where(denser, distance, distance.max()).amin(-1)
     centres = (reach * density).sort(descending=True, stable=True).indices[:count]
     member = distance[:, centres].argmin(-1)

@@ -6,7 +6,8 @@ of `projected`, compact positions; no parameters. The official code keeps round(
 itself is asked for.
 
 Quirks: the official code sorts the kept patches into raster order; the runs of the paper left them in the order in
-which they were found, which changes what a causal language model makes of them.
+which they were found, which changes what a causal language model makes of them. Where all that is left equals patches
+that are kept, the official code keeps some of these twice; here the lower of the remaining indices are next.
 """
 
 from dataclasses import dataclass

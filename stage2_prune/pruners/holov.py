@@ -7,7 +7,8 @@ order: chunk by chunk, by falling attention inside, and in raster order where a 
 
 Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. A chunk that is given
 more than it has is not relieved of the rest: the code fills up with zero vectors. The variance of similarities is
-rescaled to the mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing.
+rescaled to the mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing. A chunk of
+one patch, on grids of fewer than 32, is not multiplied by 1000 as all others are.
 """
 
 import math
@@ -85,7 +86,7 @@ class Holov(Pruner):
     def _weight(self, features: Float[Tensor, "part embed"], attention: Float[Tensor, " part"]) -> Float[Tensor, ""]:
         scaled = 1e3 * attention
         if (others := len(features) - 1) == 0:
-            return scaled.mean()
+            return (scaled if self.quirks == "paper" else attention).mean()
         similarity = cosine_similarity(features[None])[0].fill_diagonal_(0)
         mean = similarity.sum(dim=1, keepdim=True) / others
         variance = (similarity - mean).square().sum(dim=1) / others  # the official one counts the diagonal's zero too

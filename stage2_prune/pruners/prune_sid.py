@@ -8,8 +8,9 @@ rest, by falling attention.
 
 Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of
 them are those of the official budget keep + 1. Its principal components come from a randomised decomposition without
-a seed, and other draws keep other patches; here it is drawn for each image. At keep = patches the official code does
-not return, here everything is kept in raster order.
+a seed, and other draws keep other patches; here it is drawn for each image. Groups with equally many survivors are filled
+up in the order of an unstable sort; here the first is next. At keep = patches the official code does not return, here
+everything is kept in raster order.
 """
 
 import math

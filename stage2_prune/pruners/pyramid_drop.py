@@ -19,9 +19,9 @@ from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 class PyramidDrop(InLLMPruner):
     """Top-k of the last token's attention at each of `layers`, by one ratio from each stage to the next.
 
-    A budget chooses the ratio: 270 tokens is the published one half. Counts are rounded from the patches, as in the
-    released code, and not from the stage before. Low budgets need earlier layers; the settings behind published rows at
-    64 tokens are not documented.
+    A budget chooses the ratio: 270 tokens is the published one half. Counts are shares of all patches, as in the
+    released code (which rounds them down), and not of the stage before. Low budgets need earlier layers; the settings
+    behind published rows at 64 tokens are not documented.
     """
 
     positions: ClassVar[Positions] = "compact"

@@ -26,8 +26,8 @@ class SparseVlm(InLLMPruner):
     """Top-k of the attention of rater words, averaged over heads, after three layers; clusters of the rest recycled.
 
     A budget is met between the published counts, which are exactly met at their true means: 79.2, 140.8 and 202.8
-    tokens, or 82.3, 145.4 and 206.5 with the recycled ones, not the nominal 64, 128 and 192. Quirks: the code's random
-    noise on densities, which only breaks ties, is left out; a prompt without a word above the mean has all its words as
+    tokens, or 82.3, 145.4 and 206.5 with the recycled ones, not the nominal 64, 128 and 192. Quirks: the code breaks ties
+    of densities by random noise, here the first token is denser; a prompt without a word above the mean has all its words as
     raters; the paper's adaptive counts are not in the code.
     """
 

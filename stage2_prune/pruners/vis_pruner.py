@@ -61,8 +61,10 @@ class VisPruner(Pruner):
         while (surplus := len(rest) - keep) > 0:
             first, second = rest[0::2], rest[1::2]
             drop = min(self.per_round, surplus)
-            stay = max(len(first) - drop, 0)
-            if self.quirks == "official" and len(rest) // 2 - drop not in (stay, 1, -1):
+            stay, said = max(len(first) - drop, 0), len(rest) // 2 - drop
+            if said == 0 and len(second) >= keep:
+                stay = 0  # torch broadcasts the one that is left to the none that is said
+            elif self.quirks == "official" and said not in (stay, 1, -1):
                 raise PrunerMisused(
                     f"the official VisPruner cannot drop {drop} of {len(rest)} patches in a round: choose another "
                     "budget or set quirks to fixed"

@@ -75,6 +75,15 @@ def test_a_share_is_rounded_down_and_the_largest_chunks_get_what_is_left():
     assert Holov(chunks=4).select(image, 7).tolist() == [[1, 3, 2, 7, 4, 6, 9]]
 
 
+@pytest.mark.parametrize("quirks", ["official", "fixed"])
+def test_a_chunk_of_one_patch_is_weighed_by_its_attention_as_it_is_and_all_others_by_a_thousandfold(quirks):
+    # Runs of 2, 2 and 1 patches. Two equal features: each row of similarities is 0 and 1, mean 1, variance 1, rescaled to
+    # the mean attention: 1.09 x 1000 x 0.15 = 163.5 and 1.09 x 1000 x 0.1 = 109, but 0.5 for the last. Of 3 tokens that is
+    # 1.797, 1.198 and 0.005: 1, 1, 0, and the one that is left goes to the first.
+    image = given((1, 5), projected=[[1.0, 0.0]] * 5, cls_attention=[[0.1, 0.2, 0.15, 0.05, 0.5]])
+    assert Holov(chunks=3, quirks=quirks).select(image, 3).tolist() == [[0, 1, 2]]
+
+
 def test_what_a_full_chunk_cannot_take_is_zeros_officially_and_goes_to_the_next_best_when_fixed():
     # 4 chunks with sums 0.70, 0.16, 0.10, 0.04. Of 8 tokens: 5.6, 1.28, 0.8, 0.32, so 5, 1, 0, 0, and one more each for
     # the two largest: 6, 2, 0, 0. The first has only 4 patches, kept in raster order; 2 tokens are missing. Fixed, they

@@ -48,7 +48,9 @@ def naive_clusters(states, count):
     distance = [[math.dist(states[i], states[j]) / math.sqrt(len(states[0])) for j in tokens] for i in tokens]
     density = [math.exp(-sum(d * d for d in sorted(distance[i])[:count]) / count) for i in tokens]
     farthest = max(max(row) for row in distance)
-    reach = [min([distance[i][j] for j in tokens if density[j] > density[i]], default=farthest) for i in tokens]
+    order = sorted(tokens, key=lambda i: -density[i])  # of equal densities the first is denser
+    denser = {i: order[: order.index(i)] for i in tokens}
+    reach = [min([distance[i][j] for j in denser[i]], default=farthest) for i in tokens]
     centres = sorted(tokens, key=lambda i: -density[i] * reach[i])[:count]
     groups = [[] for _ in centres]
     for i in tokens:
@@ -61,6 +63,14 @@ def naive_clusters(states, count):
 def test_clusters_are_the_means_of_density_peaks_and_what_is_nearest_to_them(tokens, count):
     states = torch.randn(tokens, 6, generator=torch.Generator().manual_seed(tokens))
     torch.testing.assert_close(clusters(states, count), torch.tensor(naive_clusters(states.tolist(), count)))
+
+
+def test_of_two_clusters_the_two_tokens_nearest_to_each_other_are_not_both_centres():
+    # Each token's two nearest are itself and one other: at 0 and 0.1 both have density exp(-0.1^2 / 2) = 0.995, at 1
+    # exp(-0.9^2 / 2) = 0.667, at 3 exp(-2^2 / 2) = 0.135. The first counts as the densest: 0.995 x 3 (the farthest). Then
+    # 0.995 x 0.1, 0.667 x 0.9 and 0.135 x 2: the other centre is the token at 1, which the one at 3 joins.
+    made = clusters(torch.tensor([[0.0], [0.1], [1.0], [3.0]]), 2)
+    torch.testing.assert_close(made, torch.tensor([[0.05], [2.0]]))
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ def kept(similarity, attention, keep, ratio=0.5):
         drop = min(8, len(rest) - (keep - important))
         first, second = rest[0::2], rest[1::2]
         nearest = descending({patch: max(similarity[patch][other] for other in second) for patch in first})
-        rest = nearest[drop:] + second
+        stay = [] if len(rest) // 2 == drop else nearest[drop:]  # of an odd number, torch broadcasts one to none
+        rest = stay + second
     return sorted(order[:important] + rest)
 
 
@@ -66,12 +67,14 @@ def test_an_odd_number_of_patches_stops_the_official_code_and_not_the_fixed_one(
             VisPruner(important_ratio=ratio, quirks="official").select(image, keep)
 
 
+@pytest.mark.parametrize("grid", [(6, 8), (4, 5)])
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_naive_loop_keeps_the_same_patches_wherever_the_official_code_runs(seed, ratio):
-    tokens = clustered(seed, (6, 8))
-    runs = [keep for keep in range(1, 49) if official_runs(48, keep, ratio)]
-    assert len(runs) > 10
+def test_a_naive_loop_keeps_the_same_patches_wherever_the_official_code_runs(seed, ratio, grid):
+    tokens = clustered(seed, grid)
+    patches = tokens.patches
+    runs = [keep for keep in range(1, patches + 1) if official_runs(patches, keep, ratio)]
+    assert len(runs) > patches / 5
     for image in range(2):
         attention = tokens.arrays["cls_attention"][image].double().numpy().mean(axis=0)
         similarity = cosines(tokens.arrays["raw"][image])
