@@ -24,10 +24,11 @@ from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require
 from store.commits import read_commit
 from store.errors import StoreError
 from store.growth import left_to_derive, plan_to_follow
-from store.plan import PLAN, Plan, read_plan
+from store.plan import Plan, newest_generation, read_plan
+from store.progress import committed_failures, missing_bytes, missing_parts
 from store.repair import withdraw_failures
 from store.schema import default_shard_images
-from store.writer import StoreWriter, committed_failures, lock, missing_bytes, missing_parts, require_no_archive
+from store.writer import StoreWriter, lock, require_no_archive
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def extract(
     for note in description.notes:
         _log.warning("note: %s", note)
     stall = experiment.extract.stall_seconds
-    if overwrite and (path / PLAN).exists():  # not before it is sure that there is something to replace it with
+    if (
+        overwrite and newest_generation(path) is not None
+    ):  # not before it is sure that there is something to replace it with
         with lock(path, "exclusive", stall):
             shutil.rmtree(path)
     wanted = plan_for(experiment, sources, description, opened.fingerprints())

@@ -97,15 +97,20 @@ def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 @click.option("--quick", is_flag=True, help="Look at sizes, metadata and the log only.")
-def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: Any) -> None:
-    """Withdraw exactly the damaged shards of PATH (default: the config's store); `make extract` computes them again."""
+def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: Any) -> int:
+    """Write what follows from the rest of PATH (default: the config's store) again, and withdraw exactly the damaged shards,
+    for `make extract` to compute; exit 4 if something is left that neither mends.
+    """
     from store.repair import repair
 
-    found, shards = repair(_folder(path, config_path, flags), quick)
-    for one in found:
+    done = repair(_folder(path, config_path, flags), quick)
+    for file in done.written:
+        click.echo(f"{file}: was damaged, is written again")
+    for one in [one for one in done.findings if one.shard is not None or one in done.left]:
         click.echo(str(one))
-    listed = ", ".join(str(shard) for bad in shards.values() for shard in bad)
-    click.echo(f"withdrawn: shard {listed}; run `make extract`" if shards else "no shard is damaged, none is withdrawn")
+    listed = ", ".join(str(shard) for bad in done.withdrawn.values() for shard in bad)
+    click.echo(f"withdrawn: shard {listed}" if listed else "no shard is damaged, none is withdrawn")
+    return 4 if done.left else 0
 
 
 @group.command()

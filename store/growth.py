@@ -4,15 +4,15 @@ Appended images begin a new shard, an added array adds files to every shard, a d
 shards, records and plans stay as they are.
 """
 
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from store.errors import IntegrityError, StoreError
 from store.fingerprint import Fingerprint, require_equal
-from store.ids import ImageIds
-from store.plan import PLAN, Plan, Segment, plan_path, read_plan
+from store.ids import ARRAYS, ImageIds
+from store.plan import FEATURES, Plan, Segment, newest_generation, read_plan
 from store.reader import stored_ids
 from store.schema import ArraySpec
 
@@ -35,17 +35,18 @@ def plan_to_follow(
     as they are. Raises StoreError (exit 4) without `append`, and
     FingerprintMismatch (exit 4) where the store was made by something else.
     """
-    if not (path / PLAN).is_file():
+    newest = newest_generation(path)
+    if newest is None:
         return wanted, ids
     try:
         stored = read_plan(path)
     except IntegrityError:
-        if plan_path(path, 1).is_file():
+        if newest:
             raise
         return wanted, ids  # a first plan is written again where the log was written for it
     if stored.generation == 0 and not append:
         return wanted, ids
-    known = stored_ids(path, stored)
+    known = _known_ids(path, stored, ids, unreadable)
     _require_compatible(path, stored, wanted)
     images = _unknown_images(known, ids, unreadable)
     arrays = [spec for spec in wanted.arrays if spec not in stored.arrays]
@@ -102,8 +103,22 @@ def _next(plan: Plan, changes: dict[str, Any]) -> Plan:
 def _with_images(
     plan: Plan, ids: ImageIds, images: Sequence[Named], generation: int
 ) -> tuple[dict[str, Any], ImageIds]:
+    together, fresh = _joined(ids, images, plan.shard_images)
+    segments = plan.parts
+    if fresh:
+        segments += (Segment(generation=generation, first_row=len(together) - fresh, n_images=fresh),)
+    return {
+        "segments": segments,
+        "n_images": plan.n_images + fresh,
+        "ids_group": f"ids_{generation}",
+        "ids_digest": together.digest(),
+    }, together
+
+
+def _joined(ids: ImageIds, images: Sequence[Named], shard_images: int) -> tuple[ImageIds, int]:
+    """The ids with more images, or more names, and how many images are new; these begin at a shard boundary."""
     taken = {name for _, names in images for name in names}
-    rows = [(ids.sha_of_row(row), [n for n in ids.names(row) if n not in taken]) for row in range(plan.n_rows)]
+    rows = [(ids.sha_of_row(row), [n for n in ids.names(row) if n not in taken]) for row in range(len(ids))]
     fresh: list[Named] = []
     for sha, names in images:
         row = ids.row_of_sha(sha)
@@ -111,18 +126,40 @@ def _with_images(
             fresh.append((sha, names))
         else:  # known under other names
             rows[row][1].extend(names)
-    segments = plan.parts
     if fresh:
-        first = math.ceil(plan.n_rows / plan.shard_images) * plan.shard_images
-        rows += [(NO_IMAGE, [])] * (first - plan.n_rows) + fresh
-        segments += (Segment(generation=generation, first_row=first, n_images=len(fresh)),)
-    together = ImageIds.build(rows)
-    return {
-        "segments": segments,
-        "n_images": plan.n_images + len(fresh),
-        "ids_group": f"ids_{generation}",
-        "ids_digest": together.digest(),
-    }, together
+        rows += [(NO_IMAGE, [])] * (-len(rows) % shard_images) + fresh
+    return ImageIds.build(rows), len(fresh)
+
+
+def _known_ids(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[str]) -> ImageIds:
+    """The ids of a store; where they are damaged, made again of what is left of them, or of its images as they are named now.
+
+    The digest in the plan says whether that are they. Raises IntegrityError (exit 4) if not.
+    """
+    with suppress(IntegrityError):
+        known = stored_ids(path, stored)
+        known.columns(ARRAYS)  # all of them, as they are to be written again
+        return known
+    for made in _remade(path, stored, ids, unreadable):
+        if made.digest() == stored.ids_digest:
+            return made
+    folder = path / FEATURES / stored.ids_group
+    raise IntegrityError(
+        f"expected the ids in {folder} as in the plan, they are damaged, and neither what is left of them nor the images that "
+        f"this config names make them again: restore {folder} from a copy, or extract into another folder (--run-dir)"
+    )
+
+
+def _remade(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[str]) -> Iterator[ImageIds]:
+    """What the ids of a store may be: what is left of them; the images as they are named now; those after earlier ids."""
+    groups = ["ids", *(f"ids_{generation}" for generation in range(1, stored.generation + 1))]
+    with suppress(IntegrityError):
+        yield ImageIds.recovered(path / FEATURES / stored.ids_group)
+    yield ids
+    for group in groups[: groups.index(stored.ids_group)]:
+        with suppress(IntegrityError):
+            before = ImageIds.recovered(path / FEATURES / group)
+            yield _joined(before, _unknown_images(before, ids, unreadable), stored.shard_images)[0]
 
 
 def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[Named]:

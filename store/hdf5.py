@@ -240,13 +240,7 @@ def _read_ids(file: h5py.File, plan: Plan) -> ImageIds:
     group = _group(file, "ids")
     stored = {name: _dataset(group, name, dtype) for name, dtype in _IDS.items()}
     _require(stored["sha256"].shape == (plan.n_rows, 32), f"{plan.n_rows} ids", stored["sha256"].shape)
-    shas, text, offsets, rows = (stored[name][...] for name in _IDS)
-    _require(len(offsets) == len(rows) + 1, f"{len(rows) + 1} offsets of names", len(offsets))
-    names: list[list[str]] = [[] for _ in range(plan.n_rows)]
-    for row, (begin, end) in zip(rows.tolist(), pairwise(offsets.tolist()), strict=True):
-        _require(0 <= row < plan.n_rows, f"a row below {plan.n_rows}", row)
-        names[row].append(text[begin:end].tobytes().decode(errors="surrogatepass"))
-    ids = ImageIds.build([(sha.tobytes().hex(), given) for sha, given in zip(shas, names, strict=True)])
+    ids = ImageIds.of_columns(*(stored[name][...] for name in _IDS))
     _require(ids.digest() == plan.ids_digest, "the ids of the plan", "others")
     return ids
 

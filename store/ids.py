@@ -12,6 +12,7 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from store.shard import crc
 
 ARRAYS = ("sha256", "sorted_rows", "names_utf8", "name_offsets", "name_rows", "sorted_hashes", "sorted_names")
 """See docs/store-format.md."""
+_NAMES = {"names_utf8": "|u1", "name_offsets": "<i8", "name_rows": "<i8"}
 _CRC_BYTES = 4
 # How `write_whole` has zarr write an array; numbers of one byte have no order of bytes.
 _BYTES = {"name": "bytes"}
@@ -82,12 +84,45 @@ class ImageIds:
         return cls({name: _Column.of(values) for name, values in arrays.items()})
 
     @classmethod
+    def of_columns(
+        cls, sha256: NDArray[Any], names_utf8: NDArray[Any], name_offsets: NDArray[Any], name_rows: NDArray[Any]
+    ) -> "ImageIds":
+        """Made again of ids and names alone, so that what lookups go by cannot say something else; ValueError where they do
+        not fit together.
+        """
+        if len(name_offsets) != len(name_rows) + 1:
+            raise ValueError(f"expected {len(name_rows) + 1} offsets of names, found {len(name_offsets)}")
+        rows: list[int] = name_rows.tolist()
+        offsets: list[int] = name_offsets.tolist()
+        names: list[list[str]] = [[] for _ in range(len(sha256))]
+        for row, (begin, end) in zip(rows, pairwise(offsets), strict=True):
+            if not 0 <= row < len(sha256):
+                raise ValueError(f"expected a row below {len(sha256)}, found {row}")
+            names[row].append(names_utf8[begin:end].tobytes().decode(errors="surrogatepass"))
+        return cls.build([(sha.tobytes().hex(), given) for sha, given in zip(sha256, names, strict=True)])
+
+    @classmethod
+    def recovered(cls, folder: Path) -> "ImageIds":
+        """From the files of ids and names in a group, whatever is damaged beside them: metadata, or what lookups go by.
+
+        Raises IntegrityError (exit 4) where one of these four is not whole. Whether they are a plan's, its digest says.
+        """
+        try:
+            shas = _values(folder / "sha256/c/0/0", "|u1")
+            others = [_values(folder / f"{name}/c/0", dtype) for name, dtype in _NAMES.items()]
+            return cls.of_columns(shas.reshape(-1, 32), *others)
+        except (ValueError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise IntegrityError(f"the ids in {folder} are damaged ({said}): {HEAL}") from None
+
+    @classmethod
     def read(cls, group: zarr.Group) -> "ImageIds":
         """From the `ids` group of a store; values stay on disk until they are needed.
 
         Raises IntegrityError (exit 4) where an array is missing or its file has another size.
         """
-        columns = {name: _stored(array) for name, array in group.arrays()}
+        found = {name: group.get(name) for name in ARRAYS}
+        columns = {name: _stored(array) for name, array in found.items() if isinstance(array, zarr.Array)}
         absent = [name for name in ARRAYS if name not in columns]
         if absent:
             raise IntegrityError(f"expected the arrays {', '.join(absent)} in {group.store_path}, found none: {HEAL}")
@@ -220,6 +255,12 @@ def _mapped(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray
     if crc(values) != int.from_bytes(mapped[size:], "little"):
         raise ValueError("its checksum differs")
     return values
+
+
+def _values(file: Path, dtype: str) -> NDArray[Any]:
+    """What the only chunk of an array holds; an array without values has no file."""
+    size = file.stat().st_size - _CRC_BYTES if file.exists() else 0
+    return _mapped(file, np.dtype(dtype), (size // np.dtype(dtype).itemsize,)) if size > 0 else np.empty(0, dtype)
 
 
 def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:

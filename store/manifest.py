@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.atomic import write_atomically
 from store.errors import IntegrityError
+from store.plan import spare_of
 
 METADATA = "zarr.json"
-HEAL = "run `make extract`, which writes it again"
+HEAL = "`python -m store repair` writes it again, or says whether `make extract` can, or what to restore"
 
 
 class Manifest(BaseModel):
@@ -62,16 +63,22 @@ def make_manifest(root: Path, plan_digest: str, arrays: Iterable[str]) -> Manife
 
 
 def write_manifest(store: Path, generation: int, manifest: Manifest) -> None:
-    """Replace the manifest of a plan."""
-    write_atomically(manifest_path(store, generation), manifest.model_dump_json(indent=1) + "\n")
+    """Replace the manifest of a plan, then its spare."""
+    path, text = manifest_path(store, generation), manifest.model_dump_json(indent=1) + "\n"
+    write_atomically(path, text)
+    write_atomically(spare_of(path), text)
 
 
 def read_manifest(store: Path, generation: int) -> Manifest:
     """The manifest of a plan; IntegrityError (exit 4) if it is missing or damaged."""
-    path = manifest_path(store, generation)
+    return manifest_in(manifest_path(store, generation))
+
+
+def manifest_in(path: Path) -> Manifest:
+    """The manifest in a file, or in a spare; IntegrityError (exit 4) if it is missing or damaged."""
     try:
         found = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise IntegrityError(f"expected the manifest {path}, there is none: {HEAL}") from None
     except ValidationError:
         raise IntegrityError(f"{path} is damaged (not a manifest): {HEAL}") from None

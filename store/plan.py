@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.atomic import write_atomically
 from store.errors import IntegrityError, StoreMissing
 from store.fingerprint import Fingerprint
 from store.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
-"""Of the first generation: where it is, there is a store."""
+"""Of the first generation."""
+SPARE = ".spare"
 FEATURES = "features.zarr"
 """The Zarr group."""
 
@@ -180,26 +182,51 @@ def plan_path(store: Path, generation: int) -> Path:
     return store / f"plans/{generation}.json"
 
 
+def write_plan(store: Path, plan: Plan) -> None:
+    """Let a plan be the store's, then keep its spare."""
+    path = plan_path(store, plan.generation)
+    write_atomically(path, plan.to_json())
+    write_atomically(spare_of(path), plan.to_json())
+
+
+def spare_of(path: Path) -> Path:
+    """Where the spare of a file in `plans/` lies: a few kB without which a store could not be read."""
+    return path.with_name(path.name + SPARE)
+
+
+def newest_generation(store: Path) -> int | None:
+    """The generation that a store has come to, None where there is no store; a lost plan still has its spare."""
+    names = {path.name.removesuffix(SPARE) for path in (store / PLAN).parent.glob("*.json*")}
+    stems = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=None)
+
+
 def read_plan(store: Path) -> Plan:
     """The newest plan of the store at `store`; StoreMissing (exit 5) if there is none, IntegrityError (exit 4)."""
-    if not (store / PLAN).is_file():
+    newest = newest_generation(store)
+    if newest is None:
         raise StoreMissing(
             f"expected a feature store at {store}, there is none: run `make extract` with this config first"
         )
-    newest = max(int(path.stem) for path in (store / PLAN).parent.glob("*.json") if path.stem.isdecimal())
-    plan = _read(plan_path(store, newest))
+    path = plan_path(store, newest)
+    advice = "restore it, or extract anew"
+    if spare_of(path).is_file():
+        advice = f"let `python -m store repair {store}` restore it from its spare"
+    plan = _read(path, advice)
     if (plan.generation, len(plan.earlier)) != (newest, newest):
-        raise IntegrityError(f"{plan_path(store, newest)} is the plan of another generation: restore it")
+        raise IntegrityError(f"{path} is the plan of another generation: {advice}")
     return plan
 
 
-def _read(path: Path) -> Plan:
+def _read(path: Path, advice: str) -> Plan:
     not_one = f"{path} is not a plan of store format 1"
     try:
         return Plan.model_validate_json(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise IntegrityError(f"expected the plan {path}, it is missing: {advice}") from None
     except UnicodeDecodeError:
-        raise IntegrityError(f"{not_one} (not utf-8): restore it, or extract anew") from None
+        raise IntegrityError(f"{not_one} (not utf-8): {advice}") from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise IntegrityError(f"{not_one} ({where}: {first['msg']}): restore it, or extract anew") from None
+        raise IntegrityError(f"{not_one} ({where}: {first['msg']}): {advice}") from None

@@ -357,11 +357,10 @@ def _require_metadata(path: Path, plan: Plan) -> None:
     For a moment, a store that grows has the metadata of the generation before or of the one to come.
     """
     damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
-    beside = (plan.generation - 1, plan.generation + 1)
-    others = [read_manifest(path, one) for one in beside if manifest_path(path, one).is_file()]
-    damaged = [
-        name for name in damaged if file_digest(path / FEATURES / name) not in {o.files.get(name, "") for o in others}
-    ]
+    if damaged:  # not so if it is growing now
+        beside = [one for one in (plan.generation - 1, plan.generation + 1) if manifest_path(path, one).is_file()]
+        others = [read_manifest(path, one) for one in beside]
+        damaged = [n for n in damaged if file_digest(path / FEATURES / n) not in {o.files.get(n, "") for o in others}]
     if damaged:
         raise IntegrityError(f"{path / FEATURES / damaged[0]} is damaged or missing: {HEAL}")
 
@@ -393,7 +392,7 @@ def _damage(folder: Path) -> Generator[None, None, None]:
         yield
     except (ValueError, KeyError, TypeError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise IntegrityError(f"{folder} is damaged ({said}): restore it, or extract anew") from None
+        raise IntegrityError(f"{folder} is damaged ({said}): {HEAL}") from None
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

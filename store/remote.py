@@ -25,8 +25,8 @@ from zarr.storage import ObjectStore, StorePath
 
 from configs.experiment import StoreLocation, store_location
 from store.errors import IntegrityError, StoreError, StoreMissing
-from store.manifest import read_manifest
-from store.plan import FEATURES, PLAN, read_plan
+from store.manifest import HEAL, read_manifest
+from store.plan import FEATURES, newest_generation, read_plan
 from store.schema import Dtype
 from store.shard import FileRecord, Readable
 from store.shard_file import ZarrShard
@@ -75,7 +75,7 @@ class RemoteStore:
 
     def said(self, text: str) -> str:
         """A sentence about the temporary folder, as one about the store."""
-        return text.replace(str(self.folder), self.url)
+        return text.replace(HEAL, "copy it there again").replace(str(self.folder), self.url)
 
     @contextmanager
     def naming(self) -> Generator[None, None, None]:
@@ -94,7 +94,7 @@ class RemoteStore:
         listed = [self._obstore.list(self._objects, folder) for folder in ("plans", "commits")]
         found: list[str] = [one["path"] for parts in listed for part in parts for one in part]
         self._fetch([*found, "config.yaml"])
-        if not (self.folder / PLAN).is_file():
+        if newest_generation(self.folder) is None:
             raise StoreMissing(f"expected a feature store at {self.url}, there is none: copy one there with its plans")
         manifest = read_manifest(self.folder, read_plan(self.folder).generation)
         self._fetch([f"{FEATURES}/{name}" for name in manifest.files])

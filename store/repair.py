@@ -1,28 +1,68 @@
-"""Withdraw the commits of damaged shards, and nothing else: the next extraction computes just those."""
+"""Make a store whole: what follows from the rest of it is written again, damaged shards are withdrawn to be computed again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from store.commits import read_commits, withdraw
-from store.plan import Plan
-from store.verify import Finding, bad_shards, verify
-from store.writer import STALL_SECONDS, lock, require_no_archive
+from store.errors import ArchiveReadOnly
+from store.manifest import read_manifest
+from store.plan import Plan, read_plan
+from store.progress import stored_codec
+from store.rebuild import rebuild
+from store.spare import differing, restore
+from store.verify import ARCHIVE, REPAIR, Finding, bad_shards, verify
+from store.writer import STALL_SECONDS, lock
 
 
-def repair(store: Path, quick: bool) -> tuple[list[Finding], dict[int, list[int]]]:
-    """All findings of `verify`, and the shards that were withdrawn, by generation.
+@dataclass(frozen=True)
+class Repaired:
+    """What `repair` found and did."""
 
-    Files stay where they are until they are written again: no record, no data. Raises StoreLocked (exit 6) while
-    someone writes, ArchiveReadOnly (exit 7).
+    written: list[Path]
+    """Files that were damaged, and are as they were."""
+    withdrawn: dict[int, list[int]]
+    """Shards to be computed again, by generation."""
+    findings: list[Finding]
+    """All that was found, but for plans and manifests, which are whole again by then."""
+
+    @property
+    def left(self) -> list[Finding]:
+        """What it could do nothing about; each says what can."""
+        return [one for one in self.findings if one.shard is None and one.remedy != REPAIR]
+
+
+def repair(store: Path, quick: bool) -> Repaired:
+    """Write again what can be made of the rest of the store, and withdraw the damaged shards.
+
+    Files of shards stay where they are until they are written again: no record, no data. Raises StoreLocked (exit 6) while
+    someone writes, ArchiveReadOnly (exit 7) for damaged shards of an archive.
     """
+    written: list[Path] = []
+    if differing(store):
+        with lock(store, "exclusive", STALL_SECONDS):
+            written += restore(store)
     findings = verify(store, quick)
-    require_no_archive(store)
     shards = bad_shards(findings)
+    if any(one.remedy == REPAIR for one in findings):
+        with lock(store, "exclusive", STALL_SECONDS):
+            plan = read_plan(store)
+            written += rebuild(store, plan, read_manifest(store, plan.generation))
     if shards:
+        _require_no_archive(store, shards)
         with lock(store, "exclusive", STALL_SECONDS):
             for generation, bad in shards.items():
                 withdraw(store, bad, generation)
-    return findings, shards
+    return Repaired(written, shards, findings)
+
+
+def _require_no_archive(store: Path, damaged: Mapping[int, list[int]]) -> None:
+    if stored_codec(store) != "none":
+        raise ArchiveReadOnly(
+            f"expected shards that can be computed again, {store} is an archive, which is only read, and its shards "
+            f"{sorted(shard for bad in damaged.values() for shard in bad)} "
+            f"are damaged: {ARCHIVE}; `python -m store export {store} --store OUT` unpacks it when it is whole"
+        )
 
 
 def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool]) -> list[int]:

@@ -1,9 +1,10 @@
 """Is every byte of a store as it was committed? What is not is a finding, with what makes it whole again."""
 
+import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,21 @@ from tqdm import tqdm
 from configs.experiment import StoreLocation
 from store.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
-from store.manifest import HEAL, file_digest, read_manifest
+from store.manifest import file_digest, manifest_in, manifest_path, read_manifest
 from store.plan import FEATURES, Plan, plan_path, read_plan
+from store.progress import stored_codec
 from store.reader import require_ours, stored_ids
+from store.rebuild import can_be_rebuilt
 from store.remote import RemoteStore, reached
-from store.schema import Layout
+from store.schema import Codec, Layout
 from store.shard import FileRecord, Readable, checksum_of
+from store.spare import content_of, known_digests, sound
 
 THREADS = 4
+REPAIR = "`repair` writes it again"
+COPY = "restore it from a copy"
+ARCHIVE = "restore it from a copy, or archive its store again"
+_BEFORE = f"{COPY}; only an older generation is described there, which nothing that is read needs"
 _AT_ONCE = 4096
 
 
@@ -31,13 +39,14 @@ class Finding:
     path: str
     problem: str
     shard: int | None
-    """The shard whose commit `repair` withdraws; None where the next extraction writes the file again by itself."""
+    """The shard whose commit `repair` withdraws; None where the file is no shard's."""
+    remedy: str
+    """What makes it whole again."""
     generation: int = 0
     """In whose log that commit is."""
 
     def __str__(self) -> str:
-        remedy = HEAL if self.shard is None else f"`repair` withdraws shard {self.shard}"
-        return f"{self.path}: {self.problem}; {remedy}"
+        return f"{self.path}: {self.problem}; {self.remedy}"
 
 
 class _Files:
@@ -65,21 +74,30 @@ def verify(location: StoreLocation, quick: bool) -> list[Finding]:
     Raises StoreMissing (exit 5) if there is none, IntegrityError (exit 4) if the plan itself cannot be read.
     """
     with reached(location) as (store, remote):
-        found = _findings(store, remote or _Files(store), quick)
-        return found if remote is None else [replace(one, path=remote.said(one.path)) for one in found]
+        if remote is None:
+            return _findings(store, _Files(store), quick)
+        return [
+            replace(one, path=remote.said(one.path), remedy=f"copy it to {location} again")
+            for one in _findings(store, remote, quick)
+        ]
 
 
 def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Finding]:
     plan = read_plan(store)
     found = list(_static(store, plan, quick))
+    if any(one.path == str(plan_path(store, plan.generation)) for one in found):
+        return found  # nothing else can be judged by a plan that is not what was written
+    remedies = _Remedies(plan, stored_codec(store))
     logs: list[tuple[int, CommitLog, list[int]]] = []
     for generation in range(plan.generation + 1):
         found += [
-            Finding(str(path), "not a commit record as it was written", shard, generation)
+            Finding(
+                str(path), "not a commit record as it was written", shard, remedies.of(shard, generation), generation
+            )
             for path, shard in damaged_records(store, generation)
         ]
         records = intact_records(store, generation)
-        foreign = list(_foreign(store, plan, generation, records))
+        foreign = list(_foreign(store, plan, generation, records, remedies))
         found += foreign
         logs.append((generation, records, sorted(records.keys() - {one.shard for one in foreign})))
 
@@ -92,7 +110,7 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
         files = _committed_files(plan, logs)
         while some := list(islice(files, _AT_ONCE)):  # of millions of files, not all at a time are in memory
             found += [
-                Finding(str(store / FEATURES / record.path), problem, shard, generation)
+                Finding(str(store / FEATURES / record.path), problem, shard, remedies.of(shard, generation), generation)
                 for (generation, shard, _, record), problem in zip(some, pool.map(look, some), strict=True)
                 if problem is not None
             ]
@@ -116,27 +134,85 @@ def bad_shards(findings: list[Finding]) -> dict[int, list[int]]:
     return {generation: sorted(shard for of, shard in bad if of == generation) for generation, _ in sorted(bad)}
 
 
+@dataclass(frozen=True)
+class _Remedies:
+    """What to do about damaged shards of a store."""
+
+    plan: Plan
+    codec: Codec
+
+    def of(self, shard: int, generation: int) -> str:
+        """About a record, or a file that it names."""
+        if self.codec != "none":
+            return ARCHIVE
+        there = 0 <= shard < self.plan.n_shards
+        names = {spec.name for spec in self.plan.arrays_of(generation, shard)} if there else set[str]()
+        maker = "`python -m store derive projected`" if names and names <= {*self.plan.derived} else "`make extract`"
+        return f"`repair` withdraws shard {shard}, then {maker} computes it again"
+
+
 def _static(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
-    """What is no shard: plan, metadata, ids, projector."""
+    """What is no shard: plans, metadata, ids, projector."""
+    for generation in range(plan.generation + 1):
+        yield from _plans(store, plan, generation)
     try:
         manifest = read_manifest(store, plan.generation)
-    except IntegrityError as error:
-        yield Finding(str(store / "plans"), str(error).partition(": run")[0], None)
+    except IntegrityError:
+        return  # said already; without it nobody knows what the rest was
+    damaged = manifest.damaged(store / FEATURES, metadata_only=quick)
+    again = can_be_rebuilt(store, plan, manifest, damaged)
+    for name in damaged:
+        remedy = REPAIR if name in again else _remedy(store, plan, name)
+        yield Finding(str(store / FEATURES / name), "changed or missing", None, remedy)
+
+
+def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
+    """Plan, manifest and their spares of a generation; stores that were made before there were spares have none."""
+    planned, manifest = plan_path(store, generation), manifest_path(store, generation)
+    written = sound(store, generation)
+    for path, content in written.items():
+        if content_of(path) != content and (path.exists() or path in (planned, manifest)):
+            yield Finding(str(path), "changed or missing", None, REPAIR)
+    if written:
+        if hashlib.sha256(written[planned]).hexdigest() != plan.digest_of(generation) and generation < plan.generation:
+            yield Finding(str(planned), "another plan than the later ones name", None, _BEFORE)
         return
-    for generation in range(plan.generation + 1):
-        path = plan_path(store, generation)
-        if file_digest(path) != plan.digest_of(generation) or (
-            generation == plan.generation and manifest.plan != plan.digest
-        ):
-            yield Finding(str(path), "changed or missing", None)
-    for name in manifest.damaged(store / FEATURES, metadata_only=quick):
-        yield Finding(str(store / FEATURES / name), "changed or missing", None)
+    newest = generation == plan.generation
+    extracted = f"`make extract` with the same config and images writes it again; otherwise {COPY}"
+    if not newest:
+        trusted, remedies = {plan.digest_of(generation)}, (_BEFORE, _BEFORE)
+    else:
+        trusted = known_digests(store, generation) or {plan.digest}
+        archived = stored_codec(store) != "none"
+        remedies = (COPY if archived or generation else extracted, COPY if archived else extracted)
+    if file_digest(planned) not in trusted:
+        yield Finding(str(planned), "changed or missing", None, remedies[0])
+    if not _is_manifest_of(manifest, trusted):
+        yield Finding(str(manifest), "changed or missing", None, remedies[1])
 
 
-def _foreign(store: Path, plan: Plan, generation: int, records: Mapping[int, CommitRecord]) -> Iterator[Finding]:
+def _is_manifest_of(path: Path, plans: set[str]) -> bool:
+    with suppress(IntegrityError):
+        return manifest_in(path).plan in plans
+    return False
+
+
+def _remedy(store: Path, plan: Plan, name: str) -> str:
+    """What is left for a file that cannot be written again from the store itself."""
+    if stored_codec(store) != "none":
+        return ARCHIVE
+    if name.startswith(f"{plan.ids_group}/"):
+        return f"`make extract` writes it again if the image files are still those that were encoded; otherwise {COPY}"
+    return "`make extract` writes it again"
+
+
+def _foreign(
+    store: Path, plan: Plan, generation: int, records: Mapping[int, CommitRecord], remedies: "_Remedies"
+) -> Iterator[Finding]:
     """Records that are about something else than the plan."""
     try:
         ids = stored_ids(store, plan)
+        ids.columns(["sha256"])  # all that records are compared with
     except IntegrityError:
         return  # already among the findings; the records can be judged when the ids are whole again
     for shard, record in records.items():
@@ -144,7 +220,8 @@ def _foreign(store: Path, plan: Plan, generation: int, records: Mapping[int, Com
             require_ours(store, plan, ids, record, generation, believe_plan=False)
         except IntegrityError as error:
             path = log_folder(store, generation) / f"{shard}.json"
-            yield Finding(str(path), str(error).partition(": ")[0], shard, generation)
+            said = str(error).partition(": ")[0]
+            yield Finding(str(path), said, shard, remedies.of(shard, generation), generation)
 
 
 def _size(shards: _Files | RemoteStore, record: FileRecord) -> str | None:

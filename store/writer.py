@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# (zarr's stores are typed in part)
 """Creating a store and committing shards to it, by one process or by many."""
 
 import errno
@@ -9,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +15,18 @@ from typing import Any, Literal
 
 import filelock
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from configs.atomic import sync_directory, write_atomically
-from store.commits import CommitRecord, intact_records, publish, read_commit, read_commits
-from store.errors import ArchiveReadOnly, IntegrityError, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
-from store.fingerprint import require_equal
-from store.ids import ImageIds, write_whole
+from store.commits import CommitRecord, publish, read_commit
+from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
+from store.ids import ImageIds
 from store.leases import Lease, disk_time, live_leases
-from store.manifest import make_manifest, read_manifest, write_manifest
-from store.plan import Plan, plan_path, read_plan
-from store.reader import FEATURES, PROJECTOR, ProjectorState
-from store.schema import ArraySpec, Codec, Layout, fill_value
-from store.shard import PARTIAL, ZSTD_LEVEL, Aside, FileRecord, write_aside
+from store.plan import Plan
+from store.prepare import prepare
+from store.progress import missing_parts, stored_codec
+from store.reader import FEATURES, ProjectorState
+from store.schema import ArraySpec, Codec, Layout
+from store.shard import PARTIAL, Aside, FileRecord, write_aside
 
 LOCK = "writer.lock"
 HOLDER = "writer.json"
@@ -208,166 +203,13 @@ class StoreWriter:
         return values
 
 
-def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[tuple[int, int]]:
-    """Generation and shard of everything that is not committed, but for derived arrays in `leave`.
-
-    Raises IntegrityError (exit 4) for logs of another plan.
-    """
-    missing: list[tuple[int, int]] = []
-    for generation in sorted({*range(plan.generation + 1)} - {plan.added[name] for name in leave}):
-        committed = read_commits(path, generation)
-        if committed.plan_digests - {plan.digest_of(generation)}:
-            foreign = next(s for s, record in committed.items() if record.plan_digest != plan.digest_of(generation))
-            raise IntegrityError(f"shard {foreign} of {path} was committed for another plan: extract into a new folder")
-        missing += [(generation, shard) for shard in plan.shards_of(generation) if shard not in committed]
-    return missing
-
-
-def missing_bytes(path: Path, plan: Plan, leave: Collection[str] = ()) -> int:
-    """What is still to be written, but for derived arrays in `leave`."""
-    parts = missing_parts(path, plan, leave)
-    return sum(
-        plan.layout(spec.name).file_bytes(len(plan.rows(s))) for one, s in parts for spec in plan.arrays_of(one, s)
-    )
-
-
-def committed_failures(path: Path, plan: Plan) -> dict[int, str]:
-    """Rows of all commits whose image could not be encoded, with the reason."""
-    found = [read_commits(path, generation).failures for generation in range(plan.generation + 1)]
-    return {row: why for failures in found for row, why in sorted(failures.items())}
-
-
-def prepare(
-    path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec = "none"
-) -> None:  # fmt: skip
-    """Plan, metadata, ids and projector: made if they are not there, written again where they are damaged."""
-    if plan.generation and read_plan(path).generation == plan.generation - 1:
-        grow(path, plan, ids, projector)
-        return
-    if plan_path(path, plan.generation).exists():
-        with suppress(IntegrityError):  # a damaged plan is written again, if the rest of the store is of this one
-            _require_same(path, read_plan(path), plan)
-    if not (path / FEATURES).exists():
-        _create(path, plan, ids, projector, codec)
-        return
-    try:
-        healthy = plan_path(path, plan.generation).read_text() == plan.to_json()
-        healthy &= not read_manifest(path, plan.generation).damaged(path / FEATURES)
-    except (IntegrityError, FileNotFoundError, UnicodeDecodeError):
-        healthy = False
-    if not healthy:
-        _heal(path, plan, ids, projector)
-
-
-def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
-    """Make `plan` the newest generation of a store; the caller is alone in it. Killed before the plan is there, nothing has
-    happened; killed afterwards, the next extraction brings the metadata up to date.
-    """
-    aside = _build(path, plan, ids, projector)
-    manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
-    current = read_manifest(path, plan.generation - 1).files
-    _install(path, aside, [name for name in manifest.files if name not in current])
-    write_manifest(path, plan.generation, manifest)
-    write_atomically(plan_path(path, plan.generation), plan.to_json())
-    _install(path, aside, manifest.damaged(path / FEATURES))
-    shutil.rmtree(aside)
-
-
-def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec) -> None:
-    """Built aside and renamed, so that it is whole or absent."""
-    write_atomically(plan_path(path, plan.generation), plan.to_json())
-    aside = _build(path, plan, ids, projector, codec)
-    write_manifest(path, plan.generation, make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays]))
-    aside.rename(path / FEATURES)
-    sync_directory(path)
-
-
-def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
-    """Write damaged files again; what can be made again must be what the log was written for."""
-    missing_parts(path, plan)
-    aside = _build(path, plan, ids, projector)
-    manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
-    damaged = manifest.damaged(path / FEATURES)
-    for name in damaged:
-        _log.warning("note: %s was damaged, it is written again", path / FEATURES / name)
-    _install(path, aside, damaged)
-    write_manifest(path, plan.generation, manifest)
-    write_atomically(plan_path(path, plan.generation), plan.to_json())
-    shutil.rmtree(aside)
-
-
-def _install(path: Path, aside: Path, names: Iterable[str]) -> None:
-    for name in names:
-        place = path / FEATURES / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).replace(place)
-        sync_directory(place.parent)
-
-
-def _build(
-    path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec = "none"
-) -> Path:  # fmt: skip
-    """Metadata, ids and projector, aside."""
-    aside = path / (FEATURES + PARTIAL)
-    shutil.rmtree(aside, ignore_errors=True)
-    group = zarr.create_group(aside, attributes={"encode_once_format": plan.format})
-    for spec in plan.arrays:
-        _create_array(group, spec, plan, codec)
-    ids.write(group, plan.ids_group)
-    if projector is not None:
-        attributes = {"kind": projector.kind, "config": projector.config, "sha256": projector.sha256}
-        weights = group.create_group(PROJECTOR, attributes=attributes)
-        for name in sorted(projector.weights):
-            created = write_whole(weights, name, projector.weights[name], fill_value(projector.dtypes[name]))
-            created.attrs["logical_dtype"] = projector.dtypes[name]
-    return aside
-
-
-def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan, codec: Codec) -> None:
-    inner = 1 if spec.per_image_chunks else plan.shard_images
-    group.create_array(
-        spec.name,
-        shape=(plan.n_rows, *spec.shape),
-        dtype=spec.storage,
-        chunks=(inner, *spec.shape),
-        shards=(plan.shard_images, *spec.shape),
-        compressors=[*([ZstdCodec(level=ZSTD_LEVEL)] if codec == "zstd" else []), Crc32cCodec()],
-        fill_value=spec.fill,
-        dimension_names=("image", *spec.axes),
-        attributes={"logical_dtype": spec.dtype, **spec.attributes},
-    )
-
-
 def require_no_archive(path: Path) -> None:
     """Refuse a store whose files are compressed; ArchiveReadOnly (exit 7)."""
-    files = [file for record in intact_records(path).values() for file in record.files.values()]
-    if any(file.codec != "none" for file in files):
+    if stored_codec(path) != "none":
         raise ArchiveReadOnly(
             f"expected a store to write to, {path} is an archive, which is only read: unpack it with "
             f"`python -m store export {path} --store OUT`"
         )
-
-
-def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
-    """One store, one plan: what differs is named, fingerprints field by field."""
-    advice = "extract into another folder (--run-dir), or replace this store with --overwrite"
-    for name in sorted({*stored.fingerprints} & {*wanted.fingerprints}):
-        found, expected = stored.fingerprints[name].model_dump(), wanted.fingerprints[name].model_dump()
-        require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
-    if stored != wanted:
-        differing = [
-            f"{field} (stored {_short(getattr(stored, field))}, wanted {_short(getattr(wanted, field))})"
-            for field in Plan.model_fields
-            if getattr(stored, field) != getattr(wanted, field)
-        ]
-        raise StoreError(
-            f"{path} holds a store of another plan: {'; '.join(differing)}; add what it does not have with --append, {advice}"
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _sweep(path: Path, idle_seconds: float) -> None:

@@ -10,8 +10,9 @@ from stage1_extract.worker import OpenEncoder, Worker
 from store.fingerprint import require_equal
 from store.growth import left_to_derive
 from store.plan import read_plan
+from store.progress import committed_failures
 from store.reader import stored_ids
-from store.writer import StoreWriter, committed_failures
+from store.writer import StoreWriter
 
 
 class Joined:

@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec
 from configs.atomic import write_atomically
 from store.commits import CommitRecord, read_commits
 from store.manifest import make_manifest, write_manifest
-from store.plan import PLAN, Plan, read_plan
+from store.plan import PLAN, Plan, read_plan, write_plan
 from store.reader import FEATURES, PROJECTOR, FeatureStore
 from store.shard import write_shard
 
@@ -93,7 +93,7 @@ def _remake_manifest(store: Path) -> None:
 
 
 def _replan(store: Path, plan: Plan) -> None:
-    write_atomically(store / PLAN, plan.to_json())
+    write_plan(store, plan)
     _remake_manifest(store)
     for record in read_commits(store).values():
         _save(store, record.model_copy(update={"plan_digest": plan.digest}))

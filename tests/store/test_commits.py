@@ -443,6 +443,6 @@ def test_a_damaged_line_of_a_store_is_repaired_by_computing_that_shard_again(tmp
     assert [(one.path, one.shard) for one in verify(path, quick=True)] == [(str(file), 3)]
     with pytest.raises(IntegrityError, match=f"repair {path}"):
         FeatureStore.open(path)
-    assert repair(path, quick=True)[1] == {0: [3]}
+    assert repair(path, quick=True).withdrawn == {0: [3]}
     write_store(path, plan_of(ids), ids)
     assert differences_between(path, store_of(tmp_path / "other", 9)) == []

@@ -184,7 +184,7 @@ def test_a_damaged_file_of_an_added_array_is_withdrawn_from_its_own_log(tmp_path
     flip(path / FEATURES / plan.layout("third").relative_path(1), 100)
     with pytest.raises(IntegrityError, match="shard 1"):
         FeatureStore.open(path).gather("third", [2])
-    assert repair(path, quick=False)[1] == {1: [1]}
+    assert repair(path, quick=False).withdrawn == {1: [1]}
     with StoreWriter.open(path, plan, ids, projector()) as writer:
         assert writer.missing_shards() == [1] and writer.missing_arrays(1) == ["third"]
         writer.commit_shard(1, shard_values(plan, 1), {}, {"host": "here"})

@@ -318,7 +318,7 @@ def test_a_file_without_its_record_is_not_believed(path):
 def test_what_the_error_advises_repairs_the_store(path):
     flip(path / FEATURES / FILES["small"], 5)
     assert_refused(path, f"python -m store repair {path}")
-    assert repair(path, quick=False)[1] == {0: [1]}
+    assert repair(path, quick=False).withdrawn == {0: [1]}
     ids = image_ids(COUNT)
     write_store(path, plan_of(ids), ids)
     assert_unaltered(path)

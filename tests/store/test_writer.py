@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from store import prepare as prepare_module
 from store import shard as shard_module
 from store import writer as writer_module
 from store.commits import CommitRecord, publish, read_commits
@@ -23,6 +24,7 @@ from store.errors import (
     StoreLocked,
     StoreMissing,
 )
+from store.ids import ImageIds
 from store.plan import PLAN, read_plan
 from store.reader import FEATURES, FeatureStore
 from store.writer import HOLDER, StoreWriter
@@ -198,11 +200,15 @@ def test_a_crash_between_a_shard_and_its_record_leaves_the_shard_uncommitted(tmp
     assert differences_between(a, write_store(b, plan, ids)) == []
 
 
-@pytest.mark.parametrize("step", ["write_atomically", "_build", "write_aside"])
+STEPS = {"write_plan": prepare_module, "write_manifest": prepare_module, "build": prepare_module}
+
+
+@pytest.mark.parametrize("step", [*STEPS, "write_aside"])
 def test_a_crash_at_any_step_is_made_good_by_the_next_run(tmp_path, monkeypatch, step):
     ids = image_ids(5)
     plan = plan_of(ids)
-    real = getattr(writer_module, step)
+    module = STEPS.get(step, writer_module)
+    real = getattr(module, step)
 
     def before(*arguments):
         raise KeyboardInterrupt
@@ -214,7 +220,7 @@ def test_a_crash_at_any_step_is_made_good_by_the_next_run(tmp_path, monkeypatch,
     for number, crash in enumerate((before, after)):
         path = tmp_path / str(number)
         with monkeypatch.context() as patched:
-            patched.setattr(writer_module, step, crash)
+            patched.setattr(module, step, crash)
             with pytest.raises(KeyboardInterrupt):
                 write_store(path, plan, ids)
         write_store(path, plan, ids)
@@ -229,7 +235,7 @@ def test_a_crash_while_the_arrays_are_created_leaves_none_of_them(tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer_module.ImageIds, "write", crash)
+        patched.setattr(ImageIds, "write", crash)
         with pytest.raises(KeyboardInterrupt):
             write_store(tmp_path, plan, ids)
     assert not (tmp_path / FEATURES).exists()
@@ -328,12 +334,12 @@ def test_a_full_disk_while_a_shard_is_written_is_said_with_path_and_bytes(tmp_pa
     assert differences_between(tmp_path, write_store(tmp_path.with_name("whole"), plan, ids)) == []
 
 
-@pytest.mark.parametrize("call", ["write_atomically", "_build", "publish"])
+@pytest.mark.parametrize("call", [*STEPS, "publish"])
 def test_a_full_disk_at_any_other_step_is_said_too(tmp_path, monkeypatch, call):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer_module, call, full)
+    monkeypatch.setattr(STEPS.get(call, writer_module), call, full)
     with pytest.raises(NoSpace, match=str(tmp_path)):
         store_of(tmp_path)
 
@@ -355,13 +361,13 @@ def test_an_image_that_may_not_be_read_is_not_called_a_full_store(tmp_path):
 
 def test_a_writer_of_a_new_store_writes_the_plan_first(tmp_path, monkeypatch):
     seen = []
-    build = writer_module._build
+    build = prepare_module.build
 
-    def watched(path, *rest):
-        seen.append((path / PLAN).is_file())
-        return build(path, *rest)
+    def watched(aside, *rest):
+        seen.append((tmp_path / PLAN).is_file())
+        return build(aside, *rest)
 
-    monkeypatch.setattr(writer_module, "_build", watched)
+    monkeypatch.setattr(prepare_module, "build", watched)
     with StoreWriter.open(tmp_path, plan_of(image_ids(2)), image_ids(2), None):
         pass
     assert seen == [True]

@@ -1,0 +1,49 @@
+"""What can be written again from the store itself, without an image or a checkpoint: metadata, and what ids are found by."""
+
+import tempfile
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from configs.atomic import write_atomically
+from store.errors import IntegrityError
+from store.ids import ImageIds
+from store.manifest import Manifest, file_digest
+from store.plan import FEATURES, Plan
+from store.prepare import build
+from store.progress import stored_codec
+
+
+def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> set[str]:
+    """Which of some files below `features.zarr` can be written again as they were, bit for bit."""
+    with _rebuilt(store, plan, manifest, damaged) as (_, names):
+        return {*names}
+
+
+def rebuild(store: Path, plan: Plan, manifest: Manifest) -> list[Path]:
+    """Write what is damaged again, as far as that can be done; the caller is alone in the store."""
+    with _rebuilt(store, plan, manifest, manifest.damaged(store / FEATURES)) as (aside, names):
+        for name in names:
+            write_atomically(store / FEATURES / name, (aside / name).read_bytes())
+        return [store / FEATURES / name for name in names]
+
+
+@contextmanager
+def _rebuilt(
+    store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]
+) -> Generator[tuple[Path, list[str]], None, None]:
+    """A temporary folder with files made anew, and the names of those that are what the manifest says."""
+    wanted = [*damaged]
+    with tempfile.TemporaryDirectory(prefix="encode-once-") as folder:
+        aside = Path(folder) / "features"
+        if wanted:
+            named = any(name.startswith(f"{plan.ids_group}/") for name in wanted)
+            build(aside, plan, _ids(store, plan) if named else None, None, stored_codec(store))
+        yield aside, [name for name in wanted if file_digest(aside / name) == manifest.files[name]]
+
+
+def _ids(store: Path, plan: Plan) -> ImageIds | None:
+    with suppress(IntegrityError):
+        ids = ImageIds.recovered(store / FEATURES / plan.ids_group)
+        return ids if ids.digest() == plan.ids_digest else None
+    return None
