@@ -93,5 +93,5 @@ def _entering(model: Language, scale: Scale, pruner: InLLMPruner, schedule: Sche
         return with_patches(model, scale, 1, scale.patches)
     tokens = device_tokens(scale, 1, model.device)
     index = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering).index
-    visual = torch.randn(1, schedule.entering, model.width, generator=torch.Generator().manual_seed(0))
+    visual = torch.randn(1, schedule.entering, model.width, generator=torch.Generator().manual_seed(0)).to(model.device)
     return assemble(model, prompts(scale, 1), visual, index, scale.patches, pruner.positions)

@@ -61,5 +61,5 @@ def flops(shape: LanguageShape, scale: Scale, tokens_per_layer: Sequence[int]) -
 def with_patches(model: Language, scale: Scale, questions: int, keep: int) -> Batch:
     """Prompts with an even sample of `keep` patches each, at their original positions."""
     index = torch.arange(keep).expand(questions, -1) * scale.patches // keep
-    visual = torch.randn(questions, keep, model.width, generator=torch.Generator().manual_seed(0))
+    visual = torch.randn(questions, keep, model.width, generator=torch.Generator().manual_seed(0)).to(model.device)
     return assemble(model, prompts(scale, questions), visual, index, scale.patches, "original")
