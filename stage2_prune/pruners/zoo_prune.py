@@ -7,7 +7,7 @@ of `projected`, raster order, compact positions. It costs 2 x 64 projections of 
 
 Quirks: the official directions have no seed; here they are drawn for each image. It shakes features in 16 bits, where a step of
 0.01 along a unit vector is mostly rounded away: in float32 the formula is as published, in 16 bits what it tends to for small
-steps, the projector's own derivative along the direction (forward mode), which no rounding swallows.
+steps, the derivative along the direction (forward mode), which no rounding swallows.
 """
 
 import warnings
@@ -81,4 +81,6 @@ def _derived(
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about how it loads this
         along = forward_ad.make_dual(raw, direction.expand_as(raw).contiguous())
-        return forward_ad.unpack_dual(project(along)).tangent.float().norm(dim=-1)
+        derivative = forward_ad.unpack_dual(project(along)).tangent
+        assert derivative is not None, "a projector depends on its rows"
+        return derivative.float().norm(dim=-1)
