@@ -1,4 +1,4 @@
-"""Methods that read side arrays, on those that stage 1 really stores."""
+"""Methods that read side arrays, questions or the projector, on what stage 1 really stores and stage 2 really reads."""
 
 import shutil
 
@@ -11,21 +11,28 @@ from stage1_extract.arrays import NAMES
 from stage1_extract.extract import extract as extract_stage
 from stage2_prune import evaluate, pruners
 from stage2_prune.features import Features
-from stage2_prune.merging import make_merged
+from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner
+from stage2_prune.session import open_session
 from store.questions import read_questions, select
 from store.reader import FeatureStore
+from tests.helpers.clip import clip_checkpoint
 from tests.stage2_prune.conftest import extract, settings
 
 METHODS = [
     "average_pooling",
+    "cd_pruner",
     "hi_prune",
+    "mm_tok",
     "nuwa",
     "pru_merge",
+    "random_inside",
     "received_attention",
+    "trim",
     "vision_trim",
     "vision_zip",
     "vscan",
+    "zoo_prune",
 ]
 
 
@@ -35,6 +42,7 @@ def experiment(home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("side_arrays")
     changes = {
         "run_dir": str(folder / "run"),
+        "model__clip": str(clip_checkpoint(folder / "clip", home / "checkpoint")),
         "store": {"path": str(folder / "store"), "arrays": list(NAMES)},
         "prune__methods": [{"name": name} for name in METHODS],
         "prune__budgets": [5],
@@ -53,11 +61,12 @@ def test_every_method_answers_from_the_store(experiment):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_budget_is_kept_on_stored_arrays(experiment, name):
     pruner = plugin.find(pruners, name, Pruner)()
-    features = Features(FeatureStore.open(experiment.store_location), pruner.needs, torch.device("cpu"))
+    session = open_session(experiment, pruner.needs)
     questions = select(read_questions(experiment.data), experiment.data, "test")
-    for batch in features.batches([questions[:4]]):
-        for keep in range(1, features.patches + 1):
-            assert make_merged(pruner.prune(batch.tokens, keep), batch, features.project).kept == keep
+    for batch in session.features.batches([questions[:4]]):
+        for keep in range(1, session.features.patches + 1):
+            of, pruned = prune_batch(pruner, batch, keep, session.reader)
+            assert pruned.kept == keep and len(of.questions) == 4
 
 
 def test_a_caller_can_report_which_tower_layers_were_meant(experiment):
