@@ -21,16 +21,22 @@ from stage2_prune.errors import OtherRun, PrunerMisused
 from stage2_prune.features import Features
 from stage2_prune.intervals import interval, intervals
 from stage2_prune.measure import AREA, PER_QUESTION, RAW, Measured, compared, measure
+from stage2_prune.pruner import Pruner
 from stage2_prune.selection import Selection, is_grid, open_selection, reads_question
 from stage2_prune.selection_metrics import METRICS, jaccard_by_chance
+from stage2_prune.sweep_grid import wanted
 from stage2_prune.truth import find_truth
 from store.questions import Question, read_questions, select
 
 SCHEMA = 1
 
 
-def run(experiment: Experiment, limit: int | None = None, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    experiment: Experiment, sweep: bool = False, limit: int | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Measure what is kept of the images of `eval.split`; returns what `selection/selection.json` holds.
+
+    The methods are those of `prune`, or those that a `sweep` would take, whatever their order and `match`.
 
     <run_dir>/selection/
       selection.json   all numbers, their definitions, what was left out, the settings and the fingerprints
@@ -45,7 +51,8 @@ def run(experiment: Experiment, limit: int | None = None, overwrite: bool = Fals
         raise PrunerMisused(
             f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
         )
-    selection = open_selection(experiment, configured_pruners(experiment), also=(RAW, AREA))
+    methods = _swept(experiment) if sweep else configured_pruners(experiment)
+    selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features
     asked, excluded = features.answerable(questions)
     cells, _ = selection.cells()
@@ -78,6 +85,12 @@ def run(experiment: Experiment, limit: int | None = None, overwrite: bool = Fals
     _write(folder, found)
     save_resolved(experiment, folder)
     return found
+
+
+def _swept(experiment: Experiment) -> dict[str, Pruner]:
+    """By label; the order of tokens and the meaning of a budget inside the language model change no selection."""
+    once = experiment.sweep.model_copy(update={"order": ("default",), "match": ("mean-tokens",)})
+    return {one.label: one.pruner for one in wanted(experiment.model_copy(update={"sweep": once}))}
 
 
 def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question]) -> dict[str, Any]:

@@ -120,19 +120,22 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 
 @group.command()
-@experiment_options("eval", "model", "data", "store", "prune")
+@experiment_options("eval", "model", "data", "store", "prune", "sweep")
+@click.option("--sweep", is_flag=True, help="The methods of `sweep`, by default all there are, not prune.methods.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
 @overwrite_option
 @json_option
-def analyse(config_path: Path, limit: int | None, overwrite: bool, as_json: bool, **flags: Any) -> None:
-    """Say what the configured pruners keep: likeness to each other, coverage, duplicates, padding, the asked object.
+def analyse(
+    config_path: Path, sweep: bool, limit: int | None, overwrite: bool, as_json: bool, **flags: Any
+) -> None:  # fmt: skip
+    """Say what pruners keep: likeness to each other, coverage, duplicates, padding, the object that is asked about.
 
-    Reads the store and, for methods that read the question, the text embeddings; no model is run.
+    Reads the store and, for methods that read the question, text embeddings; no language model is run.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune import analyse, selection_report
 
-    found = analyse.run(experiment, limit, overwrite)
+    found = analyse.run(experiment, sweep, limit, overwrite)
     click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
     click.echo(f"written to {experiment.run_dir / 'selection'}", err=True)
 

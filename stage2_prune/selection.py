@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from configs.experiment import Experiment
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, plan
-from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused
+from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluate import bind
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.kept import Kept, kept_of
@@ -79,7 +79,7 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
             ready, digest = bind(session, {label: pruner})
         except NotTrained:
             left_out.append(Unavailable(label, NO_WEIGHTS))
-        except (NotExtracted, PrunerMisused) as error:
+        except (NotExtracted, PrunerMisused, WeightsMismatch) as error:
             left_out.append(Unavailable(label, str(error)))
         else:
             bound |= ready
