@@ -492,3 +492,27 @@ def test_failures_of_all_workers_together_are_held_against_the_limit(tmp_path, c
     with pytest.raises((TooManyFailures, WorkerFailed)) as caught:
         extract(wanted, overwrite=False)
     assert caught.value.exit_code == 3
+
+
+def test_damaged_ids_of_a_store_that_grew_are_made_again_from_its_images_or_said_to_be_restored(
+    tmp_path, checkpoint, images
+):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    come(tmp_path, range(5, 8))
+    extract(wanted, overwrite=False, append=True)
+    whole = by_name(wanted.store_path)
+    ids = wanted.store_path / "features.zarr" / "ids_1" / "sha256" / "c" / "0" / "0"
+    content = ids.read_bytes()
+    ids.write_bytes(content[:100] + b"?" + content[101:])
+    assert "`make extract` writes it again if" in command("store", "verify", wanted.store_path, expect=4)
+    command("store", "repair", wanted.store_path, expect=4)
+    with pytest.raises(IntegrityError):
+        by_name(wanted.store_path)
+    assert extract(wanted, overwrite=False)["tower_images"] == 0
+    assert ids.read_bytes() == content and verify(wanted.store_path, quick=False) == []
+    assert by_name(wanted.store_path) == whole
+    ids.write_bytes(content[:100] + b"?" + content[101:])
+    Image.new("RGB", (64, 64), "red").save(images / "image_006.png")
+    with pytest.raises(IntegrityError, match="restore .* from a copy, or extract into another folder"):
+        extract(wanted, overwrite=False, append=True)

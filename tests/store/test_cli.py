@@ -20,6 +20,8 @@ from tests.store.stores import DTYPES, as_floats, image_ids, plan_of, sha, store
 
 ROOT = Path(__file__).parents[2]
 FAILED = {1: "truncated PNG"}
+BOTH = ["small", "large"]
+"""Arrays of the store that an image that failed lacks."""
 
 
 def store_command(*arguments, **environment):
@@ -42,7 +44,9 @@ def test_inspect_as_json_says_what_is_there_what_is_missing_and_what_failed(path
     assert found == report(path)
     assert (found["path"], found["format"], found["images"], found["identity"]) == (str(path), 1, 5, "content")
     assert found["shards"] == {"images_per_shard": 2, "total": 3, "committed": [0, 2], "missing": [1]}
-    assert found["failures"] == [{"row": 1, "names": ["image_1.png", "copy/1.png"], "reason": "truncated PNG"}]
+    assert found["failures"] == [
+        {"row": 1, "names": ["image_1.png", "copy/1.png"], "reason": "truncated PNG", "arrays": BOTH}
+    ]
     assert found["arrays"][0] == {
         "name": "small", "axes": ["image", "patch", "hidden"], "shape": [5, 3, 5], "dtype": "bfloat16",
         "stored_as": "<u2", "bytes": 5 * 3 * 5 * 2,
@@ -132,7 +136,7 @@ def named_store(path, name):
 def test_inspect_prints_whatever_a_failed_image_is_called(tmp_path, name):
     path = named_store(tmp_path, name)
     as_json = store_command("inspect", path, "--json")
-    assert json.loads(as_json.stdout)["failures"] == [{"row": 0, "names": [name], "reason": "broken"}]
+    assert json.loads(as_json.stdout)["failures"] == [{"row": 0, "names": [name], "reason": "broken", "arrays": BOTH}]
     as_text = store_command("inspect", path, PYTHONIOENCODING="utf-8:strict")
     assert as_text.returncode == 0, as_text.stderr
     assert "broken" in as_text.stdout
