@@ -44,6 +44,7 @@ class Combination(PyramidDrop):
                 "set `before` to another, such as cls_attention"
             )
         object.__setattr__(self, "needs", first.needs)
+        object.__setattr__(self, "reads", first.reads)
 
     def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
         """As many enter as make the mean; each stage keeps its share of them."""
@@ -57,4 +58,4 @@ class Combination(PyramidDrop):
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """What the selection before the language model leaves."""
-        return plugin.find(pruners, self.before, Pruner)().prune(tokens.only(self.needs), keep)
+        return plugin.find(pruners, self.before, Pruner)().prune(tokens.only(self.needs, self.reads), keep)

@@ -1,14 +1,14 @@
 """Attended patches, a quota of them from every chunk of the image.
 
-HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
-NeurIPS 2025, arXiv 2510.02912); official code obananas/HoloV, llava/model/utils.py at 1d2e65e, reimplemented from the
-formula. Published: CLS attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions;
-order: chunk by chunk, by falling attention inside, and in raster order where a chunk is kept whole.
+HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention", NeurIPS
+2025, arXiv 2510.02912); official code obananas/HoloV, llava/model/utils.py at 1d2e65e, reimplemented from the formula.
+Published: CLS attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions; order: chunk
+by chunk, by falling attention inside, and in raster order where a chunk is kept whole.
 
-Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. A chunk that is given
-more than it has is not relieved of the rest: the code fills up with zero vectors. The variance of similarities is
-rescaled to the mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing. A chunk of
-one patch, on grids of fewer than 32, is not multiplied by 1000 as all others are.
+Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. A chunk that is given more
+than it has is not relieved of the rest: the code fills up with zero vectors. The variance of similarities is rescaled to the
+mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing. A chunk of one patch, on grids
+of fewer than 32, is not multiplied by 1000 as all others are.
 """
 
 import math
@@ -22,10 +22,10 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.chunks import EPSILON, crops, divide, relieve, runs
+from stage2_prune.chunks import crops, divide, relieve, runs
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruner import Order, Pruner
-from stage2_prune.similarity import cosine_similarity
+from stage2_prune.pruners._chunk_weight import chunk_weight
 from stage2_prune.tokens import Pruned, VisualTokens
 from stage2_prune.top_k import ranking
 
@@ -76,19 +76,10 @@ class Holov(Pruner):
         chunks: list[Int[Tensor, "_"]],
         keep: int,
     ) -> Int[Tensor, " kept"]:
-        weights = torch.stack([self._weight(features[chunk], attention[chunk]) for chunk in chunks])
+        lone = 1e3 if self.quirks == "paper" else 1.0
+        weights = torch.stack([chunk_weight(features[c], attention[c], self.alpha, lone) for c in chunks])
         quotas = divide(keep, weights)
         if self.quirks != "official":
             quotas = relieve(quotas, [len(chunk) for chunk in chunks], weights)
         pairs = zip(chunks, quotas, strict=True)
         return torch.cat([c if q >= len(c) else c[ranking(attention[c])[:q]] for c, q in pairs])
-
-    def _weight(self, features: Float[Tensor, "part embed"], attention: Float[Tensor, " part"]) -> Float[Tensor, ""]:
-        scaled = 1e3 * attention
-        if (others := len(features) - 1) == 0:
-            return (scaled if self.quirks == "paper" else attention).mean()
-        similarity = cosine_similarity(features[None])[0].fill_diagonal_(0)
-        mean = similarity.sum(dim=1, keepdim=True) / others
-        variance = (similarity - mean).square().sum(dim=1) / others  # the official one counts the diagonal's zero too
-        rescale = scaled.abs().mean() / (variance.mean() + EPSILON)
-        return (scaled + self.alpha * rescale * variance).mean()

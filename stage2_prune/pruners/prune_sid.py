@@ -2,15 +2,15 @@
 
 PruneSID (Fang et al., "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic
 Importance-Diversity", ICLR 2026, arXiv 2603.09480); official code ZhengyaoFang/PruneSID,
-prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formula. Published: `raw`, CLS attention
-summed over heads, compact positions; order: group by group, in each first what survives the suppression and then the
-rest, by falling attention.
+prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formula. Published: `raw`, CLS attention summed
+over heads, compact positions; order: group by group, in each first what survives the suppression and then the rest, by
+falling attention.
 
-Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of
-them are those of the official budget keep + 1. Its principal components come from a randomised decomposition without
-a seed, and other draws keep other patches; here it is drawn for each image. Groups with equally many survivors are filled
-up in the order of an unstable sort; here the first is next. At keep = patches the official code does not return, here
-everything is kept in raster order.
+Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of them are
+those of the official budget keep + 1. Its principal components come from a randomised decomposition without a seed, and other
+draws keep other patches; here it is drawn for each image. Groups with equally many survivors are filled up in the order of an
+unstable sort; here the first is next. At keep = patches the official code does not return, here everything is kept in raster
+order.
 """
 
 import math
@@ -26,6 +26,7 @@ from configs.experiment import Positions
 from stage2_prune.chunks import apportion
 from stage2_prune.draw import image_seed
 from stage2_prune.pruner import Order, Pruner
+from stage2_prune.pruners._components import heaviest_component
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.suppression import survivors
 from stage2_prune.tokens import VisualTokens
@@ -68,7 +69,8 @@ class PruneSid(Pruner):
         keep: int,
     ) -> Int[Tensor, "{keep}"]:
         budget = keep + 1  # the official one, with the CLS row
-        component = self._components(raw, min(max(1, budget // 4), *raw.shape), image_id)
+        drawn = None if self.quirks == "fixed" else image_seed(self.seed, image_id)
+        component = heaviest_component(raw, min(max(1, budget // 4), *raw.shape), drawn)
         order = ranking(saliency)
         threshold = budget / 32 * similarity.triu(1).sum() / math.comb(len(raw), 2)
         repeats = (similarity > threshold) & (component[:, None] == component)
@@ -81,14 +83,3 @@ class PruneSid(Pruner):
         quotas = apportion(keep, surviving, members.clamp(max=1), most)
         groups = [order[component[order] == group] for group in range(len(members))]
         return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])
-
-    def _components(self, raw: Float[Tensor, "patch hidden"], count: int, image_id: str) -> Int[Tensor, " patch"]:
-        """The principal component that each patch weighs most in."""
-        features = raw.sigmoid().T
-        if self.quirks == "fixed":
-            axes = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False).Vh[:count].T
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(image_seed(self.seed, image_id) % 2**63)
-                axes = torch.pca_lowrank(features, q=count)[2]
-        return axes.abs().argmax(dim=-1)

@@ -10,7 +10,6 @@ Quirks: the official directions have no seed; here they are drawn for each image
 steps, the derivative along the direction (forward mode), which no rounding swallows.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,12 +18,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from configs.experiment import Positions
 from stage2_prune.draw import image_seed
 from stage2_prune.pruner import Pruner
 from stage2_prune.pruners._farthest import farthest_first
+from stage2_prune.pruners._slope import slope
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.tokens import Beside, Project, VisualTokens
 
@@ -64,23 +63,5 @@ class ZooPrune(Pruner):
     ) -> Float[Tensor, " patch"]:
         generator = torch.Generator().manual_seed(image_seed(self.seed, image_id) % 2**63)
         drawn = F.normalize(torch.randn(self.directions, raw.shape[-1], generator=generator), dim=-1)
-        moved = _moved if raw.dtype.itemsize >= 4 else _derived
-        image = raw[None]  # a direction at a time: two projections of one image are all that is held
-        return torch.stack([moved(project, image, self.step, one)[0] for one in drawn.to(raw)]).mean(dim=0)
-
-
-def _moved(
-    project: Project, raw: Float[Tensor, "1 patch hidden"], step: float, direction: Float[Tensor, " hidden"]
-) -> Float[Tensor, "1 patch"]:
-    return (project(raw + step * direction) - project(raw - step * direction)).norm(dim=-1) / (2 * step)
-
-
-def _derived(
-    project: Project, raw: Float[Tensor, "1 patch hidden"], _step: float, direction: Float[Tensor, " hidden"]
-) -> Float[Tensor, "1 patch"]:
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about how it loads this
-        along = forward_ad.make_dual(raw, direction.expand_as(raw).contiguous())
-        derivative = forward_ad.unpack_dual(project(along)).tangent
-        assert derivative is not None, "a projector depends on its rows"
-        return derivative.float().norm(dim=-1)
+        # A direction at a time: two projections of one image are all that is held.
+        return torch.stack([slope(project, raw, one, self.step) for one in drawn.to(raw)]).mean(dim=0)
