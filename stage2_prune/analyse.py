@@ -17,7 +17,7 @@ from configs.load import save_resolved
 from stage2_prune import selection_plot, selection_report
 from stage2_prune.cells import Cell, Unavailable, configured_pruners
 from stage2_prune.clustering import leaf_order
-from stage2_prune.errors import OtherRun, PrunerMisused
+from stage2_prune.errors import Infeasible, OtherRun, PrunerMisused
 from stage2_prune.features import Features
 from stage2_prune.intervals import interval, intervals
 from stage2_prune.measure import AREA, PER_QUESTION, RAW, Measured, compared, measure
@@ -55,11 +55,13 @@ def run(
     selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features
     asked, excluded = features.answerable(questions)
-    cells, _ = selection.cells()
+    if not asked:
+        raise PrunerMisused(f"expected an image that was encoded, all failed: {excluded[0].reason}")
+    cells, unmet = selection.cells(asked[0])
     left_out = [*selection.left_out, *(Unavailable(cell.label, "keeps nothing") for cell in cells if cell.keep == 0)]
     cells = [cell for cell in cells if cell.keep != 0]
-    if not asked or not cells:
-        raise PrunerMisused("expected images in the store and methods that keep something, there are none: check both")
+    if not cells:
+        raise Infeasible("expected a method that keeps something, there is none: check prune.methods and prune.budgets")
     folder = experiment.run_dir / "selection"
     settings = _settings(selection, cells, asked)
     _refuse_other(folder, settings, overwrite)
@@ -73,6 +75,7 @@ def run(
         "patches": features.patches,
         "grid": list(features.grid),
         "excluded": [asdict(one) for one in excluded],
+        "infeasible": [asdict(one) for one in unmet],
         "left_out": [asdict(one) for one in left_out],
         "metrics": {one.name: {"unit": one.unit, "title": one.title, "definition": one.definition} for one in METRICS},
         "not_measured": _not_measured(features, cells, measured, unknown),

@@ -167,7 +167,10 @@ def show(
 
     named = None if methods is None else tuple(methods.split(","))
     wanted = show.Wanted(images, named, keep, question, columns, dpi)
-    click.echo(show.run(experiment, wanted, out, overwrite))
+    shown = show.run(experiment, wanted, out, overwrite)
+    for reason in shown.left_out:
+        click.echo(reason, err=True)
+    click.echo(shown.path)
 
 
 @group.command("pruners")

@@ -3,9 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from configs.experiment import Experiment
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, plan
-from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
+from stage2_prune.errors import Infeasible, NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluate import bind
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.kept import Kept, kept_of
@@ -13,6 +15,7 @@ from stage2_prune.language import open_embeddings
 from stage2_prune.prune_batch import ABOUT_QUESTIONS, choose_batch
 from stage2_prune.pruner import Pruner
 from stage2_prune.session import Session, open_features
+from store.questions import Question
 from store.reader import FeatureStore
 
 IN_LLM = "drops tokens inside the language model: every patch enters it"
@@ -32,13 +35,27 @@ class Selection:
     left_out: tuple[Unavailable, ...]
     """Methods that cannot be shown here, with the reason."""
 
-    def cells(self) -> tuple[list[Cell], list[Unmet]]:
-        """Every method at every budget and seed, whatever the positions, which change nothing in what is kept."""
-        experiment, patches = self.session.experiment, self.session.features.patches
-        check_budgets(experiment, patches)
+    @torch.no_grad()
+    def cells(self, question: Question) -> tuple[list[Cell], list[Unmet]]:
+        """Every method at every budget and seed, whatever the positions, which change nothing in what is kept; and those
+        that cannot be had, tried on one question.
+        """
+        experiment, features = self.session.experiment, self.session.features
+        check_budgets(experiment, features.patches)
         prune = experiment.prune.model_copy(update={"positions": ("default",)})
         once = experiment.model_copy(update={"prune": prune})
-        return plan(once, self.methods, patches, depth=1)  # of the language model, where none of them drops
+        cells, unmet = plan(once, self.methods, features.patches, depth=1)  # of a model in which none of them drops
+        possible: list[Cell] = []
+        for batch in features.batches([[question]]):
+            for cell in cells:
+                try:
+                    self.kept(cell, batch)
+                except (PrunerMisused, Infeasible) as refused:
+                    one = Unmet(cell.label, cell.keep or 0, cell.positions, str(refused))
+                    unmet += [] if one in unmet else [one]
+                else:
+                    possible.append(cell)
+        return possible, unmet
 
     def kept(self, cell: Cell, batch: FeatureBatch) -> tuple[Kept, list[int]]:
         """What a cell keeps of a batch, and which row of that each question is about: methods that read the question have a

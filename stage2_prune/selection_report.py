@@ -51,6 +51,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         "of tokens."
     )
     notes += [f"{name} is not measured: {reason}." for name, reason in found["not_measured"].items()]
+    notes += [f"{one['pruner']} at {one['keep']} tokens is infeasible: {one['reason']}." for one in found["infeasible"]]
     notes += [f"{one['pruner']} is left out: {one['reason']}." for one in found["left_out"]]
     if found["excluded"]:
         notes.append(f"{len(found['excluded'])} questions were left out because their image could not be encoded.")

@@ -1,6 +1,6 @@
 """Pictures of what methods keep: `show IMAGE…`, from the store and the image files; no model is run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -51,8 +51,17 @@ class Wanted:
     """Pixels per inch; a picture is about 1.7 inches wide."""
 
 
-def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Path:
-    """Write the contact sheet; returns where.
+@dataclass(frozen=True)
+class Shown:
+    """What was made."""
+
+    path: Path
+    left_out: tuple[str, ...]
+    """The config's methods that could not be shown, with the reason."""
+
+
+def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
+    """Write the contact sheet.
 
     Raises UnknownImage (exit 2) naming images of similar names, and what `open_selection` and `read_image` raise.
     """
@@ -64,16 +73,21 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     one_budget = experiment.prune.model_copy(update={"budgets": (keep,), "seeds": 1})
     experiment = experiment.model_copy(update={"prune": one_budget})
     selection = open_selection(experiment, _methods(experiment, wanted.methods))
-    if wanted.methods is not None and selection.left_out:
-        raise CannotShow("; ".join(f"{one.pruner} cannot be shown: {one.reason}" for one in selection.left_out))
     features = selection.session.features
     if not is_grid(features):
         raise CannotShow("expected patches in a grid, the CLS row is one of this store's tokens, which has no place")
     asked = _questions(experiment, features, wanted)
-    cells = [cell for cell in selection.cells()[0] if wanted.methods is not None or cell.pruner.budget != "fixed"]
-    _require_questions(cells, asked)
+    _require_questions(selection.methods, asked)
+    cells, unmet = selection.cells(asked[0])
+    left_out = tuple(f"{one.pruner} is not shown: {one.reason}" for one in (*selection.left_out, *unmet))
+    if left_out and wanted.methods is not None:
+        raise CannotShow("; ".join(left_out))
+    # All and nothing are no news, unless someone wants to see them.
+    cells = [cell for cell in cells if wanted.methods is not None or cell.pruner.budget != "fixed"]
+    if not cells:
+        raise CannotShow("expected methods that drop some patches, the config has none: name some with --methods")
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
-    return path
+    return Shown(path, left_out)
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
@@ -109,8 +123,8 @@ def _near(ids: ImageIds, name: str) -> str:
     return f": it has {', '.join(map(printable, near))}, …"
 
 
-def _require_questions(cells: Sequence[Cell], asked: Sequence[Question]) -> None:
-    readers = [cell.label for cell in cells if reads_question(cell.pruner)]
+def _require_questions(methods: Mapping[str, Pruner], asked: Sequence[Question]) -> None:
+    readers = [label for label, pruner in methods.items() if reads_question(pruner)]
     silent = [question.image for question in asked if not question.question]
     if readers and silent:
         raise CannotShow(

@@ -65,7 +65,7 @@ class TowerView:
         pixels: Any = self._stock(images=[image], return_tensors="pt")["pixel_values"]
         return pixels[0].float()
 
-    def _in_patches(self, pixels: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel height width"]:
+    def _in_patches(self, pixels: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel high wide"]:
         """Without what is left over at the right and at the bottom, which is in no patch."""
         rows, columns = self.grid
         return pixels[:, : rows * self.edge, : columns * self.edge]

@@ -53,13 +53,16 @@ def test_a_line_becomes_a_question_with_all_its_fields(tmp_path):
         kind="animal",
         split="val",
         patches=[0, 5],
+        region=[[0, 0.25, 0.5, 1]],
         source="ignored",
     )
     first, second = read_questions(data(tmp_path, [full, row(2)]))
     assert first == Question(
         question_id="q1", image="1.png", question="what is it ?", answers=("a cat", "cat"), choices=("cat", "dog"),
         kind="animal", split="val", patches=(0, 5),
+        region=((0, 0.25, 0.5, 1),),
     )  # fmt: skip
+    assert second.region is None
     assert (second.answers, second.choices, second.kind, second.split, second.patches) == ((), None, None, None, None)
 
 
@@ -97,6 +100,12 @@ def test_every_unusable_row_is_listed_with_its_line_field_and_value(tmp_path):
     ):  # fmt: skip
         assert expected in message
     assert "line 1:" not in message
+
+
+@pytest.mark.parametrize("box", [[0.5, 0, 0.5, 1], [0, 1, 1, 0.5], [0, 0, 1, 336], [-0.1, 0, 1, 1], [0, 0, 1]])
+def test_a_box_has_four_fractions_in_order(tmp_path, box):
+    with pytest.raises(InvalidQuestions, match=r"line 1: region\.0"):
+        read_questions(data(tmp_path, [row(1, region=[box])]))
 
 
 def test_of_very_many_problems_the_first_are_listed_and_the_rest_counted(tmp_path):
