@@ -3,7 +3,7 @@
 CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS
 2025, arXiv 2506.10967); official code Theia-4869/CDPruner, llava/model/llava_arch.py at 9541616, reimplemented from the formula.
 Reads `projected` (cosines), `clip_patches` and the question's pooled CLIP text, of a long question the mean over its segments.
-No parameters; raster order, compact positions.
+Published without parameters, in raster order, with compact positions.
 
 Quirks: relevance is the *negated* cosine of patch and text, as CLIP's last but one layer has it. The official code scales it to
 [0, 1] over the batch, so that an image's patches depend on its batch (`official`); alone, an image keeps the same under `fixed`.
