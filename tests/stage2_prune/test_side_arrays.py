@@ -69,6 +69,15 @@ def test_every_budget_is_kept_on_stored_arrays(experiment, name):
             assert pruned.kept == keep and len(of.questions) == 4
 
 
+def test_methods_that_decide_by_themselves_answer_with_as_many_tokens_as_they_report(experiment, tmp_path):
+    deciding = [{"name": name, "count": "outliers"} for name in ("pru_merge", "trim")]
+    section = experiment.prune.model_copy(update={"methods": ()}).model_dump() | {"methods": deciding}
+    content = experiment.model_dump(mode="json") | {"prune": section, "run_dir": str(tmp_path / "run")}
+    results = evaluate.run(Experiment.model_validate(content))["results"]
+    assert [row["pruner"] for row in results] == ["pru_merge", "trim"]
+    assert all(1 <= row["tokens_per_layer_mean"] < 16 for row in results)
+
+
 def test_a_caller_can_report_which_tower_layers_were_meant(experiment):
     layers = FeatureStore.open(experiment.store_location).arrays["received_attention"].shape[0]
     classes = plugin.find_all(pruners, Pruner)
