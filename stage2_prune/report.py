@@ -74,12 +74,12 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     return [markdown(header, lines, left=(0,)) + "\n" + note]
 
 
-def si(number: float | int, unit: str = "") -> str:
-    """Four digits and a prefix: `3.817 T`, `302 MB`."""
+def si(number: float | int, unit: str = "", digits: int = 4) -> str:
+    """Some digits and a prefix: `3.817 T`, `302 MB`."""
     prefixes = ["", "k", "M", "G", "T"]
     while number >= 1000 and len(prefixes) > 1:
         number, prefixes = number / 1000, prefixes[1:]
-    return f"{number:.4g} {prefixes[0]}{unit}".rstrip()
+    return f"{number:.{digits}g} {prefixes[0]}{unit}".rstrip()
 
 
 def describe_pruners() -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def wanted(experiment: Experiment) -> list[Variant]:
     found: dict[str, Variant] = {}
     for method in variants(experiment, classes)[0]:
         pruner: Pruner = build_pruner(method, classes)
-        inside = pruner.place == "in_llm"
+        inside = pruner.place == "in_llm" and pruner.budget != "fixed"
         for order in _orders(section.order, pruner):
             for match in matches if inside else matches[:1]:
                 other = {"order": order} if order == "raster" else {}

@@ -1,7 +1,6 @@
 """Pictures of a sweep: a small panel for each method, all others in grey behind it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -15,37 +14,21 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from configs.atomic import write_atomically
 from stage2_prune.budget import one_convention
 from stage2_prune.plot import COLOURS
-from stage2_prune.report import si
+from stage2_prune.sweep_axes import AXES, Axis, Row
 
-REFERENCES = ("keep_all", "keep_none")
+REFERENCES = {"keep_all": "all tokens", "keep_none": "none"}
 """Drawn as lines through all panels."""
 GROUPS = {"before_llm": "before the language model", "in_llm": "inside the language model"}
 COLUMNS = 6
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 _INK, _GREY, _PALE = "#222222", "#6b6b6b", "#d4d4d4"
-_PANEL, _GAP = (2.0, 1.3), (0.14, 0.34)
+_PANEL, _GAP = (2.1, 1.3), (0.16, 0.36)
 """Width and height of a panel, and between panels, in inches."""
-_LEFT, _RIGHT, _TOP, _HEADING, _AXIS = 0.5, 0.2, 0.72, 0.36, 0.5
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What accuracy is drawn against."""
-
-    title: str
-    value: Callable[[Row], float]
-    tick: Callable[[float], str]
-
-
-def _flops(row: Row) -> float:
-    return row["flops"][row["flops_convention"]]
-
-
-AXES: dict[str, Axis] = {
-    "tokens": Axis("visual tokens per layer", lambda row: row["tokens_per_layer_mean"], lambda x: f"{x:g}"),
-    "flops": Axis("{convention} of the prefill", _flops, si),
-    "latency": Axis("selecting + prefill / unpruned prefill", lambda row: row["latency_ratio"], lambda x: f"{x:g}"),
-}
+_LEFT, _RIGHT, _TOP, _HEADING, _BOTTOM = 0.5, 0.2, 0.6, 0.46, 0.36
+Curves = dict[str, dict[str, list[Row]]]
+"""Of each method, by what tells them apart."""
+Groups = dict[str, Curves]
+"""By where a method works."""
 
 
 def plot(summary: dict[str, Any], name: str, path: Path) -> None:
@@ -56,7 +39,7 @@ def plot(summary: dict[str, Any], name: str, path: Path) -> None:
     lines = sum(ceil(len(methods) / COLUMNS) for methods in groups.values())
     heading = _HEADING * sum(bool(methods) for methods in groups.values())
     note = fill(_note(summary, name), 190)
-    footer = _AXIS + 0.14 * (note.count("\n") + 1)
+    footer = _BOTTOM + 0.15 * (note.count("\n") + 1)
     size = (
         _LEFT + COLUMNS * (_PANEL[0] + _GAP[0]) - _GAP[0] + _RIGHT,
         _TOP + heading + lines * (_PANEL[1] + _GAP[1]) + footer,
@@ -72,7 +55,7 @@ def plot(summary: dict[str, Any], name: str, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _methods(rows: Sequence[Row], place: str) -> dict[str, dict[str, list[Row]]]:
+def _methods(rows: Sequence[Row], place: str) -> Curves:
     """Of each method its curves, by what tells them apart."""
     found: dict[str, dict[str, list[Row]]] = {}
     for row in sorted((row for row in rows if row["place"] == place), key=lambda row: row["method"]):
@@ -81,33 +64,31 @@ def _methods(rows: Sequence[Row], place: str) -> dict[str, dict[str, list[Row]]]
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:
-    """What a curve differs by from the others of its method: parameters, order, positions."""
+    """What a curve differs by from the others of its method: parameters, order, positions; not by how budgets are matched,
+    as it is drawn at the tokens that entered.
+    """
     _, _, parameters = row["label"].partition("@")
+    parts = [part for part in parameters.split(",") if part and not part.startswith(("quirks=", "match="))]
     same = {other["positions"] for other in rows if other["label"] == row["label"]}
-    parts = [part.rpartition("=")[2] if "quirks=" in part else part for part in parameters.split(",") if part]
-    own = [str(row["quirks"])] if row["quirks"] and "quirks=" not in parameters else []
-    return ", ".join([*own, *parts, *([row["positions"]] if len(same) > 1 else [])])
+    quirks = [str(row["quirks"])] if row["quirks"] else []
+    return ", ".join([*quirks, *parts, *([row["positions"]] if len(same) > 1 else [])])
 
 
-def _laid_out(
-    figure: Figure, groups: dict[str, dict[str, dict[str, list[Row]]]]
-) -> Iterator[tuple[dict[str, dict[str, list[Row]]], float]]:
+def _laid_out(figure: Figure, groups: Groups) -> Iterator[tuple[Curves, float]]:
     """Each group of methods with the height of its first line of panels, in inches from below; its heading is written."""
-    width, below = figure.get_size_inches()
-    below -= _TOP
+    width, height = figure.get_size_inches()
+    below = height - _TOP
     for place, methods in groups.items():
         if methods:
-            figure.text(
-                _LEFT / width, (below - 0.1) / figure.get_figheight(), GROUPS[place], size=10, color=_GREY, va="top"
-            )
             below -= _HEADING
+            figure.text(_LEFT / width, (below + 0.12) / height, GROUPS[place], size=10.5, color=_GREY)
             yield methods, below
             below -= ceil(len(methods) / COLUMNS) * (_PANEL[1] + _GAP[1])
 
 
 def _panels(
     figure: Figure,
-    methods: dict[str, dict[str, list[Row]]],
+    methods: Curves,
     upper: float,
     rows: Sequence[Row],
     summary: dict[str, Any],
@@ -118,7 +99,7 @@ def _panels(
     for number, (method, curves) in enumerate(methods.items()):
         line, column = divmod(number, COLUMNS)
         left = _LEFT + column * (_PANEL[0] + _GAP[0])
-        bottom = upper - line * (_PANEL[1] + _GAP[1]) - _GAP[1] * 0.6 - _PANEL[1]
+        bottom = upper - line * (_PANEL[1] + _GAP[1]) - 0.2 - _PANEL[1]
         axes = figure.add_axes((left / width, bottom / height, _PANEL[0] / width, _PANEL[1] / height))
         _panel(axes, method, curves, rows, summary, axis)
         last = number + COLUMNS >= len(methods)
@@ -130,37 +111,52 @@ def _panels(
 def _panel(
     axes: Axes, method: str, curves: dict[str, list[Row]], rows: Sequence[Row], summary: dict[str, Any], axis: Axis
 ) -> None:
-    """One method in colour: its curves with their bands, named in their colours; a marker alone where there is one budget."""
-    for others in _curves(row for row in rows if row["method"] != method):
-        if len(others) > 1:
+    """One method in colour, all others in grey; what the unpruned and the blind model answer, dashed."""
+    others = (
+        curve
+        for place in GROUPS
+        for name, found in _methods(rows, place).items()
+        if name != method
+        for curve in found.values()
+    )
+    for curve in others:
+        points = _sorted(curve)
+        if len(points) > 1:
             axes.plot(
-                [axis.value(row) for row in others], [row["accuracy"] for row in others], color=_PALE, lw=0.7, zorder=1
+                [axis.value(row) for row in points], [row["accuracy"] for row in points], color=_PALE, lw=0.6, zorder=1
             )
     for row in summary["results"]:
         if row["method"] in REFERENCES:
             axes.axhline(row["accuracy"], color=_GREY, lw=0.7, ls=(0, (4, 3)), zorder=2)
     for number, (name, found) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        points = sorted(found, key=axis.value)
-        x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
-        low, high = [row["ci95"][0] for row in points], [row["ci95"][1] for row in points]
-        if len(points) > 1:
-            axes.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=3)
-        else:
-            axes.vlines(x, low, high, color=colour, lw=1.2, zorder=3)
-        axes.plot(x, y, color=colour, lw=1.5, marker="o", ms=2.6, zorder=4)
-        if name and len(curves) > 1:
-            place = (0.975, 0.05 + 0.12 * (len(curves) - 1 - number))
-            axes.annotate(name, place, xycoords="axes fraction", ha="right", size=7, color=colour, zorder=5)
-    axes.set_title(method, loc="left", size=8.5, color=_INK, pad=3, weight="bold")
+        _curve(axes, _sorted(found), number, axis)
+        if len(curves) > 1:
+            place = (0.975, 0.06 + 0.125 * (len(curves) - 1 - number))
+            axes.annotate(
+                name, place, xycoords="axes fraction", ha="right", size=7, color=COLOURS[number], zorder=5, bbox=_BEHIND
+            )
+    first = _sorted(next(iter(curves.values())))[0]
+    at = f"{first['accuracy']:.2f} at {axis.tick(axis.value(first))}"
+    axes.set_title(method, loc="left", size=8, color=_INK, pad=3, weight="bold")
+    axes.set_title(at, loc="right", size=7, color=COLOURS[0], pad=3)
 
 
-def _curves(rows: Iterator[Row]) -> list[list[Row]]:
-    """Rows by method, parameters and positions."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["label"], row["positions"]), []).append(row)
-    return [sorted(curve, key=lambda row: row["tokens_per_layer_mean"]) for curve in found.values()]
+def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
+    """With its band; later ones are thinner, so that one that coincides with another does not hide it."""
+    colour = COLOURS[number % len(COLOURS)]
+    x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
+    low, high = [row["ci95"][0] for row in points], [row["ci95"][1] for row in points]
+    thin = 0.55**number
+    if len(points) > 1:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=3)
+    else:
+        axes.vlines(x, low, high, color=colour, lw=2.2 * thin, zorder=3)
+    axes.plot(x, y, color=colour, lw=2.2 * thin, marker="o", ms=3.6 * thin**0.5, mew=0, zorder=4 + number / 10)
+
+
+def _sorted(curve: Sequence[Row]) -> list[Row]:
+    """By tokens, on every axis: neighbouring budgets are neighbours."""
+    return sorted(curve, key=lambda row: row["tokens_per_layer_mean"])
 
 
 def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
@@ -171,23 +167,17 @@ def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xlim(min(values) / 1.15, max(values) * 1.15)
         axes.set_ylim(lowest - 0.03, 1.03)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(values)))
+        axes.xaxis.set_major_locator(FixedLocator(axis.ticks(values)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: axis.tick(value))
         axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
         axes.grid(color="#eeeeee", lw=0.5, zorder=0)
         axes.set_axisbelow(True)
+        if axis.value is AXES["latency"].value:
+            axes.axvline(1, color=_GREY, lw=0.7, zorder=2)  # to the right of it pruning is slower than not pruning
         axes.spines[["top", "right"]].set_visible(False)
         for spine in axes.spines.values():
             spine.set(color=_PALE, linewidth=0.8)
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """About five round numbers on a logarithmic axis."""
-    low, high = min(values), max(values)
-    powers = [2.0**power for power in range(-10, 60)]
-    inside = [power for power in powers if low / 1.1 <= power <= high * 1.1]
-    return inside[:: ceil(len(inside) / 6)] if len(inside) > 1 else [low, high]
 
 
 def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> None:
@@ -197,9 +187,14 @@ def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> N
     figure.text(
         _LEFT / width, 1 - 0.2 / height, f"Accuracy against {what}", size=13, color=_INK, va="top", weight="bold"
     )
+    lines = [
+        f"{REFERENCES[row['method']]} {row['accuracy']:.3f}"
+        for row in summary["results"]
+        if row["method"] in REFERENCES
+    ]
     below = (
         f"{summary['config']['name']}: {summary['n_questions']:,} questions about {summary['n_images']:,} images. One method in "
-        "colour with its 95 % band, all others in grey; dashed: all tokens, and none."
+        f"colour with its 95 % band, all others in grey; dashed: {', '.join(lines)}. Right of a name: at its fewest tokens."
     )
     figure.text(_LEFT / width, 1 - 0.47 / height, below, size=9, color=_GREY, va="top")
     figure.text(_LEFT / width, 0.12 / height, note, size=7.5, color=_GREY, va="bottom", linespacing=1.3)
@@ -207,12 +202,15 @@ def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> N
 
 def _note(summary: dict[str, Any], name: str) -> str:
     """What is not in the picture."""
-    short = [f"{row['label']} ({row['reason'].split(':')[0]})" for row in summary["unavailable"]]
-    parts = [f"Not available: {', '.join(short)}."] if short else []
+    lacking = {row["method"]: row["reason"].split(":")[0] for row in summary["unavailable"]}
+    parts = [f"Not available: {', '.join(f'{method} ({why})' for method, why in lacking.items())}."] if lacking else []
     cells = len(summary["infeasible"])
     if cells:
-        methods = list(dict.fromkeys(row["method"] for row in summary["infeasible"]))
+        methods = dict.fromkeys(row["method"] for row in summary["infeasible"])
         parts.append(f"{cells} cells that cannot be met are left out ({', '.join(methods)}): see the table.")
     if name == "latency":
-        parts.append(f"Medians of one question at a time, in turn with the unpruned model; {summary['machine']}.")
+        parts.append(
+            "To the right of the upright line pruning is slower than not pruning. Medians of one question at a time, in turn "
+            f"with the unpruned model; {summary['machine']}."
+        )
     return " ".join(parts)

@@ -30,10 +30,18 @@ def _intro(summary: dict[str, Any]) -> str:
 
 def _accuracy(summary: dict[str, Any]) -> list[str]:
     """Methods x budgets; and those that take no budget."""
-    budgets = _budgets(summary)
     parts: list[str] = []
-    if budgets:
-        parts.append(_matrix(summary, budgets, "accuracy at", lambda row: f"{row['accuracy']:.3f} {_interval(row)}"))
+    if _comparable(summary):
+        parts.append(
+            _matrix(_comparable(summary), "accuracy at", lambda row: f"{row['accuracy']:.3f} {_interval(row)}")
+        )
+    kept = [row for row in _budgeted(summary) if row["match"] == "kept"]
+    if kept:
+        parts.append(
+            "Budgets as tokens kept behind the first drop, as papers of these methods count them; in parentheses the mean "
+            "of the tokens that enter a layer, which the table above is about.\n"
+        )
+        parts.append(_matrix(kept, "accuracy at", _with_tokens))
     own = [row for row in summary["results"] if row["budget"] is None]
     if own:
         header = ["takes no budget", "positions", "tokens/layer", "accuracy", "95 % interval", "latency"]
@@ -53,18 +61,18 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
 
 
 def _clock(summary: dict[str, Any]) -> list[str]:
-    budgets = _budgets(summary)
-    if not budgets:
+    rows = _budgeted(summary)
+    if not rows:
         return []
     return [
         "Selecting and prefill together, one question at a time, as a share of the unpruned prefill (median of interleaved "
         f"runs; {summary['machine']}): above 1, pruning is slower than not pruning.\n",
-        _matrix(summary, budgets, "latency at", lambda row: f"{row['latency_ratio']:.2f}"),
+        _matrix(rows, "latency at", lambda row: f"{row['latency_ratio']:.2f}"),
     ]
 
 
 def _prices(summary: dict[str, Any]) -> list[str]:
-    """Tokens, cache and operations: the same for all methods before the language model."""
+    """Tokens, cache and operations: the same for all methods before the language model, and whatever the quirks."""
     if not summary["results"]:
         return []
     convention = one_convention(summary["results"])
@@ -73,12 +81,12 @@ def _prices(summary: dict[str, Any]) -> list[str]:
         [
             who,
             "-" if budget is None else str(budget),
-            f"{tokens:g}",
-            f"{row['kept']:g}",
+            f"{tokens:.4g}",
+            f"{row['kept']:.4g}",
             si(row["kv_bytes"], "B"),
             si(row["flops"][convention]),
         ]
-        for (who, budget, tokens), row in rows.items()
+        for (who, budget, tokens), row in sorted(rows.items(), key=lambda item: (item[1]["place"], item[0][0]))
     ]
     note = (
         "What the visual tokens of a question cost inside the language model: mean over its layers of those that enter, "
@@ -91,7 +99,8 @@ def _prices(summary: dict[str, Any]) -> list[str]:
 
 def _who_pays(row: Row) -> tuple[str, int | None, float]:
     inside = row["place"] == "in_llm"
-    who = row["label"] if inside else "before the language model"
+    kept = ", budgets as tokens kept" if row["match"] == "kept" else ""
+    who = row["method"] + kept if inside else "before the language model"
     return who, row["budget"], row["tokens_per_layer_mean"]
 
 
@@ -112,23 +121,33 @@ def _bare(reason: str) -> str:
     return "".join(letter for letter in reason if not letter.isdigit())
 
 
-def _matrix(summary: dict[str, Any], budgets: Sequence[int], title: str, say: Callable[[Row], str]) -> str:
+def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
+    """Methods x budgets, those before the language model first."""
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
     said: dict[tuple[str, str, str], dict[int, str]] = {}
-    for row in [*summary["results"], *summary["infeasible"]]:
-        if row["budget"] is not None:
-            found = said.setdefault((row["place"], row["label"], row["positions"]), {})
-            found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
+    for row in rows:
+        found = said.setdefault((row["place"], row["label"], row["positions"]), {})
+        found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
     lines = [
         [label, positions, *(found.get(keep, "-") for keep in budgets)]
-        for (_, label, positions), found in sorted(said.items())  # those before the language model come first
+        for (_, label, positions), found in sorted(said.items())
     ]
     header = ["method", "positions", f"{title} {budgets[0]} tokens", *map(str, budgets[1:])]
     return markdown(header, lines, left=(0, 1))
 
 
-def _budgets(summary: dict[str, Any]) -> list[int]:
-    rows = [*summary["results"], *summary["infeasible"]]
-    return sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+def _budgeted(summary: dict[str, Any]) -> list[Row]:
+    """The rows whose method takes a budget."""
+    return [row for row in [*summary["results"], *summary["infeasible"]] if row["budget"] is not None]
+
+
+def _comparable(summary: dict[str, Any]) -> list[Row]:
+    """Those whose budget is a mean over layers, as it is for every method before the language model."""
+    return [row for row in _budgeted(summary) if row["match"] != "kept"]
+
+
+def _with_tokens(row: Row) -> str:
+    return f"{row['accuracy']:.3f} {_interval(row)} ({row['tokens_per_layer_mean']:.4g})"
 
 
 def _interval(row: Row) -> str:
