@@ -69,7 +69,9 @@ class AboveTheMean(Pruner):
 
 
 def a_batch():
+    """As it comes from a store: arrays, and nothing beside them."""
     tokens = visual_tokens(GRID)
+    tokens = tokens.only(tokens.arrays)
     questions = tuple(
         Question(question_id=str(n), image=f"{of}.png", question=words)
         for n, (words, of) in enumerate(zip(WORDS, OF_QUESTION, strict=True))
