@@ -72,8 +72,9 @@ class Site:
         everything = torch.arange(len(self.hidden), device=rows.device)
         keys = self._rotated(module.k_proj, everything, ahead) if ahead else self.keys
         keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)
-        scores = queries.float() @ keys.float().transpose(-1, -2) * module.scaling
-        return scores.masked_fill(everything > rows[:, None], -torch.inf).softmax(-1)
+        scores = queries.float() @ keys.float().transpose(-1, -2)
+        scores.mul_(module.scaling).masked_fill_(everything > rows[:, None], -torch.inf)  # in place: it may be large
+        return scores.softmax(-1)
 
     def _rotated(self, projection: Any, rows: Int[Tensor, " row"], ahead: bool) -> Float[Tensor, "head row width"]:
         entering = self.hidden if ahead else self.before

@@ -25,6 +25,7 @@ from tests.benchmarks.pruners.inside import inside
 from tests.benchmarks.pruners.page import Results, page
 from tests.benchmarks.pruners.prefill import prefills
 from tests.benchmarks.pruners.selectors import selectors
+from tests.benchmarks.pruners.timing import Bench
 
 PARTS = {"selectors": selectors, "inside": inside, "prefill": prefills}
 
@@ -41,18 +42,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
     parser.add_argument("--quick", action="store_true", help="Small images and one round, to see that it runs.")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="Where everything runs.")
+    parser.add_argument("--busy", action="store_true", help="Count processor seconds: others use this machine too.")
     arguments = parser.parse_args()
+    if arguments.busy and arguments.device.type != "cpu":
+        parser.error("--busy counts seconds of the processor: leave it out on an accelerator")
     if unknown := set(arguments.names) - PARTS.keys():
         parser.error(f"expected parts of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
     if arguments.out and (arguments.names or arguments.quick):
         parser.error("--out keeps the whole page: name no parts with it, and no --quick")
     scale = QUICK if arguments.quick else REAL
+    bench = Bench(arguments.device, arguments.busy)
     begun, found = time.perf_counter(), {}
     for name in arguments.names or PARTS:
         print(f"measuring {name} …", file=sys.stderr)
-        found[name] = PARTS[name](scale, arguments.device)
+        found[name] = PARTS[name](scale, bench)
     results = Results(scale, **found)
-    written = page(results, arguments.device, time.perf_counter() - begun)
+    written = page(results, bench, time.perf_counter() - begun)
     print(_as_json(results) if arguments.json else written)
     if arguments.out:
         arguments.out.write_text(written)

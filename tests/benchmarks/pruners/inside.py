@@ -19,7 +19,7 @@ from stage2_prune.pruner import Pruner
 from stage2_prune.schedule_budget import Schedule
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, language, prompts
 from tests.benchmarks.pruners.prefill import flops, with_patches
-from tests.benchmarks.pruners.timing import taking_turns
+from tests.benchmarks.pruners.timing import Bench
 
 UNPRUNED = "unpruned"
 
@@ -42,9 +42,9 @@ class Inside:
 
 
 @torch.no_grad()
-def inside(scale: Scale, device: torch.device) -> tuple[list[Inside], dict[str, str]]:
+def inside(scale: Scale, bench: Bench) -> tuple[list[Inside], dict[str, str]]:
     """All methods of the folder at all budgets, and why some cannot have them."""
-    model = language(scale, device)
+    model = language(scale, bench.device)
     left_out: dict[str, str] = {}
     runs: dict[str, Callable[[], object]] = {}
     whose: dict[str, tuple[str, int, Schedule]] = {}
@@ -64,7 +64,7 @@ def inside(scale: Scale, device: torch.device) -> tuple[list[Inside], dict[str, 
             pruning = pruning_inside(model, pruner, schedule, pruner.positions)
             batch = _entering(model, scale, pruner, schedule)
             runs[run] = lambda pruning=pruning, batch=batch, chose=chose[run]: _timed(pruning, batch, chose)
-    took = taking_turns(runs, scale.rounds, device)
+    took = bench.medians(runs, scale.rounds)
     shape = shape_of(model)
     every = flops(shape, scale, [scale.patches] * shape.layers)
     layer = took[UNPRUNED] / shape.layers

@@ -13,6 +13,7 @@ from tests.benchmarks.pruners.inputs import AFTER, BEFORE, Scale, tower_layer_fl
 from tests.benchmarks.pruners.inside import Inside
 from tests.benchmarks.pruners.prefill import Prefill
 from tests.benchmarks.pruners.selectors import Cell, Selectors
+from tests.benchmarks.pruners.timing import Bench
 from tests.benchmarks.store.lines import table
 
 GOAL_TOKENS, GOAL = 64, 0.9
@@ -59,17 +60,19 @@ def saved_layers(scale: Scale, keep: int) -> float:
     return (every - kept) / tower_layer_flops(scale)
 
 
-def page(results: Results, device: torch.device, seconds: float) -> str:
+def page(results: Results, bench: Bench, seconds: float) -> str:
     """All of it in markdown."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPUs"
+    where = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else f"{os.cpu_count()} CPUs"
     scale = results.scale
+    busy = " Others used the machine too: seconds are the processor's, those of choosing inside the model the clock's."
     parts = [
         "# Pruners, measured",
         "Written by `make bench-pruners ARGS='--out docs/pruner-benchmarks.md'`. Everything is in float32 with random weights "
         "and features, the methods are those of `stage2_prune/pruners` with their default parameters. Only ratios count: runs "
         "take turns in one process, in a random order.",
         f"{time.strftime('%Y-%m-%d')}; {where}, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__}. Medians of {scale.rounds} rounds; {seconds / 60:.0f} minutes in all.",
+        f"torch {torch.__version__}. Medians of {scale.rounds} rounds; {seconds / 60:.0f} minutes in all."
+        f"{busy * bench.busy}",
     ]
     if results.selectors:
         parts += _selectors(scale, results.selectors)

@@ -10,7 +10,7 @@ from stage2_prune.budget import CONVENTIONS, LanguageShape, shape_of
 from stage2_prune.generate import generate
 from stage2_prune.language import Language
 from tests.benchmarks.pruners.inputs import AFTER, BEFORE, Scale, language, prompts
-from tests.benchmarks.pruners.timing import taking_turns
+from tests.benchmarks.pruners.timing import Bench
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Prefill:
 
 
 @torch.no_grad()
-def prefills(scale: Scale, device: torch.device) -> list[Prefill]:
+def prefills(scale: Scale, bench: Bench) -> list[Prefill]:
     """What physically shorter prompts save in `generate`, which is what evaluations call."""
-    model = language(scale, device)
+    model = language(scale, bench.device)
     shape = shape_of(model)
     found: list[Prefill] = []
     for questions in scale.questions:
         budgets = (scale.patches, *scale.prefill_budgets)
         batches = {keep: with_patches(model, scale, questions, keep) for keep in budgets}
         runs = {f"{keep}": lambda batch=batch: generate(model, batch, 1) for keep, batch in batches.items()}
-        took = taking_turns(runs, scale.rounds, device)
+        took = bench.medians(runs, scale.rounds)
         for keep in batches:
             seconds, every = took[f"{keep}"], flops(shape, scale, [scale.patches] * shape.layers)
             predicted = every / flops(shape, scale, [keep] * shape.layers)

@@ -1,6 +1,5 @@
 """Methods before the language model: milliseconds per image, beside one layer of the vision tower."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from stage2_prune.merging import make_merged
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.tokens import VisualTokens
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, tower_layer
-from tests.benchmarks.pruners.timing import taking_turns
+from tests.benchmarks.pruners.timing import Bench
 from tests.stage2_prune.tokens import ready
 
 Run = Callable[[], object]
@@ -50,7 +49,7 @@ class Selectors:
 
 
 @torch.no_grad()
-def selectors(scale: Scale, device: torch.device) -> Selectors:
+def selectors(scale: Scale, bench: Bench) -> Selectors:
     """All methods of the folder at all budgets and batches."""
     found = {name: kind for name, kind in plugin.find_all(pruners, Pruner).items() if kind.place == "before_llm"}
     cells: list[Cell] = []
@@ -58,25 +57,27 @@ def selectors(scale: Scale, device: torch.device) -> Selectors:
     once: set[str] = set()
     left_out: dict[str, str] = {}
     for images in scale.batches:
-        tokens = device_tokens(scale, images, device)
+        tokens = device_tokens(scale, images, bench.device)
         for name, kind in found.items():
             if lacking := sorted(kind.needs - tokens.arrays.keys()):
                 left_out[name] = f"needs {' and '.join(lacking)}, which this benchmark does not make"
-        chosen = {name: _ready(kind, scale, device) for name, kind in found.items() if name not in {*once, *left_out}}
-        layer, entering = tower_layer(scale, images, device)
+        chosen = {
+            name: _ready(kind, scale, bench.device) for name, kind in found.items() if name not in {*once, *left_out}
+        }
+        layer, entering = tower_layer(scale, images, bench.device)
         runs: dict[str, Run] = {YARDSTICK: lambda layer=layer, entering=entering: layer(entering, None)}
         whose: dict[str, tuple[str, int]] = {}
-        layer_seconds = min(_seconds(runs[YARDSTICK]) for _ in range(3))
+        layer_seconds = min(bench.once(runs[YARDSTICK]) for _ in range(3))
         for name, pruner in tqdm(chosen.items(), unit="method", leave=False, disable=None):
             these = {keep: _selecting(pruner, tokens, keep) for keep in _budgets(pruner, scale)}
-            took = {keep: _seconds(run) for keep, run in these.items()}
+            took = {keep: bench.once(run) for keep, run in these.items()}
             if max(took.values()) > scale.slow * layer_seconds:
                 once.add(name)
                 cells += [Cell(name, k, images, 1000 * s / images, s / layer_seconds) for k, s in took.items()]
                 continue
             for keep, run in these.items():
                 runs[f"{name} {keep}"], whose[f"{name} {keep}"] = run, (name, keep)
-        median = taking_turns(runs, scale.rounds, device)
+        median = bench.medians(runs, scale.rounds)
         yardstick[images] = 1000 * median[YARDSTICK] / images
         for run, (name, keep) in whose.items():
             cells.append(Cell(name, keep, images, 1000 * median[run] / images, median[run] / median[YARDSTICK]))
@@ -103,9 +104,3 @@ def _selecting(pruner: Pruner, tokens: VisualTokens, keep: int) -> Run:
     project = tokens.projector
     assert project is not None
     return lambda: make_merged(pruner.prune(seen, keep), batch, project)
-
-
-def _seconds(run: Run) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun

@@ -23,9 +23,12 @@ def random_rows(count: int = BATCH) -> list[int]:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, prepare: Callable[[], None] = lambda: None
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    prepare: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each: every round runs all in a random order, after a round that does not count.
+    """Median seconds of each by `clock`: every round runs all in a random order, after a round that does not count.
 
     `prepare` comes before every run, outside its time.
     """
@@ -33,10 +36,10 @@ def interleaved(
     for turn in range(rounds + 1):
         for name in _rng.permutation(list(runs)).tolist():
             prepare()
-            begun = time.perf_counter()
+            begun = clock()
             runs[name]()
             if turn:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(clock() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
