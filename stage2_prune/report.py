@@ -95,6 +95,7 @@ def describe_pruners() -> list[dict[str, Any]]:
                 "summary": summary,
                 "parameters": parameters,
                 "needs": sorted(pruner.needs),
+                "reads": sorted(pruner.reads),
                 "place": pruner.place,
                 "budget": pruner.budget,
                 "positions": pruner.positions,
@@ -106,12 +107,12 @@ def describe_pruners() -> list[dict[str, Any]]:
 
 def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
     """`describe_pruners` as Markdown."""
-    header = ["pruner", "parameters", "needs", "place", "budget", "positions", "what it keeps"]
+    header = ["pruner", "parameters", "reads", "place", "budget", "positions", "what it keeps"]
     lines = [
         [
             row["name"],
             ", ".join(f"{key}={value}" for key, value in row["parameters"].items()) or "-",
-            ", ".join(row["needs"]) or "-",
+            ", ".join([*row["needs"], *row["reads"]]) or "-",
             row["place"],
             row["budget"],
             row["positions"],
