@@ -1,5 +1,7 @@
 # One-liners over the three command lines. CONFIG picks the experiment; ARGS passes flags through.
 CONFIG ?= configs/demo.yaml
+# Those with data of their own and a pruner to train.
+DEMOS := configs/demo.yaml configs/demo_large.yaml configs/demo_sweep.yaml
 ARGS ?=
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval parity inspect test test-faults test-geometry check lint types bench bench-store bench-pruners clean
+.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry check lint types bench bench-store bench-pruners clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +33,7 @@ demo: $(READY) ## the whole idea in minutes, on the embedded default: data, extr
 	$(BIN)/python -m stage2_prune eval --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m stage2_prune parity --config configs/demo.yaml $(ARGS)
 
-data: $(READY) ## write the demo's images and questions (CONFIG=configs/demo.yaml or configs/demo_large.yaml)
+data: $(READY) ## write the demo's images and questions (CONFIG=configs/demo.yaml, _large or _sweep)
 	$(BIN)/python -m stage1_extract.demo data --config $(CONFIG) $(ARGS)
 
 extract: $(READY) ## stage 1: encode every image of CONFIG once into its store
@@ -42,6 +44,13 @@ train: $(READY) ## stage 2: train CONFIG's pruner from the store
 
 eval: $(READY) ## stage 2: score CONFIG's pruners from the store
 	$(BIN)/python -m stage2_prune eval --config $(CONFIG) $(ARGS)
+
+sweep: CONFIG = configs/demo_sweep.yaml
+sweep: $(READY) ## every method at every budget, from one config: table, tidy CSV, pictures (the demo's with its data and training)
+	$(if $(filter $(DEMOS),$(CONFIG)),$(BIN)/python -m stage1_extract.demo data --config $(CONFIG))
+	$(BIN)/python -m stage1_extract extract --config $(CONFIG)
+	$(if $(filter $(DEMOS),$(CONFIG)),$(BIN)/python -m stage2_prune train --config $(CONFIG))
+	$(BIN)/python -m stage2_prune sweep --config $(CONFIG) $(ARGS)
 
 parity: $(READY) ## prove that the store answers as the full model does, bit for bit
 	$(BIN)/python -m stage2_prune parity --config $(CONFIG) $(ARGS)
@@ -82,4 +91,4 @@ $(BENCH_VENV)/.ready: tests/benchmarks/store/others.txt
 	@touch $@
 
 clean: ## remove what the demo wrote
-	rm -rf runs data/demo data/demo_large
+	rm -rf runs data/demo data/demo_large data/demo_sweep

@@ -225,7 +225,7 @@ class SweepSection(Section):
     parameter, or for the one named; `every` takes each value that the method has."""
     order: tuple[Literal["default", "raster"], ...] = ("default",)
     """Order of kept patches: `default` as the method gives them, `raster` where that differs."""
-    match: tuple[Match, ...] = ()
+    matches: tuple[Match, ...] = ()
     """Meanings of a budget to cross for methods inside the language model; default: prune.match alone."""
     workers: PositiveInt | None = None
     """Processes that share the cells; changes no answer. Default: one per GPU, or as many as the CPU's cores have room for."""

@@ -92,7 +92,7 @@ def run(
 
 def _swept(experiment: Experiment) -> dict[str, Pruner]:
     """By label; the order of tokens and the meaning of a budget inside the language model change no selection."""
-    once = experiment.sweep.model_copy(update={"order": ("default",), "match": ("mean-tokens",)})
+    once = experiment.sweep.model_copy(update={"order": ("default",), "matches": ("mean-tokens",)})
     return {one.label: one.pruner for one in wanted(experiment.model_copy(update={"sweep": once}))}
 
 

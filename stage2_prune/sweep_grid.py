@@ -53,7 +53,7 @@ def wanted(experiment: Experiment) -> list[Variant]:
     """All methods that the config names, in its order, whatever they need."""
     classes = plugin.find_all(pruners, Pruner)
     section = experiment.sweep
-    matches = tuple(dict.fromkeys(section.match)) or (experiment.prune.match,)
+    matches = tuple(dict.fromkeys(section.matches)) or (experiment.prune.match,)
     found: dict[str, Variant] = {}
     for method in variants(experiment, classes)[0]:
         pruner: Pruner = build_pruner(method, classes)

@@ -85,7 +85,19 @@ def test_the_type_checker_is_silenced_no_more_often_than_now():
 
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "extract", "train", "eval", "parity", "inspect", "test", "test-faults", "check", "bench"):
+    for target in (
+        "demo",
+        "extract",
+        "train",
+        "eval",
+        "sweep",
+        "parity",
+        "inspect",
+        "test",
+        "test-faults",
+        "check",
+        "bench",
+    ):
         assert f"make {target} " in listed
 
 

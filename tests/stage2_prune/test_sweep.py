@@ -42,7 +42,7 @@ SWEEP = {
     "methods": METHODS,
     "vary": {"vis_pruner.quirks": "every"},
     "order": ["default", "raster"],
-    "match": ["mean-tokens", "kept"],
+    "matches": ["mean-tokens", "kept"],
     "workers": 1,
     "rounds": 2,
 }
@@ -92,7 +92,7 @@ def test_a_label_says_what_differs_from_the_defaults_so_that_a_cell_keeps_its_na
     section = {
         "methods": ["holov", "vis_pruner", "fastv"],
         "order": ["default", "raster"],
-        "match": ["mean-tokens", "kept"],
+        "matches": ["mean-tokens", "kept"],
     }
     plain = [one.label for one in wanted(tiny(sweep=section))]
     assert plain == ["holov", "holov@order=raster", "vis_pruner", "fastv", "fastv@match=kept"]
