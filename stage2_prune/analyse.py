@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from stage2_prune.truth import find_truth
 from store.questions import Question, read_questions, select
 
 SCHEMA = 1
+NO_GRID = "the CLS row is one of the tokens, which has no place in the image"
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
     folder = experiment.run_dir / "selection"
     settings = _settings(selection, cells, asked)
     _refuse_other(folder, settings, overwrite)
-    truth, unknown = find_truth(experiment, asked, features.grid)
+    truth, unknown = find_truth(experiment, asked, features.grid) if is_grid(features) else ({}, NO_GRID)
     measured = measure(selection, cells, asked, truth)
     found = {
         "schema": SCHEMA,
@@ -102,7 +104,7 @@ def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Quest
     settings = {
         "pruners": {cell.name: cell.pruner.parameters() for cell in cells},
         "weights": dict(selection.weights),
-        "questions": [question.question_id for question in asked],
+        "questions": sha256(json.dumps([question.model_dump() for question in asked]).encode()).hexdigest(),
         "post_prompt": selection.session.experiment.data.post_prompt,
         "store": str(selection.session.features.store.path),
         "bootstrap": section.bootstrap,

@@ -132,14 +132,8 @@ def _jaccard(
     kept: Mapping[str, Bool[Tensor, "question patch"]],
     places: Sequence[Sequence[int]],
 ) -> Float[Tensor, "image method method"]:
-    """Mean over an image's questions and over both methods' seeds; 1 for a method and itself."""
-    every = torch.stack([kept[cell.name] for seeds in methods for cell in seeds])
-    alike = metrics.jaccard(every, every)
-    share = torch.zeros(len(every), len(methods))
-    start = 0
-    for number, seeds in enumerate(methods):
-        share[start : start + len(seeds), number] = 1 / len(seeds)
-        start += len(seeds)
-    between = share.T @ torch.stack([alike[list(of_image)].mean(0) for of_image in places]) @ share
-    between.diagonal(dim1=1, dim2=2).fill_(1)
-    return between
+    """Mean over an image's questions and over seeds, those of two randomised methods in pairs; 1 for a method and itself."""
+    rounds = max(len(seeds) for seeds in methods)
+    drawn = (torch.stack([kept[seeds[one % len(seeds)].name] for seeds in methods]) for one in range(rounds))
+    alike = torch.stack([metrics.jaccard(every, every) for every in drawn]).mean(0)
+    return torch.stack([alike[list(of_image)].mean(0) for of_image in places])

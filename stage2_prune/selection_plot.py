@@ -29,8 +29,8 @@ def save(figure: Figure, path: Path) -> None:
 def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
     """The heat map of one budget; the diagonal, 1 by definition, is left grey."""
     names, values = matrix["methods"], np.array(matrix["mean"])
-    side = 0.42 * len(names)
-    figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=130, layout="constrained")
+    side = 0.39 * len(names)
+    figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     shown = np.where(np.eye(len(names), dtype=bool), np.nan, values)
     top = max(np.nanmax(shown, initial=0), matrix["by_chance"])
@@ -88,6 +88,9 @@ def _dress(axes: Axes, names: list[str], metric: Mapping[str, Any]) -> None:
     axes.set_title(metric["title"], loc="left", size=8)
     axes.set_xlabel(metric["unit"], size=8)
     axes.tick_params(axis="x", labelsize=7)
+    if metric["unit"] != "cosine":
+        right = axes.get_xlim()[1] if metric["unit"] == "patches" else 1.03
+        axes.set_xlim(-0.03 * right, right)
     axes.tick_params(axis="y", length=0)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,9 +15,9 @@ import yaml
 from click.testing import CliRunner
 
 from configs.experiment import Experiment
-from stage2_prune import analyse
+from stage2_prune import analyse, show
 from stage2_prune.cli import group
-from stage2_prune.errors import OtherRun, PrunerMisused
+from stage2_prune.errors import CannotShow, OtherRun, PrunerMisused
 from stage2_prune.measure import by_image, measure
 from stage2_prune.pruner import Pruner
 from stage2_prune.pruners.cls_attention import ClsAttention
@@ -28,7 +29,7 @@ from stage2_prune.top_k import top_k
 from store.errors import StoreMissing
 from store.questions import Question, read_questions, select
 from store.reader import FeatureStore
-from tests.helpers.checkpoints import WORDS
+from tests.helpers.checkpoints import WORDS, tiny_llava
 from tests.stage2_prune.conftest import extract, settings
 
 METHODS = ("keep_all", "keep_none", "random", "cls_attention", "vision_zip", "fastv", "learned_scorer", "pru_merge")
@@ -250,6 +251,14 @@ def test_a_method_that_decides_its_own_count_is_measured_but_compared_with_nobod
     assert all(matrix.shape[1:] == (1, 1) for parts in measured.jaccard.values() for matrix in parts)
 
 
+def test_two_randomised_methods_are_compared_seed_by_seed(experiment):
+    selection = open_selection(experiment, {"one": Random(), "same": Random(), "other": Random(seed=7)})
+    asked = select(read_questions(experiment.data), experiment.data, "test")
+    cells = [cell for cell in selection.cells(asked[0])[0] if cell.keep == 3]
+    (alike,) = (torch.cat(parts) for parts in measure(selection, cells, asked, {}).jaccard.values())
+    assert torch.equal(alike[:, 0, 1], torch.ones(3)) and alike[:, 0, 2].mean() < 0.6
+
+
 def test_an_image_is_never_cut_in_two_by_a_batch():
     asked = [Question(question_id=str(n), image="aabacb"[n], question="?") for n in range(6)]
     batches = by_image(asked, 2)
@@ -287,6 +296,20 @@ def test_the_command_prints_the_table_or_json_and_takes_all_methods_of_a_sweep(c
     assert (refused, 4) in {(one["pruner"], one["keep"]) for one in found["infeasible"]}
     assert refused not in methods and "vis_pruner" in methods
     assert {"holov", "holov@quirks=paper", "uniform_grid", "vision_zip"} <= set(methods)
+
+
+def test_where_the_cls_row_is_a_token_nothing_is_said_about_places_and_nothing_is_shown(home, tmp_path):
+    tiny_llava(tmp_path / "checkpoint", strategy="full")
+    shutil.copytree(home / "data", tmp_path / "data")
+    content = settings(tmp_path, data__test=2, data__train=1, data__val=1, prune__budgets=[4])
+    experiment = Experiment.model_validate(content)
+    extract(experiment, tmp_path)
+    summary = analyse.run(experiment)
+    assert {"nearest_kept", "cells_covered", "padding", "recall"} <= summary["not_measured"].keys()
+    assert result(summary, "random", 4)["duplicates"]["mean"] < 1 and summary["patches"] == 17
+    assert "the CLS row is a token" in next(o["reason"] for o in summary["left_out"] if o["pruner"] == "cls_attention")
+    with pytest.raises(CannotShow, match="which has no place"):
+        show.run(experiment, show.Wanted(("image_002.png",), ("random",)))
 
 
 def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(experiment, tmp_path):
