@@ -45,6 +45,7 @@ from stage1_extract.suspects import (
     rounding_axis,
     row_axis,
 )
+from stage1_extract.worker import use_threads_of
 from store.fingerprint import differences
 from store.projectors import build, project_image
 from store.reader import FeatureStore
@@ -101,6 +102,7 @@ class Bench:
     """A few stored images, and everything that the tower would make of them under any suspicion."""
 
     def __init__(self, experiment: Experiment, store: FeatureStore, sample: int) -> None:
+        use_threads_of(store.plan)
         config = checkpoint_config(experiment.model)
         experiment = experiment.with_arrays(name for name in store.arrays if name in NAMES)
         device = pick_device(experiment.model.device)

@@ -17,11 +17,10 @@ from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import find_family
-from stage1_extract.images import SUPERSEDED
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
-from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few
-from store.commits import read_commit
+from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
+from store.commits import SUPERSEDED, read_commit
 from store.errors import StoreError
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
@@ -73,6 +72,8 @@ def extract(
     if not overwrite:
         require_no_archive(path)
         experiment = _with_stored_arrays(experiment)
+        if (stored := _stored_plan(path)) is not None:
+            use_threads_of(stored)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     for note in description.notes:
@@ -178,11 +179,17 @@ def _done(plan: Plan, path: Path, asked: list[tuple[int, int]], sources: Sources
 
 def _with_stored_arrays(experiment: Experiment) -> Experiment:
     """A store keeps its arrays, whichever the config names: a shard is always encoded whole."""
+    stored = _stored_plan(experiment.store_path)
+    arrays = () if stored is None else stored.arrays
+    return experiment.with_arrays([*(spec.name for spec in arrays), *experiment.store.arrays])
+
+
+def _stored_plan(path: Path) -> Plan | None:
+    """The plan of a store, None where there is none; damage to it is met where the plan is followed."""
     try:
-        plan = read_plan(experiment.store_path)
+        return read_plan(path)
     except StoreError:
-        return experiment  # there is none, or its damage is met where the plan is followed
-    return experiment.with_arrays([*(spec.name for spec in plan.arrays), *experiment.store.arrays])
+        return None
 
 
 def enumerate_failures(sources: Sources) -> Iterator[tuple[int, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stage1_extract.errors import BadImage
+from store.commits import SUPERSEDED
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are decoded; of an animation, the first frame."""
@@ -17,7 +18,6 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 """Of files that are taken for images where nobody names any."""
 MAX_IMAGE_BYTES = 1 << 30
 """Of one image file: more than any image of extract.max_pixels needs."""
-SUPERSEDED = "superseded"
 REASONS = {
     SUPERSEDED: "its file has other content by now, which has a row of its own",
     "outside_image_root": "the path leads out of the image root",

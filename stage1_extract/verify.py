@@ -14,7 +14,7 @@ from stage1_extract.errors import BadImage
 from stage1_extract.images import content_id
 from stage1_extract.sample import spread_out
 from stage1_extract.sources import stored_sources
-from stage1_extract.worker import OpenEncoder, decode
+from stage1_extract.worker import OpenEncoder, decode, use_threads_of
 from store.fingerprint import differences
 from store.ids import printable
 from store.reader import FeatureStore
@@ -72,6 +72,7 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     """
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
+    use_threads_of(store.plan)
     opened = OpenEncoder.load(experiment.with_arrays(store.arrays), devices(experiment)[0])
     sources = stored_sources(experiment, store.plan, store.ids)
     unequal: list[Unequal] = []

@@ -20,12 +20,15 @@ from stage1_extract.errors import BadImage, DeviceTooSmall, TooManyFailures
 from stage1_extract.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import SUPERSEDED, content_id, decode_image
+from stage1_extract.images import content_id, decode_image
 from stage1_extract.sources import Source, Sources
+from store.commits import SUPERSEDED
+from store.environment import use_threads
 from store.errors import LeaseLost
 from store.fingerprint import Fingerprint
 from store.ids import printable
 from store.leases import Lease
+from store.plan import Plan
 from store.tensors import pick_device, to_storage
 from store.writer import StoreWriter
 
@@ -231,6 +234,14 @@ def decode(source: Source, sources: Sources, encoder: Encoder, max_pixels: int) 
         return encoder.preprocess(decode_image(data, name, max_pixels))
     except BadImage as bad:
         return bad
+
+
+def use_threads_of(plan: Plan) -> None:
+    """Encode as the towers' work in a store was encoded, whatever this machine or engine has to offer."""
+    for name, made in plan.fingerprints.items():
+        if name not in plan.derived:
+            use_threads(made.numeric)
+            return
 
 
 def lookahead(

@@ -13,6 +13,7 @@ from torch import Tensor
 from stage2_prune.errors import NotExtracted, PrunerMisused
 from stage2_prune.pruner import ModuleSpec, Pruner
 from stage2_prune.tokens import VisualTokens
+from store.environment import threads_of
 from store.prefetch import prefetched
 from store.projectors import Projector, build, project_image
 from store.questions import Question
@@ -154,7 +155,8 @@ class Features:
         """Project with the store's own projector, one image at a time, as stage 1 did."""
         assert self.projector is not None, "a store without a projector holds `projected`"
         projector = self.projector
-        return torch.cat([project_image(projector, image[None].contiguous()) for image in raw])
+        with threads_of(self.store.fingerprint(self.source).numeric):
+            return torch.cat([project_image(projector, image[None].contiguous()) for image in raw])
 
     def _buffers(self, names: Sequence[str], images: int) -> dict[str, np.ndarray]:
         specs = [self.store.arrays[name] for name in names]

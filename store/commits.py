@@ -31,6 +31,8 @@ FOLDER = "commits"
 COMPACTED = "compacted.jsonl"
 LOCK = "commits.lock"
 """Held by whoever moves or removes records; adding and reading them needs no lock."""
+SUPERSEDED = "superseded"
+"""Why a row has no features whose file has other content by now: the image that it is now has a row of its own."""
 _KEPT = 4096
 """Records of the compacted log that stay parsed."""
 _DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES}

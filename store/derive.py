@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from store.environment import torch_environment
+from store.environment import torch_environment, use_threads
 from store.errors import StoreMissing
 from store.fingerprint import Fingerprint, require_equal
 from store.growth import grown
@@ -40,6 +40,7 @@ def derive_projected(path: Path, device_name: str) -> int:
             f"expected a projector in {path}, it has none: `projected` can only be made by `make extract`"
         )
     projector = build(state, device)
+    use_threads(store.fingerprint(RAW).numeric)
     plan, numeric = store.plan, numeric_of_derived(store.fingerprint(RAW).numeric, torch_environment(device))
     if PROJECTED not in store.arrays:
         semantic = store.fingerprint(RAW).semantic | {"projector_sha256": state.sha256}

@@ -1,9 +1,14 @@
 """What of this process decides which bits a computation has: the numeric part of a fingerprint, as far as torch goes."""
 
+import logging
 import platform
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 
 def torch_environment(device: torch.device) -> dict[str, Any]:
@@ -13,12 +18,34 @@ def torch_environment(device: torch.device) -> dict[str, Any]:
         "device": _device_name(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
+        **({"cpu_threads": torch.get_num_threads()} if device.type == "cpu" else {}),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "fp16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         "bf16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
     }
+
+
+def use_threads(numeric: Mapping[str, Any]) -> None:
+    """From now on compute with as many CPU threads as the numeric part of a fingerprint says: others may make other bits."""
+    now, recorded = torch.get_num_threads(), numeric.get("cpu_threads")
+    if recorded not in (None, now):
+        _log.warning(
+            "note: computing with %d CPU threads instead of %d, as in the store: bits depend on it", recorded, now
+        )
+        torch.set_num_threads(recorded)
+
+
+@contextmanager
+def threads_of(numeric: Mapping[str, Any]) -> Generator[None, None, None]:
+    """For a moment, compute with as many CPU threads as the numeric part of a fingerprint says."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(numeric.get("cpu_threads", now))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
 
 
 def _device_name(device: torch.device) -> str:

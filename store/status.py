@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from configs.experiment import StoreLocation
-from store.commits import intact_records
+from store.commits import SUPERSEDED, intact_records
 from store.leases import live_leases
 from store.plan import read_plan
 from store.remote import reached
@@ -35,7 +35,7 @@ def status(location: StoreLocation) -> dict[str, Any]:
         "shards": plan.n_shards,
         "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
-        "failed": len({row for log in logs for row in log.failures}),
+        "failed": len({row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}),
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,
     }

@@ -6,7 +6,7 @@ import torch
 
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
-from stage1_extract.worker import OpenEncoder, Worker
+from stage1_extract.worker import OpenEncoder, Worker, use_threads_of
 from store.fingerprint import require_equal
 from store.growth import left_to_derive
 from store.plan import read_plan
@@ -27,6 +27,7 @@ class Joined:
         self._failures = committed_failures(experiment.store_path, self.plan)
         self.ids = stored_ids(experiment.store_path, self.plan)
         self.sources = stored_sources(experiment, self.plan, self.ids)
+        use_threads_of(self.plan)
         self.opened = OpenEncoder.load(experiment, device)
         prints = self.opened.fingerprints()
         self._leave = left_to_derive(self.plan, prints)

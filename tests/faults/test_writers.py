@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from store.commits import read_commits
 from store.compare import differences_between
 from store.errors import LeaseLost, RowUnavailable, StoreLocked
 from store.leases import Lease, live_leases
+from store.plan import read_plan
 from store.reader import FeatureStore
 from store.shard import Aside
 from store.status import status
@@ -191,6 +193,20 @@ def test_a_reader_that_looks_all_the_time_sees_committed_rows_only_and_never_fil
         writer.kill()
         assert writer.wait() in (0, -signal.SIGKILL)
     assert len(seen) > 3 and sorted(seen)[0] >= 2
+
+
+def test_machines_with_other_numbers_of_cores_make_the_bytes_of_the_one_that_began(home, tmp_path):
+    """A Ray actor has one core; matrix products of two are split, and rounded, in another way."""
+    config, two, one = trial(home, tmp_path), {"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "1"}
+    run("extract", "--config", config, cwd=tmp_path, env=two)
+    begun = Path(shutil.copytree(tmp_path / "run" / "store", tmp_path / "begun"))
+    assert read_plan(begun).fingerprints["raw"].numeric["cpu_threads"] == 2
+    for shard in range(0, SHARDS, 2):
+        (tmp_path / "run" / "store" / "commits" / f"{shard}.json").unlink()
+    said = run("extract", "--config", config, "--worker-index", 0, "--num-workers", 4, cwd=tmp_path, env=one).stderr
+    assert "computing with 2 CPU threads instead of 1" in said
+    run("extract", "--config", config, "--workers", 2, cwd=tmp_path, env=one)
+    assert differences_between(begun, tmp_path / "run" / "store") == []
 
 
 @pytest.mark.skipif(

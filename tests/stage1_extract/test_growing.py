@@ -35,6 +35,7 @@ from store.errors import (
 from store.inspect import as_text as inspected
 from store.inspect import report
 from store.reader import FeatureStore
+from store.status import status
 from store.verify import verify
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
@@ -134,6 +135,7 @@ def test_a_shard_of_a_changed_image_that_is_lost_is_made_again_without_it(tmp_pa
     assert by_name(grown.store_path) == before
     with pytest.raises(RowUnavailable, match="superseded"):
         FeatureStore.open(grown.store_path).gather("raw", [2])
+    assert status(grown.store_path)["failed"] == 0
 
 
 def test_images_that_could_not_be_decoded_are_tried_again_when_asked_for(tmp_path, checkpoint, images):
