@@ -169,7 +169,7 @@ def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
         axes.set_ylim(lowest - 0.03, 1.03)
         axes.xaxis.set_major_locator(FixedLocator(axis.ticks(values)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: axis.tick(value))
+        axes.xaxis.set_major_formatter(lambda value, _: axis.tick(value).rstrip("%"))
         axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
         axes.grid(color="#eeeeee", lw=0.5, zorder=0)
         axes.set_axisbelow(True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import subprocess
 import sys
 
@@ -194,7 +195,7 @@ def test_a_finished_sweep_computes_and_measures_nothing_again(finished, monkeypa
     assert sweep.run(experiment) == first and table(experiment) == before
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_files_with_another_number_of_workers(
+def test_two_workers_that_are_interrupted_leave_none_behind_and_go_on_to_the_files_of_one(
     finished, home, tmp_path, monkeypatch
 ):
     calls, ask = [], evaluate.ask
@@ -205,13 +206,14 @@ def test_an_interrupted_sweep_goes_on_to_the_same_files_with_another_number_of_w
             raise KeyboardInterrupt
         return ask(*arguments)
 
+    experiment = changed(home, tmp_path, sweep=SWEEP | {"workers": 2})
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(changed(home, tmp_path))
-    begun = predictions(changed(home, tmp_path))
+            sweep.run(experiment)
+    assert not multiprocessing.active_children()
+    begun = predictions(experiment)
     assert any(name.endswith(".jsonl") for name in begun) and any(name.endswith(".partial") for name in begun)
-    experiment = changed(home, tmp_path, sweep=SWEEP | {"workers": 2})
     sweep.run(experiment)
     assert predictions(experiment) == predictions(finished[0])
     assert [but_for_the_clock(row) for row in table(experiment)] == [
