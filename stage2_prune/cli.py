@@ -49,7 +49,8 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
     Writes tidy CSV, a table and pictures; what cannot be had is listed with its reason.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune import sweep, sweep_report
+    from stage2_prune.sweep import report as sweep_report
+    from stage2_prune.sweep import run as sweep
 
     summary = sweep.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else sweep_report.table(summary), nl=as_json)
@@ -63,7 +64,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
 def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Train one pruner through the frozen language model; interrupted runs are resumed."""
     experiment = _experiment(config_path, flags)
-    from stage2_prune import train
+    from stage2_prune.training import train
 
     result = train.run(experiment, overwrite)
     if as_json:
@@ -89,7 +90,7 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
     """Prove that the store answers as the full model does: four modes, bit for bit."""
     experiment = _experiment(config_path, flags)
-    from stage2_prune import parity
+    from stage2_prune.parity import run as parity
 
     return parity.run(experiment, limit, as_json)
 
@@ -113,7 +114,8 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
     Differences with paired intervals, flips in both directions, exact McNemar tests with Holm's correction.
     """
-    from stage2_prune import compare, compare_report
+    from stage2_prune.compare import report as compare_report
+    from stage2_prune.compare import run as compare
 
     found = compare.run(results, **options)
     click.echo(json.dumps(found) if as_json else compare_report.as_text(found), nl=as_json)
@@ -133,7 +135,8 @@ def analyse(
     Reads the store and, for methods that read the question, text embeddings; no language model is run.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune import analyse, selection_report
+    from stage2_prune.selection import analyse
+    from stage2_prune.selection import report as selection_report
 
     found = analyse.run(experiment, sweep, limit, overwrite)
     click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
@@ -163,7 +166,7 @@ def show(
     The picture is what the image processor leaves of the file; no model is run.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune import show
+    from stage2_prune.selection import show
 
     named = None if methods is None else tuple(methods.split(","))
     wanted = show.Wanted(images, named, keep, question, columns, dpi)

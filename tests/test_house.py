@@ -125,7 +125,7 @@ def test_every_file_of_tests_that_the_drawing_names_exists():
     drawing = (ROOT / "tests" / "README.md").read_text().split("```mermaid")[1].split("```")[0]
     for label in re.findall(r'"([^"]+)"', drawing):
         for part in label.split(" · "):
-            folder = Path(part.split("/")[0]) if "/" in part else Path()
+            folder = Path(part.rpartition("/")[0])
             for name in part.rpartition("/")[2].split(", "):
                 place = ROOT / "tests" / folder / name
                 assert place.is_dir() if not name else place.with_suffix(".py").is_file(), part

@@ -27,7 +27,7 @@ from stage1_extract.images import MAX_IMAGE_BYTES, content_id, read_image_bytes
 from stage1_extract.sources import find_sources, image_source, parquet, stored_sources
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.image_source import Catalogue
-from stage2_prune import parity
+from stage2_prune.parity import run as parity
 from store.compare import differences_between
 from store.errors import DataMissing
 from store.plan import read_plan

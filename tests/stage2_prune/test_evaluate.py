@@ -363,8 +363,8 @@ def test_merged_tokens_at_original_positions_are_named_infeasible_and_the_other_
 
 
 def test_parity_passes_over_methods_inside_the_language_model_and_training_refuses_them(tiny):
-    from stage2_prune import train
-    from stage2_prune.parity import soft_pruner
+    from stage2_prune.parity.run import soft_pruner
+    from stage2_prune.training import train
 
     assert soft_pruner(tiny(prune__methods=[{"name": "fastv"}, {"name": "cls_attention"}]))[0] == "cls_attention"
     inside = tiny(prune__methods=[{"name": "fastv"}], train__pruner="fastv")

@@ -1,0 +1,1 @@
+"""The proof on demand: four ways to the answer, bit for bit (`parity`)."""

@@ -1,0 +1,49 @@
+"""What a run of parity compared, and what came out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from configs.experiment import StoreLocation
+from stage2_prune.assemble import Layout
+from stage2_prune.features import Excluded
+from stage2_prune.parity.differences import Pair
+from store.exchange import Asked
+from store.questions import Question
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of an evaluation, laid out once for all modes."""
+
+    questions: list[Question]
+    layout: Layout
+    asked: Asked
+
+
+@dataclass
+class Findings:
+    """What was compared, and what came out."""
+
+    store: StoreLocation
+    batches: Sequence[Batch]
+    excluded: Sequence[Excluded]
+    without: dict[str, str]
+    """Modes that could not run, with the reason."""
+    right: dict[str, int]
+    """Right answers by mode."""
+    pairs: list[Pair]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of one image, in the words of the hunt."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def questions(self) -> int:
+        """How many were asked."""
+        return sum(len(batch.questions) for batch in self.batches)
+
+    @property
+    def identical(self) -> bool | None:
+        """None where nothing differs, but a mode could not run."""
+        if not all(pair.equal for pair in self.pairs):
+            return False
+        return None if self.without else True

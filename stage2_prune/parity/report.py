@@ -1,0 +1,80 @@
+"""What parity found, for people (in the words of the hunt that it replaces) and for programs."""
+
+from typing import Any
+
+from stage2_prune.parity.differences import ATOL, Pair
+from stage2_prune.parity.findings import Findings
+from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """`parity.json`."""
+    return {
+        "identical": findings.identical,
+        "n_questions": findings.questions,
+        "modes": {
+            mode: {"accuracy": _accuracy(findings, mode), "reason": findings.without.get(mode)} for mode in MODES
+        },
+        "pairs": [pair.as_json() for pair in findings.pairs],
+        "shapes": {name: list(shape) for name, shape in findings.shapes.items()},
+        "excluded": [{"question_id": one.question_id, "reason": one.reason} for one in findings.excluded],
+        "notes": findings.notes,
+    }
+
+
+def as_text(findings: Findings) -> str:
+    """Shapes and differences of the features, then one line per pair of modes, then the verdict."""
+    lines = [f"{name:<22}{shape}" for name, shape in findings.shapes.items()]
+    hunted = next((pair for pair in findings.pairs if (pair.a, pair.b) == (BASELINE, EMB_REPLACED)), None)
+    if hunted is not None:
+        lines += [
+            "",
+            "vision_in_emb against vision_reprojected",
+            f"  max |diff|   {hunted.features.max_abs:.6f}",
+            f"  mean |diff|  {hunted.features.mean_abs:.6f}",
+            f"  torch.allclose (atol={ATOL:g})  {hunted.features.allclose}",
+        ]
+    lines += ["", *_pair_table(findings.pairs), "", *_mode_lines(findings)]
+    lines += [f"note: {note}" for note in findings.notes]
+    if findings.excluded:
+        lines.append(f"note: {len(findings.excluded)} questions left out, their image could not be encoded")
+    return "\n".join([*lines, "", _verdict(findings)])
+
+
+def _pair_table(pairs: list[Pair]) -> list[str]:
+    header = f"{'modes':<28}{'features max':>14}{'mean':>12}{'allclose':>10}{'logits max':>14}{'bit-equal':>11}{'tokens':>11}"
+    return [header] + [
+        f"{f'{pair.a} - {pair.b}':<28}{pair.features.max_abs:>14.6f}{pair.features.mean_abs:>12.6f}"
+        f"{pair.features.allclose!s:>10}{pair.logits.max_abs:>14.6f}"
+        f"{'yes' if pair.features.bit_equal and pair.logits.bit_equal else 'NO':>11}"
+        f"{'equal' if pair.tokens_equal else 'DIFFERENT':>11}"
+        for pair in pairs
+    ]
+
+
+def _mode_lines(findings: Findings) -> list[str]:
+    lines: list[str] = []
+    for mode in MODES:
+        accuracy = _accuracy(findings, mode)
+        said = f"cannot run: {findings.without.get(mode)}" if accuracy is None else f"{accuracy:.4f}"
+        lines.append(f"accuracy {mode:<14}{said}")
+    return lines
+
+
+def _accuracy(findings: Findings, mode: str) -> float | None:
+    if mode in findings.without or not findings.questions:
+        return None
+    return findings.right[mode] / findings.questions
+
+
+def _verdict(findings: Findings) -> str:
+    asked = f"{findings.questions} questions"
+    if findings.identical:
+        return f"IDENTICAL: {asked}, every feature, logit and token the same bits in all four modes"
+    if findings.identical is None:
+        return f"INCOMPLETE: {asked}, what could run is the same bits, but {', '.join(findings.without)} could not run"
+    apart = [f"{pair.a} - {pair.b}" for pair in findings.pairs if not pair.equal]
+    return (
+        f"DIFFERENT: {asked}, {len(apart)} of {len(findings.pairs)} pairs differ ({', '.join(apart)}); "
+        f"`python -m stage1_extract diagnose {findings.store}` names the cause"
+    )

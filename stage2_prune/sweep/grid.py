@@ -1,0 +1,146 @@
+"""The grid of a sweep: every method that can be served, crossed with all that the config varies; each cell once."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from configs import plugin
+from configs.experiment import Experiment, Match
+from configs.load import build_pruner
+from configs.variants import variants
+from stage2_prune import pruners
+from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
+from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
+from stage2_prune.evaluate import bind
+from stage2_prune.pruner import Pruner, TrainedPruner
+from stage2_prune.session import Session
+from stage2_prune.sweep.raster_order import RasterOrder
+from store.reader import FeatureStore
+
+Order = Literal["default", "raster"]
+_LONGEST = 120
+"""Characters of a label, which begins the names of files."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its parameters and the factors that cells of it share."""
+
+    label: str
+    method: str
+    """Its file's name."""
+    pruner: Pruner
+    order: Order
+    match: Match
+
+
+@dataclass
+class Grid:
+    """What is asked, and what cannot be."""
+
+    variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
+    """By label, those that the store can serve."""
+    cells: list[Cell] = field(default_factory=list[Cell])
+    infeasible: list[Unmet] = field(default_factory=list[Unmet])
+    unavailable: list[Unavailable] = field(default_factory=list[Unavailable])
+    digests: dict[str, str] = field(default_factory=dict[str, str])
+    """Of trained weights, by label."""
+
+
+def wanted(experiment: Experiment) -> list[Variant]:
+    """All methods that the config names, in its order, whatever they need."""
+    classes = plugin.find_all(pruners, Pruner)
+    section = experiment.sweep
+    matches = tuple(dict.fromkeys(section.matches)) or (experiment.prune.match,)
+    found: dict[str, Variant] = {}
+    for method in variants(experiment, classes)[0]:
+        pruner: Pruner = build_pruner(method, classes)
+        inside = pruner.place == "in_llm" and pruner.budget != "fixed"
+        for order in _orders(section.order, pruner):
+            for match in matches if inside else matches[:1]:
+                other = {"order": order} if order == "raster" else {}
+                other |= {"match": match} if inside and match != "mean-tokens" else {}
+                label = label_of(method.name, pruner, other)
+                found.setdefault(label, Variant(label, method.name, pruner, order, match))
+    if not found:
+        raise PrunerMisused("expected methods to sweep over, there are none: set sweep.methods to `all`, or name some")
+    return list(found.values())
+
+
+def _orders(asked: Sequence[Order], pruner: Pruner) -> Sequence[Order]:
+    """Those that differ: a method that keeps patches in raster order has one."""
+    return tuple(dict.fromkeys(asked)) if pruner.order == "own" else ("default",)
+
+
+def label_of(method: str, pruner: Pruner, other: Mapping[str, Any]) -> str:
+    """A name that depends on nothing but the method and what differs from its defaults: cells keep it when a config grows.
+
+    >>> from stage2_prune.pruners.first_last import FirstLast
+    >>> label_of("first_last", FirstLast(), {}), label_of("first_last", FirstLast("last"), {"order": "raster"})
+    ('first_last', 'first_last@end=last,order=raster')
+    """
+    differing = {
+        one.name: value
+        for one in fields(pruner)  # type: ignore[arg-type]
+        if (value := getattr(pruner, one.name)) != one.default
+    } | dict(other)
+    if not differing:
+        return method
+    said = ",".join(f"{name}={value}" for name, value in differing.items())
+    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{said}")
+    return label if len(label) <= _LONGEST else f"{method}@{sha256(said.encode()).hexdigest()[:16]}"
+
+
+def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Variant], list[Unavailable]]:
+    """The methods whose arrays the store has and whose questions can be read, and the others with what they need."""
+    stored = FeatureStore.open(experiment.store_location).arrays
+    _, unread = available({one.label: one.pruner for one in named}, experiment.model)
+    reasons = {one.pruner: one.reason for one in unread}
+    for one in named:
+        if absent := sorted(one.pruner.needs - stored.keys()):
+            reasons[one.label] = f"needs {', '.join(absent)}: extract with --append --capture {','.join(absent)}"
+    served = [one for one in named if one.label not in reasons]
+    return served, [Unavailable(one.label, reasons[one.label]) for one in named if one.label in reasons]
+
+
+def build(session: Session, named: Sequence[Variant]) -> Grid:
+    """The grid of methods that are `servable`; trained ones without weights are listed as unavailable."""
+    experiment, patches = session.experiment, session.features.patches
+    check_budgets(experiment, patches)
+    grid = Grid()
+    for variant in named:
+        try:
+            pruner = _bound(session, variant, grid)
+        except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
+            reason = "needs trained weights: run `make train`" if isinstance(lacking, NotTrained) else str(lacking)
+            grid.unavailable.append(Unavailable(variant.label, reason))
+            continue
+        grid.variants[variant.label] = variant
+        prune = experiment.prune.model_copy(update={"match": variant.match})
+        matched = experiment.model_copy(update={"prune": prune})
+        depth: int = session.language.model.config.num_hidden_layers
+        cells, unmet = plan(matched, {variant.label: pruner}, patches, depth)
+        if variant.order == "raster":
+            cells = [replace(cell, pruner=RasterOrder(cell.pruner)) for cell in cells]
+        grid.cells += cells
+        grid.infeasible += unmet
+    return grid
+
+
+def _bound(session: Session, variant: Variant, grid: Grid) -> Pruner:
+    """The pruner, a trained one with the weights that lie where `train` puts them."""
+    label = variant.label
+    if isinstance(variant.pruner, TrainedPruner):
+        configured = configured_pruners(session.experiment)
+        label = next((name for name, one in configured.items() if one == variant.pruner), variant.method)
+    found, digests = bind(session, {label: variant.pruner})
+    if label in digests:
+        grid.digests[variant.label] = digests[label]
+    return found[label]
+
+
+def needs(named: Sequence[Variant]) -> frozenset[str]:
+    """All arrays that some methods read."""
+    return frozenset[str]().union(*(one.pruner.needs for one in named))

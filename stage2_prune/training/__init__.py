@@ -1,0 +1,1 @@
+"""Training a pruner through the frozen language model (`train`)."""

@@ -1,0 +1,123 @@
+"""The loss of one batch of questions, and its gradient: it reaches the pruner's module and nothing else."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stage2_prune.errors import PruneError
+from stage2_prune.features import FeatureBatch
+from stage2_prune.language import Language
+from stage2_prune.pruner import TrainedPruner
+from stage2_prune.training.packed import Lesson, Packed, answer_logits, pack
+from store.questions import Question
+
+
+class NonFiniteLoss(PruneError):
+    """Training has diverged."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Means over the answer tokens of a batch, in nats."""
+
+    answer: float
+    """Cross-entropy of the answers."""
+    divergence: float | None
+    """KL divergence from the unpruned model's distribution; None where it is not asked for."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None, None, None]:
+    """Without gradients in the model's weights, inside.
+
+    Only inside: torch picks a matrix product's kernel by that flag, and validation answers as an evaluation
+    would.
+    """
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
+    """Torch's generators at `seed` inside, untouched outside: what a pruner draws can be drawn again."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
+    """A question with the first of its answers, which generation should end after."""
+    asked = question.question + post_prompt
+    answer = language.answer_ids(asked, question.answers[0])
+    return Lesson(language.prompt(asked), (*answer, language.eos_token_ids[0]))
+
+
+def accumulate_gradients(
+    language: Language,
+    pruner: TrainedPruner,
+    batch: FeatureBatch,
+    lessons: Sequence[Lesson],
+    keep: int,
+    kl_weight: float,
+    scaler: torch.amp.GradScaler,
+) -> StepLoss:
+    """Add the gradient of the batch's scaled loss to the pruner's module: one forward per image.
+
+    Call it inside `frozen`. Raises NonFiniteLoss (exit 3).
+    """
+    tokens = sum(len(item.answer) for item in lessons)
+    answer = torch.zeros((), device=language.device)
+    divergence = torch.zeros((), device=language.device)
+    seen = batch.tokens.only(pruner.needs)
+    for image, group in _groups(batch, lessons):
+        weights = pruner.soft(seen.one(image), keep)[0]
+        packed = pack(group, language.device)
+        visual = batch.projected[image]
+        logits = answer_logits(language, visual, weights, packed)
+        loss = F.cross_entropy(logits, packed.answer, reduction="sum") / tokens
+        answer += loss.detach()
+        if kl_weight:
+            distance = _divergence(language, visual, packed, logits) / tokens
+            divergence += distance.detach()
+            loss = loss + kl_weight * distance
+        scaler.scale(loss).backward()
+    result = StepLoss(answer.item(), divergence.item() if kl_weight else None)
+    if not torch.isfinite(answer + divergence):
+        raise NonFiniteLoss(
+            f"expected a finite training loss, got {result.answer} at {keep} tokens per image: "
+            "lower train.learning_rate, or set model.dtype to bfloat16 or float32"
+        )
+    return result
+
+
+def _groups(batch: FeatureBatch, lessons: Sequence[Lesson]) -> Iterator[tuple[int, list[Lesson]]]:
+    """Lessons that can share a forward: on one image, with the same text before it."""
+    groups: dict[tuple[int, tuple[int, ...]], list[Lesson]] = {}
+    for image, item in zip(batch.of_question.tolist(), lessons, strict=True):
+        groups.setdefault((image, item.prompt.before), []).append(item)
+    for (image, _), group in groups.items():
+        yield image, group
+
+
+def _divergence(
+    language: Language,
+    visual: Float[Tensor, "patch embed"],
+    packed: Packed,
+    logits: Float[Tensor, "scored vocab"],
+) -> Float[Tensor, ""]:
+    """Summed KL divergence of the pruned model's answer distributions from the unpruned model's."""
+    with torch.no_grad():
+        unpruned = answer_logits(language, visual, None, packed).log_softmax(-1)
+    return F.kl_div(logits.log_softmax(-1), unpruned, reduction="sum", log_target=True)
