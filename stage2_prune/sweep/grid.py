@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -81,10 +81,9 @@ def label_of(method: str, pruner: Pruner, other: Mapping[str, Any]) -> str:
     >>> label_of("first_last", FirstLast(), {}), label_of("first_last", FirstLast("last"), {"order": "raster"})
     ('first_last', 'first_last@end=last,order=raster')
     """
+    assert is_dataclass(pruner), f"{method} must be a frozen dataclass"
     differing = {
-        one.name: value
-        for one in fields(pruner)  # type: ignore[arg-type]
-        if (value := getattr(pruner, one.name)) != one.default
+        one.name: value for one in fields(pruner) if (value := getattr(pruner, one.name)) != one.default
     } | dict(other)
     if not differing:
         return method

@@ -3,8 +3,6 @@
 import csv
 import json
 import multiprocessing
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from configs import plugin
+from configs.cli import run_to_exit_code
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import load
@@ -261,12 +260,15 @@ def test_saved_results_of_a_sweep_can_be_compared(finished):
     }
 
 
-def test_the_command_sweeps_with_flags_and_names_what_is_wrong(home, tmp_path):
+def test_the_command_sweeps_with_flags_and_names_what_is_wrong(home, tmp_path, capsys):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings(home, run_dir=str(tmp_path / "run"))))
-    command = [sys.executable, "-m", "stage2_prune", "sweep", "--config", str(path), "--workers", "1", "--rounds", "1"]
-    done = subprocess.run([*command, "--methods", "keep_none,uniform_grid", "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {row["method"] for row in json.loads(done.stdout)["results"]} == {"keep_none", "uniform_grid"}
-    wrong = subprocess.run([*command, "--methods", "nothing"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "sweep.methods: no such pruner (got 'nothing')" in wrong.stderr
+    command = ["sweep", "--config", str(path), "--workers", "1", "--rounds", "1", "--json", "--methods"]
+
+    def exit_code(methods):
+        return run_to_exit_code(lambda: group.main([*command, methods], standalone_mode=False))
+
+    assert exit_code("keep_none,uniform_grid") == 0
+    assert {row["method"] for row in json.loads(capsys.readouterr().out)["results"]} == {"keep_none", "uniform_grid"}
+    assert exit_code("nothing") == 2
+    assert "sweep.methods: no such pruner (got 'nothing')" in capsys.readouterr().err
