@@ -212,7 +212,7 @@ def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
     experiment, language = session.experiment, session.language
     return {
         "language_model": weights_digest(language.model.state_dict()),
-        "questions": _digest([question.model_dump() for question in asked]),
+        "questions": _digest([question.model_dump(exclude_defaults=True) for question in asked]),
         "template": language.template,
         "data.post_prompt": experiment.data.post_prompt,
         "eval.batch_size": experiment.eval.batch_size,

@@ -50,11 +50,12 @@ class Combination(PyramidDrop):
         """As many enter as make the mean; each stage keeps its share of them."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
 
-        def member(share: float) -> Schedule:
-            entering = max(int(share * patches + 0.5), 1)
+        def selected(entering: int) -> Schedule:
             return staged(entering, depth, layers, [entering * self.ratio**power for power in powers])
 
-        return fit(keep, patches, depth, member, match)
+        if match == "kept" and keep < patches:  # the selection is the first drop
+            return selected(keep)
+        return fit(keep, patches, depth, lambda share: selected(max(int(share * patches + 0.5), 1)), match)
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """What the selection before the language model leaves."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from configs.atomic import write_atomically
 from stage2_prune.budget import one_convention
 from stage2_prune.plot import COLOURS
-from stage2_prune.sweep_axes import AXES, Axis, Row
+from stage2_prune.sweep.axes import AXES, Axis, Row
 
 REFERENCES = {"keep_all": "all tokens", "keep_none": "none"}
 """Drawn as lines through all panels."""
