@@ -219,7 +219,7 @@ def test_every_method_takes_its_budget_as_the_number_kept_where_that_is_to_match
     pruner = INSIDE[name]()
     kept = pruner.schedule(576, 32, 200, "kept")
     assert kept.kept(576) == 200
-    means = [pruner.schedule(576, 32, keep, "kept").mean for keep in (16, 64, 128, 192, 300)]
+    means = [pruner.schedule(576, 32, keep, "kept").mean for keep in (64, 128, 192, 300)]
     assert means == sorted(means)
     assert pruner.schedule(576, 32, 300, "kv") == pruner.schedule(576, 32, 300, "mean-tokens")
 
