@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# (zarr's stores are typed in part)
 """What a store holds beside shards (plan, metadata, ids, projector): made, grown, and written again where it is damaged."""
 
 import logging
@@ -107,7 +105,8 @@ def build(
     aside: Path, plan: Plan, ids: ImageIds | None, projector: ProjectorState | None, codec: Codec = "none"
 ) -> Path:  # fmt: skip
     """A folder like `features.zarr` with metadata, ids and projector, as far as they are given."""
-    group = zarr.create_group(aside, attributes={"encode_once_format": plan.format})
+    library: Any = zarr  # typed in part
+    group: zarr.Group = library.create_group(aside, attributes={"encode_once_format": plan.format})
     for spec in plan.arrays:
         _create_array(group, spec, plan, codec)
     if ids is not None:
