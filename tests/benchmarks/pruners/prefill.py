@@ -1,6 +1,6 @@
 """Prefill of a language model with fewer visual tokens, measured and as FLOPs predict it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ class Prefill:
     """How many times as fast as the unpruned prompts."""
     predicted: float
     """The same by FLOPs: text tokens and the head at the prompt's last token included."""
+    products: float
+    """Share of its own prediction that the layers' matrix products alone reach, on as many rows: the kernels' part in it."""
 
     @property
     def reached(self) -> float:
@@ -43,13 +45,27 @@ def prefills(scale: Scale, bench: Bench) -> list[Prefill]:
         budgets = (scale.patches, *scale.prefill_budgets)
         batches = {keep: with_patches(model, scale, questions, keep) for keep in budgets}
         runs = {f"{keep}": lambda batch=batch: generate(model, batch, 1) for keep, batch in batches.items()}
+        runs |= {f"products {keep}": _products(model, batch.inputs_embeds.shape[:2]) for keep, batch in batches.items()}
         took = bench.medians(runs, scale.rounds)
-        for keep in batches:
-            seconds, every = took[f"{keep}"], flops(shape, scale, [scale.patches] * shape.layers)
+        every = flops(shape, scale, [scale.patches] * shape.layers)
+        for keep, batch in batches.items():
+            faster = took[f"{scale.patches}"] / took[f"{keep}"]
             predicted = every / flops(shape, scale, [keep] * shape.layers)
-            measured = took[f"{scale.patches}"] / seconds
-            found.append(Prefill(questions, keep, 1000 * seconds / questions, measured, predicted))
+            rows = (scale.patches + BEFORE + AFTER) / batch.inputs_embeds.shape[1]
+            products = took[f"products {scale.patches}"] / took[f"products {keep}"] / rows
+            found.append(Prefill(questions, keep, 1000 * took[f"{keep}"] / questions, faster, predicted, products))
     return found
+
+
+def _products(model: Language, rows: torch.Size) -> Callable[[], object]:
+    """Every weight matrix of every layer, once, on so many questions and tokens."""
+    matrices = [
+        one for layer in model.model.model.layers for one in layer.modules() if isinstance(one, torch.nn.Linear)
+    ]
+    entering = {
+        width: torch.randn(*rows, width, device=model.device) for width in {one.in_features for one in matrices}
+    }
+    return lambda: [one(entering[one.in_features]) for one in matrices]
 
 
 def flops(shape: LanguageShape, scale: Scale, tokens_per_layer: Sequence[int]) -> int:
