@@ -55,7 +55,8 @@ class ClipReader:
 
         As in CDPruner, the ids of a longer text, begin and end at its two ends, are cut into segments of `context`, each
         read from position 0 on. The encoder is causal, so CDPruner's padding of the last segment changes nothing.
-        Methods that were published with a truncated text (TRIM, VisionTrim) see all of it here.
+        Methods that were published with a truncated text see all of it here (VisionTrim), or its first segment (TRIM): the
+        same below `context` tokens, which few questions exceed.
         """
         found = self._remembered(question)
         return ClipText(found.pooled.to(self.device), found.tokens.to(self.device), found.scale)

@@ -41,7 +41,7 @@ class Reader:
         return open_clip_text(self.experiment.model, self.language.device)
 
     def question(self, question: Question) -> Float[Tensor, "1 token embed"]:
-        """The language model's embeddings of the question's own words, without template and special tokens."""
+        """The language model's embeddings of what is asked, `data.post_prompt` included, without template and special tokens."""
         ids = self.language.tokenizer(self._asked(question), add_special_tokens=False)["input_ids"]
         return self.language.embed(torch.tensor([ids], device=self.language.device))
 

@@ -46,6 +46,12 @@ def test_the_pruner_that_the_pages_show_is_complete_and_keeps_what_it_says(page)
     assert torch.equal(kept, torch.arange(4, 12).expand(3, -1))
 
 
+def test_every_link_between_the_pages_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]:
+        for linked in re.findall(r"\]\(([^)#]+)[)#]", page.read_text()):
+            assert "://" in linked or (page.parent / linked).exists(), f"{page.name}: {linked}"
+
+
 def test_every_make_target_and_path_that_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"\bmake ([a-z-]+)", readme))

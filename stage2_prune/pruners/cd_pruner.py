@@ -37,7 +37,7 @@ class CdPruner(Pruner):
     positions: ClassVar[Positions] = "compact"
 
     quirks: Literal["official", "fixed"] = "fixed"
-    """Whether relevance is scaled over the batch or over each image: see above."""
+    """`official`: relevance is scaled over the batch, so that results depend on it; `fixed`: over each image. See above."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` patches of each image, ascending; of equals the lower index."""

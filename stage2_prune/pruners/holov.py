@@ -5,10 +5,9 @@ HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting V
 Published: CLS attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions; order: chunk
 by chunk, by falling attention inside, and in raster order where a chunk is kept whole.
 
-Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. A chunk that is given more
-than it has is not relieved of the rest: the code fills up with zero vectors. The variance of similarities is rescaled to the
-mean attention, so it multiplies every chunk's weight by the same 1 + alpha and moves nothing. A chunk of one patch, on grids
-of fewer than 32, is not multiplied by 1000 as all others are.
+Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. Where a chunk is given more
+than it has, the code fills up with zero vectors. The variance of similarities is rescaled to the mean attention, so it multiplies
+every chunk's weight by the same 1 + alpha and moves nothing. A chunk of one patch is not multiplied by 1000.
 """
 
 import math
@@ -24,9 +23,10 @@ from torch import Tensor
 from configs.experiment import Positions
 from stage2_prune.chunks import crops, divide, relieve, runs
 from stage2_prune.errors import PrunerMisused
+from stage2_prune.nearest import one_hot
 from stage2_prune.pruner import Order, Pruner
 from stage2_prune.pruners._chunk_weight import chunk_weight
-from stage2_prune.tokens import Pruned, VisualTokens
+from stage2_prune.tokens import Merge, Pruned, VisualTokens
 from stage2_prune.top_k import ranking
 
 
@@ -48,26 +48,26 @@ class Holov(Pruner):
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """`keep` patches of each image, chunk by chunk; raises PrunerMisused where the official code keeps fewer."""
-        index = self.prune(tokens, keep).index
-        if index is None:
-            raise PrunerMisused(
-                f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches: call prune, "
-                "choose another budget or set quirks to fixed"
-            )
-        return index
+        chosen = self._chosen(tokens, keep)
+        if any(len(index) < keep for index in chosen):
+            what = f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches"
+            raise PrunerMisused(f"{what}: call prune, choose another budget or set quirks to fixed")
+        return torch.stack(chosen)
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """The selection; or tokens, with zero vectors behind, where the official code keeps fewer than asked."""
-        attention = tokens.arrays["cls_attention"].mean(dim=1)
-        images = list(zip(tokens.arrays["projected"], attention, strict=True))
-        paper = self.quirks == "paper"
-        parts = crops(tokens.grid, math.isqrt(self.chunks)) if paper else runs(tokens.grid, self.chunks)
+        """The selection; `official` a merge, as its zero vectors are sums of nothing."""
+        if self.quirks != "official":
+            return Pruned(self.select(tokens, keep))
+        picks = [one_hot(index, tokens.patches) for index in self._chosen(tokens, keep)]
+        filled = [F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in picks]
+        return Pruned(merge=Merge(torch.stack(filled), "projected"))
+
+    def _chosen(self, tokens: VisualTokens, keep: int) -> list[Int[Tensor, " kept"]]:
+        of_paper = self.quirks == "paper"
+        parts = crops(tokens.grid, math.isqrt(self.chunks)) if of_paper else runs(tokens.grid, self.chunks)
         chunks = [part.to(tokens.device) for part in parts]
-        chosen = [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
-        if all(len(index) == keep for index in chosen):
-            return Pruned(torch.stack(chosen))
-        kept = [features[index] for (features, _), index in zip(images, chosen, strict=True)]
-        return Pruned(tokens=torch.stack([F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in kept]))
+        images = zip(tokens.arrays["projected"], tokens.arrays["cls_attention"].mean(dim=1), strict=True)
+        return [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
 
     def _choose(
         self,
@@ -80,6 +80,6 @@ class Holov(Pruner):
         weights = torch.stack([chunk_weight(features[c], attention[c], self.alpha, lone) for c in chunks])
         quotas = divide(keep, weights)
         if self.quirks != "official":
-            quotas = relieve(quotas, [len(chunk) for chunk in chunks], weights)
+            quotas = relieve(quotas, list(map(len, chunks)), weights)
         pairs = zip(chunks, quotas, strict=True)
         return torch.cat([c if q >= len(c) else c[ranking(attention[c])[:q]] for c, q in pairs])

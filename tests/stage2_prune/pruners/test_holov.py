@@ -49,7 +49,9 @@ def test_24x24_patches_are_cut_into_16_runs_of_36(seed):
             assert len(expected) == keep
             for quirks in ("official", "fixed"):
                 assert Holov(quirks=quirks).select(tokens, keep)[image].tolist() == expected
-                assert Holov(quirks=quirks).prune(tokens, keep).index[image].tolist() == expected
+                pruned = Holov(quirks=quirks).prune(tokens, keep)
+                index = pruned.merge.weights.argmax(-1) if quirks == "official" else pruned.index
+                assert index[image].tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -96,7 +98,17 @@ def test_what_a_full_chunk_cannot_take_is_zeros_officially_and_goes_to_the_next_
         official.select(image, 8)
     pruned = official.prune(image, 8)
     assert pruned.index is None
-    assert torch.equal(pruned.tokens, torch.tensor([[[1.0, 0.0]] * 6 + [[0.0, 0.0]] * 2]))
+    tokens = pruned.merge.weights @ image.arrays["projected"]
+    assert torch.equal(tokens, torch.tensor([[[1.0, 0.0]] * 6 + [[0.0, 0.0]] * 2]))
+
+
+def test_official_tokens_are_of_one_kind_whether_or_not_an_image_is_filled_up():
+    pruner = Holov(quirks="official")
+    tokens = clustered(5, (24, 24))
+    for keep in (64, 300, 575):
+        pruned = pruner.prune(tokens, keep)
+        assert pruned.index is None and pruned.merge.weights.shape[1] == keep
+        assert set(pruned.merge.weights.sum(-1).flatten().tolist()) <= {0.0, 1.0}
 
 
 def test_the_variance_moves_nothing():
