@@ -135,6 +135,6 @@ def _write(experiment: Experiment, summary: dict[str, Any]) -> None:
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "results.csv", sweep_rows.csv_text(summary))
     write_atomically(folder / "table.md", sweep_report.table(summary))
+    save_resolved(experiment, folder)
     for axis in sweep_plot.AXES:
         sweep_plot.plot(summary, axis, folder / f"accuracy_vs_{axis}.png")
-    save_resolved(experiment, folder)
