@@ -61,7 +61,9 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         measured = _measure(session, todo, asked)
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}
-    summary |= sweep_rows.complete(summary, grid, {one.label: one for one in everyone}, measured)
+        summary |= sweep_rows.complete(
+            summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
+        )
     _write(experiment, summary)
     return summary
 
