@@ -58,7 +58,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         todo = open_progress(
             _below(session), grid.cells, grid.digests, asked, overwrite, {"sweep.threads": experiment.sweep.threads}
         )
-        measured = _measure(session, todo, asked)
+        measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}
         summary |= sweep_rows.complete(
@@ -87,7 +87,7 @@ def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) ->
 
 
 def _measure(
-    session: Session, todo: Sequence[Progress], asked: Sequence[Question]
+    session: Session, todo: Sequence[Progress], asked: Sequence[Question], overwrite: bool
 ) -> dict[sweep_rows.Key, latency.Latency]:
     """The latency of each cell's first seed, before other processes disturb it."""
     first: dict[sweep_rows.Key, Progress] = {}
@@ -96,7 +96,7 @@ def _measure(
     path = session.experiment.run_dir / "sweep" / "latency.json"
     with tqdm(total=len(first), desc="latency", unit="cell", disable=None) as bar:
         cells = {one.cell.name: (one.cell, one.identity) for one in first.values()}
-        found = latency.measure(session, cells, asked, path, bar.update)
+        found = latency.measure(session, cells, asked, path, bar.update, overwrite)
     return {key: found[one.cell.name] for key, one in first.items()}
 
 
