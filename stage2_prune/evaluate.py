@@ -166,15 +166,11 @@ def open_progress(
     digests: Mapping[str, str],
     asked: Sequence[Question],
     overwrite: bool,
-    conditions: Mapping[str, Any] | None = None,
 ) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction.
-
-    `conditions` are what else the predictions depend on.
-    """
+    """The cells with what is on disk of each; its identity is recorded before its first prediction."""
     experiment = session.experiment
     folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session, asked) | dict(conditions or {})
+    features, common = session.features, _identity(session, asked)
     identities = {
         cell.name: common
         | {
@@ -219,6 +215,7 @@ def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
         "eval.max_new_tokens": experiment.eval.max_new_tokens,
         "model.dtype": experiment.model.dtype,
         "device": language.device.type,
+        "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -55,9 +55,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         grid.unavailable[:0] = unavailable
         asked, excluded = session.features.answerable(questions)
         _drop_impossible(session, grid, asked)
-        todo = open_progress(
-            _below(session), grid.cells, grid.digests, asked, overwrite, {"sweep.threads": experiment.sweep.threads}
-        )
+        todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
         measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}

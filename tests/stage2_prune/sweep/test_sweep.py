@@ -230,7 +230,7 @@ def but_for_the_clock(row):
 def test_other_threads_are_other_predictions(finished):
     experiment, _ = finished
     section = experiment.sweep.model_copy(update={"threads": 2})
-    with pytest.raises(ConfigError, match=r"sweep\.threads 1, now 2"):
+    with pytest.raises(ConfigError, match=r"cpu_threads 1, now 2"):
         sweep.run(experiment.model_copy(update={"sweep": section}))
 
 
