@@ -24,7 +24,7 @@ from stage2_prune.cells import Unavailable, Unmet
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
-from stage2_prune.predictions import PredictionFile, read_cells
+from stage2_prune.predictions import PredictionFile, alone, read_cells
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
 from stage2_prune.sweep import latency
@@ -40,7 +40,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     """Evaluate the whole grid; returns what `sweep/summary.json` holds.
 
     Goes on where it stopped: each cell is answered once, and each latency measured once. Methods that cannot be served
-    and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`.
+    and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`,
+    and RunLocked (exit 6) while another command writes there.
     """
     questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
     if not questions:
@@ -49,7 +50,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         )
     everyone = wanted(experiment)
     named, unavailable = servable(experiment, everyone)
-    with cpu_threads(experiment.sweep.threads):
+    with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)
         grid = build(session, named)
         grid.unavailable[:0] = unavailable
@@ -62,7 +63,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         summary |= sweep_rows.complete(
             summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
         )
-    _write(experiment, summary)
+        _write(experiment, summary)
     return summary
 
 
