@@ -1,8 +1,11 @@
 # One-liners over the three command lines. CONFIG picks the experiment; ARGS passes flags through.
+# `sweep` runs several: ARGS goes to the sweep alone, SHARED (--run-dir, --clip, --store.path, …) to extract, train and sweep.
 CONFIG ?= configs/demo.yaml
 # Those with data of their own and a pruner to train.
 DEMOS := configs/demo.yaml configs/demo_large.yaml configs/demo_sweep.yaml
 ARGS ?=
+SHARED ?=
+ONLY_SHARED := --run-dir% --clip% --model.% --data.% --store.%
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,10 +50,11 @@ eval: $(READY) ## stage 2: score CONFIG's pruners from the store
 
 sweep: CONFIG = configs/demo_sweep.yaml
 sweep: $(READY) ## every method at every budget, from one config: table, tidy CSV, pictures (the demo's with its data and training)
+	$(if $(filter $(ONLY_SHARED),$(ARGS)),$(error expected $(filter $(ONLY_SHARED),$(ARGS)) in SHARED, which extract, train and sweep are given, got it in ARGS, which only the sweep is: say make sweep SHARED="…"))
 	$(if $(filter $(DEMOS),$(CONFIG)),$(BIN)/python -m stage1_extract.demo data --config $(CONFIG))
-	$(BIN)/python -m stage1_extract extract --config $(CONFIG)
-	$(if $(filter $(DEMOS),$(CONFIG)),$(BIN)/python -m stage2_prune train --config $(CONFIG))
-	$(BIN)/python -m stage2_prune sweep --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m stage1_extract extract --config $(CONFIG) $(SHARED)
+	$(if $(filter $(DEMOS),$(CONFIG)),$(BIN)/python -m stage2_prune train --config $(CONFIG) $(SHARED))
+	$(BIN)/python -m stage2_prune sweep --config $(CONFIG) $(SHARED) $(ARGS)
 
 parity: $(READY) ## prove that the store answers as the full model does, bit for bit
 	$(BIN)/python -m stage2_prune parity --config $(CONFIG) $(ARGS)

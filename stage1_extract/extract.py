@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,8 @@ def extract(
     """
     begun = time.monotonic()
     share = _share(experiment)
-    if share is not None and retry_failed:
-        raise ConfigError(
-            "expected --retry-failed in a run of its own, got it for one of several workers: run it first"
-        )
-    if share is not None and overwrite:
-        raise ConfigError("expected --overwrite in a run of its own, got it for one of several workers: run it first")
+    if share is not None:
+        _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
     require_few(dict(enumerate_failures(sources)), allowed, sources)
@@ -76,22 +72,14 @@ def extract(
             use_threads_of(stored)
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
-    for note in description.notes:
-        _log.warning("note: %s", note)
+    _warn(description.notes)
     stall = experiment.extract.stall_seconds
-    if (
-        overwrite and newest_generation(path) is not None
-    ):  # not before it is sure that there is something to replace it with
-        with lock(path, "exclusive", stall):
-            shutil.rmtree(path)
+    if overwrite:  # not before it is sure that there is something to replace it with
+        _remove(path, stall)
     wanted = plan_for(experiment, sources, description, opened.fingerprints())
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
     leave = left_to_derive(plan, wanted.fingerprints)
-    if experiment.store.shard_images not in (None, plan.shard_images):
-        raise ConfigError(
-            f"store.shard_images: expected {plan.shard_images}, as in {path}, got {experiment.store.shard_images}: "
-            "leave it out"
-        )
+    _require_shards_of(plan, experiment)
     readable = {source.sha for source in sources.rows}
     sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
@@ -99,20 +87,13 @@ def extract(
         save_resolved(experiment, path)
         if retry_failed:
             spared = withdraw_failures(path, plan, SUPERSEDED, lambda row: ids.sha_of_row(row) in readable)
-            if spared:
-                _log.warning("note: not tried again, as images of theirs cannot be read any more: shards %s", spared)
+            _warn_of_spared(spared)
         parts = missing_parts(path, plan, leave)
         missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
         require_space(missing_bytes(path, plan, leave), path)
-        for note in opened.side_costs() if missing else ():
-            _log.warning("note: %s", note)
+        _warn(opened.side_costs() if missing else ())
         _encode(experiment, writer, sources, opened, missing, allowed)
-    left = set(missing_parts(path, plan)) - set(missing_parts(path, plan, leave))
-    if left:
-        _log.warning(
-            "note: %s was derived in another environment than this one, and is still to be derived there for %d shards: "
-            "`python -m store derive projected %s`", ", ".join(sorted(leave)), len(left), path,
-        )  # fmt: skip
+    _warn_of_left(path, plan, leave)
     return {
         "store": str(path),
         "images": sources.names,
@@ -133,6 +114,49 @@ def _share(experiment: Experiment) -> tuple[int, int] | None:
             f"expected --worker-index below --num-workers, both or neither, got {index} and {workers}: correct them"
         )
     return index, workers
+
+
+def _remove(path: Path, stall_seconds: float) -> None:
+    """The store that there may be."""
+    if newest_generation(path) is not None:
+        with lock(path, "exclusive", stall_seconds):
+            shutil.rmtree(path)
+
+
+def _warn(notes: Iterable[str]) -> None:
+    for note in notes:
+        _log.warning("note: %s", note)
+
+
+def _refuse_for_shared(asked: dict[str, bool]) -> None:
+    """Refuse flags of runs that share the store with no other (ConfigError, exit 2)."""
+    for flag, is_set in asked.items():
+        if is_set:
+            raise ConfigError(f"expected {flag} in a run of its own, got it for one of several workers: run it first")
+
+
+def _require_shards_of(plan: Plan, experiment: Experiment) -> None:
+    if experiment.store.shard_images not in (None, plan.shard_images):
+        raise ConfigError(
+            f"store.shard_images: expected {plan.shard_images}, as in {experiment.store_path}, got "
+            f"{experiment.store.shard_images}: leave it out"
+        )
+
+
+def _warn_of_spared(shards: Sequence[int]) -> None:
+    """Failures that stay, as an image of the same shard is gone."""
+    if shards:
+        _log.warning("note: not tried again, as images of theirs cannot be read any more: shards %s", shards)
+
+
+def _warn_of_left(path: Path, plan: Plan, leave: Collection[str]) -> None:
+    """Arrays that only another environment may derive."""
+    left = set(missing_parts(path, plan)) - set(missing_parts(path, plan, leave))
+    if left:
+        _log.warning(
+            "note: %s was derived in another environment than this one, and is still to be derived there for %d shards: "
+            "`python -m store derive projected %s`", ", ".join(sorted(leave)), len(left), path,
+        )  # fmt: skip
 
 
 def _encode(

@@ -49,6 +49,12 @@ class WeightsMismatch(PruneError):
     exit_code = 4
 
 
+class RunLocked(PruneError):
+    """Another process writes predictions into the same folder."""
+
+    exit_code = 6
+
+
 class NotComparable(PruneError):
     """Results that were not made alike, set side by side."""
 

@@ -21,7 +21,7 @@ from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
-from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
+from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
@@ -51,7 +51,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 
     Writes `eval/predictions/*.jsonl`, `eval/summary.json`, `eval/table.md` and `eval/accuracy_vs_tokens.png`
     into the run directory. Complete predictions of the same settings are reused, interrupted ones are
-    resumed; predictions of other settings raise OtherRun unless `overwrite`.
+    resumed; predictions of other settings raise OtherRun unless `overwrite`. Raises RunLocked (exit 6) while another
+    command writes there.
     """
     questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
     if not questions:
@@ -68,16 +69,17 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
         raise Infeasible(f"expected a budget that a method can meet, none can: {_why_none(unmet, unavailable)}")
-    todo = open_progress(session, cells, digests, asked, overwrite)
-    answer(session, todo, asked)
     folder = experiment.run_dir / "eval"
-    records = read_cells(folder)
-    evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-    summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / "table.md", report.table(summary))
-    report.plot(summary, folder / "accuracy_vs_tokens.png")
-    save_resolved(experiment, folder)
+    with alone(folder):
+        todo = open_progress(session, cells, digests, asked, overwrite)
+        answer(session, todo, asked)
+        records = read_cells(folder)
+        evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
+        summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / "table.md", report.table(summary))
+        report.plot(summary, folder / "accuracy_vs_tokens.png")
+        save_resolved(experiment, folder)
     return summary
 
 
@@ -115,7 +117,8 @@ def answer(
 ) -> None:
     """Ask every question in every cell that lacks it: features are read once per batch, for all cells.
 
-    `told` is called with each number of answers, in place of a progress bar.
+    `told` is called with each number of answers, in place of a progress bar, and with 0 before they are written: what it
+    raises then leaves the files as they are.
     """
     section = session.experiment.eval
     left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
@@ -128,7 +131,7 @@ def answer(
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
             for progress in todo:
                 if len(progress.file.rows) == done:
-                    _answer_batch(session, progress, batch, prepared)
+                    _answer_batch(session, progress, batch, prepared, told)
                     told(len(batch.questions))
             done += len(batch.questions)
     timed = {p.cell.name: p.record() for p in todo if p.images}
@@ -138,7 +141,9 @@ def answer(
 
 
 @torch.no_grad()
-def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, prepared: Prepared) -> None:
+def _answer_batch(
+    session: Session, progress: Progress, batch: FeatureBatch, prepared: Prepared, told: Callable[[int], object]
+) -> None:
     cell = progress.cell
     start = _now(session)
     batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
@@ -148,7 +153,9 @@ def _answer_batch(session: Session, progress: Progress, batch: FeatureBatch, pre
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
     section = session.experiment.eval
-    progress.file.append(ask(language, batch, prepared, pruned, cell.positions, section.max_new_tokens))
+    answers = ask(language, batch, prepared, pruned, cell.positions, section.max_new_tokens)
+    told(0)
+    progress.file.append(answers)
     if isinstance(language, PruningLanguage):
         progress.selector_seconds += language.stopwatch.seconds
 
@@ -166,15 +173,11 @@ def open_progress(
     digests: Mapping[str, str],
     asked: Sequence[Question],
     overwrite: bool,
-    conditions: Mapping[str, Any] | None = None,
 ) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction.
-
-    `conditions` are what else the predictions depend on.
-    """
+    """The cells with what is on disk of each; its identity is recorded before its first prediction."""
     experiment = session.experiment
     folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session, asked) | dict(conditions or {})
+    features, common = session.features, _identity(session, asked)
     identities = {
         cell.name: common
         | {
@@ -219,6 +222,7 @@ def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
         "eval.max_new_tokens": experiment.eval.max_new_tokens,
         "model.dtype": experiment.model.dtype,
         "device": language.device.type,
+        "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

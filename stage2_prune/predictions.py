@@ -4,20 +4,22 @@
   cells.json                        what each file was made with, and how long its selector took
   predictions/<cell>.jsonl          complete
   predictions/<cell>.jsonl.partial  an interrupted run's, resumed at its last whole batch
+  .writer.lock                      held by the command that writes here
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from configs.atomic import sync_directory, write_atomically
 from stage2_prune.ask import Prediction
-from stage2_prune.errors import OtherRun
+from stage2_prune.errors import OtherRun, RunLocked
 
 PARTIAL = ".jsonl.partial"
 _SHOWN = 5
@@ -36,7 +38,7 @@ class PredictionFile:
                 return
             path.replace(self._partial)  # cut short by other hands
         if self._partial.is_file():
-            rows = read_predictions(self._partial)
+            rows = read_predictions(self._partial)[:total]  # more are another process's, which wrote here too
             whole = len(rows) if len(rows) == total else len(rows) - len(rows) % batch_size
             self.rows = rows[:whole]
             write_atomically(self._partial, _lines(self.rows))
@@ -62,6 +64,23 @@ class PredictionFile:
         """Forget what is on disk."""
         path.unlink(missing_ok=True)
         path.with_suffix(PARTIAL).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None, None, None]:
+    """The only command that writes predictions below `folder`; RunLocked (exit 6) if there is another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(folder / ".writer.lock")
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        raise RunLocked(
+            f"{folder} is being written by another process: wait for it, or stop it first, or name another --run-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def refuse_other_runs(folder: Path, identities: Mapping[str, Mapping[str, Any]]) -> None:

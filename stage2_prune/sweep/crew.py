@@ -132,6 +132,7 @@ def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
     torch.set_num_threads(work.experiment.sweep.threads)
 
     def tell(answers: int) -> None:
+        """Count answers; raise, before any is written, if nobody waits for them: another sweep may be there by now."""
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             raise Interrupted("the process that started this worker is gone; run the same command again to go on")
@@ -159,6 +160,7 @@ def _answer(work: Work, session: Session, cells: Mapping[str, Cell], taken: Any,
     below = Session(experiment, session.features, session.language, session.reprojection, session.exact)
     folder = experiment.run_dir / "eval" / "predictions"
     while (task := _take(taken)) < len(work.tasks):
+        told(0)  # as before each write: opening a file cuts it to whole batches
         todo = [
             Progress(
                 cells[name],

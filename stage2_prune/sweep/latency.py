@@ -65,12 +65,15 @@ def measure(
     asked: Sequence[Question],
     path: Path,
     told: Callable[[int], object],
+    overwrite: bool = False,
 ) -> dict[str, Latency]:
-    """The latencies of cells, by name, each given with what its predictions are made with; `path` keeps them, measured once."""
+    """The latencies of cells, by name, each given with what its predictions are made with; `path` keeps them, measured once
+    unless `overwrite`.
+    """
     rounds = spread(asked, session.experiment.sweep.rounds)
     here = [[one.question_id for one in rounds], machine()]
     of = {name: _digest([identity, here]) for name, (_, identity) in cells.items()}
-    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() and not overwrite else {}
     left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
     told(len(cells) - len(left))
     for start in range(0, len(left), _SAVED_EVERY):
@@ -130,7 +133,9 @@ def _unpruned(session: Session) -> Cell:
 
 @torch.no_grad()
 def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared) -> tuple[float, float]:
-    """Seconds of selecting and of the prompt's forward."""
+    """Seconds of selecting, which reads the question anew, and of the prompt's forward."""
+    if "clip_text" in cell.pruner.reads:
+        session.reader.clip.forget()
     begun = _now(session)
     batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
     selected = _now(session)

@@ -49,7 +49,8 @@ def plot(summary: dict[str, Any], name: str, path: Path) -> None:
     panels: list[Axes] = []
     for methods, place in _laid_out(figure, groups):
         panels += _panels(figure, methods, place, rows, summary, axis)
-    _scales(panels, rows, axis)
+    if panels:  # none where a sweep is of the references alone
+        _scales(panels, rows, axis)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
@@ -133,7 +134,7 @@ def _panel(
         if len(curves) > 1:
             place = (0.975, 0.06 + 0.125 * (len(curves) - 1 - number))
             axes.annotate(
-                name, place, xycoords="axes fraction", ha="right", size=7, color=COLOURS[number], zorder=5, bbox=_BEHIND
+                name, place, xycoords="axes fraction", ha="right", size=7, color=_colour(number), zorder=5, bbox=_BEHIND
             )
     first = _sorted(next(iter(curves.values())))[0]
     at = f"{first['accuracy']:.2f} at {axis.tick(axis.value(first))}"
@@ -143,7 +144,7 @@ def _panel(
 
 def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
     """With its band; later ones are thinner, so that one that coincides with another does not hide it."""
-    colour = COLOURS[number % len(COLOURS)]
+    colour = _colour(number)
     x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
     low, high = [row["ci95"][0] for row in points], [row["ci95"][1] for row in points]
     thin = 0.55**number
@@ -152,6 +153,11 @@ def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
     else:
         axes.vlines(x, low, high, color=colour, lw=2.2 * thin, zorder=3)
     axes.plot(x, y, color=colour, lw=2.2 * thin, marker="o", ms=3.6 * thin**0.5, mew=0, zorder=4 + number / 10)
+
+
+def _colour(number: int) -> str:
+    """Of a panel's curve; they come again where there are more curves than colours."""
+    return COLOURS[number % len(COLOURS)]
 
 
 def _sorted(curve: Sequence[Row]) -> list[Row]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +29,11 @@ def key(cell: Cell) -> Key:
 
 
 def complete(
-    summary: Mapping[str, Any], grid: Grid, variants: Mapping[str, Variant], measured: Mapping[Key, Latency]
+    summary: Mapping[str, Any],
+    grid: Grid,
+    variants: Mapping[str, Variant],
+    measured: Mapping[Key, Latency],
+    patches: int,
 ) -> dict[str, Any]:
     """What a sweep says beyond an evaluation: its results, and what could not be had, each with its factors."""
     cells = {key(cell): cell for cell in grid.cells}
@@ -39,7 +43,7 @@ def complete(
         cell = cells[place]
         asked = row["keep"] if cell.pruner.budget != "fixed" else None
         said = factors(variants[cell.label], asked, cell.positions) | {"status": "ok", "reason": None}
-        results.append(row | said | {"kept": _kept(cell, row)} | asdict(measured[place]))
+        results.append(row | said | {"kept": _kept(cell, row, patches)} | asdict(measured[place]))
     infeasible = [
         factors(variants[one.pruner], one.keep or None, one.positions) | {"status": "infeasible", "reason": one.reason}
         for one in grid.infeasible
@@ -68,12 +72,11 @@ def factors(variant: Variant, budget: int | None, positions: str | None) -> dict
     }
 
 
-def _kept(cell: Cell, row: Mapping[str, Any]) -> float:
+def _kept(cell: Cell, row: Mapping[str, Any], patches: int) -> float:
     """Visual tokens behind the first drop, which a selection before the language model is."""
-    counts: Sequence[float] = row["tokens_per_layer"]
-    return (
-        counts[cell.schedule.layers[0]] if cell.schedule.layers and counts[0] == cell.schedule.entering else counts[0]
-    )
+    if cell.pruner.adaptive:  # the mean of what it kept; its schedule has the most that it may keep
+        return float(row["tokens_per_layer"][0])
+    return float(cell.schedule.kept(patches))
 
 
 def csv_text(summary: Mapping[str, Any]) -> str:

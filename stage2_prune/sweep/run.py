@@ -24,7 +24,7 @@ from stage2_prune.cells import Unavailable, Unmet
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
-from stage2_prune.predictions import PredictionFile, read_cells
+from stage2_prune.predictions import PredictionFile, alone, read_cells
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
 from stage2_prune.sweep import latency
@@ -40,7 +40,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     """Evaluate the whole grid; returns what `sweep/summary.json` holds.
 
     Goes on where it stopped: each cell is answered once, and each latency measured once. Methods that cannot be served
-    and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`.
+    and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`,
+    and RunLocked (exit 6) while another command writes there.
     """
     questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
     if not questions:
@@ -49,20 +50,20 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         )
     everyone = wanted(experiment)
     named, unavailable = servable(experiment, everyone)
-    with cpu_threads(experiment.sweep.threads):
+    with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)
         grid = build(session, named)
         grid.unavailable[:0] = unavailable
         asked, excluded = session.features.answerable(questions)
         _drop_impossible(session, grid, asked)
-        todo = open_progress(
-            _below(session), grid.cells, grid.digests, asked, overwrite, {"sweep.threads": experiment.sweep.threads}
-        )
-        measured = _measure(session, todo, asked)
+        todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
+        measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}
-    summary |= sweep_rows.complete(summary, grid, {one.label: one for one in everyone}, measured)
-    _write(experiment, summary)
+        summary |= sweep_rows.complete(
+            summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
+        )
+        _write(experiment, summary)
     return summary
 
 
@@ -85,7 +86,7 @@ def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) ->
 
 
 def _measure(
-    session: Session, todo: Sequence[Progress], asked: Sequence[Question]
+    session: Session, todo: Sequence[Progress], asked: Sequence[Question], overwrite: bool
 ) -> dict[sweep_rows.Key, latency.Latency]:
     """The latency of each cell's first seed, before other processes disturb it."""
     first: dict[sweep_rows.Key, Progress] = {}
@@ -94,7 +95,7 @@ def _measure(
     path = session.experiment.run_dir / "sweep" / "latency.json"
     with tqdm(total=len(first), desc="latency", unit="cell", disable=None) as bar:
         cells = {one.cell.name: (one.cell, one.identity) for one in first.values()}
-        found = latency.measure(session, cells, asked, path, bar.update)
+        found = latency.measure(session, cells, asked, path, bar.update, overwrite)
     return {key: found[one.cell.name] for key, one in first.items()}
 
 
@@ -135,6 +136,6 @@ def _write(experiment: Experiment, summary: dict[str, Any]) -> None:
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "results.csv", sweep_rows.csv_text(summary))
     write_atomically(folder / "table.md", sweep_report.table(summary))
+    save_resolved(experiment, folder)
     for axis in sweep_plot.AXES:
         sweep_plot.plot(summary, axis, folder / f"accuracy_vs_{axis}.png")
-    save_resolved(experiment, folder)

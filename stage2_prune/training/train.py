@@ -114,6 +114,7 @@ def _identity(
         "eval.max_new_tokens": experiment.eval.max_new_tokens,
         "model.dtype": experiment.model.dtype,
         "device": language.device.type,
+        "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

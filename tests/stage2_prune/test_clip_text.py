@@ -77,6 +77,8 @@ def test_other_questions_and_other_orders_change_no_bit_and_a_question_is_read_o
     reader.encoder.register_forward_hook(lambda *_: read.append(1))
     first = [reader.read(question) for question in (SHORT, "red ?", SHORT)]
     assert len(read) == 2
+    reader.forget()
+    assert torch.equal(reader.read(SHORT).tokens, first[0].tokens) and len(read) == 3  # for a clock
     again = [other.read(question) for question in ("red ?", SHORT)]
     assert torch.equal(first[0].tokens, first[2].tokens) and torch.equal(first[0].tokens, again[1].tokens)
     assert torch.equal(first[1].pooled, again[0].pooled) and not torch.equal(first[0].pooled, first[1].pooled)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from stage2_prune.ask import Prediction
-from stage2_prune.errors import OtherRun
-from stage2_prune.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
+from stage2_prune.errors import OtherRun, RunLocked
+from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 
 
 def prediction(number: int) -> Prediction:
@@ -49,6 +49,25 @@ def test_an_odd_last_batch_counts_as_whole(tmp_path):
     rows = [prediction(number) for number in range(3)]
     PredictionFile(path, 2, 3).append(rows)
     assert PredictionFile(path, 2, 3).rows == rows
+
+
+def test_rows_beyond_the_questions_are_cut_whether_the_file_was_declared_complete_or_not(tmp_path):
+    path, rows = tmp_path / "cell.jsonl", [prediction(number) for number in range(5)]
+    PredictionFile(path, 2, 5).append(rows)
+    assert PredictionFile(path, 2, 3).rows == rows[:3]
+    PredictionFile(path, 2, 3).append(rows[3:])
+    path.with_suffix(".jsonl.partial").rename(path)
+    cut = PredictionFile(path, 2, 3)
+    cut.finish()
+    assert cut.rows == PredictionFile(path, 2, 3).rows == rows[:3] and len(path.read_text().splitlines()) == 3
+
+
+def test_one_command_at_a_time_writes_into_a_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(RunLocked, match="wait for it") as caught, alone(tmp_path):
+        pass
+    assert caught.value.exit_code == 6
+    with alone(tmp_path):
+        pass
 
 
 def test_predictions_of_other_settings_are_refused_with_the_difference(tmp_path):

@@ -12,16 +12,18 @@ from PIL import Image
 
 from configs import plugin
 from configs.cli import run_to_exit_code
-from configs.errors import ConfigError
+from configs.errors import ConfigError, Interrupted
 from configs.experiment import Experiment
 from configs.load import load
 from configs.variants import variants
 from stage2_prune import evaluate, pruners
 from stage2_prune.cli import group
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import PrunerMisused, RunLocked
+from stage2_prune.predictions import alone
 from stage2_prune.pruner import Pruner
 from stage2_prune.sweep import crew as sweep_crew
 from stage2_prune.sweep import latency
+from stage2_prune.sweep import plot as sweep_plot
 from stage2_prune.sweep import run as sweep
 from stage2_prune.sweep.grid import wanted
 from stage2_prune.sweep.raster_order import RasterOrder, in_raster_order
@@ -174,6 +176,15 @@ def test_predictions_are_those_of_an_evaluation_of_one_thread(finished, tiny):
         assert found[path.name] == path.read_text()
 
 
+def test_a_combinations_kept_tokens_are_what_its_selection_leaves_however_many_its_drop_keeps(home, tmp_path):
+    section = SWEEP | {"methods": ["combination"], "matches": ["kept"], "vary": {}, "rounds": 1}
+    experiment = changed(home, tmp_path, sweep=section, prune__budgets=[8, 3])
+    summary = sweep.run(experiment)
+    found = {row["budget"]: (row["kept"], row["tokens_per_layer"][-1]) for row in summary["results"]}
+    assert {budget: kept for budget, (kept, _) in found.items()} == {8: 8, 3: 3}
+    assert all(last < kept for kept, last in found.values())
+
+
 def test_raster_order_is_the_same_patches_ascending():
     tokens, pruner = visual_tokens((8, 8)), CLASSES["holov"](chunks=2)
     kept, ordered = pruner.prune(tokens, 20).index, RasterOrder(pruner).prune(tokens, 20).index
@@ -195,6 +206,34 @@ def test_a_finished_sweep_computes_and_measures_nothing_again(finished, monkeypa
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured again"))
     before = table(experiment)
     assert sweep.run(experiment) == first and table(experiment) == before
+
+
+def test_overwriting_measures_latencies_again_and_a_sweep_of_references_alone_is_drawn(home, tmp_path, monkeypatch):
+    experiment = changed(home, tmp_path, sweep={"methods": ["keep_all", "keep_none"], "workers": 1, "rounds": 1})
+    sweep.run(experiment)
+    measured, measure = [], latency._measure
+    monkeypatch.setattr(latency, "_measure", lambda *some: measured.append(len(some[1])) or measure(*some))
+    sweep.run(experiment)
+    assert not measured
+    sweep.run(experiment, overwrite=True)
+    assert measured == [2]
+
+
+def test_a_sweep_waits_for_no_other_in_its_folder(home, tmp_path):
+    with alone(tmp_path / "sweep"), pytest.raises(RunLocked):
+        sweep.run(changed(home, tmp_path))
+
+
+def test_a_batch_that_nobody_waits_for_is_not_written(home, tmp_path, monkeypatch):
+    def gone(answers):
+        raise Interrupted("gone")
+
+    experiment = changed(home, tmp_path, prune__methods=[{"name": "uniform_grid"}], prune__budgets=[3])
+    answer = evaluate.answer
+    monkeypatch.setattr(evaluate, "answer", lambda *arguments: answer(*arguments, gone))
+    with pytest.raises(Interrupted):
+        evaluate.run(experiment)
+    assert not list((experiment.run_dir / "eval").glob("predictions/*"))
 
 
 def test_two_workers_that_are_interrupted_leave_none_behind_and_go_on_to_the_files_of_one(
@@ -230,8 +269,16 @@ def but_for_the_clock(row):
 def test_other_threads_are_other_predictions(finished):
     experiment, _ = finished
     section = experiment.sweep.model_copy(update={"threads": 2})
-    with pytest.raises(ConfigError, match=r"sweep\.threads 1, now 2"):
+    with pytest.raises(ConfigError, match=r"cpu_threads 1, now 2"):
         sweep.run(experiment.model_copy(update={"sweep": section}))
+
+
+def test_an_evaluation_of_other_threads_is_another_too(tiny):
+    experiment = tiny(prune__methods=[{"name": "keep_none"}])
+    with sweep_crew.cpu_threads(1):
+        evaluate.run(experiment)
+    with sweep_crew.cpu_threads(2), pytest.raises(ConfigError, match="cpu_threads 1, now 2"):
+        evaluate.run(experiment)
 
 
 def test_a_worker_that_fails_ends_the_sweep_with_its_exit_code():
@@ -249,6 +296,17 @@ def test_the_pictures_and_the_table_are_written(finished):
     assert "| holov@order=raster" in said and "received_attention is unavailable: needs received_attention" in said
     assert "infeasible" in said and "above 1, pruning is slower than not pruning" in said
     assert (folder / "config.yaml").is_file() and json.loads((folder / "summary.json").read_text())["schema"] == 1
+
+
+def test_a_panel_may_have_more_curves_than_colours_and_a_picture_no_panel(finished, tmp_path):
+    _, summary = finished
+    rows = [row for row in summary["results"] if row["label"] == "holov"]
+    many = [row | {"label": f"holov@n={number}"} for number in range(9) for row in rows]
+    references = [row for row in summary["results"] if row["method"] == "keep_all"]
+    for name, results in (("many", many), ("none", references)):
+        for axis in sweep_plot.AXES:
+            sweep_plot.plot({**summary, "results": results}, axis, tmp_path / f"{name}_{axis}.png")
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_saved_results_of_a_sweep_can_be_compared(finished):
