@@ -179,7 +179,10 @@ def _encode(
             bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.n)
 
         del opened  # workers load their own
-        engine(experiment, writer, allowed, look)
+        try:
+            engine(experiment, writer, allowed, look)
+        finally:
+            writer.remove_leftovers()
         look()
     if missing:  # each worker saw its own failures
         require_few(committed_failures(writer.path, plan), allowed, sources)

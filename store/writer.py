@@ -81,6 +81,10 @@ class StoreWriter:
                         held.push(creating.pop_all())
             yield cls(path, plan, ids, stall_seconds, codec, leave)
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed workers left half-written; for one that is alone in the store, its own workers ended."""
+        _sweep(self.path, 0.0)
+
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
         return sorted({shard for _, shard in missing_parts(self.path, self.plan, self._leave)})

@@ -118,6 +118,16 @@ def test_a_killed_worker_is_replaced_and_its_shard_done_by_another(home, tmp_pat
     assert differences_between(home / "whole" / "store", wanted.store_path) == []
 
 
+def test_what_a_killed_worker_left_half_written_is_gone_when_the_run_ends(home, tmp_path):
+    # A kill may come while the files of the shard before are written.
+    half = "(self.writer.path / 'features.zarr' / 'raw' / 'c' / 'late.partial').write_bytes(b'half')"
+    wanted = experiment(home, tmp_path / "run", workers=2)
+    done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, f"{half}; {DIE}"))
+    assert done.returncode == 0, done.stderr
+    assert "was killed by signal 9" in done.stderr
+    assert list(wanted.store_path.rglob("*.partial")) == []
+
+
 def test_a_shard_on_which_workers_die_three_times_is_given_up_and_the_others_are_done(home, tmp_path):
     wanted = experiment(home, tmp_path / "run", workers=2)
     done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 99, DIE))
