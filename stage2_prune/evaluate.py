@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from configs.atomic import write_atomically
@@ -212,19 +211,8 @@ def open_progress(
 
 def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
     """Everything but the cell itself that a prediction depends on."""
-    experiment, language = session.experiment, session.language
-    return {
-        "language_model": weights_digest(language.model.state_dict()),
-        "questions": _digest([question.model_dump(exclude_defaults=True) for question in asked]),
-        "template": language.template,
-        "data.post_prompt": experiment.data.post_prompt,
-        "eval.batch_size": experiment.eval.batch_size,
-        "eval.max_new_tokens": experiment.eval.max_new_tokens,
-        "model.dtype": experiment.model.dtype,
-        "device": language.device.type,
-        "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+    return session.conditions | {
+        "questions": _digest([question.model_dump(exclude_defaults=True) for question in asked])
     }
 
 

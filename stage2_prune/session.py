@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+import transformers
+
 from configs.experiment import Experiment
 from stage2_prune.assemble import cast_is_exact
 from stage2_prune.checks import Reprojection, check_checkpoint, check_projector, check_reprojection, check_shapes
@@ -12,7 +15,7 @@ from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Language, find_family, open_language
 from stage2_prune.prune_batch import Reader
-from store.checkpoint import load_config
+from store.checkpoint import load_config, weights_digest
 from store.reader import FeatureStore
 from store.tensors import pick_device, torch_dtype
 
@@ -33,6 +36,23 @@ class Session:
     def reader(self) -> Reader:
         """What pruners read beside arrays."""
         return Reader(self.experiment, self.features, self.language)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What an answer depends on beside question, features and pruner, as JSON."""
+        experiment, language = self.experiment, self.language
+        return {
+            "language_model": weights_digest(language.model.state_dict()),
+            "template": language.template,
+            "data.post_prompt": experiment.data.post_prompt,
+            "eval.batch_size": experiment.eval.batch_size,
+            "eval.max_new_tokens": experiment.eval.max_new_tokens,
+            "model.dtype": experiment.model.dtype,
+            "device": language.device.type,
+            "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
 
     @property
     def fingerprints(self) -> dict[str, Any]:

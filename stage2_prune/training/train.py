@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune import weights
@@ -23,7 +20,6 @@ from stage2_prune.pruner import TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, saved_identity
 from stage2_prune.training.trainer import Trainer, say
-from store.checkpoint import weights_digest
 from store.questions import Question, Split, read_questions, select
 
 CONFIG = "config.yaml"
@@ -99,24 +95,14 @@ def _identity(
     session: Session, pruner: TrainedPruner, train: Sequence[Question], val: Sequence[Question]
 ) -> dict[str, Any]:
     """Everything that the trained weights depend on, as JSON."""
-    experiment, language = session.experiment, session.language
-    return {
+    experiment = session.experiment
+    return session.conditions | {
         "parameters": pruner.parameters(),
         **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json").items()},
-        "language_model": weights_digest(language.model.state_dict()),
         "features": _digest(session.fingerprints),
         "train_questions": _digest([question.model_dump(exclude_defaults=True) for question in train]),
         "val_questions": _digest([question.model_dump(exclude_defaults=True) for question in val]),
-        "template": language.template,
-        "data.post_prompt": experiment.data.post_prompt,
         "prune.positions": experiment.prune.positions[0],
-        "eval.batch_size": experiment.eval.batch_size,
-        "eval.max_new_tokens": experiment.eval.max_new_tokens,
-        "model.dtype": experiment.model.dtype,
-        "device": language.device.type,
-        "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
 
 
