@@ -113,7 +113,7 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         error.show()
         return 2
     except click.Abort:
-        click.echo("interrupted", err=True)
+        click.echo("interrupted; what is done is kept: run the same command again to go on", err=True)
         return 130
     except EncodeOnceError as error:
         click.echo(f"error: {error}", err=True)

@@ -21,7 +21,7 @@ def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
         raise ConfigError(
             f"unknown {base.__name__.lower()} {name!r}: {package.__name__} has {', '.join(names(package))}"
         )
-    module = import_module(f"{package.__name__}.{name}")
+    module = _imported(f"{package.__name__}.{name}")
     found = [
         value
         for value in vars(module).values()
@@ -30,6 +30,17 @@ def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, it defines {len(found)}")
     return found[0]
+
+
+def _imported(name: str) -> ModuleType:
+    """A variant's module; what is wrong with its code is the writer's to mend, and said in a sentence."""
+    try:
+        return import_module(name)
+    except Exception as error:
+        raise ConfigError(
+            f"expected a module {name} that can be imported, it raised {type(error).__name__} ({error}): mend the file, or "
+            "take it out of the folder"
+        ) from error
 
 
 def find_all(package: ModuleType, base: type[T]) -> dict[str, type[T]]:

@@ -182,6 +182,7 @@ def open_progress(
         | {
             "pruner": cell.label,
             "parameters": json.loads(json.dumps(cell.pruner.parameters())),
+            "code": cell.pruner.code,
             "weights": digests.get(cell.label),
             "features": {
                 name: _digest(fingerprint)

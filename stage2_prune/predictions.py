@@ -96,7 +96,7 @@ def refuse_other_runs(folder: Path, identities: Mapping[str, Mapping[str, Any]])
             raise OtherRun(
                 f"the predictions of {cell} in {folder} were made with other settings "
                 f"({'; '.join(differing[:_SHOWN])}{more}): run again with --overwrite to replace them, "
-                "or with another --run-dir to keep them"
+                "or with another --run-dir, and --store.path of this store, to keep them"
             )
 
 

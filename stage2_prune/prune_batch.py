@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs.experiment import Experiment
 from stage2_prune.clip_text import ClipReader, check_clip, open_clip_text
+from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import Language
 from stage2_prune.merging import make_merged
@@ -67,8 +68,15 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader)
         batch = replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
     if pruner.reads & ABOUT_QUESTIONS:
         batch = per_question(batch)
-        return batch, _prune_questions(pruner, batch, keep, reader)
-    return batch, pruner.prune(batch.tokens.only(pruner.needs, pruner.reads), keep)
+        chosen = _prune_questions(pruner, batch, keep, reader)
+    else:
+        chosen = pruner.prune(batch.tokens.only(pruner.needs, pruner.reads), keep)
+    if chosen.kept != keep and not pruner.adaptive:
+        raise PrunerMisused(
+            f"expected {keep} visual tokens per image of {type(pruner).__name__}, it returned {chosen.kept}: a method keeps its "
+            "budget to the token, or is `adaptive` and says its counts"
+        )
+    return batch, chosen
 
 
 def per_question(batch: FeatureBatch) -> FeatureBatch:

@@ -1,9 +1,12 @@
 """The one interface a pruning method implements; docs/adding-a-pruner.md is the walk-through."""
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -72,6 +75,11 @@ class Pruner:
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """The tokens that go on; a merging method overrides this instead of `select`."""
         return Pruned(self.select(tokens, keep))
+
+    @property
+    def code(self) -> str:
+        """sha256 of the file that defines the method: predictions made by other code are not taken for its own."""
+        return sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Field values by name, as a config may state them."""

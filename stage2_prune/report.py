@@ -54,7 +54,7 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     if not summary["results"]:
         return []
     convention = one_convention(summary["results"])
-    header = ["pruner", "tokens/image", "tokens/layer", "KV cache", convention, "selector ms/image"]
+    header = ["pruner", "budget", "tokens/layer", "KV cache", convention, "selector ms/image"]
     lines = [
         [
             row["pruner"],

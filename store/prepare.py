@@ -141,6 +141,12 @@ def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
     for name in sorted({*stored.fingerprints} & {*wanted.fingerprints}):
         found, expected = stored.fingerprints[name].model_dump(), wanted.fingerprints[name].model_dump()
         require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
+    absent = [spec.name for spec in wanted.arrays if spec.name not in {one.name for one in stored.arrays}]
+    if absent:
+        raise StoreError(
+            f"expected {', '.join(absent)} among the arrays of {path}, the store does not have them: add them with --append, "
+            f"or {advice}"
+        )
     if stored != wanted:
         differing = [
             f"{field} (stored {_short(getattr(stored, field))}, wanted {_short(getattr(wanted, field))})"

@@ -98,7 +98,8 @@ def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Var
     _, unread = available({one.label: one.pruner for one in named}, experiment.model)
     reasons = {one.pruner: one.reason for one in unread}
     for one in named:
-        if absent := sorted(one.pruner.needs - stored.keys()):
+        absent = sorted(one.pruner.needs - stored.keys())
+        if absent and one.label not in reasons:
             reasons[one.label] = f"needs {', '.join(absent)}: extract with --append --capture {','.join(absent)}"
     served = [one for one in named if one.label not in reasons]
     return served, [Unavailable(one.label, reasons[one.label]) for one in named if one.label in reasons]

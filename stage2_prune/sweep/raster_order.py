@@ -26,6 +26,11 @@ class RasterOrder(Pruner):
         """As `inner`."""
         return self.inner.adaptive
 
+    @property
+    def code(self) -> str:
+        """As `inner`."""
+        return self.inner.code
+
     def fixed_keep(self, patches: int) -> int:
         """As `inner`."""
         return self.inner.fixed_keep(patches)

@@ -1,5 +1,6 @@
 """The one loader: typed, all problems at once, nothing unknown let through."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import yaml
 from annotated_types import Gt
 from pydantic import ConfigDict
 
+from configs import plugin
 from configs.errors import ConfigError
 from configs.experiment import Method
 from configs.load import build_pruner, load, save_resolved
@@ -124,3 +126,15 @@ def test_the_clip_checkpoint_answers_to_its_bare_name_wherever_the_model_is_a_se
     path = write(tmp_path, MINIMAL)
     for flag in ("--clip", "--model.clip"):
         assert CliRunner().invoke(command, ["--config", str(path), flag, "some/clip"]).output == "some/clip\n"
+
+
+def test_a_variant_whose_file_cannot_be_imported_is_named_in_a_sentence(tmp_path, monkeypatch):
+    package = tmp_path / "methods_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "bad_one.py").write_text("import torchh\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigError, match="methods_of_mine.bad_one that can be imported, it raised ModuleNotFoundError"
+    ):
+        plugin.find_all(importlib.import_module("methods_of_mine"), object)

@@ -309,6 +309,15 @@ def test_a_budget_is_matched_by_what_the_config_says(tiny):
     assert schedules("mean-tokens")[0] == [(16, 1, 1, 1)] or "mean" in schedules("mean-tokens")[1][0]
 
 
+def test_predictions_of_a_method_whose_code_has_changed_are_not_taken_for_its_own(tiny, monkeypatch):
+    experiment = tiny(prune={"methods": [{"name": "uniform_grid"}], "budgets": [5]})
+    evaluate.run(experiment)
+    evaluate.run(experiment)
+    monkeypatch.setattr(Pruner, "code", "edited")
+    with pytest.raises(OtherRun, match="code .* now 'edited'"):
+        evaluate.run(experiment)
+
+
 def test_one_method_may_be_named_twice_with_different_parameters_only(tiny):
     methods = configured_pruners(tiny(prune__methods=[{"name": "random", "seed": 3}, {"name": "random"}]))
     assert list(methods) == ["random@seed=3", "random"]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stage2_prune.errors import PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.prune_batch import Reader, joined, per_question, prune_batch
 from stage2_prune.pruner import Pruner
@@ -168,3 +169,16 @@ def test_images_that_keep_different_numbers_of_tokens_are_laid_out_as_each_would
         assert torch.equal(together.position_ids[row, tail], alone.position_ids[0])
         assert int(together.attention_mask[row].sum()) == alone.input_ids.shape[1]
         assert int(together.slots[row].sum()) == count
+
+
+@dataclass(frozen=True)
+class OneTooMany(Pruner):
+    """Keeps a patch more than it may."""
+
+    def select(self, tokens, keep):
+        return torch.arange(keep + 1).expand(len(tokens.image_ids), -1)
+
+
+def test_a_method_that_does_not_keep_to_its_budget_is_refused_not_reported():
+    with pytest.raises(PrunerMisused, match="expected 5 visual tokens per image of OneTooMany, it returned 6"):
+        prune_batch(OneTooMany(), a_batch(), 5, WordReader())
