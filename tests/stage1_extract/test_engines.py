@@ -120,7 +120,10 @@ def test_a_killed_worker_is_replaced_and_its_shard_done_by_another(home, tmp_pat
 
 def test_what_a_killed_worker_left_half_written_is_gone_when_the_run_ends(home, tmp_path):
     # A kill may come while the files of the shard before are written.
-    half = "(self.writer.path / 'features.zarr' / 'raw' / 'c' / 'late.partial').write_bytes(b'half')"
+    half = (
+        "half = self.writer.path / 'features.zarr' / 'raw' / 'c' / 'late.partial'; "
+        "half.parent.mkdir(parents=True, exist_ok=True); half.write_bytes(b'half')"
+    )
     wanted = experiment(home, tmp_path / "run", workers=2)
     done = run(wanted, tmp_path, broken=breaking(tmp_path, [1], 1, f"{half}; {DIE}"))
     assert done.returncode == 0, done.stderr
