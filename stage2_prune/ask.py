@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.assemble import assemble, gather_kept
+from stage2_prune.assemble import Batch, assemble, gather_kept
 from stage2_prune.features import FeatureBatch
 from stage2_prune.generate import generate
 from stage2_prune.language import Language, Prompt, Text
@@ -57,6 +57,14 @@ def prepare(text: Text, questions: Sequence[Question], post_prompt: str) -> Prep
     return Prepared(tuple(text.prompt(said) for said in asked), choices)
 
 
+def prompts(language: Language, batch: FeatureBatch, prepared: Prepared, pruned: Pruned, positions: Positions) -> Batch:
+    """The prompts of a batch with the visual tokens that `pruned` leaves of its images."""
+    visual = gather_kept(batch.projected, pruned)[batch.of_question]
+    index = None if pruned.index is None else pruned.index[batch.of_question]
+    kept = None if pruned.counts is None else pruned.counts[batch.of_question].tolist()
+    return assemble(language, prepared.prompts, visual, index, batch.projected.shape[1], positions, kept)
+
+
 def ask(
     language: Language,
     batch: FeatureBatch,
@@ -66,17 +74,13 @@ def ask(
     max_new_tokens: int,
 ) -> list[Prediction]:
     """Answer a batch from the visual tokens that `pruned` leaves of its images."""
-    visual = gather_kept(batch.projected, pruned)[batch.of_question]
-    index = None if pruned.index is None else pruned.index[batch.of_question]
-    kept = [visual.shape[1]] * len(visual) if pruned.counts is None else pruned.counts[batch.of_question].tolist()
-    patches = batch.projected.shape[1]
-    assembled = assemble(language, prepared.prompts, visual, index, patches, positions, kept)
+    assembled = prompts(language, batch, prepared, pruned, positions)
     said = generate(language, assembled, max_new_tokens)
     scores = choice_scores(language, assembled, said.logits[:, 0], prepared.choices)
     return [
         _prediction(question, text, score, count)
         for question, text, score, count in zip(
-            batch.questions, language.decode(said.tokens), scores, kept, strict=True
+            batch.questions, language.decode(said.tokens), scores, assembled.slots.sum(-1).tolist(), strict=True
         )
     ]
 

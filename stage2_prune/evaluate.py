@@ -1,6 +1,5 @@
 """Evaluation: every (pruner, budget, positions, seed) of a config on the same batches, from the store."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,8 @@ from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.session import Session, open_session
+from stage2_prune.session import Session, digest, open_session
 from stage2_prune.summary import Evaluated, summarise
-from store.checkpoint import weights_digest
 from store.questions import Question, read_questions, select
 
 
@@ -97,7 +95,7 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
     for label, pruner in methods.items():
         session.features.check(label, pruner)
         if "clip_text" in pruner.reads:
-            digests[label] = weights_digest(session.reader.clip.encoder.state_dict())
+            digests[label] = session.reader.clip_digest
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
             folder = weights.folder(session.experiment.run_dir, label)
@@ -185,7 +183,7 @@ def open_progress(
             "code": cell.pruner.code,
             "weights": digests.get(cell.label),
             "features": {
-                name: _digest(fingerprint)
+                name: digest(fingerprint)
                 for name, fingerprint in features.fingerprints(cell.pruner.needs | {features.source}).items()
             },
             "keep": cell.keep,
@@ -213,9 +211,5 @@ def open_progress(
 def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
     """Everything but the cell itself that a prediction depends on."""
     return session.conditions | {
-        "questions": _digest([question.model_dump(exclude_defaults=True) for question in asked])
+        "questions": digest([question.model_dump(exclude_defaults=True) for question in asked])
     }
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

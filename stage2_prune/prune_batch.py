@@ -21,6 +21,7 @@ from stage2_prune.language import Language
 from stage2_prune.merging import make_merged
 from stage2_prune.pruner import Pruner
 from stage2_prune.tokens import ClipText, Merge, Pruned, VisualTokens
+from store.checkpoint import weights_digest
 from store.questions import Question
 
 ABOUT_QUESTIONS = frozenset({"question", "clip_text"})
@@ -40,6 +41,11 @@ class Reader:
         """CLIP's text encoder, opened for the first method that reads it; raises as `check_clip` and `open_clip_text` do."""
         check_clip(self.features.store, self.experiment.model)
         return open_clip_text(self.experiment.model, self.language.device)
+
+    @cached_property
+    def clip_digest(self) -> str:
+        """sha256 of its weights: taken once, whatever many methods read it."""
+        return weights_digest(self.clip.encoder.state_dict())
 
     def question(self, question: Question) -> Float[Tensor, "1 token embed"]:
         """The language model's embeddings of what is asked, `data.post_prompt` included, without template and special tokens."""

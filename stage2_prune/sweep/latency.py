@@ -1,6 +1,5 @@
 """What a cell costs on the clock: selecting and reading the prompt of one question, in turn with the unpruned model."""
 
-import hashlib
 import json
 import platform
 import time
@@ -15,8 +14,7 @@ import torch
 from configs import plugin
 from configs.atomic import write_atomically
 from stage2_prune import pruners
-from stage2_prune.ask import Prepared, prepare
-from stage2_prune.assemble import assemble, gather_kept
+from stage2_prune.ask import Prepared, prepare, prompts
 from stage2_prune.cells import Cell
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
@@ -25,7 +23,7 @@ from stage2_prune.layer_loop import pruning_inside
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner
 from stage2_prune.schedule_budget import Schedule
-from stage2_prune.session import Session
+from stage2_prune.session import Session, digest
 from store.questions import Question
 
 UNPRUNED = "keep_all"
@@ -72,7 +70,7 @@ def measure(
     """
     rounds = spread(asked, session.experiment.sweep.rounds)
     here = [[one.question_id for one in rounds], machine()]
-    of = {name: _digest([identity, here]) for name, (_, identity) in cells.items()}
+    of = {name: digest([identity, here]) for name, (_, identity) in cells.items()}
     saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() and not overwrite else {}
     left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
     told(len(cells) - len(left))
@@ -142,11 +140,7 @@ def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared
     language = session.language
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
-    visual = gather_kept(batch.projected, pruned)[batch.of_question]
-    index = None if pruned.index is None else pruned.index[batch.of_question]
-    kept = None if pruned.counts is None else pruned.counts[batch.of_question].tolist()
-    patches = batch.projected.shape[1]
-    prompt = assemble(language, prepared.prompts, visual, index, patches, cell.positions, kept)
+    prompt = prompts(language, batch, prepared, pruned, cell.positions)
     model = language.answering(prompt.slots)
     entered = _now(session)
     model(
@@ -164,7 +158,3 @@ def _now(session: Session) -> float:
     if session.language.device.type == "cuda":
         torch.cuda.synchronize(session.language.device)
     return time.perf_counter()
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

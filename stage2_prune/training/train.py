@@ -5,7 +5,6 @@ selection and the greedy generation that an evaluation uses. Epoch 0, the freshl
 with `train.epochs: 0` it is what is saved, and otherwise a training that only made things worse does not win.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from stage2_prune import weights
 from stage2_prune.cells import configured_pruners
 from stage2_prune.errors import OtherRun, PrunerMisused
 from stage2_prune.pruner import TrainedPruner
-from stage2_prune.session import Session, open_session
+from stage2_prune.session import Session, digest, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, saved_identity
 from stage2_prune.training.trainer import Trainer, say
 from store.questions import Question, Split, read_questions, select
@@ -99,9 +98,9 @@ def _identity(
     return session.conditions | {
         "parameters": pruner.parameters(),
         **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json").items()},
-        "features": _digest(session.fingerprints),
-        "train_questions": _digest([question.model_dump(exclude_defaults=True) for question in train]),
-        "val_questions": _digest([question.model_dump(exclude_defaults=True) for question in val]),
+        "features": digest(session.fingerprints),
+        "train_questions": digest([question.model_dump(exclude_defaults=True) for question in train]),
+        "val_questions": digest([question.model_dump(exclude_defaults=True) for question in val]),
         "prune.positions": experiment.prune.positions[0],
     }
 
@@ -121,7 +120,3 @@ def _refuse_other_training(folder: Path, identity: Mapping[str, Any]) -> None:
             f"the pruner in {folder} was trained with other settings ({'; '.join(differing)}): "
             "run again with --overwrite to replace it, or with another --run-dir to keep it"
         )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
