@@ -1,7 +1,5 @@
 """Where every command begins: a store and the language half of a checkpoint, checked against each other."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -104,8 +102,3 @@ def check_width(features: Features, language: Language) -> None:
             f"expected features of width {language.width}, the language model's, the store's have "
             f"{features.embed}: extract again with this checkpoint"
         )
-
-
-def digest(content: Any) -> str:
-    """sha256 of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from stage2_prune import weights
 from stage2_prune.cells import configured_pruners
 from stage2_prune.errors import OtherRun, PrunerMisused
 from stage2_prune.pruner import TrainedPruner
-from stage2_prune.session import Session, digest, open_session
+from stage2_prune.session import Session, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, saved_identity
 from stage2_prune.training.trainer import Trainer, say
 from store.questions import Question, Split, read_questions, select
