@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
@@ -123,8 +123,7 @@ def answer(
     """
     jobs = _jobs(todo, asked)
     answers = sum(len(batch) * len(waiting) for batch, waiting in jobs)
-    hidden = None if told is None else True
-    with tqdm(total=answers, desc="eval", unit="answer", disable=hidden) as bar:
+    with ProgressBar(what="eval", total=answers, unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
         for batch, waiting in zip(session.features.batches([asked for asked, _ in jobs]), jobs, strict=True):
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
