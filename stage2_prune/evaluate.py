@@ -17,16 +17,15 @@ from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
+from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.identity import digest
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
 from store.questions import Question, read_questions, select
-
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -103,7 +102,8 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
             folder = weights.folder(session.experiment.run_dir, label)
-            pruner, record = weights.load(pruner, label, spec, folder)
+            belongs_to = weights.belongings(session.features, pruner, session.language_digest)
+            pruner, record = weights.load(pruner, label, spec, folder, belongs_to)
             pruner = pruner.with_module(pruner.module.to(session.features.device))
             digests[label] = record["sha256"]
         bound[label] = pruner

@@ -10,40 +10,25 @@ Every line is sealed (stage2_prune/sealed.py) and names the settings that it was
 nor another cell's file is taken for an answer. A line is found by its question: a split may grow and shrink.
 """
 
-import json
 import os
-import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
 
 from configs.atomic import sync_directory, write_atomically
 from stage2_prune.ask import Prediction
 from stage2_prune.errors import DamagedRun, OtherRun, RunLocked
-from stage2_prune.identity import differences, digest
-from stage2_prune.sealed import read_bytes, read_object, say_unsealed, seal, unseal, write_object
+from stage2_prune.identity import differences
+from stage2_prune.prediction_lines import ANEW, as_line, made_with, read_lines
+from stage2_prune.sealed import read_object, write_object
 from store.questions import Question
 
 PARTIAL = ".jsonl.partial"
 _SHOWN = 5
-_MADE_WITH = re.compile(rb', "made_with": "([0-9a-f]{16})"\}\Z')
-_PREDICTION = TypeAdapter(Prediction)
-_ANEW = "move it away and run eval (or sweep) again, which answers these questions anew"
 _CELLS = "delete it and run eval (or sweep) again, which keeps the answers: every line of them names its own settings"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a predictions file."""
-
-    prediction: Prediction
-    made_with: str | None
-    """Digest of the settings, as `made_with` makes it; None in files of earlier versions."""
 
 
 class PredictionFile:
@@ -60,10 +45,13 @@ class PredictionFile:
         """
         self.path, self._partial = path, path.with_suffix(PARTIAL)
         self._asked, self._made_with, self._recorded = asked, made_with(identity), recorded
-        self._answers = self._read(path)
+        self._answers, torn = self._read(path)
+        if torn and not self._partial.is_file():  # cut short by other hands: an interrupted file
+            path.replace(self._partial)
+            self._answers = {}
         wanted = [question for question in asked if question.question_id not in self._answers]
         batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-        begun = self._read(self._partial)
+        begun, _ = self._read(self._partial)
         self.left = [batch for batch in batches if any(question.question_id not in begun for question in batch)]
         """Batches without an answer; one that was answered in part is answered as a whole, as it was begun."""
         again = {question.question_id for batch in self.left for question in batch}
@@ -114,70 +102,30 @@ class PredictionFile:
         path.unlink(missing_ok=True)
         path.with_suffix(PARTIAL).unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> dict[str, Prediction]:
-        """The predictions of a file by question; of two to one question, as two processes may have left, the first."""
+    def _read(self, path: Path) -> tuple[dict[str, Prediction], bool]:
+        """The predictions of a file by question, and whether its end is cut.
+
+        Of two to one question, as two processes may have left, the first counts.
+        """
         lines, torn = read_lines(path)
         if torn and not lines and path == self.path:
-            raise DamagedRun(f"{path} is damaged (no line of it can be read): {_ANEW}")
+            raise DamagedRun(f"{path} is damaged (no line of it can be read): {ANEW}")
         if any(line.made_with not in (None, self._made_with) for line in lines):
             raise DamagedRun(
                 f"{path} holds answers that were made with other settings than its own, such as another cell's or another "
-                f"run's: put its own file back, or {_ANEW}"
+                f"run's: put its own file back, or {ANEW}"
             )
         if not self._recorded and any(line.made_with is None for line in lines):
-            raise DamagedRun(f"{path.parents[1] / 'cells.json'} does not say what {path} was made with: {_ANEW}")
+            raise DamagedRun(f"{path.parents[1] / 'cells.json'} does not say what {path} was made with: {ANEW}")
         found = {line.prediction.question_id: line.prediction for line in reversed(lines)}
         found = {line.prediction.question_id: found[line.prediction.question_id] for line in lines}
         for question in self._asked:
             if question.question_id in found:
                 _require_same(path, found[question.question_id], question)
-        return found
+        return found, torn
 
     def _lines(self, rows: Sequence[Prediction]) -> str:
-        return "".join(
-            seal(json.dumps(asdict(row) | {"made_with": self._made_with}, ensure_ascii=False)) + "\n" for row in rows
-        )
-
-
-def made_with(identity: Mapping[str, Any]) -> str:
-    """What a line says of the settings that it was made with."""
-    return digest(identity)[:16]
-
-
-def read_lines(path: Path) -> tuple[list[Line], bool]:
-    """Read the lines of a file, none where there is no file, and whether its last one is cut, which is left out.
-
-    Raises DamagedRun (exit 4) naming a line that is not as it was written.
-    """
-    data = read_bytes(path, _ANEW)
-    if data == b"" and path.suffix == ".jsonl":
-        raise DamagedRun(f"{path} is damaged (it is empty): {_ANEW}")
-    *whole, end = (data or b"").split(b"\n")
-    lines = [_line(path, number, line) for number, line in enumerate(whole, start=1)]
-    if not end:
-        return lines, False
-    try:
-        return [*lines, _line(path, len(lines) + 1, end)], False
-    except DamagedRun:
-        return lines, True  # the process that wrote it was killed
-
-
-def _line(path: Path, number: int, line: bytes) -> Line:
-    try:
-        body, is_sealed = unseal(line)
-        settings = _MADE_WITH.search(body) if is_sealed else None
-        if is_sealed and settings is None:
-            raise ValueError("it is no line of predictions")
-        prediction = _PREDICTION.validate_json(body if settings is None else body[: settings.start()] + b"}")
-    except ValueError as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise DamagedRun(
-            f"line {number} of {path} is damaged ({first}): delete this line and run eval (or sweep) again, which answers "
-            "just what it held anew"
-        ) from None
-    if settings is None:
-        say_unsealed(path)
-    return Line(prediction, None if settings is None else settings[1].decode())
+        return "".join(as_line(row, self._made_with) for row in rows)
 
 
 def _require_same(path: Path, prediction: Prediction, question: Question) -> None:

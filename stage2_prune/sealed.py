@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -16,6 +16,7 @@ from configs.atomic import write_atomically
 from stage2_prune.errors import DamagedRun
 from store.shard import crc
 
+FIELD = "crc32c"
 _SEAL = re.compile(rb', "crc32c": "([0-9a-f]{8})"\}\Z')
 _SHAPE = b', "crc32c": "________"}'
 _BROKEN_SEAL = 10
@@ -26,7 +27,7 @@ _said: set[str] = set()
 def seal(text: str) -> str:
     """Close the text of a JSON object, which is not empty, with its checksum."""
     body = text.removesuffix("}").rstrip()
-    return f'{body}, "crc32c": "{crc(body.encode()):08x}"}}'
+    return f'{body}, "{FIELD}": "{crc(body.encode()):08x}"}}'
 
 
 def unseal(data: bytes) -> tuple[bytes, bool]:
@@ -46,9 +47,11 @@ def _resembles_seal(data: bytes) -> bool:
     return b'"crc32c"' in end or sum(a == b for a, b in zip(end, _SHAPE, strict=False)) >= _BROKEN_SEAL
 
 
-def write_object(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file by the sealed JSON of `content`."""
-    write_atomically(path, seal(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
+def write_object(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace a file by the sealed JSON of `content`; returns the content with its seal."""
+    text = seal(json.dumps(content, indent=1, ensure_ascii=False))
+    write_atomically(path, text + "\n")
+    return {**content, FIELD: text[-10:-2]}
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
@@ -68,7 +71,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
         raise DamagedRun(f"{path} is damaged ({'it is empty' if not data else error}): {remedy}") from None
     if not is_sealed:
         say_unsealed(path)
-    return content  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], content)
 
 
 def read_bytes(path: Path, remedy: str) -> bytes | None:

@@ -37,12 +37,18 @@ class Session:
         """What pruners read beside arrays."""
         return Reader(self.experiment, self.features, self.language)
 
+    @cached_property
+    def language_digest(self) -> str | None:
+        """sha256 of the language model's weights; None where only its embeddings were opened."""
+        model = self.language.model
+        return weights_digest(model.state_dict()) if isinstance(model, torch.nn.Module) else None
+
     @property
     def conditions(self) -> dict[str, Any]:
         """What an answer depends on beside question, features and pruner, as JSON."""
         experiment, language = self.experiment, self.language
         return {
-            "language_model": weights_digest(language.model.state_dict()),
+            "language_model": self.language_digest,
             "template": language.template,
             "data.post_prompt": experiment.data.post_prompt,
             "eval.batch_size": experiment.eval.batch_size,

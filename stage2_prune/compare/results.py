@@ -9,7 +9,8 @@ from typing import Any
 
 from stage2_prune.ask import Prediction
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
-from stage2_prune.predictions import PARTIAL, made_with, read_cells, read_lines
+from stage2_prune.prediction_lines import made_with, read_lines
+from stage2_prune.predictions import PARTIAL, read_cells
 
 UNPRUNED = "keep_all"
 _SEED = re.compile(r"-seed\d+$")
@@ -127,7 +128,7 @@ def _by_question(file: Path, record: Mapping[str, Any]) -> dict[str, Prediction]
             "file back, or run eval (or sweep) again with --overwrite"
         )
     found = {line.prediction.question_id: line.prediction for line in lines}
-    if torn or not len(found) == len(lines):
+    if torn or len(found) != len(lines):
         cut = " and a cut one" if torn else ""
         raise NotComparable(
             f"expected one whole line for each question in {file}, it has {len(lines)} whole lines{cut} about {len(found)} "

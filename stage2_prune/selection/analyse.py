@@ -90,9 +90,9 @@ def run(
         "config": experiment.model_dump(mode="json"),
         "fingerprints": features.fingerprints(features.needs),
     }
-    _write(folder, found)
+    written = _write(folder, found)
     save_resolved(experiment, folder)
-    return found
+    return written
 
 
 def _swept(experiment: Experiment) -> dict[str, Pruner]:
@@ -239,11 +239,13 @@ def _matrix(
     }
 
 
-def _write(folder: Path, found: Mapping[str, Any]) -> None:
-    write_object(folder / "selection.json", found)
+def _write(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write all files; returns what `selection.json` holds."""
+    written = write_object(folder / "selection.json", found)
     write_atomically(folder / "metrics.csv", selection_report.metrics_csv(found))
     write_atomically(folder / "jaccard.csv", selection_report.jaccard_csv(found))
     write_atomically(folder / "table.md", selection_report.table(found))
     selection_plot.metrics(found, folder / "metrics.png")
     for matrix in found["jaccard"]:
         selection_plot.jaccard(found, matrix, folder / f"jaccard-{matrix['keep']}.png")
+    return written
