@@ -3,22 +3,23 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    model_validator,
 )
 
 from configs.errors import ConfigError
+from configs.field_types import as_list
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
@@ -27,13 +28,18 @@ Match = Literal["mean-tokens", "kept", "kv"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+MAX_NAME_BYTES = 100
+"""Bytes of an experiment's name, which other names are appended to."""
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
 
 
-def _words(given: Any) -> Any:
-    """`a,b` as a list of names; a word with a meaning of its own stays."""
-    return given.split(",") if isinstance(given, str) and given not in ("all", "configured") else given
+def path_component(name: str) -> str:
+    """Accept a name that becomes the name of a file or a folder: it may not lead anywhere else, nor be too long for one."""
+    if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
+        raise ValueError("expected letters, digits, _, - and ., with something beside dots: it becomes a folder's name")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"expected a name of at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}")
+    return name
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -49,8 +55,23 @@ class Section(BaseModel):
     """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        """Take `64,32` and 64 for lists where a list is expected."""
+        if not isinstance(given, dict):
+            return given
+        keys = cast("dict[Any, Any]", given)
+        fields = cls.model_fields
+        return {key: as_list(value, fields[key].annotation) if key in fields else value for key, value in keys.items()}
 
 
 class ModelSection(Section):
@@ -118,7 +139,7 @@ class ExtractSection(Section):
     """Images per forward of the vision tower; part of the numeric fingerprint."""
     exact_batch: bool = True
     """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
-    capture: Names = ()
+    capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
@@ -147,6 +168,12 @@ class Method(BaseModel):
 
     name: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take a plain name for a method with its defaults."""
+        return {"name": given} if isinstance(given, str) else given
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Every key beside `name`."""
@@ -157,7 +184,7 @@ class PruneSection(Section):
     """The methods under test and their budgets."""
 
     methods: tuple[Method, ...] = (Method(name="keep_all"),)
-    """Pruners to evaluate, with their parameters."""
+    """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
     budgets: tuple[PositiveInt, ...] = (64,)
     """Visual tokens kept, in tokens per image."""
     positions: tuple[Literal["default"] | Positions, ...] = ("default",)
@@ -215,10 +242,10 @@ class EvalSection(Section):
 class SweepSection(Section):
     """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x what is crossed here."""
 
-    methods: Annotated[Literal["all", "configured"] | tuple[str, ...], BeforeValidator(_words)] = "all"
+    methods: Literal["all", "configured"] | tuple[str, ...] = "all"
     """`all`: every file of stage2_prune/pruners; `configured`: those of prune.methods; or names. A method has the parameters
     that prune.methods gives it, or its defaults."""
-    without: Names = ()
+    without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
     vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
@@ -238,7 +265,7 @@ class SweepSection(Section):
 class Experiment(Section):
     """One experiment; the name is the config file's."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Annotated[str, AfterValidator(path_component)]
     run_dir: Path
     """Folder of everything this experiment writes; default: `runs/<name>`."""
     model: ModelSection
