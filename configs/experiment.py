@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from configs.errors import ConfigError
-from configs.field_types import as_list
+from configs.section import Section, path_component
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
@@ -28,18 +28,7 @@ Match = Literal["mean-tokens", "kept", "kv"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
-MAX_NAME_BYTES = 100
-"""Bytes of an experiment's name, which other names are appended to."""
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
-
-
-def path_component(name: str) -> str:
-    """Accept a name that becomes the name of a file or a folder: it may not lead anywhere else, nor be too long for one."""
-    if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
-        raise ValueError("expected letters, digits, _, - and ., with something beside dots: it becomes a folder's name")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(f"expected a name of at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}")
-    return name
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -49,29 +38,6 @@ def store_location(value: Any) -> StoreLocation:
     if isinstance(value, Path):
         return value
     raise ValueError("expected a folder, or a URL such as s3://bucket/folder")
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        coerce_numbers_to_str=True,
-        allow_inf_nan=False,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _listed(cls, given: Any) -> Any:
-        """Take `64,32` and 64 for lists where a list is expected."""
-        if not isinstance(given, dict):
-            return given
-        keys = cast("dict[Any, Any]", given)
-        fields = cls.model_fields
-        return {key: as_list(value, fields[key].annotation) if key in fields else value for key, value in keys.items()}
 
 
 class ModelSection(Section):
