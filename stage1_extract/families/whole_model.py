@@ -94,9 +94,9 @@ class WholeModelEncoder(Encoder):
             )
         if counts != {self._tokens}:
             raise UnsupportedModel(
-                f"expected {self._tokens} tokens for every image, as the store is planned for, this model makes "
-                f"{', '.join(map(str, sorted(counts)))} of some: a store of format 1 holds a fixed number of tokens per image; "
-                "set the image processor of the checkpoint so that all images get one size"
+                f"expected {self._tokens} tokens for every image, as the store is planned for, got {len(batch)} images with "
+                f"{sorted(counts)} tokens: a store of format 1 holds a fixed number of tokens per image; set the checkpoint's "
+                "image processor so that all images get one size"
             )
         return {"projected": torch.stack(features)}
 
