@@ -15,7 +15,7 @@ from configs.progress import ProgressBar
 from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
-from stage1_extract.find_family import find_family
+from stage1_extract.find_family import check_questions, find_family
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
@@ -36,6 +36,7 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
+    check_questions(experiment, config)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
     path = experiment.store_path
@@ -69,6 +70,7 @@ def extract(
         experiment = _with_stored_arrays(experiment)
         if (stored := _stored_plan(path)) is not None:
             use_threads_of(stored)
+    check_questions(experiment, checkpoint_config(experiment.model))
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     _warn(description.notes)
