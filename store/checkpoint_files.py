@@ -77,17 +77,17 @@ def names_of(source: str, revision: str | None = None) -> frozenset[str]:
 
 
 def _local_folder(source: str, revision: str | None) -> Path | None:
-    """The folder that a source is, or that the cache keeps of it."""
+    """The folder that a source is, or that the hub's cache keeps of it."""
     if Path(source).is_dir():
         return Path(source)
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
-    stock: Any = huggingface_hub
-    try:
-        return Path(stock.snapshot_download(source, revision=revision, local_files_only=True))
-    except (OSError, HFValidationError):
-        return None
+    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or "main"
+    snapshot = repository / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
 
 
 @cache
