@@ -10,13 +10,17 @@ from click.core import ParameterSource
 from configs.cli import STORE, experiment_from, experiment_options
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
+from store.versions import note_untested
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 @click.group()
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
+    if context.invoked_subcommand != reference.name:  # its parent, `stage2_prune parity`, has said it
+        note_untested()
 
 
 @group.command()

@@ -8,6 +8,7 @@ import click
 
 from configs.cli import experiment_from, experiment_options
 from configs.experiment import Experiment
+from store.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -21,6 +22,7 @@ foreign_option = click.option(
 @click.group()
 def group() -> None:
     """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
+    note_untested()
 
 
 @group.command("eval")
