@@ -134,6 +134,9 @@ class ExtractSection(Section):
     """Which of `num_workers` this run is, from 0: it encodes its share of the shards, for any batch system."""
     num_workers: PositiveInt | None = None
     """How many runs share the store, each with its own `worker_index`."""
+    without_stage2: bool = False
+    """Store the features of a model whose language half stage 2 cannot open, for use elsewhere; such a model is refused
+    otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
     slurm: dict[str, Any] = {}
