@@ -65,7 +65,8 @@ def main(ends: list[str], options: list[str]) -> int:
         python = environment(end)
         check(end, python)
         command = [python, "-m", "pytest", f"@{FILES}", *options]
-        failed = failed or subprocess.run(command, cwd=ROOT, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        failed = failed or code
     return failed
 
 
