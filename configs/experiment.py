@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
@@ -126,7 +127,7 @@ class ExtractSection(Section):
     otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Parameters of submitit's executor, such as `slurm_partition` and `timeout_min`; `cluster: local` runs them here."""
 
 
@@ -216,7 +217,9 @@ class SweepSection(Section):
     that prune.methods gives it, or its defaults."""
     without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
-    vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
+        default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
+    )
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
     parameter, or for the one named; `every` takes each value that the method has."""
     order: tuple[Literal["default", "raster"], ...] = ("default",)

@@ -103,7 +103,7 @@ def refuse_other_runs(folder: Path, identities: Mapping[str, Mapping[str, Any]])
 def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
     """The record of each cell evaluated so far."""
     path = folder / "cells.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_cells(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:

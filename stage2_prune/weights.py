@@ -58,7 +58,7 @@ def load(pruner: TrainedPruner, name: str, spec: ModuleSpec, folder: Path) -> tu
     """
     if not (folder / RECORD).is_file():
         raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: run `make train` first")
-    record = json.loads((folder / RECORD).read_text())
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     data = (folder / WEIGHTS).read_bytes()
     expected = {"pruner": name, "parameters": pruner.parameters(), "spec": asdict(spec)}
     expected = json.loads(json.dumps(expected))

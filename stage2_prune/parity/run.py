@@ -163,7 +163,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
     done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
-    ran_on = json.loads((folder / ENVIRONMENT).read_text())
+    ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 

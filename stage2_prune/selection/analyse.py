@@ -119,7 +119,7 @@ def _refuse_other(folder: Path, settings: Mapping[str, Any], overwrite: bool) ->
     path = folder / "selection.json"
     if overwrite or not path.is_file():
         return
-    there = json.loads(path.read_text()).get("settings", {})
+    there = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
     differing = [name for name, value in settings.items() if there.get(name) != value]
     if differing:
         raise OtherRun(

@@ -71,7 +71,7 @@ def measure(
     rounds = spread(asked, session.experiment.sweep.rounds)
     here = [[one.question_id for one in rounds], machine()]
     of = {name: digest([identity, here]) for name, (_, identity) in cells.items()}
-    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() and not overwrite else {}
+    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not overwrite else {}
     left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
     told(len(cells) - len(left))
     for start in range(0, len(left), _SAVED_EVERY):

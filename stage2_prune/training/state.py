@@ -59,7 +59,7 @@ class Log:
 
     def __init__(self, path: Path, lines: int) -> None:
         self.path = path
-        kept = path.read_text().splitlines(keepends=True)[:lines] if path.is_file() else []
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if path.is_file() else []
         if len(kept) < lines:
             raise OtherRun(
                 f"expected {lines} lines or more in {path}, found {len(kept)}: "
@@ -71,7 +71,7 @@ class Log:
     def append(self, **row: Any) -> None:
         """Add a line."""
         self.rows.append(row)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:

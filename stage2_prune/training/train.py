@@ -110,7 +110,7 @@ def _refuse_other_training(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise OtherRun, naming the settings that differ, if what lies in the folder was trained with others."""
     found = saved_identity(folder)
     if (folder / weights.RECORD).is_file():
-        found = json.loads((folder / weights.RECORD).read_text())["training"]["identity"]
+        found = json.loads((folder / weights.RECORD).read_text(encoding="utf-8"))["training"]["identity"]
     if found is None:
         return
     now = json.loads(json.dumps(identity))
