@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stage2_prune.features import left_out
 from stage2_prune.report import markdown
 
 
@@ -53,9 +54,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes += [f"{name} is not measured: {reason}." for name, reason in found["not_measured"].items()]
     notes += [f"{one['pruner']} at {one['keep']} tokens is infeasible: {one['reason']}." for one in found["infeasible"]]
     notes += [f"{one['pruner']} is left out: {one['reason']}." for one in found["left_out"]]
-    if found["excluded"]:
-        notes.append(f"{len(found['excluded'])} questions were left out because their image could not be encoded.")
-    return notes
+    return notes + left_out(one["reason"] for one in found["excluded"])
 
 
 def metrics_csv(found: Mapping[str, Any]) -> str:

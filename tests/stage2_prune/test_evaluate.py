@@ -20,7 +20,8 @@ from stage2_prune.schedule_budget import Schedule
 from stage2_prune.score import is_right, normalise
 from stage2_prune.session import open_session
 from store.errors import StoreError
-from store.questions import read_questions, select
+from store.questions import read_questions
+from store.splits import select
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import extract
 
