@@ -117,6 +117,28 @@ def test_training_leaves_questions_without_an_answer_out(tiny, tmp_path, caplog)
     assert "have no answer, and cannot be scored" in caplog.text
 
 
+def test_parity_says_how_many_it_takes_scores_only_what_has_an_answer_and_follows_links(home, tiny, tmp_path, caplog):
+    """The images lie behind a link out of the root, which the full model's process has to follow, too."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "part").symlink_to(home / "data" / "images")
+    asked = questions(tmp_path, count=4, without_answer=(0, 1, 2), split="test", image="part/image_000.png")
+    experiment = tiny(
+        data={"images": str(tmp_path / "images"), "questions": asked, "follow_links": True},
+        store={"path": str(tmp_path / "store")}, prune__methods=[{"name": "keep_all"}],
+    )  # fmt: skip
+    invoke(experiment, tmp_path, stage1, "extract")
+    caplog.clear()
+    invoke(experiment, tmp_path, stage2, "parity", "--limit", 3)
+    (said,) = taken(caplog)
+    assert "3 of 4 questions are taken, about 1 of 1 images: 3 of 4 in test, as --limit is 3" in said
+    parity = json.loads((experiment.run_dir / "parity.json").read_text())
+    assert parity["identical"] is True and parity["n_questions"] == 3 and parity["n_scored"] == 0
+    assert all(mode["accuracy"] is None and mode["reason"] is None for mode in parity["modes"].values())
+    invoke(experiment, tmp_path, stage2, "parity")
+    parity = json.loads((experiment.run_dir / "parity.json").read_text())
+    assert parity["n_scored"] == 1 and {mode["accuracy"] for mode in parity["modes"].values()} <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize("command", ["eval", "train"])
 def test_a_split_without_any_answer_is_refused(tiny, tmp_path, capsys, command):
     asked = questions(tmp_path, without_answer=range(18))
