@@ -89,7 +89,9 @@ def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Im
         path = locate(data.images, name, data.follow_links)
     except OutsideRoot as outside:
         link = "" if outside.link is None else f" by the link {outside.link}, which data.follow_links: true follows"
-        raise DataMissing(f"expected the image {name} in {data.images}, it leads out of it{link}") from None
+        raise DataMissing(
+            f"expected the image {name} in {data.images}, there is no such file below it: the name leads out{link}"
+        ) from None
     if not path.is_file():
         raise DataMissing(f"expected the image {name} in {data.images}, there is no such file ({unpack})")
     content = path.read_bytes()
