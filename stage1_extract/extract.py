@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import ProgressBar
 from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
-from stage1_extract.find_family import find_family
+from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
@@ -37,6 +36,8 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
+    require_stage2(experiment, config)
+    check_questions(experiment, config)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
     path = experiment.store_path
@@ -60,6 +61,9 @@ def extract(
     share = _share(experiment)
     if share is not None:
         _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
+    config = checkpoint_config(experiment.model)
+    require_stage2(experiment, config)
+    check_questions(experiment, config)
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
     require_few(dict(enumerate_failures(sources)), allowed, sources)
@@ -167,7 +171,7 @@ def _encode(
     rows = sum(len(plan.rows(shard)) for shard in missing)
     engine = {"local": local.run, "slurm": slurm.run, "ray": ray.run}[experiment.extract.engine]
     alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
-    with tqdm(total=plan.n_images, initial=plan.n_images - rows, desc="encode", unit="image", disable=None) as bar:
+    with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
         if alone or experiment.extract.worker_index is not None:
             worker = Worker(experiment, writer, sources, opened, "alone", bar.update)
             worker.failures = committed_failures(writer.path, plan)
@@ -176,7 +180,7 @@ def _encode(
 
         def look() -> None:
             left = writer.missing_shards()
-            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.n)
+            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.done)
 
         del opened  # workers load their own
         try:

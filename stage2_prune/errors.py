@@ -49,6 +49,12 @@ class WeightsMismatch(PruneError):
     exit_code = 4
 
 
+class StockDiffers(PruneError):
+    """The installed transformers does not do what this project makes anew of it, the layer loop."""
+
+    exit_code = 4
+
+
 class RunLocked(PruneError):
     """Another process writes predictions into the same folder."""
 
@@ -75,12 +81,6 @@ class NotTrained(PruneError):
 
 class NotExtracted(PruneError):
     """Features that stage 2 needs are not in the store."""
-
-    exit_code = 5
-
-
-class LanguageModelMissing(PruneError):
-    """The checkpoint lacks a part of the language half, such as its chat template."""
 
     exit_code = 5
 

@@ -17,10 +17,10 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
@@ -28,7 +28,7 @@ from stage2_prune.cells import available, configured_pruners
 from stage2_prune.choose import choose
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.language import Text, open_language, open_text
+from stage2_prune.language import open_language, open_text
 from stage2_prune.parity.differences import Pair
 from stage2_prune.parity.findings import Batch, Findings
 from stage2_prune.parity.modes import (
@@ -50,6 +50,7 @@ from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, w
 from store.fingerprint import differences
 from store.questions import Question
 from store.reader import FeatureStore
+from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""
@@ -206,7 +207,7 @@ def _compare(
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
-    bar = tqdm(findings.batches, "parity", unit="batch", disable=None)
+    bar = ProgressBar(findings.batches, "parity", unit="batches")
     with torch.no_grad():
         for number, (planned, batch) in enumerate(zip(bar, batches, strict=True)):
             full = read_reference(folder, number, language.device)

@@ -29,10 +29,11 @@ from stage2_prune.selection.measure import AREA, PER_QUESTION, RAW, Measured, co
 from stage2_prune.selection.metrics import METRICS, jaccard_by_chance
 from stage2_prune.selection.truth import find_truth
 from stage2_prune.sweep.grid import wanted
+from store.absent import how_to_add
 from store.questions import Question
 
 SCHEMA = 1
-NO_GRID = "the CLS row is one of the tokens, which has no place in the image"
+NO_GRID = "the tokens are no patches in a grid: the CLS row is one of them, or a model's own code made them"
 
 
 def run(
@@ -129,12 +130,10 @@ def _not_measured(features: Features, cells: Sequence[Cell], measured: Measured,
     found: dict[str, str] = {}
     arrays = features.store.arrays
     if not is_grid(features):
-        found |= dict.fromkeys(
-            ("nearest_kept", "cells_covered", "padding"), "the CLS row is a token, which has no place"
-        )
+        found |= dict.fromkeys(("nearest_kept", "cells_covered", "padding"), NO_GRID)
     for name, array in (("duplicates", RAW), ("padding", AREA)):
         if array not in arrays:
-            found[name] = f"the store lacks {array}: add it with `extract --append --capture {array}`"
+            found[name] = f"the store lacks {array}: {how_to_add([array], features.store.plan)}"
     if unknown is not None:
         found[PER_QUESTION] = unknown
     readers = [cell.name for cell in cells if reads_question(cell.pruner)]

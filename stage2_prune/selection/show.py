@@ -76,7 +76,10 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     selection = open_selection(experiment, _methods(experiment, wanted.methods))
     features = selection.session.features
     if not is_grid(features):
-        raise CannotShow("expected patches in a grid, the CLS row is one of this store's tokens, which has no place")
+        raise CannotShow(
+            f"expected patches in a grid, which {features.store.path} does not have: the CLS row is one of its tokens, or a "
+            "model's own code made them"
+        )
     asked = _questions(experiment, features, wanted)
     _require_questions(selection.methods, asked)
     cells, unmet = selection.cells(asked[0])
