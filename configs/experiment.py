@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.budgets import Budget
 from configs.errors import ConfigError
 from configs.section import Section, path_component
 
@@ -156,8 +157,9 @@ class PruneSection(Section):
 
     methods: tuple[Method, ...] = (Method(name="keep_all"),)
     """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
-    budgets: tuple[PositiveInt, ...] = (64,)
-    """Visual tokens kept, in tokens per image."""
+    budgets: tuple[Budget, ...] = (64,)
+    """Visual tokens kept, in tokens per image; a fraction such as 206.5 for methods whose budget is a mean over layers, or
+    `published:192`, the schedule that a method's paper or code calls so."""
     positions: tuple[Literal["default"] | Positions, ...] = ("default",)
     """RoPE positions of the kept tokens; `default` is each method's published choice."""
     match: Match = "mean-tokens"

@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# (JSON may hold anything)
 """Conversations in LLaVA's format, read as questions: each human turn with the model's answer to it.
 
     {"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
@@ -11,9 +9,9 @@ training (`preprocess_v1`) skips it; what else is no question with an answer is 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
-from store.misspelt import misspelt
+from store.fields import is_list, is_object, misspelt
 
 Speaker = Literal["human", "model", "system"]
 PLACEHOLDER = "<image>"
@@ -51,10 +49,10 @@ class Turn:
     """How many images the message shows."""
 
 
-def is_conversation(entry: Any) -> bool:
+def is_conversation(entry: Any) -> TypeGuard[dict[str, Any]]:
     """Whether an entry of a file of questions is a conversation, or is meant to be one."""
-    return isinstance(entry, dict) and "question" not in entry and any(
-        name in entry or name in misspelt(map(str, entry), TURNS).values() for name in TURNS
+    return is_object(entry) and "question" not in entry and any(
+        name in entry or name in misspelt(entry, TURNS).values() for name in TURNS
     )  # fmt: skip
 
 
@@ -107,7 +105,7 @@ class Conversations:
     def _is_misspelt(self, where: str, given: Mapping[str, Any], *fields: tuple[str, ...]) -> bool:
         """Note a problem for each name that is nearly one of a field's, which has none of its names."""
         absent = [name for names in fields if not any(name in given for name in names) for name in names]
-        wrong = misspelt(map(str, given), absent)
+        wrong = misspelt(given, absent)
         self._problems += [
             f"{where}: unknown field {name!r:.80}: did you mean {meant!r}?" for name, meant in wrong.items()
         ]
@@ -119,7 +117,7 @@ class Conversations:
     def _image(self, where: str, entry: Mapping[str, Any]) -> Any:
         """The conversation's one image; None, and left out, where there is none or more than one."""
         given = entry.get(_present(entry, IMAGES))
-        images = [given] if not isinstance(given, list) else given
+        images = given if is_list(given) else [given]
         if len(images) > 1:
             self._leave_out(SEVERAL_IMAGES, where)
         elif not images or images[0] is None:
@@ -129,7 +127,7 @@ class Conversations:
         return None
 
     def _turns(self, where: str, given: Any) -> list[Turn] | None:
-        if not isinstance(given, list) or not all(isinstance(turn, dict) for turn in given):
+        if not is_list(given) or not all(is_object(turn) for turn in given):
             self._problems.append(f"{where}: {TURNS[0]}: expected a list of turns (got {given!r:.80})")
             return None
         turns: list[Turn] = []
@@ -185,7 +183,7 @@ def _present(given: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 def _text(said: Any) -> tuple[Any, int]:
     """What was said, and how many images it shows; a list of parts, as chat templates take, is put together."""
-    if isinstance(said, list) and all(isinstance(part, dict) for part in said):
+    if is_list(said) and all(is_object(part) for part in said):
         shown = sum(part.get("type") in ("image", "image_url") for part in said)
         text, more = _text("".join(str(part.get("text", "")) for part in said))
         return text, shown + more

@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# (JSON may hold anything)
 """The questions asked about the stored images, and the images that they name.
 
 A file of questions is JSONL, or one JSON list; each entry is a question or a conversation in LLaVA's format. Image names
@@ -18,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from configs.experiment import DataSection
 from store.conversations import Conversations, is_conversation
 from store.errors import DataMissing, InvalidQuestions
-from store.misspelt import misspelt
+from store.fields import is_object, misspelt
 
 Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
@@ -105,7 +103,7 @@ def image_names(questions: Sequence[Question]) -> list[str]:
 
 
 def _question(where: str, row: Any, problems: list[str]) -> Question | None:
-    if isinstance(row, dict) and (wrong := misspelt(map(str, row), Question.model_fields)):
+    if is_object(row) and (wrong := misspelt(row, Question.model_fields)):
         problems += [f"{where}: unknown field {given!r:.80}: did you mean {meant!r}?" for given, meant in wrong.items()]
         return None
     try:

@@ -1,10 +1,21 @@
-"""Fields that are nearly known ones: a typo in a field's name must not turn the field into nothing."""
+"""Fields of JSON objects that people wrote: a typo in a field's name must not turn the field into nothing."""
 
 from collections.abc import Collection, Iterable
 from difflib import SequenceMatcher
+from typing import Any, TypeGuard
 
 NEAR = 0.8
 """Similarity, as difflib measures it, from which a name is taken for a misspelt one."""
+
+
+def is_object(content: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether parsed JSON is an object, whose names are text."""
+    return isinstance(content, dict)
+
+
+def is_list(content: Any) -> TypeGuard[list[Any]]:
+    """Whether parsed JSON is a list, of anything."""
+    return isinstance(content, list)
 
 
 def misspelt(given: Iterable[str], known: Collection[str]) -> dict[str, str]:
