@@ -73,6 +73,8 @@ class DataSection(Section):
     """
     format: ImageFormat = "auto"
     """What `images` is; `auto` finds out where only one kind of file is there."""
+    follow_links: bool = False
+    """Follow links of an image folder that lead out of it, too; those that stay inside are always followed."""
     image_column: str | None = None
     """Column of the images in parquet files; default: the only one of `{bytes, path}`."""
     questions: Path | None = None
@@ -81,11 +83,11 @@ class DataSection(Section):
     """`content`: an image is its file's sha256; `name` skips the hashing, for trusted, immutable sources."""
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
-    train: PositiveInt | None = 600
-    """Questions of the training split, at most; null takes all."""
-    val: PositiveInt | None = 200
+    train: PositiveInt | None = None
+    """Questions of the training split, at most; null takes all. Where the questions name no split, store/splits.py deals them."""
+    val: PositiveInt | None = None
     """Questions of the validation split, at most; null takes all."""
-    test: PositiveInt | None = 200
+    test: PositiveInt | None = None
     """Questions of the test split, at most; null takes all."""
 
 
