@@ -83,7 +83,11 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     common = [name for name in every if all(name in found for found in answered)]
     if not common:
         raise NotComparable("expected questions that all results answered, there is none: evaluate them on one split")
-    notes: list[str] = []
+    notes = [
+        f"{one.name} also answers {len(one.left_out)} questions that its last evaluation did not ask: left out"
+        for one in results
+        if one.left_out
+    ]
     for one, found in zip(results, answered, strict=True):
         lacks = [name for name in every if name not in found]
         if lacks:
