@@ -238,8 +238,10 @@ def _bound(
     spec = features.spec(pruner, language.width)
     try:
         belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label), belongs_to)
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
     except NotTrained:
+        if pruner.weights is not None:
+            raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))
