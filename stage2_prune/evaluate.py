@@ -15,7 +15,8 @@ from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.choose import choose_scored
+from stage2_prune.errors import Infeasible
 from stage2_prune.features import FeatureBatch
 from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
@@ -25,7 +26,7 @@ from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
-from store.questions import Question, read_questions, select
+from store.questions import Question
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -54,17 +55,13 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     resumed; predictions of other settings raise OtherRun unless `overwrite`. Raises RunLocked (exit 6) while another
     command writes there.
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
-    asked, excluded = session.features.answerable(questions)
+    asked, excluded = session.features.answerable(chosen.questions)
     depth: int = session.language.model.config.num_hidden_layers
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
@@ -75,7 +72,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-        summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
+        summary = summarise(session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable)
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "table.md", report.table(summary))
         report.plot(summary, folder / "accuracy_vs_tokens.png")
