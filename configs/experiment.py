@@ -144,6 +144,8 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
+    """Folder with the `pruner.json` of a trained method; default: the run directory's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,7 +155,7 @@ class Method(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every key beside `name`."""
+        """Every key beside `name` and `weights`."""
         return dict(self.model_extra or {})
 
 
@@ -212,6 +214,8 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    rank: bool = True
+    """Also rank the choices of questions that have some, by their likelihood; false skips that forward."""
     flops: Flops = "macs_vision"
     """How the table counts the prefill, the only thing it changes: MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp`
     counts two of the MLP's three matrices, as some papers do."""
