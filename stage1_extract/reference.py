@@ -24,9 +24,10 @@ from stage1_extract.fingerprint import environment
 from stage1_extract.images import content_id, decode_image
 from stage1_extract.processor import ImageProcessor
 from stage1_extract.sources.detect import open_images
-from store.checkpoint import load_config, quiet_loading, stock_reading, weight_files
+from store.checkpoint import load_config, quiet_loading, stock_reading
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
 from store.tensors import pick_device, torch_dtype
+from store.weights import weight_files
 
 
 class FullModel:

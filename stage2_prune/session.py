@@ -15,9 +15,10 @@ from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Language, find_family, open_language
 from stage2_prune.prune_batch import Reader
-from store.checkpoint import load_config, weights_digest
+from store.checkpoint import load_config
 from store.reader import FeatureStore
 from store.tensors import pick_device, torch_dtype
+from store.weights import weights_digest
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class CheckpointMissing(StoreError):
     exit_code = 5
 
 
+class UnusableCheckpoint(CheckpointMissing):
+    """A checkpoint is of a kind that has to be converted, or fetched in another form, before it can be read."""
+
+
 class CustomCode(StoreError):
     """A checkpoint brings code of its own, and nobody said that it may run."""
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.experiment import ModelSection
-from store.checkpoint import optional_checkpoint_file, stock_reading
+from store.checkpoint import stock_reading
+from store.checkpoint_files import optional_checkpoint_file
 from store.errors import CheckpointMissing, DamagedCheckpoint, InvalidQuestions
 from store.text import Text
 

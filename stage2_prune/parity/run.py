@@ -45,13 +45,13 @@ from stage2_prune.prune_batch import Reader
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right
 from stage2_prune.session import check_width, open_features
-from store.checkpoint import weights_digest
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from store.fingerprint import differences
 from store.questions import Question
 from store.reader import FeatureStore
 from store.scratch import scratch
 from store.text import Text
+from store.weights import weights_digest
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""
