@@ -22,6 +22,7 @@ from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
 from store.commits import SUPERSEDED, read_commit
 from store.errors import StoreError
+from store.generation import generation_settings
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
 from store.progress import committed_failures, missing_bytes, missing_parts
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
     """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
+    _require_answerable(experiment)
     experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
@@ -58,6 +60,7 @@ def extract(
     """
     begun = time.monotonic()
     share = _share(experiment)
+    _require_answerable(experiment)
     if share is not None:
         _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
     sources = find_sources(experiment)
@@ -102,6 +105,12 @@ def extract(
         "notes": list(description.notes),
         "seconds": round(time.monotonic() - begun, 2),
     }
+
+
+def _require_answerable(experiment: Experiment) -> None:
+    """Refuse a checkpoint that could not answer the questions which the images are encoded for."""
+    if experiment.data.questions is not None:
+        generation_settings(experiment.model)
 
 
 def _share(experiment: Experiment) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """The language half of a checkpoint: what turns token ids and visual tokens into an answer."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -34,6 +35,8 @@ class Text:
     image_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The checkpoint's own generation settings that answers follow; see store/generation.py."""
 
     def text(self, question: str) -> str:
         """The prompt as text: the template around image and question, up to where the answer begins."""

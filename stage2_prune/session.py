@@ -54,7 +54,7 @@ class Session:
             "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-        }
+        } | ({"generation": dict(language.generation)} if language.generation else {})
 
     @property
     def fingerprints(self) -> dict[str, Any]:

@@ -33,6 +33,12 @@ class DamagedCheckpoint(StoreError):
     exit_code = 4
 
 
+class GenerationRefused(StoreError):
+    """A checkpoint's generation config asks for answers that cannot be given from cached features."""
+
+    exit_code = 2
+
+
 class DataMissing(StoreError):
     """Images or questions are not where the config says."""
 

@@ -27,6 +27,7 @@ from store.checkpoint import (
     stock_reading,
     weight_files,
 )
+from store.generation import generation_settings
 from store.tensors import torch_dtype
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
@@ -55,6 +56,7 @@ class Llava(Family):
     def open(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
         """The language half in eval mode, with SDPA attention."""
         source, revision = model.checkpoint, model.revision
+        text_side = cls.open_text(config, model)
         weight_files(source, revision)  # names what is missing before transformers would
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
@@ -75,7 +77,7 @@ class Llava(Family):
         _check(source, causal, loading)
         causal.eval().to(device)
         require_finite(source, dict(causal.named_parameters()))
-        return Language(model=causal, device=device, **vars(cls.open_text(config, model)))
+        return Language(model=causal, device=device, **vars(text_side))
 
     @classmethod
     def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
@@ -84,8 +86,9 @@ class Llava(Family):
 
     @classmethod
     def open_text(cls, config: Any, model: ModelSection) -> Text:
-        """Generation ends where the checkpoint's generation config says, as in stock generate()."""
+        """Generation goes and ends as the checkpoint's generation config says, as in stock generate()."""
         source, revision = model.checkpoint, model.revision
+        generation = generation_settings(model)
         with stock_reading(source, "a tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=revision, trust_remote_code=model.trust_remote_code
@@ -98,6 +101,7 @@ class Llava(Family):
             image_token_id=config.image_token_id,
             eos_token_ids=eos,
             pad_token_id=eos[0] if pad is None else pad,
+            generation=generation,
         )
 
 
