@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage1_extract.arrays import NAMES
 from stage1_extract.encode import EveryLayer, Selection, encode_every_layer
 from stage1_extract.errors import ChangedImage, UnsupportedModel
@@ -193,7 +193,7 @@ def explain(bench: Bench, name: str, likely: Hypothesis | None = None) -> tuple[
     make, axes = _suspicions(bench, name)
     close = max(CLOSE_EPS * torch.finfo(stored.dtype).eps, SMALLEST_CLOSE)
     tried: list[Trial] = []
-    for hypothesis in tqdm(_suspected(axes, likely), f"diagnose {name}", unit=" suspicions", disable=None):
+    for hypothesis in ProgressBar(_suspected(axes, likely), f"diagnose {name}", unit="suspicions"):
         made = make(hypothesis, 0)
         if made.shape != stored[:1].shape:
             continue

@@ -145,11 +145,11 @@ def _written(source: str, revision: str | None) -> tuple[dict[str, Any], Path]:
     if own is not None:
         return _read(own), own
     path = checkpoint_file(source, "config.json", revision)
-    config = _read(path)
-    text = config.get("text_config") or {}
+    written = _read(path)
+    inside: Any = written.get("text_config")
+    layers: list[dict[str, Any]] = [inside if isinstance(inside, dict) else {}, written]
     known = FOLLOWED | WITHOUT_EFFECT.keys() | REFUSED.keys()
-    both = ((name, config.get(name)) for name in known)
-    return {name: text.get(name) if value is None else value for name, value in both}, path
+    return {name: v for one in layers for name, v in one.items() if name in known and v is not None}, path
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,28 +163,30 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(
             f"expected an object of settings in {path}, it holds a {type(content).__name__}: correct it"
         )
-    return dict(content)
+    settings: dict[str, Any] = content
+    return settings
 
 
 def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:
     """Let stock generation follow the settings for one step, on a language model of two numbers a token."""
     import torch
-    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    import transformers
 
-    source, revision, trusted = model.checkpoint, model.revision, model.trust_remote_code
-    words = load_config(source, revision, trusted).text_config.vocab_size
+    library: Any = transformers  # typed in part
+    random: Any = torch.random
+    source = model.checkpoint
+    words = load_config(source, model.revision, model.trust_remote_code).text_config.vocab_size
     size = {"hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        small = LlamaForCausalLM(LlamaConfig(vocab_size=words, **size))
+    arguments: dict[str, Any] = {"max_new_tokens": 1, "eos_token_id": 0, "pad_token_id": 0, **GREEDY}
+    with random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        small = library.LlamaForCausalLM(library.LlamaConfig(vocab_size=words, **size))
         with stock_reading(source, f"generation settings ({', '.join(followed)})"):
-            small.generation_config = GenerationConfig(**followed)
-            reader = (
-                {"tokenizer": AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trusted)}
-                if "stop_strings" in followed
-                else {}
-            )
-            ends = {"eos_token_id": 0, "pad_token_id": 0}
-            small.generate(input_ids=torch.zeros(1, 2, dtype=torch.long), max_new_tokens=1, **ends, **GREEDY, **reader)
+            small.generation_config = library.GenerationConfig(**followed)
+            if "stop_strings" in followed:
+                arguments["tokenizer"] = library.AutoTokenizer.from_pretrained(
+                    source, revision=model.revision, trust_remote_code=model.trust_remote_code
+                )
+            small.generate(input_ids=torch.zeros(1, 2, dtype=torch.long), **arguments)
 
 
 def _refusal(name: str, value: Any) -> str | None:

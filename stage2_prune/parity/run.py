@@ -17,10 +17,10 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
@@ -208,7 +208,7 @@ def _compare(
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
-    bar = tqdm(findings.batches, "parity", unit="batch", disable=None)
+    bar = ProgressBar(findings.batches, "parity", unit="batches")
     with torch.no_grad():
         for number, (planned, batch) in enumerate(zip(bar, batches, strict=True)):
             full = read_reference(folder, number, language.device)

@@ -11,17 +11,30 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
+    GemmaConfig,
     GenerationConfig,
+    GPT2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 Layout = Literal["v5", "hub4", "v4_52"]
+LANGUAGES = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "phi3": Phi3Config,
+    "mistral": MistralConfig,
+    "gemma": GemmaConfig,
+    "gpt2": GPT2Config,
+}
 WORDS = [
     "<pad>",
     "<s>",
@@ -68,6 +81,7 @@ def tiny_llava(
     folder: Path,
     *,
     vision: Literal["clip", "dinov2", "siglip"] = "clip",
+    language: str = "llama",
     image_size: int = 56,
     patch_size: int = 14,
     layers: int = 4,
@@ -84,11 +98,7 @@ def tiny_llava(
     """A checkpoint folder that stock `from_pretrained` and `AutoProcessor` open."""
     torch.manual_seed(seed)
     vision_config = _vision_config(vision, image_size, patch_size, layers, width)
-    text = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=text_width, intermediate_size=2 * text_width, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=tie,
-    )  # fmt: skip
+    text = _text_config(language, text_width, tie)
     config = LlavaConfig(
         vision_config=vision_config, text_config=text, image_token_id=WORDS.index("<image>"),
         vision_feature_layer=feature_layer, vision_feature_select_strategy=strategy, projector_hidden_act="gelu",
@@ -131,6 +141,19 @@ def edit_config(folder: Path, **fields: Any) -> None:
     """Change fields of a checkpoint's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields, indent=2))
+
+
+def _text_config(language: str, width: int, tie: bool) -> Any:
+    common = {
+        "vocab_size": len(WORDS), "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": tie,
+    }  # fmt: skip
+    if language == "gpt2":
+        return GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=1024, **common)
+    return LANGUAGES[language](
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, **common,
+    )  # fmt: skip
 
 
 def _vision_config(vision: str, image_size: int, patch_size: int, layers: int, width: int) -> Any:
