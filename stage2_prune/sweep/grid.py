@@ -14,6 +14,7 @@ from stage2_prune import pruners
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluate import bind
+from stage2_prune.layer_loop import require_loop
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session
 from stage2_prune.sweep.raster_order import RasterOrder
@@ -112,6 +113,8 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
     grid = Grid()
     for variant in named:
         try:
+            if variant.pruner.place == "in_llm":
+                require_loop(session.language.model.model)
             pruner = _bound(session, variant, grid)
         except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
             reason = "needs trained weights: run `make train`" if isinstance(lacking, NotTrained) else str(lacking)

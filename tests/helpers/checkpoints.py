@@ -13,12 +13,12 @@ from transformers import (
     Dinov2Config,
     GemmaConfig,
     GenerationConfig,
-    GPT2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     MistralConfig,
+    OPTConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -33,7 +33,7 @@ LANGUAGES = {
     "phi3": Phi3Config,
     "mistral": MistralConfig,
     "gemma": GemmaConfig,
-    "gpt2": GPT2Config,
+    "opt": OPTConfig,
 }
 WORDS = [
     "<pad>",
@@ -148,8 +148,11 @@ def _text_config(language: str, width: int, tie: bool) -> Any:
         "vocab_size": len(WORDS), "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "tie_word_embeddings": tie,
     }  # fmt: skip
-    if language == "gpt2":
-        return GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=1024, **common)
+    if language == "opt":
+        return OPTConfig(
+            hidden_size=width, word_embed_proj_dim=width, ffn_dim=2 * width, num_hidden_layers=2, num_attention_heads=4,
+            init_std=0.2, **{name: value for name, value in common.items() if name != "initializer_range"},
+        )  # fmt: skip
     return LANGUAGES[language](
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, **common,
