@@ -15,13 +15,12 @@ from configs.progress import ProgressBar
 from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
-from stage1_extract.find_family import find_family
+from stage1_extract.find_family import check_questions, find_family
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
 from store.commits import SUPERSEDED, read_commit
 from store.errors import StoreError
-from store.generation import generation_settings
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
 from store.progress import committed_failures, missing_bytes, missing_parts
@@ -34,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
     """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
-    _require_answerable(experiment)
     experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
+    check_questions(experiment, config)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
     path = experiment.store_path
@@ -59,7 +58,6 @@ def extract(
     """
     begun = time.monotonic()
     share = _share(experiment)
-    _require_answerable(experiment)
     if share is not None:
         _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
     sources = find_sources(experiment)
@@ -72,6 +70,7 @@ def extract(
         experiment = _with_stored_arrays(experiment)
         if (stored := _stored_plan(path)) is not None:
             use_threads_of(stored)
+    check_questions(experiment, checkpoint_config(experiment.model))
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     _warn(description.notes)
@@ -104,12 +103,6 @@ def extract(
         "notes": list(description.notes),
         "seconds": round(time.monotonic() - begun, 2),
     }
-
-
-def _require_answerable(experiment: Experiment) -> None:
-    """Refuse a checkpoint that could not answer the questions which the images are encoded for."""
-    if experiment.data.questions is not None:
-        generation_settings(experiment.model)
 
 
 def _share(experiment: Experiment) -> tuple[int, int] | None:

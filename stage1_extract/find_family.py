@@ -6,9 +6,11 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from configs import plugin
+from configs.experiment import Experiment
 from stage1_extract import families
 from stage1_extract.families.whole_model import WholeModel
 from stage1_extract.family import Family
+from store.open_text import check_text_side
 
 
 def find_family(config: Any) -> type[Family]:
@@ -21,6 +23,15 @@ def find_family(config: Any) -> type[Family]:
         if config.model_type in family.model_types and parts_can_be_reached(config):
             return family
     return WholeModel
+
+
+def check_questions(experiment: Experiment, config: Any) -> None:
+    """Refuse, before the first image, a checkpoint that the configured questions could not be asked.
+
+    Raises what `store.open_text.check_text_side` raises. The fallback's models are not looked at: no command asks them.
+    """
+    if experiment.data.questions is not None and find_family(config) is not WholeModel:
+        check_text_side(config, experiment.model)
 
 
 def parts_can_be_reached(config: Any) -> bool:

@@ -10,10 +10,11 @@ from configs.experiment import Positions
 from stage2_prune.assemble import Batch, assemble, gather_kept
 from stage2_prune.features import FeatureBatch
 from stage2_prune.generate import generate
-from stage2_prune.language import Language, Prompt, Text
+from stage2_prune.language import Language
 from stage2_prune.score import choice_scores, is_right, likeliest, log_probabilities
 from stage2_prune.tokens import Pruned
 from store.questions import Question
+from store.text import Prompt, Text
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,11 @@ def shape_of(language: Language) -> LanguageShape:
     of its own. Raises PrunerMisused (exit 2) naming a size that nothing stands in for.
     """
     config = language.model.config
-    sizes = {name: getattr(config, name, None) for name in SIZES}
+    sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SIZES}
     absent = [name for name in SIZES if name not in ("num_key_value_heads", "head_dim") and sizes[name] is None]
     if absent:
         raise PrunerMisused(
-            f"expected {' and '.join(absent)} in the config of the language model, a {type(config).__name__} has none: what "
+            f"expected {' and '.join(absent)} in the config of the language model, {type(config).__name__} has none: what "
             "visual tokens cost inside it cannot be counted, take a language model that is made as Llama is"
         )
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]

@@ -85,12 +85,6 @@ class NotExtracted(PruneError):
     exit_code = 5
 
 
-class LanguageModelMissing(PruneError):
-    """The checkpoint lacks a part of the language half, such as its chat template."""
-
-    exit_code = 5
-
-
 class ReferenceFailed(PruneError):
     """The process that runs the full model ended with an error; its exit code is passed on."""
 

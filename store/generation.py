@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from configs.experiment import ModelSection
 from store.checkpoint import checkpoint_file, load_config, optional_checkpoint_file, stock_reading
@@ -163,8 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(
             f"expected an object of settings in {path}, it holds a {type(content).__name__}: correct it"
         )
-    settings: dict[str, Any] = content
-    return settings
+    return cast(dict[str, Any], content)
 
 
 def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:

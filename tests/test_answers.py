@@ -88,8 +88,7 @@ def test_a_language_model_that_has_no_price_is_refused_by_name_before_any_questi
     assert run("stage1_extract extract", folder) == 0
     assert run("stage2_prune eval", folder) == 2
     assert (
-        "expected intermediate_size in the config of the language model, a OPTConfig has none"
-        in capsys.readouterr().err
+        "expected intermediate_size in the config of the language model, OPTConfig has none" in capsys.readouterr().err
     )
     assert not list((folder / "run").rglob("*.jsonl"))
 

@@ -27,7 +27,7 @@ from stage2_prune.assemble import lay_out
 from stage2_prune.cells import available, configured_pruners
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.language import Text, open_language, open_text
+from stage2_prune.language import open_language, open_text
 from stage2_prune.parity.differences import Pair
 from stage2_prune.parity.findings import Batch, Findings
 from stage2_prune.parity.modes import (
@@ -49,6 +49,7 @@ from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, w
 from store.fingerprint import differences
 from store.questions import Question, read_questions, select
 from store.reader import FeatureStore
+from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""

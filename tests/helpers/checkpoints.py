@@ -105,11 +105,10 @@ def tiny_llava(
         image_seq_length=(image_size // patch_size) ** 2, tie_word_embeddings=tie,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    _spread(model)
+    spread(model)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.to(dtype).save_pretrained(folder, max_shard_size="40kB" if sharded else "5GB")
-    if layout != "v5":
-        _rename(folder, (*_TO_HUB4, *(_TO_V4_52 if layout == "v4_52" else ())))
+    rename(folder, layout)
     save_processor(folder, image_size, patch_size, strategy, has_cls=vision != "siglip")
     return folder
 
@@ -174,14 +173,17 @@ def _vision_config(vision: str, image_size: int, patch_size: int, layers: int, w
 
 
 @torch.no_grad()
-def _spread(model: torch.nn.Module) -> None:
+def spread(model: torch.nn.Module) -> None:
     """Larger weights than the initialiser's, so that answers and features depend on the image."""
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and ("vision_tower" in name or "projector" in name):
             parameter.mul_(4)
 
 
-def _rename(folder: Path, rules: tuple[tuple[str, str], ...]) -> None:
+def rename(folder: Path, layout: Layout) -> None:
+    """Give the tensors of a fresh checkpoint the names of another layout."""
+    rules = {"v5": (), "hub4": _TO_HUB4, "v4_52": (*_TO_HUB4, *_TO_V4_52)}[layout]
+
     def renamed(key: str) -> str:
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
