@@ -39,7 +39,7 @@ class FullModel:
         weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
         self.order = order
         self.device = pick_device(order.device)
-        self._images = open_images(order.image_root, order.image_format, order.image_column)
+        self._images = open_images(order.image_root, order.image_format, order.image_column, order.follow_links)
         with quiet_loading(), stock_reading(order.checkpoint, "a model"):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
+from pydantic import ConfigDict
 from torch import Tensor
 
 from configs.experiment import Positions
@@ -29,6 +31,8 @@ class Prepared:
 @dataclass(frozen=True)
 class Prediction:
     """One answered question: a line of `predictions/*.jsonl`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     question_id: str
     image: str

@@ -14,8 +14,8 @@ from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.features import Excluded
 from stage2_prune.intervals import by_kind, interval
 from stage2_prune.schedule_budget import Schedule
-from stage2_prune.score import NORMALISATION, normalise
 from stage2_prune.session import Session
+from store.answers import NORMALISATION, normalise
 from store.questions import Question
 
 

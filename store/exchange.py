@@ -54,6 +54,7 @@ class Order(BaseModel):
     """Absolute."""
     image_format: ImageFormat = "auto"
     image_column: str | None = None
+    follow_links: bool = False
     by_content: bool
     """Whether ids are those of the files' bytes, so that a changed file is noticed."""
     max_pixels: int
