@@ -16,7 +16,7 @@ from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
-from stage2_prune.errors import Infeasible
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
