@@ -14,6 +14,7 @@ from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
+from stage2_prune.canary import check_layer_loop
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible, PrunerMisused
@@ -71,6 +72,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     folder = experiment.run_dir / "eval"
     with alone(folder):
         todo = open_progress(session, cells, digests, asked, overwrite)
+        check_layer_loop(session, [p.cell for p in todo if not p.file.path.is_file()], asked)
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
@@ -113,7 +115,7 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
             digests[label] = session.reader.clip_digest
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
-            folder = weights.folder(session.experiment.run_dir, label)
+            folder = weights.folder(session.experiment.run_dir, label, pruner)
             belongs_to = weights.belongings(session.features, pruner, session.language_digest)
             pruner, record = weights.load(pruner, label, spec, folder, belongs_to)
             pruner = pruner.with_module(pruner.module.to(session.features.device))
@@ -133,12 +135,13 @@ def answer(
     `told` is called with each number of answers, in place of a progress bar, and with 0 before they are written: what it
     raises then leaves the files as they are.
     """
+    section = session.experiment.eval
     jobs = _jobs(todo, asked)
     answers = sum(len(batch) * len(waiting) for batch, waiting in jobs)
     with ProgressBar(what="eval", total=answers, unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
         for batch, waiting in zip(session.features.batches([asked for asked, _ in jobs]), jobs, strict=True):
-            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
             for progress in waiting[1]:
                 _answer_batch(session, progress, batch, prepared, told)
                 told(len(batch.questions))
@@ -236,4 +239,5 @@ def open_progress(
 
 def _identity(session: Session) -> dict[str, Any]:
     """Everything but the cell itself and the question that a prediction depends on."""
-    return session.conditions | {"eval.split": session.experiment.eval.split}
+    section = session.experiment.eval
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -39,6 +39,12 @@ class GenerationRefused(StoreError):
     exit_code = 2
 
 
+class UnsupportedProcessor(StoreError):
+    """A checkpoint's image processor has no implementation on Pillow."""
+
+    exit_code = 2
+
+
 class DataMissing(StoreError):
     """Images or questions are not where the config says."""
 

@@ -8,7 +8,6 @@ other modes answer them from the store.
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -51,6 +50,7 @@ from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, w
 from store.fingerprint import differences
 from store.questions import Question
 from store.reader import FeatureStore
+from store.scratch import scratch
 from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
@@ -73,8 +73,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
     findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="parity-", dir=experiment.run_dir) as name:
-        folder = Path(name)
+    with scratch("parity", experiment.run_dir) as folder:
         findings.notes += _ask_full_model(experiment, features, batches, folder)
         _compare(experiment, features, label, pruner, findings, folder)
     result = as_json(findings)
@@ -162,7 +161,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
     done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
-    ran_on = json.loads((folder / ENVIRONMENT).read_text())
+    ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 
@@ -236,8 +235,10 @@ def _bound(
     spec = features.spec(pruner, language.width)
     try:
         belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label), belongs_to)
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
     except NotTrained:
+        if pruner.weights is not None:
+            raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))
