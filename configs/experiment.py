@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
@@ -129,7 +130,7 @@ class ExtractSection(Section):
     otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Parameters of submitit's executor, such as `slurm_partition` and `timeout_min`; `cluster: local` runs them here."""
 
 
@@ -139,6 +140,8 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
+    """Folder with the `pruner.json` of a trained method; default: the run directory's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,7 +151,7 @@ class Method(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every key beside `name`."""
+        """Every key beside `name` and `weights`."""
         return dict(self.model_extra or {})
 
 
@@ -207,6 +210,8 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    rank: bool = True
+    """Also rank the choices of questions that have some, by their likelihood; false skips that forward."""
     flops: Flops = "macs_vision"
     """How the table counts the prefill, the only thing it changes: MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp`
     counts two of the MLP's three matrices, as some papers do."""
@@ -220,7 +225,9 @@ class SweepSection(Section):
     that prune.methods gives it, or its defaults."""
     without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
-    vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
+        default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
+    )
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
     parameter, or for the one named; `every` takes each value that the method has."""
     order: tuple[Literal["default", "raster"], ...] = ("default",)

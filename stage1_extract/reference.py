@@ -110,7 +110,7 @@ def run(folder: Path) -> None:
     for number, (asked, one) in enumerate(batches):
         write_reference(folder, number, full.answer(asked, one))
     ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
-    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n")
+    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

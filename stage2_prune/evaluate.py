@@ -98,7 +98,7 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
             digests[label] = session.reader.clip_digest
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
-            folder = weights.folder(session.experiment.run_dir, label)
+            folder = weights.folder(session.experiment.run_dir, label, pruner)
             belongs_to = weights.belongings(session.features, pruner, session.language_digest)
             pruner, record = weights.load(pruner, label, spec, folder, belongs_to)
             pruner = pruner.with_module(pruner.module.to(session.features.device))
@@ -118,12 +118,13 @@ def answer(
     `told` is called with each number of answers, in place of a progress bar, and with 0 before they are written: what it
     raises then leaves the files as they are.
     """
+    section = session.experiment.eval
     jobs = _jobs(todo, asked)
     answers = sum(len(batch) * len(waiting) for batch, waiting in jobs)
     with ProgressBar(what="eval", total=answers, unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
         for batch, waiting in zip(session.features.batches([asked for asked, _ in jobs]), jobs, strict=True):
-            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
             for progress in waiting[1]:
                 _answer_batch(session, progress, batch, prepared, told)
                 told(len(batch.questions))
@@ -221,4 +222,5 @@ def open_progress(
 
 def _identity(session: Session) -> dict[str, Any]:
     """Everything but the cell itself and the question that a prediction depends on."""
-    return session.conditions | {"eval.split": session.experiment.eval.split}
+    section = session.experiment.eval
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -162,7 +162,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
     done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
-    ran_on = json.loads((folder / ENVIRONMENT).read_text())
+    ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 
@@ -236,8 +236,10 @@ def _bound(
     spec = features.spec(pruner, language.width)
     try:
         belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label), belongs_to)
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
     except NotTrained:
+        if pruner.weights is not None:
+            raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))

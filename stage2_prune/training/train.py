@@ -43,7 +43,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
     identity = _identity(session, pruner, train, val)
-    folder = weights.folder(experiment.run_dir, label)
+    folder = weights.folder(experiment.run_dir, label, pruner)
     with alone(folder):
         if overwrite:
             for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
@@ -70,6 +70,11 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     configured = configured_pruners(experiment)
     name = experiment.train.pruner
     pruner = configured.get(name)
+    if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
+        raise PrunerMisused(
+            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            "`weights` from prune.methods, or list the method once more without them"
+        )
     if isinstance(pruner, TrainedPruner) and not pruner.reads:
         return name, pruner
     if isinstance(pruner, TrainedPruner):
