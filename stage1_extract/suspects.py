@@ -1,12 +1,13 @@
-"""What can be wrong with stored features: a few axes, on each the right choice and the finite list of others.
+"""What can be wrong with stored features: a few axes, on each the right choice and a finite list of others.
 
-A hypothesis picks one choice on every axis; its causes are the choices that are not the right one. Hypotheses are tried
-with few causes first, so that what explains a store is the smallest set of causes that does.
+A hypothesis picks one choice on every axis; its causes are those of the choices that are not the right one. Axes of the
+picture (`PIXEL_AXES`) cost a forward of the tower for every choice; all others are tried on what one forward shows.
 """
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -26,8 +27,6 @@ from stage1_extract.encode import EveryLayer, Selection
 from stage1_extract.tower import TowerFacts
 from store.schema import Dtype
 
-MOST_CAUSES = 3
-"""Larger sets are not tried: with enough freedom everything is explained."""
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's resampling filters."""
 NORMALISATIONS = {
@@ -35,7 +34,21 @@ NORMALISATIONS = {
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "0.5": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
 }
-PROCESSOR_AXES = ("resampling", "normalisation", "fit", "rescaling")
+TURNS = {
+    "mirrored left to right": Image.Transpose.FLIP_LEFT_RIGHT,
+    "turned by 180 degrees": Image.Transpose.ROTATE_180,
+    "turned by 90 degrees": Image.Transpose.ROTATE_90,
+    "turned by 270 degrees": Image.Transpose.ROTATE_270,
+    "mirrored top to bottom": Image.Transpose.FLIP_TOP_BOTTOM,
+    "transposed": Image.Transpose.TRANSPOSE,
+    "transposed along the other diagonal": Image.Transpose.TRANSVERSE,
+}
+"""All ways to lay a picture on its sides; degrees are counter-clockwise."""
+JPEG_QUALITIES = (75, 95, 90, 85, 80, 70, 50, 100)
+"""Pillow's default first, then OpenCV's."""
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+UNIT = "unit"
+"""Value of the scale axis that brings every token to length 1."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,23 @@ class Cause:
     """One thing that is wrong."""
 
     kind: str
-    """`cls_row`, `layer`, `projector`, `processor`, `dtype` or `patch_order`."""
+    """`blank`, `cls_row`, `dtype`, `images`, `layer`, `patch_order`, `picture`, `processor`, `projection`, `projector`
+    or `scale`.
+    """
     detail: str
     """In words."""
 
 
-@dataclass(frozen=True)
+OTHER_IMAGES = Cause("images", "rows hold the features of other images")
+ZEROS = Cause("blank", "rows or tokens that are all zero")
+ONE_VALUE = Cause("blank", "rows or tokens in which all values are the same")
+NOT_PROJECTED = Cause("projection", "`projected` is not the projection of `raw`")
+OTHER_PROJECTOR = Cause(
+    "projector", "the projector in the store is not the checkpoint's (`projected` was not made by it)"
+)
+
+
+@dataclass(frozen=True, eq=False)
 class Choice:
     """One way to do one thing; `cause` is None for the way that the checkpoint asks for."""
 
@@ -56,30 +80,47 @@ class Choice:
     cause: Cause | None = None
 
 
-Axes = Mapping[str, Sequence[Choice]]
-"""Choices by axis, the right one first."""
+@dataclass(frozen=True)
+class PixelChange:
+    """What happens to a picture before the tower sees it."""
+
+    edit: Callable[[Image.Image], Image.Image] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Laid over the image processor's own."""
+
+
 Hypothesis = Mapping[str, Choice]
-
-
-def hypotheses(axes: Axes, most: int = MOST_CAUSES) -> Iterator[Hypothesis]:
-    """All ways to depart from the first choices on at most `most` axes, few departures first."""
-    right = {name: choices[0] for name, choices in axes.items()}
-    for count in range(most + 1):
-        for changed in combinations(axes, count):
-            for chosen in product(*(axes[name][1:] for name in changed)):
-                yield right | dict(zip(changed, chosen, strict=True))
+"""Choices by axis. An axis that is not named has its right choice."""
+PIXEL_AXES = ("jpeg", "turn", "channels", "fit", "normalisation", "resampling", "rescaling")
+"""In the order in which their changes are made."""
+LIKELY_FIRST = ("fit", "normalisation", "channels", "resampling", "turn", "rescaling", "jpeg")
 
 
 def causes_of(hypothesis: Hypothesis) -> tuple[Cause, ...]:
-    """What is wrong under a hypothesis."""
+    """Return what is wrong under a hypothesis."""
     return tuple(choice.cause for choice in hypothesis.values() if choice.cause is not None)
 
 
-def processor_axes(stock: Any) -> dict[str, list[Choice]]:
-    """Other image processors: each choice is a set of options laid over the stock one's."""
+def pixel_axes(stock: Any) -> dict[str, list[Choice]]:
+    """List other pictures and other image processors, the likely ones first; `stock` is the checkpoint's processor.
 
+    Right choices are not listed: there is nothing to change for them.
+    """
+    axes = {**_processor_axes(stock), **_picture_axes()}
+    return {axis: axes[axis] for axis in LIKELY_FIRST}
+
+
+def together(axes: Mapping[str, Sequence[Choice]], count: int) -> Iterator[Hypothesis]:
+    """Yield all ways to depart on exactly `count` axes, at most two of them."""
+    singles = [(axis, choice) for axis, choices in axes.items() for choice in choices]
+    for chosen in combinations(singles, count):
+        if len({axis for axis, _ in chosen}) == count:
+            yield dict(chosen)
+
+
+def _processor_axes(stock: Any) -> dict[str, list[Choice]]:
     def other(detail: str, **options: Any) -> Choice:
-        return Choice(options, Cause("processor", detail))
+        return Choice(PixelChange(options=options), Cause("processor", detail))
 
     own_filter = int(stock.resample)
     filters = [
@@ -93,25 +134,67 @@ def processor_axes(stock: Any) -> dict[str, list[Choice]]:
         if (list(mean), list(std)) != (list(stock.image_mean), list(stock.image_std))
     ]
     norms.append(other("not normalised", do_normalize=False))
-    fits = [other("padded to a square instead of cropped", pad=True)]
+    fits: list[Choice] = []
     if getattr(stock, "do_center_crop", None) and stock.crop_size is not None:
         edges = {"height": stock.crop_size["height"], "width": stock.crop_size["width"]}
         fits.append(other("squeezed to a square instead of cropped", size=edges, do_center_crop=False))
+    padded = Cause("processor", f"padded to a square instead of {'cropped' if fits else 'squeezed'}")
+    fits.append(Choice(PixelChange(lambda image: pad_to_square(image, stock.image_mean)), padded))
     rescales = [other("pixels not rescaled to 0..1", do_rescale=False)]
-    listed = zip(PROCESSOR_AXES, (filters, norms, fits, rescales), strict=True)
-    return {axis: [Choice({}), *others] for axis, others in listed}
+    return {"resampling": filters, "normalisation": norms, "fit": fits, "rescaling": rescales}
+
+
+def _picture_axes() -> dict[str, list[Choice]]:
+    def edited(detail: str, edit: Callable[[Image.Image], Image.Image]) -> Choice:
+        return Choice(PixelChange(edit), Cause("picture", detail))
+
+    turns = [
+        edited(f"pictures {words}", lambda image, turn=turn: image.transpose(turn)) for words, turn in TURNS.items()
+    ]
+    jpegs = [
+        edited(f"pictures went through JPEG of quality {quality}", lambda image, q=quality: through_jpeg(image, q))
+        for quality in JPEG_QUALITIES
+    ]
+    return {"turn": turns, "jpeg": jpegs, "channels": [edited("channels in the order BGR", channels_reversed)]}
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """LLaVA's `expand2square`: centred on a square of the mean colour."""
+    """Pad like LLaVA's `expand2square`: centred on a square of the mean colour."""
     edge = max(image.size)
     square = Image.new("RGB", (edge, edge), tuple(int(value * 255) for value in mean))
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
     return square
 
 
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Write a picture as JPEG and read it again."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def channels_reversed(image: Image.Image) -> Image.Image:
+    """Take blue for red and red for blue, as code does that reads pictures with OpenCV."""
+    return Image.merge("RGB", image.split()[::-1])
+
+
+def compute_axis(stored: Dtype, asked: Dtype) -> list[Choice]:
+    """List the dtypes in which tower and projector may have computed, the likeliest first.
+
+    In a store of another dtype than the config asks for, every choice is a cause.
+    """
+    if stored == asked:
+        others = [Choice(one, Cause("dtype", f"computed in {one}, then cast to {stored}")) for one in DTYPES]
+        return [Choice(asked), *(choice for choice in others if choice.value != asked)]
+    native = Cause("dtype", f"computed and stored in {stored}, the config asks for {asked}")
+    cast = Cause("dtype", f"computed in {asked} as the config asks, then stored in {stored}")
+    rest = [one for one in DTYPES if one not in (stored, asked)]
+    third = [Choice(one, Cause("dtype", f"computed in {one}, stored in {stored}")) for one in rest]
+    return [Choice(stored, native), Choice(asked, cast), *third]
+
+
 def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
-    """Other layers: for one layer every other, for several the whole list shifted; then the tower's own output."""
+    """List the layers: for one layer every other, for several the whole list shifted; then the tower's own output."""
     states = len(seen.hidden_states)
     own = selection.layers
     if len(own) == 1:
@@ -135,37 +218,44 @@ def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
 
 
 def row_axis(selection: Selection, facts: TowerFacts) -> list[Choice]:
-    """Whether row 0 is left out."""
+    """List which rows of a hidden state may have been taken, as slices."""
+    patches, every, all_but_last = slice(1, None), slice(0, None), slice(0, -1)
     if not facts.has_cls:
-        return [Choice(selection.drops_cls)]
-    words = "the CLS row was kept" if selection.drops_cls else "the CLS row was dropped"
-    return [Choice(selection.drops_cls), Choice(not selection.drops_cls, Cause("cls_row", words))]
+        return [Choice(every)]
+    shifted = Choice(all_but_last, Cause("cls_row", "the last patch was dropped instead of the CLS row"))
+    if selection.drops_cls:
+        return [Choice(patches), Choice(every, Cause("cls_row", "the CLS row was kept")), shifted]
+    return [Choice(every), Choice(patches, Cause("cls_row", "the CLS row was dropped"))]
 
 
 def order_axis(grid: tuple[int, int]) -> list[Choice]:
-    """Orders of the patches; a choice maps raster indices to the order on disk."""
+    """List the orders of the patches that have a name; a choice maps raster indices to the order on disk."""
     raster = torch.arange(grid[0] * grid[1]).view(grid)
     others: dict[str, Callable[[Tensor], Tensor]] = {
         "patches column by column (transposed)": lambda index: index.T,
         "patches mirrored left to right": lambda index: index.flip(1),
         "patches upside down": lambda index: index.flip(0),
         "patches in reverse order": lambda index: index.flip(0, 1),
+        "patches turned by 90 degrees": lambda index: index.rot90(1),
+        "patches turned by 270 degrees": lambda index: index.rot90(3),
+        "patches transposed along the other diagonal": lambda index: index.flip(0, 1).T,
     }
     moved = [Choice(change(raster).reshape(-1), Cause("patch_order", words)) for words, change in others.items()]
     return [Choice(None), *moved]
 
 
-def rounding_axis(stored: Dtype, what: str) -> list[Choice]:
-    """Round trips through another dtype."""
-    trips: tuple[Dtype, ...] = ("float16", "bfloat16")
-    others = [Choice(name, Cause("dtype", f"{what} went through {name}")) for name in trips if name != stored]
+def permuted(order: Int[Tensor, " patch"]) -> Choice:
+    """Make a choice of an order of the patches that was found by comparing them."""
+    return Choice(order, Cause("patch_order", "patches permuted, in an order that has no name"))
+
+
+def scaled(factor: float | str) -> Choice:
+    """Make a choice of a factor that was found by comparing."""
+    words = "every token scaled to length 1" if factor == UNIT else f"values multiplied by {factor:.6g}"
+    return Choice(factor, Cause("scale", words))
+
+
+def rounding_axis(stored: Dtype, array: str) -> list[Choice]:
+    """List round trips through another dtype."""
+    others = [Choice(one, Cause("dtype", f"{array} went through {one}")) for one in DTYPES[1:] if one != stored]
     return [Choice(None), *others]
-
-
-def ordered(rows: Any, order: Int[Tensor, " patch"] | None, has_cls_row: bool) -> Any:
-    """Rows (image, token, …) in another order of the patches; a CLS row stays in front."""
-    if order is None:
-        return rows
-    offset = int(has_cls_row)
-    index = torch.cat([torch.arange(offset), order + offset]).to(rows.device)
-    return rows[:, index].contiguous()
