@@ -100,14 +100,12 @@ def reference(batch_folder: Path) -> None:
 @click.option(
     "--tries",
     type=click.IntRange(min=0),
-    default=120,
-    show_default=True,
-    help="Forwards of the tower that other pictures may cost, if nothing cheaper explains the store.",
+    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: two minutes' worth.",
 )
 @json_option
 @click.pass_context
 def diagnose(
-    context: click.Context, store: StoreLocation, config_path: Path, sample: int, seed: int, whole: bool, tries: int,
+    context: click.Context, store: StoreLocation, config_path: Path, sample: int, seed: int, whole: bool, tries: int | None,
     as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Name what is wrong with STORE from its contents: layer, CLS row, picture, processor, projector, dtype, scale, order of

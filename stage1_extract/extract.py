@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import ProgressBar
 from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
@@ -167,7 +166,7 @@ def _encode(
     rows = sum(len(plan.rows(shard)) for shard in missing)
     engine = {"local": local.run, "slurm": slurm.run, "ray": ray.run}[experiment.extract.engine]
     alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
-    with tqdm(total=plan.n_images, initial=plan.n_images - rows, desc="encode", unit="image", disable=None) as bar:
+    with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
         if alone or experiment.extract.worker_index is not None:
             worker = Worker(experiment, writer, sources, opened, "alone", bar.update)
             worker.failures = committed_failures(writer.path, plan)
@@ -176,7 +175,7 @@ def _encode(
 
         def look() -> None:
             left = writer.missing_shards()
-            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.n)
+            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.done)
 
         del opened  # workers load their own
         try:

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from configs.progress import ProgressBar
 from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import ChangedImage, WrongWeights
 from stage1_extract.fingerprint import environment
@@ -106,7 +106,7 @@ def run(folder: Path) -> None:
     """Answer every batch that lies in `folder`; see store/exchange.py for the files."""
     order, prompts = read_order(folder)
     full = FullModel(order)
-    batches = tqdm(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batch", disable=None)
+    batches = ProgressBar(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batches")
     for number, (asked, one) in enumerate(batches):
         write_reference(folder, number, full.answer(asked, one))
     ran_on = environment(full.device, tower_batch=1, batch_invariant=True)

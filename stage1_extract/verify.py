@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage1_extract.engines.joined import devices
 from stage1_extract.errors import BadImage
 from stage1_extract.images import content_id
@@ -61,7 +61,7 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
         return None if same else Changed(name, "changed")
 
     with ThreadPoolExecutor(experiment.extract.decode_threads) as pool:
-        looks = tqdm(pool.map(look, named), "compare", len(named), unit="image", disable=None)
+        looks = ProgressBar(pool.map(look, named), "compare", len(named), unit="images")
         return [found for found in looks if found is not None]
 
 
@@ -77,7 +77,7 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     sources = stored_sources(experiment, store.plan, store.ids)
     unequal: list[Unequal] = []
     changed: list[Changed] = []
-    for row in tqdm(rows, "encode again", unit="image", disable=None):
+    for row in ProgressBar(rows, "encode again", unit="images"):
         source = sources.rows[row]
         pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
         if isinstance(pixels, BadImage):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import Batch, assemble
 from stage2_prune.errors import Infeasible, PrunerMisused
@@ -61,7 +61,8 @@ def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list
     """Tokens to delete after each layer, so that on average `keep` enter a layer; `questions` are batches of one."""
     depth: int = language.model.config.num_hidden_layers
     patches = int(questions[0].slots.sum())
-    unpruned = [_probed(language, batch, 0.0, {}).unpruned for batch in tqdm(questions, "calibrate", disable=None)]
+    shown = ProgressBar(questions, "calibrate", unit="questions")
+    unpruned = [_probed(language, batch, 0.0, {}).unpruned for batch in shown]
     low, high = 0.0, 1.0
     best: list[int] | None = None
     while high - low > ALPHA_STEP:

@@ -49,6 +49,12 @@ class WeightsMismatch(PruneError):
     exit_code = 4
 
 
+class StockDiffers(PruneError):
+    """The installed transformers does not do what this project makes anew of it, the layer loop."""
+
+    exit_code = 4
+
+
 class RunLocked(PruneError):
     """Another process writes predictions into the same folder."""
 

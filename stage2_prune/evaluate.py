@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
@@ -121,8 +121,7 @@ def answer(
     left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
     done = len(asked) - max(left.values())
     batches = [asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)]
-    hidden = None if told is None else True
-    with tqdm(total=sum(left.values()), desc="eval", unit="answer", disable=hidden) as bar:
+    with ProgressBar(what="eval", total=sum(left.values()), unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
         for batch in session.features.batches(batches):
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from configs.experiment import Positions
+from stage2_prune.cache_argument import CACHE, refuse_unknown
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.flow import TEXT, Flow, Segment, causal_mask, segment, shortened
 from stage2_prune.in_llm import Hook, InLLMPruner, Scheduled, Site, check_positions
@@ -94,15 +95,20 @@ class LayerLoop(nn.Module):
         input_ids: Int[Tensor, "question token"] | None = None,
         attention_mask: Int[Tensor, "question seen"] | None = None,
         position_ids: Int[Tensor, "question token"] | None = None,
-        past_key_values: DynamicCache | None = None,
         inputs_embeds: Float[Tensor, "question token embed"] | None = None,
         use_cache: bool | None = None,
-        **_: Any,
+        **named: Any,
     ) -> BaseModelOutputWithPast:
-        """Read the prompt if the cache is empty, otherwise go on behind it."""
+        """Read the prompt if the cache is empty, otherwise go on behind it.
+
+        `named` is the cache, by the name that the installed transformers gives it; StockDiffers (exit 4) is raised for any
+        other argument.
+        """
+        given: DynamicCache | None = named.pop(CACHE, None)
+        refuse_unknown("the layer loop", named)
         assert position_ids is not None, "position ids are always explicit"
         hidden = self.decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = DynamicCache(config=self.decoder.config) if past_key_values is None else past_key_values
+        cache = DynamicCache(config=self.decoder.config) if given is None else given
         seen = cache.get_seq_length() + hidden.shape[1]
         # generate() leaves a mask of ones away.
         valid = hidden.new_ones(len(hidden), seen) if attention_mask is None else attention_mask
@@ -110,9 +116,8 @@ class LayerLoop(nn.Module):
             hidden = self._read(hidden, valid.bool(), position_ids, cache)
         else:
             hidden = self._go_on(hidden, valid.bool(), position_ids, cache)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.decoder.norm(hidden), past_key_values=cache if use_cache else None
-        )
+        kept: dict[str, Any] = {CACHE: cache if use_cache else None}
+        return BaseModelOutputWithPast(last_hidden_state=self.decoder.norm(hidden), **kept)
 
     def _read(self, hidden: Tensor, valid: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
         """The prompt, and what may be continued behind it, through all layers."""
@@ -126,7 +131,7 @@ class LayerLoop(nn.Module):
                 mask = causal_mask(flow.valid, flow.valid.shape[1])
                 rotary = self.decoder.rotary_emb(hidden, position_ids=flow.places)
             after = layer(
-                flow.hidden, attention_mask=mask, past_key_values=cache, use_cache=True, position_embeddings=rotary
+                flow.hidden, attention_mask=mask, use_cache=True, position_embeddings=rotary, **{CACHE: cache}
             )
             flow = replace(flow, hidden=after, before=flow.hidden)
         return flow.hidden
@@ -141,9 +146,7 @@ class LayerLoop(nn.Module):
                 here = first[number]
                 mask = causal_mask(torch.cat([here.valid, valid[:, prompt:]], 1), steps)
                 rotary = self.decoder.rotary_emb(hidden, position_ids=places - here.shift)
-            hidden = layer(
-                hidden, attention_mask=mask, past_key_values=cache, use_cache=True, position_embeddings=rotary
-            )
+            hidden = layer(hidden, attention_mask=mask, use_cache=True, position_embeddings=rotary, **{CACHE: cache})
         return hidden
 
     def _patches(self, valid: Tensor) -> Int[Tensor, "question token"]:

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 
 import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tqdm import tqdm
 
 from configs.atomic import publish_once, sync_directory
+from configs.progress import ProgressBar
 from store.errors import IntegrityError, NoSpace
 from store.shard import PARTIAL, FileRecord, crc
 
@@ -184,7 +184,7 @@ def compact(store: Path, generation: int = 0) -> int:
         log = read_commits(store, generation)
         lines = _Compacted.open(folder / COMPACTED)
         if not lines.as_written or any(shard not in lines.lines for shard in log):
-            shown = tqdm(log.values(), "compact", len(log), unit="shard", disable=None)
+            shown = ProgressBar(log.values(), "compact", len(log), unit="shards")
             _write(folder, list(log), (record.model_dump_json() for record in shown))
         for path in files:  # what was published since is in none of them
             path.unlink(missing_ok=True)

@@ -4,8 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
+from configs.progress import ProgressBar
 from store.aside import written_aside
 from store.contents import Contents
 from store.errors import NoSpace, StoreMissing
@@ -25,7 +24,7 @@ def write_copy(contents: Contents, out: Path, codec: Codec = "none", config: byt
         if codec == "none":
             _require_room(contents, aside)
         with StoreWriter.open(aside, contents.plan, contents.ids, contents.projector, codec=codec) as writer:
-            for shard in tqdm(contents.shards, "copy", unit="shard", disable=None):
+            for shard in ProgressBar(contents.shards, "copy", unit="shards"):
                 _copy_shard(contents, writer, shard)
         if config is not None:
             (aside / "config.yaml").write_bytes(config)

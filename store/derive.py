@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from store.environment import torch_environment, use_threads
 from store.errors import StoreMissing
 from store.fingerprint import Fingerprint, require_equal
@@ -56,7 +56,7 @@ def derive_projected(path: Path, device_name: str) -> int:
         failed = store.failed([RAW])
         if ready:
             _require_one_environment(path, plan, numeric)
-        for shard in tqdm(ready, "project", unit="shard", disable=None):
+        for shard in ProgressBar(ready, "project", unit="shards"):
             _derive_shard(writer, store, projector, shard, failed)
     return len(ready)
 

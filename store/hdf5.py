@@ -29,8 +29,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from store.aside import written_aside
 from store.contents import Contents
 from store.errors import StoreError, StoreMissing
@@ -111,7 +111,7 @@ def _write_array(file: h5py.File, contents: Contents, spec: ArraySpec) -> None:
     data = file.create_dataset(spec.name, (len(contents.all_rows), *spec.shape), _hdf5_type(spec.dtype))
     data.attrs["axes"] = ["image", *spec.axes]
     first = 0
-    for shard in tqdm(contents.shards, desc=spec.name, unit="shard", disable=None):
+    for shard in ProgressBar(contents.shards, f"export {spec.name}", unit="shards"):
         if not (rows := contents.rows(shard)):
             continue
         values = contents.read(spec.name, rows)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from store.aside import written_aside
 from store.contents import Contents
 from store.reader import FeatureStore
@@ -26,7 +26,8 @@ def export_safetensors(store: FeatureStore, out: Path) -> None:
     contents = Contents.of(store)
     with written_aside(out) as aside:
         aside.mkdir()
-        files = [_write_shard(aside, contents, shard) for shard in tqdm(contents.shards, unit="shard", disable=None)]
+        shards = ProgressBar(contents.shards, "export", unit="shards")
+        files = [_write_shard(aside, contents, shard) for shard in shards]
         plan = contents.plan
         index = {
             "arrays": [spec.model_dump(mode="json") for spec in plan.arrays],

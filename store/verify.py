@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configs.experiment import StoreLocation
+from configs.progress import ProgressBar
 from store.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.errors import IntegrityError
 from store.manifest import file_digest, manifest_in, manifest_path, read_manifest
@@ -105,8 +104,8 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
         _, _, name, record = at
         return _size(shards, record) or (None if quick else _content(shards, record, plan.layout(name)))
 
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="verify", unit="file", disable=None) as bar:
-        bar.total = sum(len(plan.arrays_of(generation, shard)) for generation, _, listed in logs for shard in listed)
+    total = sum(len(plan.arrays_of(generation, shard)) for generation, _, listed in logs for shard in listed)
+    with ThreadPoolExecutor(THREADS) as pool, ProgressBar(what="verify", total=total, unit="files") as bar:
         files = _committed_files(plan, logs)
         while some := list(islice(files, _AT_ONCE)):  # of millions of files, not all at a time are in memory
             found += [

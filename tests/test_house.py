@@ -41,6 +41,13 @@ def test_nothing_but_the_demo_imports_the_demo():
                 assert not any(module.startswith("stage1_extract.demo") for module in imported(path)), path
 
 
+def test_progress_is_shown_in_one_way():
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "configs" / "progress.py":
+                assert "tqdm" not in imported(path), f"{path.relative_to(ROOT)}: use configs.progress"
+
+
 def test_a_spawned_worker_finds_the_packages_from_any_folder_even_beside_folders_of_their_names(tmp_path):
     for name in MAY_IMPORT:
         (tmp_path / name).mkdir()

@@ -5,10 +5,9 @@ import math
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configs.atomic import write_atomically
 from configs.errors import ConfigError
+from configs.progress import ProgressBar
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.scenes import scene
 
@@ -40,7 +39,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
     (out / "images").mkdir(parents=True)
     rows: list[dict[str, object]] = []
     scenes = [(split, n) for split, count in counts.items() for n in range(math.ceil(count / QUESTIONS_PER_SCENE))]
-    for split, number in tqdm(scenes, desc="scenes", unit="image", disable=None):
+    for split, number in ProgressBar(scenes, "scenes", unit="images"):
         index = list(counts).index(split) * SPLIT_STRIDE + number
         name = f"{split}_{number:05d}.png"
         drawn = scene(seed, index)

@@ -2,10 +2,11 @@
 
 Nothing that the store says about itself is believed; what it says and would be refused for is listed first.
 
-sample.py (beside this room)  which rows         bench.py   the tower, the images, what both make of each other
-checks.py                     without the tower  bases.py   what one forward shows, by array
-fit.py                        one row and one forward       search.py  all rows, few suspicions first
-verdict.py                    what was found, in words
+checks.py        what can be seen without the tower      bench.py      the store, the tower, the images
+bases.py         how a row of each array is made         fit.py        one stored row against one forward
+evidence.py      what is known about every row           search.py     what costs no other picture
+other_images.py  rows that are another image's           pictures.py   what costs a forward each
+verdict.py       what was found, in words
 """
 
 import json
@@ -13,8 +14,11 @@ import json
 import click
 
 from configs.experiment import Experiment
+from configs.progress import say
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import check, price
+from stage1_extract.diagnose.evidence import Evidence
+from stage1_extract.diagnose.pictures import Pictures, affordable
 from stage1_extract.diagnose.search import Search
 from stage1_extract.diagnose.verdict import as_text, conclude
 from stage1_extract.sample import drawn, readable
@@ -24,12 +28,10 @@ SOUND, WRONG = 0, 4
 """Exit codes."""
 CHECKED = 64
 """Rows that are checked without the tower, unless all are asked for."""
-TRIES = 120
-"""Forwards of the tower that other pictures may cost."""
 
 
 def run(
-    experiment: Experiment, sample: int, as_json: bool, seed: int = 0, whole: bool = False, tries: int = TRIES
+    experiment: Experiment, sample: int, as_json: bool, seed: int = 0, whole: bool = False, tries: int | None = None
 ) -> int:
     """Diagnose `experiment`'s store against its checkpoint; prints the findings.
 
@@ -39,7 +41,7 @@ def run(
         as_json: Whether to print JSON.
         seed: Decides which images are sampled, spread over the store.
         whole: Whether the checks that need no tower look at every row.
-        tries: Forwards of the tower that other pictures may cost.
+        tries: Forwards of the tower that other pictures may cost; None is some two minutes' worth.
 
     Returns:
         0 for a store that is what its config asks for, 4 otherwise.
@@ -61,19 +63,23 @@ def run(
     checked = check(bench, looked_at, sample)
     sampled += [row for row in checked.conspicuous if row not in sampled]
     say(f"encoding {len(sampled)} images again")
-    search = Search(bench, sampled, checked, tries, say)
-    search.first_look()
-    for name in search.arrays:
+    evidence = Evidence(bench, sampled)
+    evidence.first_look()
+    search = Search(evidence, checked, say)
+    pictures = Pictures(search, affordable(bench) if tries is None else tries)
+    for name in evidence.arrays:
         search.explain(name)
-    result = conclude(bench, checked, search, seed, experiment.model.checkpoint)
+        if evidence.unexplained(name):
+            seconds = pictures.left * bench.seconds
+            say(
+                f"{name}: trying other pictures, at most {pictures.left} forwards of the tower, {seconds / 60:.1f} minutes"
+            )
+            pictures.explain(name)
+        search.simplify(name)
+    result = conclude(bench, checked, evidence, seed, experiment.model.checkpoint)
     click.echo(json.dumps(result) if as_json else as_text(result))
     found = ("refusals", "causes", "unknown", "checks", "not_examined")
     return WRONG if any(result[one] for one in found) else SOUND
-
-
-def say(line: str) -> None:
-    """Tell how far a diagnosis is, in a log as on a terminal."""
-    click.echo(f"diagnose: {line}", err=True)
 
 
 def _other_dtypes(experiment: Experiment, store: FeatureStore) -> list[str]:

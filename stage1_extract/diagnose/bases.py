@@ -36,6 +36,10 @@ class Rows:
         """Return a stored row as tokens: attention patch by patch, arrays without patches as one token."""
         return self._as_tokens(self.bench.stored(self.name, row))
 
+    def as_stored(self, tokens: Float[Tensor, "token width"]) -> Float[Tensor, "..."]:
+        """Return tokens in the shape of the array, to be compared with bytes of the store."""
+        return tokens.T.contiguous() if self.name == "cls_attention" else tokens
+
     def attempt(self, hypothesis: Hypothesis, image: int, row: int) -> Trial:
         """Compare a stored row with what a hypothesis makes of the image of a row."""
         hypothesis = self._of_here(hypothesis)

@@ -21,15 +21,16 @@ from stage1_extract.find_family import find_family
 from stage1_extract.fingerprint import environment, fingerprints
 from stage1_extract.images import content_id, decode_image
 from stage1_extract.sources.detect import open_images
-from stage1_extract.suspects import PIXEL_AXES, Hypothesis, compute_axis
+from stage1_extract.suspect_pictures import PIXEL_AXES
+from stage1_extract.suspects import Hypothesis, compute_axis
 from stage1_extract.worker import use_threads_of
 from store.fingerprint import differences
 from store.projectors import Projector, build
 from store.reader import FeatureStore
 from store.schema import Dtype
-from store.tensors import from_storage, pick_device, torch_dtype
+from store.tensors import dtype_name, from_storage, pick_device, torch_dtype
 
-CACHED_FORWARDS = 8
+CACHED_FORWARDS = 12
 """What the tower made of an image, every layer of it, that is kept: some 60 MB each for CLIP ViT-L/14-336 in float32."""
 CACHED_IMAGES = 64
 BATCH_FIELDS = ("tower_batch", "batch_invariant")
@@ -45,7 +46,7 @@ class Bench:
     def __init__(self, experiment: Experiment, store: FeatureStore) -> None:
         use_threads_of(store.plan)
         self.store = store
-        self.asked = experiment.model.dtype
+        self.asked: Dtype = experiment.model.dtype
         self.device = pick_device(experiment.model.device)
         self._experiment = experiment.with_arrays(name for name in store.arrays if name in NAMES)
         self._config = checkpoint_config(experiment.model)
@@ -107,9 +108,12 @@ class Bench:
     def pixels(self, row: int, hypothesis: Hypothesis) -> dict[str, Tensor]:
         """Return what the image processor makes of a row's image under a hypothesis."""
         image, options = self.image(row), {}
-        for axis in PIXEL_AXES:
-            if axis in hypothesis:
-                change = hypothesis[axis].value
+        for (
+            axis,
+            choice,
+        ) in hypothesis.items():  # in the order of the hypothesis: before a turn or after it, JPEG differs
+            if axis in PIXEL_AXES:
+                change = choice.value
                 image = image if change.edit is None else change.edit(image)
                 options |= change.options
         made = self.encoder.preprocess(image)
@@ -121,7 +125,7 @@ class Bench:
     def seen(self, row: int, hypothesis: Hypothesis) -> EveryLayer:
         """Return all that one forward of the tower shows of a row's image under a hypothesis; the last few are kept."""
         encoder = self.encoder_of(hypothesis)
-        chosen = tuple(id(hypothesis[axis]) for axis in PIXEL_AXES if axis in hypothesis)
+        chosen = tuple(id(choice) for axis, choice in hypothesis.items() if axis in PIXEL_AXES)
         key = (row, id(encoder), chosen)
         if key in self._forwards:
             self._forwards.move_to_end(key)
@@ -195,6 +199,5 @@ class Bench:
 
     def stored_dtype(self) -> Dtype:
         """Return the dtype of the features; attention is float32 whatever made it."""
-        arrays = self.store.arrays
-        features = next((arrays[name] for name in ("raw", "projected", "cls_hidden") if name in arrays), None)
-        return self.asked if features is None else features.dtype
+        features = next((name for name in ("raw", "projected", "cls_hidden") if name in self.store.arrays), None)
+        return self.asked if features is None else dtype_name(self.dtype(features))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from stage1_extract.arrays import IMAGE_AREA
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.fit import compare, same_bits
@@ -66,7 +66,7 @@ def check(bench: Bench, rows: Sequence[int], sampled: int) -> Checked:
     sizes: dict[str, list[float]] = defaultdict(list)
     projects = _projection(bench)
     found.places = {name: defaultdict(list) for name in bench.store.arrays}
-    for row in tqdm(rows, "check rows", unit="row", disable=None):
+    for row in ProgressBar(rows, "check rows", unit="rows"):
         for name, spec in bench.store.arrays.items():
             values = bench.store.gather(name, [row])[0]
             found.places[name][_digest(values)].append(row)

@@ -7,7 +7,7 @@ from typing import Any
 
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import Checked
-from stage1_extract.diagnose.search import Finding, Search
+from stage1_extract.diagnose.evidence import Evidence, Finding
 from stage1_extract.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
 from store.fingerprint import differences
 from store.ids import printable
@@ -40,19 +40,19 @@ def refusals(bench: Bench) -> Iterable[str]:
             yield f"{name}: shape: expected {wanted} per image, found {spec.shape}"
 
 
-def conclude(bench: Bench, checked: Checked, search: Search, seed: int, checkpoint: str) -> dict[str, Any]:
+def conclude(bench: Bench, checked: Checked, evidence: Evidence, seed: int, checkpoint: str) -> dict[str, Any]:
     """Gather everything that was found into one JSON-able mapping."""
-    causes = _causes(bench, checked, search)
-    unknown = [name for name, rows in search.found.items() if not all(one.known for one in rows.values())]
+    causes = _causes(bench, checked, evidence)
+    unknown = [name for name, rows in evidence.found.items() if not all(one.known for one in rows.values())]
     named = {name: [bench.image_name(row) for row in rows] for name, rows in _by_check(checked).items()}
     return {
         "store": str(bench.store.path),
         "checkpoint": checkpoint,
         "seed": seed,
-        "images": len(search.rows),
+        "images": len(evidence.rows),
         "of": bench.store.plan.n_images,
         "rows_checked": len(checked.rows),
-        "encoded": [bench.image_name(row) for row in search.rows],
+        "encoded": [bench.image_name(row) for row in evidence.rows],
         "refusals": list(refusals(bench)),
         "causes": [
             vars(cause) | {"images": None if every else [bench.image_name(row) for row in rows]}
@@ -60,15 +60,15 @@ def conclude(bench: Bench, checked: Checked, search: Search, seed: int, checkpoi
         ],
         "unknown": unknown,
         "checks": named,
-        "not_examined": [name for name in bench.store.arrays if name not in search.found],
-        "arrays": {name: _array(bench, search, name) for name in search.found},
+        "not_examined": [name for name in bench.store.arrays if name not in evidence.found],
+        "arrays": {name: _array(bench, evidence, name) for name in evidence.found},
     }
 
 
-def _causes(bench: Bench, checked: Checked, search: Search) -> dict[Cause, tuple[list[int], bool]]:
+def _causes(bench: Bench, checked: Checked, evidence: Evidence) -> dict[Cause, tuple[list[int], bool]]:
     """Return every cause with the rows that show it, and whether those are all that were looked at."""
     shown: dict[Cause, set[int]] = {}
-    for rows in search.found.values():
+    for rows in evidence.found.values():
         for finding in rows.values():
             for cause in finding.causes:
                 shown.setdefault(cause, set()).add(finding.row)
@@ -76,19 +76,19 @@ def _causes(bench: Bench, checked: Checked, search: Search) -> dict[Cause, tuple
         for row, cause in rows.items():
             shown.setdefault(cause, set()).add(row)
     twins = {row for groups in checked.twins.values() for group in groups for row in group}
-    if twins and not twins & shown.get(OTHER_IMAGES, set()) and not _unexplained(search) & twins:
+    if twins and not twins & shown.get(OTHER_IMAGES, set()) and not _unexplained(evidence) & twins:
         shown.setdefault(OTHER_IMAGES, set()).update(twins)
     if not any(cause.kind == "projector" for cause in shown) and bench.projector_differs():
-        shown[OTHER_PROJECTOR] = set(search.rows)
-    explained = {row for rows in shown.values() for row in rows} | _unexplained(search)
+        shown[OTHER_PROJECTOR] = set(evidence.rows)
+    explained = {row for rows in shown.values() for row in rows} | _unexplained(evidence)
     if not explained & set(checked.not_projected) and checked.not_projected:
         shown[NOT_PROJECTED] = set(checked.not_projected)
-    every = set(search.rows)
+    every = set(evidence.rows)
     return {cause: (sorted(rows), rows >= every) for cause, rows in shown.items()}
 
 
-def _unexplained(search: Search) -> set[int]:
-    return {row for rows in search.found.values() for row, finding in rows.items() if not finding.known}
+def _unexplained(evidence: Evidence) -> set[int]:
+    return {row for rows in evidence.found.values() for row, finding in rows.items() if not finding.known}
 
 
 def _by_check(checked: Checked) -> dict[str, list[int]]:
@@ -105,9 +105,9 @@ def _by_check(checked: Checked) -> dict[str, list[int]]:
     return found
 
 
-def _array(bench: Bench, search: Search, name: str) -> dict[str, Any]:
+def _array(bench: Bench, evidence: Evidence, name: str) -> dict[str, Any]:
     """Describe what explains one array; the worst row decides."""
-    findings, gaps = search.found[name], search.gaps[name]
+    findings, gaps = evidence.found[name], evidence.gaps[name]
     unknown = [one for one in findings.values() if not one.known]
     worst = max(unknown or findings.values(), key=lambda one: one.trial.residual)
     causes = dict.fromkeys(cause for one in findings.values() for cause in one.causes)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage
 from stage1_extract.images import content_id, name_id
 from stage1_extract.sources.detect import open_images
@@ -73,7 +72,7 @@ def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadabl
 
     in_place = sorted(names, key=images.place)
     with ThreadPoolExecutor(threads) as pool:
-        hashed = tqdm(pool.map(hash_one, in_place), total=len(names), desc="hash", unit="image", disable=None)
+        hashed = ProgressBar(pool.map(hash_one, in_place), "hash", len(names), unit="images")
         shas = dict(zip(in_place, hashed, strict=True))
     return [shas[name] for name in names]
 

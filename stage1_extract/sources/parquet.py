@@ -12,8 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tqdm import tqdm
-
+from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage, DamagedArchive, ReaderMissing, UnusableImages
 from stage1_extract.sources.image_source import MAX_IMAGES, Catalogue, ImageSource
 
@@ -75,7 +74,7 @@ class ParquetSource(ImageSource):
 
     def _index(self, column: str | None) -> Iterator[str | None]:
         """The path of every row; the places of files and row groups are noted on the way."""
-        for name, path in tqdm(self._files.items(), desc="index", unit="parquet", disable=None):
+        for name, path in ProgressBar(self._files.items(), "index", unit="parquet files"):
             self._firsts[name] = self._rows
             try:
                 with _opened(path) as file:

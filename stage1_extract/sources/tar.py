@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
+from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage, DamagedArchive, UnusableImages
 from stage1_extract.images import MAX_IMAGE_BYTES, has_image_suffix
 from stage1_extract.sources.image_source import Catalogue, ImageSource
@@ -35,7 +34,7 @@ class TarSource(ImageSource):
         self._names = list(self._shards)
         self._offsets, self._sizes, self._shard_of = array("q"), array("q"), array("i")
         shorts: list[str] = []
-        for number, path in enumerate(tqdm(self._shards.values(), desc="index", unit="tar", disable=None)):
+        for number, path in enumerate(ProgressBar(self._shards.values(), "index", unit="tar files")):
             for name, offset, size in _image_members(path):
                 shorts.append(name)
                 self._offsets.append(offset)

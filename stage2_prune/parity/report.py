@@ -3,8 +3,8 @@
 from typing import Any
 
 from stage2_prune.parity.differences import ATOL, Pair
-from stage2_prune.parity.findings import Findings
-from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES
+from stage2_prune.parity.findings import Findings, Scorer
+from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -12,6 +12,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
     return {
         "identical": findings.identical,
         "n_questions": findings.questions,
+        "scored_by": None if SOFT_PRUNING in findings.without else vars(findings.scorer),
         "modes": {
             mode: {"accuracy": _accuracy(findings, mode), "reason": findings.without.get(mode)} for mode in MODES
         },
@@ -35,6 +36,8 @@ def as_text(findings: Findings) -> str:
             f"  torch.allclose (atol={ATOL:g})  {hunted.features.allclose}",
         ]
     lines += ["", *_pair_table(findings.pairs), "", *_mode_lines(findings)]
+    if SOFT_PRUNING not in findings.without:
+        lines.append(_scored_by(findings.scorer))
     lines += [f"note: {note}" for note in findings.notes]
     if findings.excluded:
         lines.append(f"note: {len(findings.excluded)} questions left out, their image could not be encoded")
@@ -59,6 +62,15 @@ def _mode_lines(findings: Findings) -> list[str]:
         said = f"cannot run: {findings.without.get(mode)}" if accuracy is None else f"{accuracy:.4f}"
         lines.append(f"accuracy {mode:<14}{said}")
     return lines
+
+
+def _scored_by(scorer: Scorer) -> str:
+    """Say which pruner's decision was overridden."""
+    parameters = "".join(f", {name} {value}" for name, value in scorer.parameters.items())
+    weights = "" if scorer.weights is None else f", {scorer.weights} weights"
+    return (
+        f"soft_pruning scored by {scorer.label} (keep {scorer.keep}{parameters}{weights}), then overridden to all ones"
+    )
 
 
 def _accuracy(findings: Findings, mode: str) -> float | None:

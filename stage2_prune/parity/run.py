@@ -17,10 +17,10 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
@@ -29,7 +29,7 @@ from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import Text, open_language, open_text
 from stage2_prune.parity.differences import Pair
-from stage2_prune.parity.findings import Batch, Findings
+from stage2_prune.parity.findings import Batch, Findings, Scorer
 from stage2_prune.parity.modes import (
     BASELINE,
     EMB_REPLACED,
@@ -72,7 +72,9 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     batches = _batches(experiment, features, asked)
     pairs = [Pair(a, b) for a, b in combinations([mode for mode in MODES if mode not in without], 2)]
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
-    findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
+    findings = Findings(
+        experiment.store_location, batches, excluded, without, right, pairs, Scorer(label, pruner.parameters())
+    )
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="parity-", dir=experiment.run_dir) as name:
         folder = Path(name)
@@ -206,9 +208,10 @@ def _compare(
     if SOFT_PRUNING not in findings.without:
         pruner = _bound(experiment, features, label, pruner, language.width, findings)
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
+    findings.scorer.keep = keep
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
-    bar = tqdm(findings.batches, "parity", unit="batch", disable=None)
+    bar = ProgressBar(findings.batches, "parity", unit="batches")
     with torch.no_grad():
         for number, (planned, batch) in enumerate(zip(bar, batches, strict=True)):
             full = read_reference(folder, number, language.device)
@@ -236,8 +239,10 @@ def _bound(
     spec = features.spec(pruner, width)
     try:
         pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label))
+        findings.scorer.weights = "trained"
     except NotTrained:
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
+        findings.scorer.weights = "freshly seeded"
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from stage2_prune.cells import Cell
 from stage2_prune.features import FeatureBatch
 from stage2_prune.selection import metrics
@@ -72,7 +72,7 @@ def measure(selection: Selection, cells: Sequence[Cell], asked: Sequence[Questio
     measured = Measured()
     coverage = metrics.Coverage(features.grid) if is_grid(features) else None
     groups = compared(cells)
-    with tqdm(total=len(asked), desc="analyse", unit="question", disable=None) as bar:
+    with ProgressBar(what="analyse", total=len(asked), unit="questions") as bar:
         for batch in features.batches(by_image(asked, section.batch_size)):
             measures = _measures(batch, coverage)
             kept: dict[str, Bool[Tensor, "question patch"]] = {}

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from tqdm import tqdm
 
 from configs.errors import EncodeOnceError
 from configs.experiment import Experiment
+from configs.progress import ProgressBar
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.selection.tower_view import TowerView, read_image
 from store.questions import Question
@@ -39,7 +39,7 @@ def _boxes(
 ) -> dict[str, Bool[Tensor, " patch"]]:
     view = TowerView(experiment.model, grid)
     found: dict[str, Bool[Tensor, " patch"]] = {}
-    for question in tqdm(boxed, desc="boxes", unit="question", disable=None):
+    for question in ProgressBar(boxed, "boxes", unit="questions"):
         with read_image(experiment.data, question.image) as image:
             shown = view.showing(image.size, question.region or ())
         if shown is not None:

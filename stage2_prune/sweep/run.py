@@ -15,11 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import ProgressBar
 from stage2_prune.cells import Unavailable, Unmet
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluate import Progress, open_progress
@@ -93,7 +92,7 @@ def _measure(
     for one in todo:
         first.setdefault(sweep_rows.key(one.cell), one)
     path = session.experiment.run_dir / "sweep" / "latency.json"
-    with tqdm(total=len(first), desc="latency", unit="cell", disable=None) as bar:
+    with ProgressBar(what="latency", total=len(first), unit="cells") as bar:
         cells = {one.cell.name: (one.cell, one.identity) for one in first.values()}
         found = latency.measure(session, cells, asked, path, bar.update, overwrite)
     return {key: found[one.cell.name] for key, one in first.items()}
@@ -112,7 +111,7 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
         allow_foreign_device,
     )
     answers = sum(len(asked) - len(one.file.rows) for one in left)
-    with tqdm(total=answers, desc="sweep", unit="answer", disable=None) as bar:
+    with ProgressBar(what="sweep", total=answers, unit="answers") as bar:
         if tasks:
             share(work, session, {one.cell.name: one.cell for one in left}, bar.update)
 

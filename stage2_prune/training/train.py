@@ -12,13 +12,14 @@ from typing import Any
 
 from configs.experiment import Experiment
 from configs.load import save_resolved
+from configs.progress import say
 from stage2_prune import weights
 from stage2_prune.cells import configured_pruners
 from stage2_prune.errors import OtherRun, PrunerMisused
 from stage2_prune.pruner import TrainedPruner
 from stage2_prune.session import Session, digest, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, saved_identity
-from stage2_prune.training.trainer import Trainer, say
+from stage2_prune.training.trainer import Trainer
 from store.questions import Question, Split, read_questions, select
 
 CONFIG = "config.yaml"

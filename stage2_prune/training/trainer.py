@@ -1,14 +1,13 @@
 """The loop of a training: steps, validations, and what is written after each."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from configs.experiment import Positions
+from configs.progress import ProgressBar, say
 from stage2_prune import weights
 from stage2_prune.ask import Prepared, ask
 from stage2_prune.errors import PrunerMisused
@@ -84,11 +83,11 @@ class Trainer:
         self.pruner.module.train()
         with (
             frozen(self.session.language.model),
-            tqdm(total=len(batches), initial=steps.start, desc=name, unit="step", disable=None) as bar,
+            ProgressBar(what=name, total=len(batches), initial=steps.start, unit="steps") as bar,
         ):
             for step, batch in zip(steps, self.session.features.batches(batches[steps.start :]), strict=True):
                 loss = self._step(batch, epoch, step, len(batches))
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.note(loss=f"{loss:.3f}")
                 bar.update()
                 self.position.step = step + 1
                 if time.monotonic() - self.saved_at > SAVE_SECONDS:
@@ -140,7 +139,7 @@ class Trainer:
         asked = experiment.prune.positions[0]
         positions: Positions = self.pruner.positions if asked == "default" else asked
         right = 0
-        with tqdm(total=len(self.val), desc="validation", unit="answer", disable=None, leave=False) as bar:
+        with ProgressBar(what="validation", total=len(self.val), unit="answers", leave=False) as bar:
             for batch in self.session.features.batches(batches):
                 texts = [question.question + experiment.data.post_prompt for question in batch.questions]
                 unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
@@ -185,8 +184,3 @@ class Trainer:
                 f"visual tokens; got {section.min_keep}, {section.max_keep}, {section.val_keep}: change these"
             )
         return section.min_keep, min(section.max_keep, patches)
-
-
-def say(line: str) -> None:
-    """Tell the user on stderr, above any progress bar."""
-    tqdm.write(line, file=sys.stderr)

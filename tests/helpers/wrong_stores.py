@@ -18,7 +18,6 @@ from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images
 
 Rows = np.ndarray[Any, Any]
-SIDE = ["keys", "received_attention"]
 
 
 def edit_processor(checkpoint: Path, **fields: object) -> None:
@@ -141,12 +140,13 @@ class Home:
     def wrong(self, causes: tuple[str, ...], to: Path) -> Path:
         """Return a copy of the sound store whose contents the causes explain and whose fingerprints are the sound one's."""
         made = tuple(cause for cause in causes if cause in PICTURES or cause in CHECKPOINTS)
-        arrays = {name: rows.copy() for name, rows in self._encoded(made).items()}
+        arrays = {name: rows.copy() for name, rows in self.encoded(made).items()}
         for cause in (cause for cause in ARRAYS if cause in causes):
             ARRAYS[cause](arrays)
         return put(stores.copy(self.folder / "store", to), arrays)
 
-    def _encoded(self, causes: tuple[str, ...]) -> dict[str, Rows]:
+    def encoded(self, causes: tuple[str, ...]) -> dict[str, Rows]:
+        """Return what an extraction makes of pictures and a checkpoint that the causes changed."""
         if causes not in self._made:
             folder = self.folder / f"made-{len(self._made)}"
             checkpoint = tiny_llava(folder / "checkpoint", **self._model)

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.cache_argument import CACHE, name_in
+from stage2_prune.errors import Infeasible, PrunerMisused, StockDiffers
 from stage2_prune.flow import causal_mask
 from stage2_prune.generate import generate
 from stage2_prune.in_llm import Drop
@@ -174,7 +175,7 @@ def test_caches_hold_what_each_layer_saw_and_decoding_adds_to_all_of_them(langua
         max_new_tokens=4, do_sample=False, return_dict_in_generate=True, pad_token_id=0,
     )  # fmt: skip
     text = batch.slots.shape[1] - PATCHES
-    lengths = [layer.keys.shape[2] for layer in done.past_key_values.layers]
+    lengths = [layer.keys.shape[2] for layer in done[CACHE].layers]
     assert lengths == [text + tokens + 3 for tokens in schedule.tokens_per_layer]
 
 
@@ -278,6 +279,32 @@ def test_models_that_the_loop_does_not_know_are_refused(language, kind):
     looped = PruningLanguage(**vars(other), hook=KeepsAll(), positions="original")
     with pytest.raises(PrunerMisused, match="Llama with SDPA"):
         looped.answering(questions(language).slots)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unknown", ["cache_position", "output_attentions", "kv_cache", "past_key_values", "cache"])
+def test_an_argument_that_the_layer_loop_does_not_know_is_refused_by_name(language, unknown):
+    """Under the other of a cache's two names too: a cache that is lost is a wrong answer."""
+    batch = questions(language)
+    model = PruningLanguage(**vars(language), hook=KeepsAll(), positions="original").answering(batch.slots)
+    inputs = {"inputs_embeds": batch.inputs_embeds, "position_ids": batch.position_ids}
+    loop = model.model
+    if unknown == CACHE:
+        assert loop(**inputs, use_cache=True, **{unknown: None})[CACHE].get_seq_length() == batch.slots.shape[1]
+    else:
+        with pytest.raises(StockDiffers, match=f"hands over {unknown}: install"):
+            loop(**inputs, **{unknown: None})
+
+
+def test_a_cache_of_any_name_but_the_two_known_ones_is_refused():
+    def today(hidden_states, cache=None, **kwargs): ...
+    def before(hidden_states, past_key_values=None): ...
+    def tomorrow(hidden_states, memory=None, **kwargs): ...
+
+    assert (name_in(today), name_in(before)) == ("cache", "past_key_values")
+    for mixed in ((tomorrow,), (today, before)):
+        with pytest.raises(StockDiffers, match="cache or past_key_values in .*: install"):
+            name_in(*mixed)
 
 
 def test_the_mask_is_left_away_only_where_sdpa_can_do_without():

@@ -1,0 +1,44 @@
+"""The name that the installed transformers gives a key-value cache: `past_key_values` until 5.23, `cache` since 5.24.
+
+Forwards take a cache under this name, decoder layers are handed it, and outputs carry it. The signatures decide, not the
+version: a third name is refused instead of lost in some `**kwargs`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import transformers
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from stage2_prune.errors import StockDiffers
+
+NAMES = ("cache", "past_key_values")
+
+
+def name_in(*owners: Callable[..., Any]) -> str:
+    """Return the one name that all `owners` take a cache under; StockDiffers (exit 4) where there is no such name."""
+    taken = {owner.__qualname__: inspect.signature(owner).parameters for owner in owners}
+    for name in NAMES:
+        if all(name in parameters for parameters in taken.values()):
+            return name
+    raise StockDiffers(
+        f"expected transformers to take a cache as {' or '.join(NAMES)} in {', '.join(taken)}, version "
+        f"{transformers.__version__} does not: install a version that encode-once was tested with"
+    )
+
+
+def refuse_unknown(owner: str, arguments: Mapping[str, object]) -> None:
+    """Raise StockDiffers (exit 4) for arguments that `owner` was called with and does not know."""
+    if arguments:
+        raise StockDiffers(
+            f"expected arguments that {owner} knows from transformers, version {transformers.__version__} also hands over "
+            f"{', '.join(arguments)}: install a version that encode-once was tested with"
+        )
+
+
+CACHE = name_in(
+    LlamaForCausalLM.forward, LlamaModel.forward, LlamaDecoderLayer.forward, BaseModelOutputWithPast.__init__
+)
