@@ -1,4 +1,4 @@
-"""What the three command lines share: flags derived from the config's fields, and errors turned into exit codes."""
+"""What the three command lines share: signals, and errors turned into exit codes."""
 
 import errno
 import io
@@ -8,19 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
-import yaml
 
 from configs.errors import EncodeOnceError, Interrupted
-from configs.experiment import Experiment, Section, StoreLocation, store_location
-from configs.load import load
+from configs.experiment import StoreLocation, store_location
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 
@@ -31,66 +26,8 @@ class _StoreParameter(click.Path):
         return store_location(value)
 
 
-SHORT = {"model.clip", "prune.match"}
-"""Fields that answer to their bare name on every command that takes their section."""
 STORE = _StoreParameter()
 """Type of an argument that is the folder or the URL of a store."""
-
-
-def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
-    """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
-
-    Fields of `own` and of SHORT answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
-    The command receives the flags as keyword arguments; pass them to `experiment_from`.
-    """
-
-    def decorate(command: Command) -> Command:
-        for section in reversed((own, *others)):
-            command = _section_flags(section, bare=section == own)(command)
-        command = click.option("--run-dir", "run_dir", default=None, help="Folder of everything the run writes.")(
-            command
-        )
-        default = Path("configs/demo.yaml")
-        return click.option(
-            "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
-            help="YAML file of the experiment.",
-        )(command)  # fmt: skip
-
-    return decorate
-
-
-def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
-    """The experiment of a config file with the flags the user typed laid over it."""
-    given = {key.replace("__", "."): _parse(value) for key, value in flags.items() if value is not None}
-    return load(config_path, given, pruners)
-
-
-def _parse(value: str) -> Any:
-    """Lists, mappings and null of a flag are YAML; all else is the text that was typed, which the config's types read.
-
-    So a path keeps what YAML would take for a comment, and a revision of digits its zeros.
-    """
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        return value
-    is_text = isinstance(parsed, str | int | float | date)
-    return value if is_text else parsed
-
-
-def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
-    model = Experiment.model_fields[section].annotation
-    assert isinstance(model, type) and issubclass(model, Section)
-
-    def decorate(command: Command) -> Command:
-        for name, field in reversed(model.model_fields.items()):
-            dashed = name.replace("_", "-")
-            is_short = bare or f"{section}.{name}" in SHORT
-            flags = [f"--{section}.{dashed}", *([f"--{dashed}"] if is_short else [])]
-            command = click.option(*flags, f"{section}__{name}", default=None, help=field.description)(command)
-        return command
-
-    return decorate
 
 
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:

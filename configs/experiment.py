@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    model_validator,
 )
 
+from configs.budgets import Budget
 from configs.errors import ConfigError
+from configs.section import Section, path_component
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
@@ -27,13 +29,7 @@ Match = Literal["mean-tokens", "kept", "kv"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
-
-
-def _words(given: Any) -> Any:
-    """`a,b` as a list of names; a word with a meaning of its own stays."""
-    return given.split(",") if isinstance(given, str) and given not in ("all", "configured") else given
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -43,14 +39,6 @@ def store_location(value: Any) -> StoreLocation:
     if isinstance(value, Path):
         return value
     raise ValueError("expected a folder, or a URL such as s3://bucket/folder")
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
-    )
 
 
 class ModelSection(Section):
@@ -118,7 +106,7 @@ class ExtractSection(Section):
     """Images per forward of the vision tower; part of the numeric fingerprint."""
     exact_batch: bool = True
     """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
-    capture: Names = ()
+    capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
@@ -134,6 +122,9 @@ class ExtractSection(Section):
     """Which of `num_workers` this run is, from 0: it encodes its share of the shards, for any batch system."""
     num_workers: PositiveInt | None = None
     """How many runs share the store, each with its own `worker_index`."""
+    without_stage2: bool = False
+    """Store the features of a model whose language half stage 2 cannot open, for use elsewhere; such a model is refused
+    otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
     slurm: dict[str, Any] = {}
@@ -147,6 +138,12 @@ class Method(BaseModel):
 
     name: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take a plain name for a method with its defaults."""
+        return {"name": given} if isinstance(given, str) else given
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Every key beside `name`."""
@@ -157,9 +154,10 @@ class PruneSection(Section):
     """The methods under test and their budgets."""
 
     methods: tuple[Method, ...] = (Method(name="keep_all"),)
-    """Pruners to evaluate, with their parameters."""
-    budgets: tuple[PositiveInt, ...] = (64,)
-    """Visual tokens kept, in tokens per image."""
+    """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
+    budgets: tuple[Budget, ...] = (64,)
+    """Visual tokens kept, in tokens per image; a fraction such as 206.5 for methods whose budget is a mean over layers, or
+    `published:192`, the schedule that a method's paper or code calls so."""
     positions: tuple[Literal["default"] | Positions, ...] = ("default",)
     """RoPE positions of the kept tokens; `default` is each method's published choice."""
     match: Match = "mean-tokens"
@@ -215,10 +213,10 @@ class EvalSection(Section):
 class SweepSection(Section):
     """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x what is crossed here."""
 
-    methods: Annotated[Literal["all", "configured"] | tuple[str, ...], BeforeValidator(_words)] = "all"
+    methods: Literal["all", "configured"] | tuple[str, ...] = "all"
     """`all`: every file of stage2_prune/pruners; `configured`: those of prune.methods; or names. A method has the parameters
     that prune.methods gives it, or its defaults."""
-    without: Names = ()
+    without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
     vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
@@ -238,7 +236,7 @@ class SweepSection(Section):
 class Experiment(Section):
     """One experiment; the name is the config file's."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Annotated[str, AfterValidator(path_component)]
     run_dir: Path
     """Folder of everything this experiment writes; default: `runs/<name>`."""
     model: ModelSection

@@ -7,14 +7,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs.cli import STORE, experiment_from, experiment_options
+from configs.cli import STORE
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
+from configs.flags import Commands, experiment_from, experiment_options
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def group() -> None:
     """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
+from pydantic import ConfigDict
 from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.assemble import Batch, assemble, gather_kept
 from stage2_prune.features import FeatureBatch
 from stage2_prune.generate import generate
-from stage2_prune.language import Language, Prompt, Text
+from stage2_prune.language import Language
 from stage2_prune.score import choice_scores, is_right, likeliest, log_probabilities
 from stage2_prune.tokens import Pruned
 from store.questions import Question
+from store.text import Prompt, Text
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Prepared:
 @dataclass(frozen=True)
 class Prediction:
     """One answered question: a line of `predictions/*.jsonl`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     question_id: str
     image: str

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.language import Language, Prompt, Text
+from stage2_prune.language import Language
 from stage2_prune.tokens import Pruned
+from store.text import Prompt, Text
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from configs import plugin
+from configs.budgets import file_part
 from configs.experiment import Experiment, Match, ModelSection, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.in_llm import InLLMPruner, check_positions
 from stage2_prune.pruner import Pruner
-from stage2_prune.schedule_budget import Schedule
+from stage2_prune.schedule_budget import Schedule, published, whole
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Cell:
     label: str
     """The method's name, with its parameters where the config names one method more than once."""
     pruner: Pruner
-    keep: int | None
-    """Visual tokens per image; None for a method that decides by itself."""
+    keep: int | float | str | None
+    """The budget as the config states it; None for a method that decides by itself."""
     positions: Positions
     seed: int | None
     """None for a method that is not randomised."""
@@ -34,7 +35,7 @@ class Cell:
     def name(self) -> str:
         """The name of its predictions file."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
-        keep = OWN if self.keep is None else self.keep
+        keep = OWN if self.keep is None else file_part(self.keep)
         return f"{self.label}-{keep}-{self.positions}{seed}"
 
 
@@ -55,7 +56,8 @@ class Unmet:
     """A budget that a method cannot meet; reported beside the results."""
 
     pruner: str
-    keep: int
+    keep: int | float | str
+    """The budget as the config states it."""
     positions: Positions
     reason: str
 
@@ -89,7 +91,7 @@ def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[
 
 def check_budgets(experiment: Experiment, patches: int) -> None:
     """Refuse budgets of more visual tokens than an image has (PrunerMisused, exit 2)."""
-    too_large = [keep for keep in experiment.prune.budgets if keep > patches]
+    too_large = [keep for keep in experiment.prune.budgets if not isinstance(keep, str) and keep > patches]
     if too_large:
         raise PrunerMisused(
             f"expected budgets of at most {patches} visual tokens, the number of patches of this store; "
@@ -123,14 +125,21 @@ def plan(
     return cells, unmet
 
 
-def _schedule(pruner: Pruner, patches: int, depth: int, budget: int, positions: Positions, match: Match) -> Schedule:
+def _schedule(
+    pruner: Pruner, patches: int, depth: int, budget: int | float | str, positions: Positions, match: Match
+) -> Schedule:
+    """What enters each layer; Infeasible where the method cannot meet the budget."""
     if isinstance(pruner, InLLMPruner):
-        schedule = pruner.schedule(patches, depth, budget, match)
+        schedule = (
+            published(budget, pruner.published(patches, depth))
+            if isinstance(budget, str)
+            else pruner.schedule(patches, depth, budget, match)
+        )
         check_positions(schedule, positions)
         return schedule
     if pruner.adaptive:
         return Schedule(depth, patches)  # the most that it may keep; predictions say what it kept
-    return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else budget)
+    return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else whole(budget, patches))
 
 
 def _positions(asked: tuple[str, ...], pruner: Pruner) -> tuple[Positions, ...]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from configs.cli import experiment_from, experiment_options
 from configs.experiment import Experiment
+from configs.flags import Commands, experiment_from, experiment_options
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -18,7 +18,7 @@ foreign_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def group() -> None:
     """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
 

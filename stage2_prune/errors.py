@@ -61,6 +61,12 @@ class RunLocked(PruneError):
     exit_code = 6
 
 
+class DamagedRun(PruneError):
+    """A file of a run is not as it was written: damaged, cut, unreadable, or another's."""
+
+    exit_code = 4
+
+
 class NotComparable(PruneError):
     """Results that were not made alike, set side by side."""
 
@@ -81,12 +87,6 @@ class NotTrained(PruneError):
 
 class NotExtracted(PruneError):
     """Features that stage 2 needs are not in the store."""
-
-    exit_code = 5
-
-
-class LanguageModelMissing(PruneError):
-    """The checkpoint lacks a part of the language half, such as its chat template."""
 
     exit_code = 5
 

@@ -88,9 +88,8 @@ class Features:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; one row where the CLS row is among the tokens, which are no grid."""
-        rows, columns = self.store.plan.geometry.grid
-        return (rows, columns) if rows * columns == self.patches else (1, self.patches)
+        """Rows and columns of patches; one row of all tokens where they are no grid."""
+        return self.store.plan.geometry.patch_grid or (1, self.patches)
 
     def spec(self, pruner: Pruner, embed: int) -> ModuleSpec:
         """What a learned module's shape may depend on."""

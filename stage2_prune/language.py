@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -11,69 +10,10 @@ from torch import Tensor
 
 from configs import plugin
 from configs.experiment import ModelSection
-from stage2_prune.errors import PruneError, PrunerMisused
+from stage2_prune.errors import PrunerMisused
 from store.checkpoint import load_config
 from store.tensors import pick_device
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids on both sides of the image; the visual tokens go between them."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """The text around an image and a question, and how it becomes token ids; holds no model."""
-
-    tokenizer: Any
-    template: str
-    """The checkpoint's chat template, verbatim."""
-    image_token_id: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-
-    def text(self, question: str) -> str:
-        """The prompt as text: the template around image and question, up to where the answer begins."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-
-    def prompt(self, question: str) -> Prompt:
-        """The tokenised prompt; PrunerMisused unless it holds exactly one image."""
-        ids = self._ids(self.text(question))
-        if ids.count(self.image_token_id) != 1:
-            raise PrunerMisused(
-                f"expected one image placeholder in the prompt of {question!r}, found "
-                f"{ids.count(self.image_token_id)}: remove it from the question, or check the chat template"
-            )
-        at = ids.index(self.image_token_id)
-        return Prompt(tuple(ids[:at]), tuple(ids[at + 1 :]))
-
-    def answer_ids(self, question: str, answer: str) -> tuple[int, ...]:
-        """Ids of `answer` after the prompt: a word has other ids there than at the start of a text."""
-        text = self.text(question)
-        ids = self._ids(text)
-        joined = self._ids(text + ("" if text[-1:].isspace() else " ") + answer)
-        if joined[: len(ids)] != ids or len(joined) == len(ids):
-            raise PruneError(f"expected {answer!r} to be tokens of its own after {text[-20:]!r}, they merge: reword it")
-        return tuple(joined[len(ids) :])
-
-    def decode(self, tokens: Int[Tensor, "question step"]) -> list[str]:
-        """Answers as text: up to the end token, without special tokens."""
-        rows = [list(takewhile(lambda i: i not in self.eos_token_ids, row)) for row in tokens.tolist()]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
-    def _ids(self, text: str) -> list[int]:
-        bos = self.tokenizer.bos_token
-        twice = bos is not None and text.startswith(bos)
-        return self.tokenizer(text, add_special_tokens=not twice)["input_ids"]
+from store.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)

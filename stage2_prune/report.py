@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs import plugin
+from configs.budgets import in_words
 from stage2_prune import pruners
 from stage2_prune.budget import one_convention
 from stage2_prune.cells import OWN
@@ -36,7 +37,7 @@ def table(summary: dict[str, Any]) -> str:
     if summary["excluded"]:
         notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
     notes += [
-        f"{one['pruner']} at {one['keep']} tokens, {one['positions']} positions, is infeasible: {one['reason']}."
+        f"{one['pruner']} at {in_words(one['keep'])}, {one['positions']} positions, is infeasible: {one['reason']}."
         for one in summary["infeasible"]
     ]
     notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]

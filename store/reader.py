@@ -17,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from configs.experiment import StoreLocation
+from store.absent import how_to_add
 from store.commits import CommitLog, CommitRecord, read_commits
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
@@ -27,7 +28,8 @@ from store.prefetch import prefetched
 from store.recycled import Recycled
 from store.remote import RemoteShard, RemoteStore, reached
 from store.schema import ArraySpec, Codec, Dtype, holds_fill
-from store.shard_file import MappedShard, PositionalShard, ShardFile, StoredShard, Verify, ZarrShard
+from store.seal import Sealed
+from store.shard_file import LocalZarrShard, MappedShard, PositionalShard, ShardFile, StoredShard, Verify
 
 PROJECTOR = "projector"
 READ_THREADS = 16
@@ -75,7 +77,7 @@ class FeatureStore:
         self._access: Access = access
         self._believe_plan = believe_plan
         self._files: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
-        self._verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self._sealed: dict[tuple[str, int], Sealed] = {}
         self._max_files = max_open_files()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(READ_THREADS, "read") if access == "preadv" or remote is not None else None
@@ -185,7 +187,7 @@ class FeatureStore:
         if absent:
             raise StoreMissing(
                 f"expected the arrays {', '.join(absent)} in {self.path}, it has {', '.join(self.arrays)}: "
-                f"add them with `extract --append --capture {','.join(absent)}`"
+                f"{how_to_add(absent, self.plan)}"
             )
 
     def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:
@@ -208,6 +210,9 @@ class FeatureStore:
         spec = self.arrays[name]
         if out is None:
             out = self._recycled.empty((len(rows), *spec.shape), spec.storage)
+        for shard in {row // self.plan.shard_images for row in rows}:
+            if (file := self._files.get((name, shard))) is not None:
+                file.require_uncut()
         if self._pool is None:
             for place, row in enumerate(rows):
                 self._read(name, row, out[place])
@@ -268,17 +273,18 @@ class FeatureStore:
                 f"row {row} ({self._named(row)}) is not committed yet: run {self._maker([name])} to go on"
             )
         record, layout = commit.files[name], self.plan.layout(name)
-        rows, dtype, repair = self.plan.rows(shard), self.arrays[name].dtype, self._repair(name, shard)
+        rows, repair = self.plan.rows(shard), self._repair(name, shard)
+        path = self._folder / FEATURES / record.path
         if self._remote is not None:
             with self._remote.naming(), _damage(self._folder / FEATURES / name):
-                return RemoteShard(self._remote, name, record, rows, dtype, repair)
+                return RemoteShard(self._remote, layout, record, rows, repair)
         if self._access == "zarr" or record.codec != "none":
             with _damage(self._folder / FEATURES / name):
-                return ZarrShard(_array(self._features, name), rows, dtype, repair)
-        verified = self._verified.setdefault((name, shard), np.zeros(layout.written_chunks(len(rows)), bool))
+                return LocalZarrShard(_array(self._features, name), path, layout, rows, record, repair)
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
-        path = self._folder / FEATURES / record.path
-        return kind(path, layout, len(rows), record, repair, verified, self._verify)
+        file = kind(path, layout, len(rows), record, repair, self._sealed.get((name, shard)), self._verify)
+        self._sealed[name, shard] = file.sealed  # outlives the file's turn among the open ones
+        return file
 
     def _failed_of(self, name: str) -> Mapping[int, str]:
         """Rows that one array lacks; what the log of another generation says is about other arrays of those rows."""

@@ -4,16 +4,18 @@ Endpoint, region and credentials come from the usual AWS_* variables, such as AW
 a server without TLS. `gs://` takes the same way with the GOOGLE_* variables; it has not been tested.
 
 What is small (plans, log, metadata, ids, projector) is copied to a temporary folder when a store is opened, and compared
-with its checksums there; features are read through zarr, row by row.
+with its checksums there; features are read through zarr, row by row. A file's index and checksums are compared with its
+record before its first row is read.
 """
 
 import shutil
 import tempfile
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,12 +29,15 @@ from configs.experiment import StoreLocation, store_location
 from store.errors import IntegrityError, StoreError, StoreMissing
 from store.manifest import HEAL, read_manifest
 from store.plan import FEATURES, newest_generation, read_plan
-from store.schema import Dtype
+from store.schema import Layout
+from store.seal import committed_checksums, other_file, stored_index
 from store.shard import FileRecord, Readable
 from store.shard_file import ZarrShard
 
 THREADS = 16
 _BLOCK = 1 << 23
+_NEAR = 4096
+"""Bytes between two parts of a file below which both are fetched as one."""
 _zarr: Any = zarr
 """Typed in part."""
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
@@ -72,6 +77,12 @@ class RemoteStore:
         """A file of the store, to read."""
         with self.naming():
             yield self._obstore.open_reader(self._objects, name, buffer_size=_BLOCK)
+
+    def parts(self, name: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Parts of a file of the store, each given by its offset and its length; asked for side by side."""
+        starts, lengths = [offset for offset, _ in parts], [length for _, length in parts]
+        got = self._obstore.get_ranges(self._objects, name, starts=starts, lengths=lengths, coalesce=_NEAR)
+        return [bytes(part) for part in got]
 
     def said(self, text: str) -> str:
         """A sentence about the temporary folder, as one about the store."""
@@ -124,10 +135,8 @@ class RemoteStore:
 class RemoteShard(ZarrShard):
     """A committed file of one array where it lies; IntegrityError where it is gone or has another size."""
 
-    def __init__(
-        self, remote: RemoteStore, array: str, record: FileRecord, rows: range, dtype: Dtype, repair: str
-    ) -> None:  # fmt: skip
-        super().__init__(remote.array(array), rows, dtype, repair)
+    def __init__(self, remote: RemoteStore, layout: Layout, record: FileRecord, rows: range, repair: str) -> None:
+        super().__init__(remote.array(layout.spec.name), rows, layout.spec.dtype, repair)
         self._remote, name = remote, f"{FEATURES}/{record.path}"
         size = remote.size(name)
         if size != record.bytes:
@@ -135,6 +144,9 @@ class RemoteShard(ZarrShard):
             raise IntegrityError(
                 f"expected {remote.url}/{name} with {record.bytes:,} bytes as committed, found {found}: {repair}"
             )
+        fetch = partial(remote.parts, name)
+        if committed_checksums(stored_index(fetch, record, layout), fetch, record, layout) is None:
+            raise other_file(f"{remote.url}/{name}", repair)
 
     def read(self, place: int, out: NDArray[np.generic]) -> None:
         """Through zarr; StoreMissing (exit 5) where the connection fails."""

@@ -122,23 +122,48 @@ def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
 
 def checksum_of(file: Readable, layout: Layout) -> int | None:
     """What the record of an open file says of it; None if a chunk or the index is not what its own checksum says."""
-    end = file.seek(-layout.index_bytes, os.SEEK_END)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - layout.index_bytes))
     index = bytes(file.read())
-    if _bytes(crc(index[: -layout.CRC_BYTES])) != index[-layout.CRC_BYTES :]:
+    ends = chunk_ends(index, size, layout)
+    if ends is None:
         return None
-    chunks = np.frombuffer(index[: -layout.CRC_BYTES], "<u8").reshape(-1, 2)
     checksums, at = b"", file.seek(0)
-    for offset, length in chunks[chunks[:, 0] != _EMPTY].tolist():
-        if (offset, at + length) != (at, min(at + length, end)):
-            return None
+    for end in ends:
         found = 0
-        for start in range(0, length - layout.CRC_BYTES, _BLOCK):
-            found = crc(bytes(file.read(min(_BLOCK, length - layout.CRC_BYTES - start))), found)
+        for start in range(at, end - layout.CRC_BYTES, _BLOCK):
+            found = crc(bytes(file.read(min(_BLOCK, end - layout.CRC_BYTES - start))), found)
         checksum = bytes(file.read(layout.CRC_BYTES))
         if checksum != _bytes(found):
             return None
-        checksums, at = checksums + checksum, at + length
-    return crc(checksums + index) if at == end else None
+        checksums, at = checksums + checksum, end
+    return crc(checksums + index)
+
+
+def plain_index(layout: Layout, rows: int) -> bytes:
+    """The index of an uncompressed file with `rows` images: its chunks lie at a fixed stride."""
+    index = np.full((layout.chunks, 2), _EMPTY, "<u8")
+    written = layout.written_chunks(rows)
+    index[:written, 0] = np.arange(written, dtype="<u8") * layout.stride
+    index[:written, 1] = layout.stride
+    return index.tobytes() + _bytes(crc(index.tobytes()))
+
+
+def chunk_ends(index: bytes, size: int, layout: Layout) -> list[int] | None:
+    """Where the chunks of a file of `size` bytes end, by its index: one behind the other, up to the index itself.
+
+    None if the index is damaged or says something else.
+    """
+    content, checksum = index[: -layout.CRC_BYTES], index[-layout.CRC_BYTES :]
+    if len(index) != layout.index_bytes or _bytes(crc(content)) != checksum:
+        return None
+    ends = [0]
+    for offset, length in np.frombuffer(content, "<u8").reshape(-1, 2).tolist():
+        if offset != _EMPTY:
+            if offset != ends[-1] or length < layout.CRC_BYTES:
+                return None
+            ends.append(offset + length)
+    return ends[1:] if ends[-1] == size - layout.index_bytes else None
 
 
 def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from store.errors import IntegrityError
 from store.schema import Dtype, Layout, holds_fill
+from store.seal import Identity, Sealed, identity_of, opened, sealed
 from store.shard import FileRecord, crc
 
 Verify = Literal["never", "first-read", "always"]
@@ -30,6 +31,9 @@ class ShardFile(ABC):
     @abstractmethod
     def will_need(self, place: int) -> None:
         """Let the operating system fetch a row ahead."""
+
+    def require_uncut(self) -> None:  # noqa: B027 (only a map must know before it is read)
+        """Raise IntegrityError if the file is shorter than when it was opened."""
 
 
 class ZarrShard(ShardFile):
@@ -52,33 +56,58 @@ class ZarrShard(ShardFile):
             raise IntegrityError(f"expected row {row} of {self._array.store_path}, it is missing: {self._repair}")
 
     def will_need(self, place: int) -> None:
-        """Nobody can be told."""
+        """No-op: zarr offers no read-ahead."""
+
+
+class LocalZarrShard(ZarrShard):
+    """A file in a folder, read through zarr. What zarr opens with each row is compared with what was opened before."""
+
+    def __init__(
+        self, array: zarr.Array[Any], path: Path, layout: Layout, rows: range, record: FileRecord, repair: str
+    ) -> None:
+        super().__init__(array, rows, layout.spec.dtype, repair)
+        self._path, self._layout, self._record = path, layout, record
+        self._identity: Identity | None = None
+        self._compare()
+
+    def read(self, place: int, out: NDArray[Any]) -> None:
+        """Through zarr, if the file is the one of its record."""
+        self._compare()
+        super().read(place, out)
+
+    def _compare(self) -> None:
+        descriptor = opened(self._path, self._repair)
+        try:
+            if self._identity != identity_of(os.fstat(descriptor)):
+                found = sealed(self._path, descriptor, self._record, self._layout, self.rows, self._repair)
+                self._identity = found.identity
+        finally:
+            os.close(descriptor)
 
 
 class StoredShard(ShardFile):
     """A file with rows at a fixed stride; each chunk's checksum is verified as `verify` says."""
 
     def __init__(
-        self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str, verified: NDArray[np.bool_],
+        self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str, seen: Sealed | None,
         verify: Verify,
     ) -> None:  # fmt: skip
-        """`verified` is the caller's: it outlives this file's turn among the open ones."""
+        """`seen` is what this process found when it opened the file before, if it has."""
         self._path, self._layout, self._repair, self.rows = path, layout, repair, rows
-        self._verified, self._verify = verified, verify
+        self._verify, self._size = verify, record.bytes
+        descriptor = opened(path, repair)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise IntegrityError(f"expected {path} as committed, found none ({error.strerror}): {repair}") from None
-        try:
-            # A map of a truncated file is a SIGBUS, not an error: sizes are compared before mapping.
-            size = os.fstat(descriptor).st_size
-            if size != record.bytes or size != layout.file_bytes(rows):
-                raise IntegrityError(
-                    f"expected {path} with {record.bytes:,} bytes as committed, found {size:,} bytes: {repair}"
-                )
-            self._open(descriptor, size)
+            if seen is None or seen.identity != identity_of(os.fstat(descriptor)):
+                self._announce(descriptor)
+                # A map of a truncated file is a SIGBUS, not an error: sizes are compared before mapping.
+                seen = sealed(path, descriptor, record, layout, rows, repair)
+            self.sealed = seen
+            self._open(descriptor, record.bytes)
         finally:
             os.close(descriptor)
+
+    def _announce(self, descriptor: int) -> None:
+        """Let the operating system fetch what is read of a file before any row."""
 
     @abstractmethod
     def _open(self, descriptor: int, size: int) -> None:
@@ -90,12 +119,13 @@ class StoredShard(ShardFile):
         return chunk, chunk * self._layout.stride
 
     def _unchecked(self, chunk: int) -> bool:
-        return self._verify != "never" and (self._verify == "always" or not self._verified[chunk])
+        return self._verify != "never" and (self._verify == "always" or not self.sealed.verified[chunk])
 
-    def _check(self, chunk: int, place: int, rows: NDArray[Any], stored: int) -> None:
-        if crc(rows) != stored:
+    def _check(self, chunk: int, place: int, rows: NDArray[Any]) -> None:
+        """Compare a chunk with the checksum that it was committed with, which may not be the one behind it by now."""
+        if crc(rows) != self.sealed.crcs[chunk]:
             raise IntegrityError(f"{self._path} is damaged (checksum of row {place}): {self._repair}")
-        self._verified[chunk] = True
+        self.sealed.verified[chunk] = True
 
 
 class MappedShard(StoredShard):
@@ -106,15 +136,22 @@ class MappedShard(StoredShard):
         self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         self._per_chunk = self._layout.chunk_images
         chunk = np.dtype([("rows", spec.storage, (self._per_chunk, *spec.shape)), ("crc", "<u4")])
-        chunks = np.frombuffer(self._map, chunk, count=len(self._verified))
-        self._rows, self._crcs = chunks["rows"], chunks["crc"]
+        self._rows = np.frombuffer(self._map, chunk, count=len(self.sealed.crcs))["rows"]
 
     def read(self, place: int, out: NDArray[Any]) -> None:
         """From the map."""
         chunk, inside = divmod(place, self._per_chunk)
         if self._unchecked(chunk):
-            self._check(chunk, place, self._rows[chunk], int(self._crcs[chunk]))
+            self._check(chunk, place, self._rows[chunk])
         np.copyto(out, self._rows[chunk, inside])
+
+    def require_uncut(self) -> None:
+        """Compare the size. A file that is cut between this look and a read is a SIGBUS all the same."""
+        size = self._map.size()
+        if size != self._size:
+            raise IntegrityError(
+                f"expected {self._path} with {self._size:,} bytes as when it was opened, found {size:,} bytes: {self._repair}"
+            )
 
     def will_need(self, place: int) -> None:
         """Whole pages around the row's chunk."""
@@ -126,6 +163,12 @@ class MappedShard(StoredShard):
 class PositionalShard(StoredShard):
     """Read with `preadv`: for network and cold disks, where many reads under way beat page faults one by one."""
 
+    def _announce(self, descriptor: int) -> None:
+        """All checksums at once, as one by one each would wait for the disk."""
+        for chunk in range(self._layout.written_chunks(self.rows)):
+            end = (chunk + 1) * self._layout.stride
+            os.posix_fadvise(descriptor, end - self._layout.CRC_BYTES, self._layout.CRC_BYTES, os.POSIX_FADV_WILLNEED)
+
     def _open(self, descriptor: int, size: int) -> None:
         self._descriptor = os.dup(descriptor)
 
@@ -136,17 +179,21 @@ class PositionalShard(StoredShard):
     def read(self, place: int, out: NDArray[Any]) -> None:
         """One system call."""
         chunk, begin = self._at(place)
-        spec, images, wanted = self._layout.spec, self._layout.chunk_images, self._layout.stride
+        spec, images, wanted = self._layout.spec, self._layout.chunk_images, self._layout.chunk_bytes
         # A chunk that is the row itself lands where it is wanted; of a chunk of many rows one is copied.
         rows = out[None] if images == 1 else np.empty((images, *spec.shape), spec.storage)
-        stored = np.empty(1, "<u4")
-        got = os.preadv(self._descriptor, [rows.reshape(-1).view(np.uint8).data, stored.data], begin)
+        try:
+            got = os.preadv(self._descriptor, [rows.reshape(-1).view(np.uint8).data], begin)
+        except OSError as error:
+            raise IntegrityError(
+                f"row {place} of {self._path} cannot be read ({error.strerror}): {self._repair}"
+            ) from None
         if got != wanted:
             raise IntegrityError(
                 f"expected {wanted:,} bytes of row {place} in {self._path}, got {got:,}: {self._repair}"
             )
         if self._unchecked(chunk):
-            self._check(chunk, place, rows, int(stored[0]))
+            self._check(chunk, place, rows)
         if images > 1:
             np.copyto(out, rows[place % images])
 

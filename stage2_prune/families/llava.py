@@ -7,27 +7,27 @@ change the last bits of the logits.
 """
 
 import copy
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from configs.experiment import ModelSection
-from stage2_prune.errors import LanguageModelMissing, WeightsMismatch
-from stage2_prune.language import Family, Language, Text
+from stage2_prune.errors import WeightsMismatch
+from stage2_prune.language import Family, Language
 from store.checkpoint import (
     load_tensors,
-    optional_checkpoint_file,
     quiet_loading,
     require_finite,
     stock_reading,
     weight_files,
 )
+from store.open_text import check_text_side
 from store.tensors import torch_dtype
+from store.text import Text
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
 """By its canonical name, in any of the layouts."""
@@ -55,6 +55,7 @@ class Llava(Family):
     def open(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
         """The language half in eval mode, with SDPA attention."""
         source, revision = model.checkpoint, model.revision
+        said = cls.open_text(config, model)
         weight_files(source, revision)  # names what is missing before transformers would
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
@@ -75,7 +76,7 @@ class Llava(Family):
         _check(source, causal, loading)
         causal.eval().to(device)
         require_finite(source, dict(causal.named_parameters()))
-        return Language(model=causal, device=device, **vars(cls.open_text(config, model)))
+        return Language(model=causal, device=device, **vars(said))
 
     @classmethod
     def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
@@ -84,21 +85,8 @@ class Llava(Family):
 
     @classmethod
     def open_text(cls, config: Any, model: ModelSection) -> Text:
-        """Generation ends where the checkpoint's generation config says, as in stock generate()."""
-        source, revision = model.checkpoint, model.revision
-        with stock_reading(source, "a tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=model.trust_remote_code
-            )
-        eos = _eos(source, revision, config, tokenizer)
-        pad = tokenizer.pad_token_id
-        return Text(
-            tokenizer=tokenizer,
-            template=_template(source, revision, tokenizer),
-            image_token_id=config.image_token_id,
-            eos_token_ids=eos,
-            pad_token_id=eos[0] if pad is None else pad,
-        )
+        """Read the small files as stock code does."""
+        return check_text_side(config, model)
 
 
 @dataclass(frozen=True)
@@ -134,35 +122,3 @@ def _check(source: str, causal: torch.nn.Module, loading: Any) -> None:
             raise WeightsMismatch(
                 f"expected {name} in float32, it is {buffer.dtype}: load with dtype=, never .to(dtype)"
             )
-
-
-def _eos(source: str, revision: str | None, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Where generation ends: the first that says so of generation config, text config and tokenizer."""
-    own = optional_checkpoint_file(source, "generation_config.json", revision)
-    generation = {} if own is None else json.loads(own.read_text(encoding="utf-8"))
-    said = (generation.get("eos_token_id"), config.text_config.eos_token_id, tokenizer.eos_token_id)
-    eos = next((one for one in said if one is not None), None)
-    if eos is None:
-        raise LanguageModelMissing(
-            f"expected an eos_token_id in the configs or the tokenizer of {source}, found none: add the one "
-            "that ends the model's answers"
-        )
-    return tuple(eos) if isinstance(eos, list) else (eos,)
-
-
-def _template(source: str, revision: str | None, tokenizer: Any) -> str:
-    """The checkpoint's chat template, looked for in the order of transformers' processors."""
-    own = optional_checkpoint_file(source, "chat_template.jinja", revision)
-    if own is not None:
-        return own.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json"):
-        legacy = optional_checkpoint_file(source, name, revision)
-        template = None if legacy is None else json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
-        if template is not None:
-            return template
-    if isinstance(tokenizer.chat_template, str):
-        return tokenizer.chat_template
-    raise LanguageModelMissing(
-        f"expected a chat template in {source} (chat_template.jinja or chat_template.json), found none: "
-        "add the one that the model was trained with"
-    )

@@ -27,7 +27,7 @@ from stage2_prune.assemble import lay_out
 from stage2_prune.cells import available, configured_pruners
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.language import Text, open_language, open_text
+from stage2_prune.language import Language, open_language, open_text
 from stage2_prune.parity.differences import Pair
 from stage2_prune.parity.findings import Batch, Findings, Scorer
 from stage2_prune.parity.modes import (
@@ -45,10 +45,12 @@ from stage2_prune.prune_batch import Reader
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right
 from stage2_prune.session import check_width, open_features
+from store.checkpoint import weights_digest
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from store.fingerprint import differences
 from store.questions import Question, read_questions, select
 from store.reader import FeatureStore
+from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""
@@ -206,7 +208,7 @@ def _compare(
     language = open_language(experiment.model)
     check_width(features, language)
     if SOFT_PRUNING not in findings.without:
-        pruner = _bound(experiment, features, label, pruner, language.width, findings)
+        pruner = _bound(experiment, features, label, pruner, language, findings)
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
     findings.scorer.keep = keep
     steps = experiment.eval.max_new_tokens
@@ -231,14 +233,15 @@ def _keep(experiment: Experiment, pruner: Pruner, patches: int) -> int:
 
 
 def _bound(
-    experiment: Experiment, features: Features, label: str, pruner: Pruner, width: int, findings: Findings
+    experiment: Experiment, features: Features, label: str, pruner: Pruner, language: Language, findings: Findings
 ) -> Pruner:
     """The pruner with its trained weights; with fresh ones where there are none, as its decision is overridden anyway."""
     if not isinstance(pruner, TrainedPruner):
         return pruner
-    spec = features.spec(pruner, width)
+    spec = features.spec(pruner, language.width)
     try:
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label))
+        belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label), belongs_to)
         findings.scorer.weights = "trained"
     except NotTrained:
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")

@@ -17,6 +17,7 @@ from stage2_prune.evaluate import bind
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session
 from stage2_prune.sweep.raster_order import RasterOrder
+from store.absent import how_to_add
 from store.reader import FeatureStore
 
 Order = Literal["default", "raster"]
@@ -94,13 +95,13 @@ def label_of(method: str, pruner: Pruner, other: Mapping[str, Any]) -> str:
 
 def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Variant], list[Unavailable]]:
     """The methods whose arrays the store has and whose questions can be read, and the others with what they need."""
-    stored = FeatureStore.open(experiment.store_location).arrays
+    store = FeatureStore.open(experiment.store_location)
     _, unread = available({one.label: one.pruner for one in named}, experiment.model)
     reasons = {one.pruner: one.reason for one in unread}
     for one in named:
-        absent = sorted(one.pruner.needs - stored.keys())
+        absent = sorted(one.pruner.needs - store.arrays.keys())
         if absent and one.label not in reasons:
-            reasons[one.label] = f"needs {', '.join(absent)}: extract with --append --capture {','.join(absent)}"
+            reasons[one.label] = f"needs {', '.join(absent)}: {how_to_add(absent, store.plan)}"
     served = [one for one in named if one.label not in reasons]
     return served, [Unavailable(one.label, reasons[one.label]) for one in named if one.label in reasons]
 

@@ -19,7 +19,7 @@ from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
-from stage2_prune.cells import Unavailable, Unmet
+from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
@@ -100,7 +100,7 @@ def _measure(
 
 def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question], allow_foreign_device: bool) -> None:
     """Let the workers answer what is not answered yet."""
-    left = [one for one in todo if not one.file.path.is_file()]
+    left = [one for one in todo if not one.file.finished]
     tasks = [list(group) for _, group in groupby(left, key=lambda one: one.cell.label)]
     tasks.sort(key=lambda task: -sum(one.cell.schedule.mean for one in task))
     work = Work(
@@ -119,10 +119,14 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
 def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: Sequence[Excluded]) -> dict[str, Any]:
     folder = inner(session.experiment).run_dir / "eval"
     records, size = read_cells(folder), session.experiment.eval.batch_size
+
+    def path(cell: Cell) -> Path:
+        return folder / "predictions" / f"{cell.name}.jsonl"
+
     evaluated = [
         Evaluated(
             cell,
-            PredictionFile(folder / "predictions" / f"{cell.name}.jsonl", size, len(asked)).rows,
+            PredictionFile(path(cell), size, asked, records[cell.name]["identity"]).rows,
             records[cell.name],
         )
         for cell in grid.cells

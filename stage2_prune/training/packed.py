@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_prune.assemble import cast
-from stage2_prune.language import Language, Prompt
+from stage2_prune.language import Language
+from store.text import Prompt
 
 
 @dataclass(frozen=True)

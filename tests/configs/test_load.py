@@ -116,7 +116,7 @@ def test_the_clip_checkpoint_answers_to_its_bare_name_wherever_the_model_is_a_se
     import click
     from click.testing import CliRunner
 
-    from configs.cli import experiment_from, experiment_options
+    from configs.flags import experiment_from, experiment_options
 
     @click.command()
     @experiment_options("eval", "model")

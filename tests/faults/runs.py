@@ -23,6 +23,8 @@ COMMANDS = {
     "status": ("-m", "store", "status"),
     "repair": ("-m", "store", "repair"),
     "compact": ("-m", "store", "compact"),
+    "export": ("-m", "store", "export"),
+    "import": ("-m", "store", "import"),
 }
 
 

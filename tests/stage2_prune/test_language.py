@@ -10,11 +10,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from configs.experiment import ModelSection
 from stage2_prune.assemble import assemble, cast_is_exact
-from stage2_prune.errors import LanguageModelMissing, PrunerMisused, WeightsMismatch
+from stage2_prune.errors import PrunerMisused, WeightsMismatch
 from stage2_prune.generate import generate
 from stage2_prune.language import find_family, open_language
 from store.checkpoint import load_config
-from store.errors import CheckpointMissing
+from store.errors import CheckpointMissing, InvalidQuestions
 from tests.helpers.checkpoints import tiny_llava
 
 QUESTIONS = ("what color is the circle ?", "is there a red square ?", "how many ?")
@@ -153,7 +153,7 @@ def test_a_prompt_is_the_processors_own_with_one_placeholder_for_the_image(check
 
 
 def test_a_question_that_holds_the_placeholder_itself_is_refused(checkpoint):
-    with pytest.raises(PrunerMisused, match="found 2"):
+    with pytest.raises(InvalidQuestions, match="found 2"):
         opened(checkpoint).prompt("what is <image> ?")
 
 
@@ -171,7 +171,7 @@ def test_a_chat_template_is_found_in_its_legacy_places_too(tmp_path, name):
 def test_a_checkpoint_without_any_chat_template_is_refused(tmp_path):
     checkpoint = tiny_llava(tmp_path / "checkpoint")
     (checkpoint / "chat_template.jinja").unlink()
-    with pytest.raises(LanguageModelMissing, match="chat template"):
+    with pytest.raises(CheckpointMissing, match="chat template"):
         opened(checkpoint)
 
 
