@@ -18,6 +18,20 @@ from configs.experiment import StoreLocation, store_location
 
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
+WRONG_PATHS = {
+    errno.ENOTDIR: (2, "expected a folder there, a file is in its place: remove it or name another path"),
+    errno.EISDIR: (2, "expected a file there, a folder is in its place: remove it or name another path"),
+    errno.ENOENT: (2, "expected it to be there: check the path"),
+    errno.EEXIST: (2, "expected nothing there: remove it or name another path"),
+    errno.ENOTEMPTY: (2, "expected an empty folder or none: remove it or name another path"),
+    errno.ELOOP: (2, "expected no link that leads to itself: check the path"),
+    errno.ENAMETOOLONG: (2, "expected a shorter name: give the run or the file another one"),
+    errno.ENXIO: (2, "expected a file or a folder, it is neither: name another path"),
+    errno.EACCES: (7, "this user may not read or write it: change its permissions or name another path"),
+    errno.EPERM: (7, "this user may not read or write it: change its permissions or name another path"),
+}
+"""What is wrong with a path that the user gave, by the system's error: the exit code and what to do."""
+
 
 class _StoreParameter(click.Path):
     def convert(
@@ -32,6 +46,7 @@ STORE = _StoreParameter()
 
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click group and leave the process with the exit code of the design's table."""
+    _require_utf8()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     stop_on_sigterm()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored for us
@@ -56,14 +71,34 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in NO_SPACE_OR_READ_ONLY:
-            raise
-        click.echo(
-            f"error: {error.strerror}: {error.filename or 'the output folder'}; free space there and run again",
-            err=True,
-        )
-        return 7
+        code, advice = _of_the_file_system(error)
+        click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
+        return code
     return returned if isinstance(returned, int) else 0
+
+
+def _of_the_file_system(error: OSError) -> tuple[int, str]:
+    """Exit code and advice for what the file system refuses; raises what is no matter of a path that the user gave."""
+    if error.errno in NO_SPACE_OR_READ_ONLY:
+        return 7, "free space there and run again"
+    if error.filename is None or error.errno not in WRONG_PATHS:
+        raise error
+    return WRONG_PATHS[error.errno]
+
+
+def _printable(path: object) -> str:
+    """Write a path that an error names, also one of bytes or of no text."""
+    return os.fsdecode(path).encode(errors="backslashreplace").decode() if isinstance(path, str | bytes) else str(path)
+
+
+def _require_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale is not UTF-8: names of files are ids, which no locale may change.
+
+    A process replaces itself, with the same arguments; its children inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (no shell is wanted)
 
 
 def stop_on_sigterm() -> None:

@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
@@ -72,6 +73,8 @@ class DataSection(Section):
     """
     format: ImageFormat = "auto"
     """What `images` is; `auto` finds out where only one kind of file is there."""
+    follow_links: bool = False
+    """Follow links of an image folder that lead out of it, too; those that stay inside are always followed."""
     image_column: str | None = None
     """Column of the images in parquet files; default: the only one of `{bytes, path}`."""
     questions: Path | None = None
@@ -80,11 +83,11 @@ class DataSection(Section):
     """`content`: an image is its file's sha256; `name` skips the hashing, for trusted, immutable sources."""
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
-    train: PositiveInt | None = 600
-    """Questions of the training split, at most; null takes all."""
-    val: PositiveInt | None = 200
+    train: PositiveInt | None = None
+    """Questions of the training split, at most; null takes all. Where the questions name no split, store/splits.py deals them."""
+    val: PositiveInt | None = None
     """Questions of the validation split, at most; null takes all."""
-    test: PositiveInt | None = 200
+    test: PositiveInt | None = None
     """Questions of the test split, at most; null takes all."""
 
 
@@ -127,7 +130,7 @@ class ExtractSection(Section):
     otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Parameters of submitit's executor, such as `slurm_partition` and `timeout_min`; `cluster: local` runs them here."""
 
 
@@ -137,6 +140,8 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
+    """Folder with the `pruner.json` of a trained method; default: the run directory's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +151,7 @@ class Method(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every key beside `name`."""
+        """Every key beside `name` and `weights`."""
         return dict(self.model_extra or {})
 
 
@@ -205,6 +210,8 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    rank: bool = True
+    """Also rank the choices of questions that have some, by their likelihood; false skips that forward."""
     flops: Flops = "macs_vision"
     """How the table counts the prefill, the only thing it changes: MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp`
     counts two of the MLP's three matrices, as some papers do."""
@@ -218,7 +225,9 @@ class SweepSection(Section):
     that prune.methods gives it, or its defaults."""
     without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
-    vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
+        default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
+    )
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
     parameter, or for the one named; `every` takes each value that the method has."""
     order: tuple[Literal["default", "raster"], ...] = ("default",)

@@ -45,7 +45,7 @@ class SectionedCommand(click.Command):
             formatter.write_paragraph()
             formatter.write_text(
                 "A flag wins over the config; a default is what a config without the field gets. Lists are typed a,b or as "
-                "YAML, mappings as YAML; null takes a value away."
+                "YAML, mappings as YAML; null takes a value away.",
             )
 
 

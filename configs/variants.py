@@ -26,7 +26,7 @@ def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[
         mine = {key.rpartition(".")[2]: axis[method.name] for key, axis in axes.items() if method.name in axis}
         for combination in product(*mine.values()):
             crossed = method.parameters | dict(zip(mine, combination, strict=True))
-            one = Method.model_validate({"name": method.name, **crossed})
+            one = Method.model_validate({"name": method.name, "weights": method.weights, **crossed})
             if one not in found:
                 found.append(one)
     return found, problems

@@ -52,11 +52,11 @@ class Prediction:
     """Log-probability of each of the question's choices, given that the answer is one of them."""
 
 
-def prepare(text: Text, questions: Sequence[Question], post_prompt: str) -> Prepared:
-    """Tokenise prompts and choices; `post_prompt` is appended to every question."""
+def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: bool = True) -> Prepared:
+    """Tokenise prompts and choices, which are left out unless `rank`; `post_prompt` is appended to every question."""
     asked = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not q.choices else tuple(text.answer_ids(said, choice) for choice in q.choices)
+        None if not (rank and q.choices) else tuple(text.answer_ids(said, choice) for choice in q.choices)
         for q, said in zip(questions, asked, strict=True)
     )
     return Prepared(tuple(text.prompt(said) for said in asked), choices)

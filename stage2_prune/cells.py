@@ -4,15 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from configs import plugin
 from configs.budgets import file_part
-from configs.experiment import Experiment, Match, ModelSection, Positions
+from configs.experiment import Experiment, Match, Method, ModelSection, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.in_llm import InLLMPruner, check_positions
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.schedule_budget import Schedule, published, whole
 
 
@@ -39,6 +40,8 @@ class Cell:
         return f"{self.label}-{keep}-{self.positions}{seed}"
 
 
+_LONGEST = 120
+"""Characters of a label."""
 OWN = "own"
 """In names, the number of tokens of a method that decides by itself."""
 
@@ -70,13 +73,31 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     counts = Counter(method.name for method in experiment.prune.methods)
     built: dict[str, Pruner] = {}
     for method in experiment.prune.methods:
-        given = ",".join(f"{key}={value}" for key, value in method.parameters.items())
-        label = method.name if counts[method.name] == 1 or not given else f"{method.name}@{given}"
-        label = re.sub(r"[^\w.=@,-]", "_", label)
+        named = {} if method.weights is None else {"weights": method.weights}
+        given = ",".join(f"{key}={value}" for key, value in {**method.parameters, **named}.items())
+        label = method.name if counts[method.name] == 1 or not given else label_with(method.name, given)
         if label in built:
             raise PrunerMisused(f"prune.methods names {label} twice: remove one, or give them different parameters")
-        built[label] = build_pruner(method, classes)
+        built[label] = build(method, classes)
     return built
+
+
+def label_with(method: str, said: str) -> str:
+    """The label of a method with what tells it apart, which begins the names of files; a digest of that if it is long."""
+    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{said}")
+    return label if len(label) <= _LONGEST else f"{method}@{sha256(said.encode()).hexdigest()[:16]}"
+
+
+def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
+    """The pruner of a method of the config; a trained one knows the folder of its weights, if the config names one."""
+    pruner: Pruner = build_pruner(method, classes)
+    if method.weights is None:
+        return pruner
+    if not isinstance(pruner, TrainedPruner):
+        raise PrunerMisused(
+            f"prune.methods: expected `weights` of a trained method, {method.name} has none: remove `weights`"
+        )
+    return pruner.trained_in(method.weights)
 
 
 def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:

@@ -8,6 +8,7 @@ import click
 
 from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
+from stage2_prune.errors import NotTrained
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -171,9 +172,11 @@ def show(
     named = None if methods is None else tuple(methods.split(","))
     wanted = show.Wanted(images, named, keep, question, columns, dpi)
     shown = show.run(experiment, wanted, out, overwrite)
+    click.echo(shown.path)
+    if shown.untrained:
+        raise NotTrained("; ".join(shown.untrained))
     for reason in shown.left_out:
         click.echo(reason, err=True)
-    click.echo(shown.path)
 
 
 @group.command("pruners")

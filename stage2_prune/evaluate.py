@@ -15,7 +15,8 @@ from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.choose import choose_scored
+from stage2_prune.errors import Infeasible
 from stage2_prune.features import FeatureBatch
 from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
@@ -25,7 +26,7 @@ from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
-from store.questions import Question, read_questions, select
+from store.questions import Question
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -54,17 +55,13 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     resumed; predictions of other settings raise OtherRun unless `overwrite`. Raises RunLocked (exit 6) while another
     command writes there.
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
-    asked, excluded = session.features.answerable(questions)
+    asked, excluded = session.features.answerable(chosen.questions)
     depth: int = session.language.model.config.num_hidden_layers
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
@@ -75,7 +72,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-        summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
+        summary = summarise(session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable)
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "table.md", report.table(summary))
         report.plot(summary, folder / "accuracy_vs_tokens.png")
@@ -101,7 +98,7 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
             digests[label] = session.reader.clip_digest
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
-            folder = weights.folder(session.experiment.run_dir, label)
+            folder = weights.folder(session.experiment.run_dir, label, pruner)
             belongs_to = weights.belongings(session.features, pruner, session.language_digest)
             pruner, record = weights.load(pruner, label, spec, folder, belongs_to)
             pruner = pruner.with_module(pruner.module.to(session.features.device))
@@ -121,12 +118,13 @@ def answer(
     `told` is called with each number of answers, in place of a progress bar, and with 0 before they are written: what it
     raises then leaves the files as they are.
     """
+    section = session.experiment.eval
     jobs = _jobs(todo, asked)
     answers = sum(len(batch) * len(waiting) for batch, waiting in jobs)
     with ProgressBar(what="eval", total=answers, unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
         for batch, waiting in zip(session.features.batches([asked for asked, _ in jobs]), jobs, strict=True):
-            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
+            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
             for progress in waiting[1]:
                 _answer_batch(session, progress, batch, prepared, told)
                 told(len(batch.questions))
@@ -224,4 +222,5 @@ def open_progress(
 
 def _identity(session: Session) -> dict[str, Any]:
     """Everything but the cell itself and the question that a prediction depends on."""
-    return session.conditions | {"eval.split": session.experiment.eval.split}
+    section = session.experiment.eval
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -9,6 +9,7 @@ from configs.budgets import in_words
 from stage2_prune import pruners
 from stage2_prune.budget import one_convention
 from stage2_prune.cells import OWN
+from stage2_prune.features import left_out
 from stage2_prune.plot import plot
 from stage2_prune.pruner import Pruner
 
@@ -34,8 +35,7 @@ def table(summary: dict[str, Any]) -> str:
         "accuracy: exact match of greedy answers; interval: bootstrap over images; ranked: likeliest of the "
         "given choices; disagree: answers in which the two differ, over all seeds."
     ]
-    if summary["excluded"]:
-        notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
+    notes += left_out(one["reason"] for one in summary["excluded"])
     notes += [
         f"{one['pruner']} at {in_words(one['keep'])}, {one['positions']} positions, is infeasible: {one['reason']}."
         for one in summary["infeasible"]

@@ -32,9 +32,9 @@ _NAMES = {"checkpoint", "revision"}
 """Fields of a fingerprint that only name a checkpoint; the digests of its weights are others."""
 
 
-def folder(run_dir: Path, label: str) -> Path:
-    """Where the weights of the pruner that the config calls `label` lie, unless its `weights` says otherwise."""
-    return run_dir / "pruner" / label
+def folder(run_dir: Path, label: str, pruner: TrainedPruner) -> Path:
+    """Where the weights of the pruner that the config calls `label` lie: in the run's folder, or where it says."""
+    return pruner.weights or run_dir / "pruner" / label
 
 
 def belongings(features: Features, pruner: TrainedPruner, language_model: str | None) -> dict[str, Any]:
@@ -103,9 +103,11 @@ def load(
     Raises NotTrained (exit 5) where nothing was trained, WeightsMismatch (exit 4) where the weights belong to other
     parameters, features or another language model, DamagedRun (exit 4) where a file is not as it was written.
     """
-    record = read_record(folder)
+    record = None if folder.is_file() else read_record(folder)
     if record is None:
-        raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: run `make train` first")
+        advice = f"run `make train` first, or name the folder of another run's {RECORD} with `weights` beside the method's name"
+        advice = advice if pruner.weights is None else f"`weights` must name a folder with {RECORD}"
+        raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: {advice}")
     differing = _differing(record, name, pruner, spec, belongs_to)
     if differing:
         raise WeightsMismatch(
@@ -118,7 +120,7 @@ def load(
         raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {_AGAIN}")
     module = pruner.fresh(spec, seed=0).module
     module.load_state_dict(safetensors.torch.load(data), strict=True)
-    return pruner.with_module(module.requires_grad_(False).eval()), record
+    return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record
 
 
 def _differing(

@@ -91,7 +91,7 @@ def live_leases(store: Path, stall_seconds: float) -> dict[int, Holder]:
 def read_holder(path: Path) -> Holder | None:
     """Who holds a lease; None if nobody does. A lease that is not readable holds nothing."""
     try:
-        return Holder(**json.loads(path.read_text()))
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
@@ -137,7 +137,7 @@ def disk_time(folder: Path) -> float:
 def process_start(pid: int) -> int | None:
     """When a process of this machine began, in clock ticks (0 where that cannot be seen); None if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() or not _answers(pid) else 0
     return None if fields[0] == "Z" else int(fields[19])  # a zombie works no more

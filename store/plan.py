@@ -243,7 +243,7 @@ def read_plan(store: Path) -> Plan:
 def _read(path: Path, advice: str) -> Plan:
     not_one = f"{path} is not a plan of store format 1"
     try:
-        return Plan.model_validate_json(path.read_text())
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise IntegrityError(f"expected the plan {path}, it is missing: {advice}") from None
     except UnicodeDecodeError:

@@ -41,7 +41,7 @@ def prepare(
         _create(path, plan, ids, projector, codec)
         return
     try:
-        healthy = plan_path(path, plan.generation).read_text() == plan.to_json()
+        healthy = plan_path(path, plan.generation).read_text(encoding="utf-8") == plan.to_json()
         healthy &= not read_manifest(path, plan.generation).damaged(path / FEATURES)
     except (IntegrityError, FileNotFoundError, UnicodeDecodeError):
         healthy = False

@@ -253,7 +253,7 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
         if presence == "exclusive":
             _require_alone(path, stall_seconds)
         me = {"host": socket.gethostname(), "pid": os.getpid(), "presence": presence}
-        (path / HOLDER).write_text(json.dumps(me))
+        (path / HOLDER).write_text(json.dumps(me), encoding="utf-8")
         yield
     finally:
         (path / HOLDER).unlink(missing_ok=True)
@@ -262,7 +262,7 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
 
 def _lock_holder(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((path / HOLDER).read_text()))
+        return dict(json.loads((path / HOLDER).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -14,7 +14,7 @@ from stage2_prune.compare.results import Result, load, unpruned_beside
 from stage2_prune.compare.significance import holm, kl_divergence, sign_flips
 from stage2_prune.errors import NotComparable
 from stage2_prune.intervals import interval
-from stage2_prune.score import normalise
+from store.answers import normalise
 
 ENOUGH_SEEDS = 5
 _SHOWN = 5

@@ -25,6 +25,7 @@ from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
 from stage2_prune.cells import available, configured_pruners
+from stage2_prune.choose import choose
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import Language, open_language, open_text
@@ -48,7 +49,7 @@ from stage2_prune.session import check_width, open_features
 from store.checkpoint import weights_digest
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from store.fingerprint import differences
-from store.questions import Question, read_questions, select
+from store.questions import Question
 from store.reader import FeatureStore
 from store.text import Text
 
@@ -64,11 +65,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     of the full model's process.
     """
     label, pruner = soft_pruner(experiment)
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)[:limit]
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    questions = choose(experiment, experiment.eval.split, limit)
     features, without = _open(experiment, pruner)
     asked, excluded = features.answerable(questions)
     batches = _batches(experiment, features, asked)
@@ -153,6 +150,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
         image_root=experiment.data.images.resolve(),
         image_format=experiment.data.format,
         image_column=experiment.data.image_column,
+        follow_links=experiment.data.follow_links,
         by_content=plan.identity == "content",
         max_pixels=experiment.extract.max_pixels,
         max_new_tokens=experiment.eval.max_new_tokens,
@@ -166,7 +164,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
     done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
-    ran_on = json.loads((folder / ENVIRONMENT).read_text())
+    ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 
@@ -241,9 +239,11 @@ def _bound(
     spec = features.spec(pruner, language.width)
     try:
         belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label), belongs_to)
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
         findings.scorer.weights = "trained"
     except NotTrained:
+        if pruner.weights is not None:
+            raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
         findings.scorer.weights = "freshly seeded"
         pruner = pruner.fresh(spec, experiment.train.seed)
@@ -252,8 +252,8 @@ def _bound(
 
 def _count_right(findings: Findings, text: Text, batch: FeatureBatch, outcomes: Mapping[str, Outcome]) -> None:
     for mode, outcome in outcomes.items():
-        said = text.decode(outcome.tokens)
-        findings.right[mode] += sum(is_right(one, q.answers) for one, q in zip(said, batch.questions, strict=True))
+        said = zip(text.decode(outcome.tokens), batch.questions, strict=True)
+        findings.right[mode] += sum(is_right(one, question.answers) for one, question in said if question.can_be_scored)
 
 
 def _shapes(raw: Tensor | None, outcomes: Mapping[str, Outcome]) -> dict[str, tuple[int, ...]]:

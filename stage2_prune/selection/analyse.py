@@ -16,6 +16,7 @@ from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune.cells import Cell, Unavailable, configured_pruners
+from stage2_prune.choose import choose
 from stage2_prune.errors import DamagedRun, Infeasible, OtherRun, PrunerMisused
 from stage2_prune.features import Features
 from stage2_prune.identity import differences, of_questions
@@ -31,7 +32,7 @@ from stage2_prune.selection.metrics import METRICS, jaccard_by_chance
 from stage2_prune.selection.truth import find_truth
 from stage2_prune.sweep.grid import wanted
 from store.absent import how_to_add
-from store.questions import Question, read_questions, select
+from store.questions import Question
 
 SCHEMA = 1
 NO_GRID = "the tokens are no patches in a grid: the CLS row is one of them, or a model's own code made them"
@@ -52,11 +53,7 @@ def run(
       metrics.png      the metrics of all methods and budgets, side by side
       jaccard-<keep>.png   the heat map of a budget; methods stand in the same order in all of them
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)[:limit]
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    questions = choose(experiment, experiment.eval.split, limit)
     methods = _swept(experiment) if sweep else configured_pruners(experiment)
     selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features

@@ -12,7 +12,7 @@ from stage2_prune.evaluate import bind
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import open_embeddings
 from stage2_prune.prune_batch import ABOUT_QUESTIONS, choose_batch
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.selection.kept import Kept, kept_of
 from stage2_prune.session import Session, open_features
 from store.absent import how_to_add
@@ -35,6 +35,8 @@ class Selection:
     """Digests of those weights."""
     left_out: tuple[Unavailable, ...]
     """Methods that cannot be shown here, with the reason."""
+    untrained: Mapping[str, str]
+    """Those of them that lack nothing but trained weights, with what to do, by label."""
 
     @torch.no_grad()
     def cells(self, question: Question) -> tuple[list[Cell], list[Unmet]]:
@@ -79,7 +81,7 @@ def is_grid(features: Features) -> bool:
 def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: Collection[str] = ()) -> Selection:
     """The configured store, for those of `methods` that can select from it; of the arrays `also` those that are there.
 
-    Raises as `open_features`, and PrunerMisused where no method is left.
+    Raises as `open_features`, and PrunerMisused where no method is left, NotTrained (exit 5) where all lack weights.
     """
     store = FeatureStore.open(experiment.store_location)
     usable, unavailable = available(methods, experiment.model)
@@ -91,20 +93,25 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
     session = Session(experiment, features, open_embeddings(experiment.model), reprojection=None, exact=True)
     bound: dict[str, Pruner] = {}
     digests: dict[str, str] = {}
+    untrained: dict[str, str] = {}
     for label, pruner in usable.items():
         try:
             ready, digest = bind(session, {label: pruner})
-        except NotTrained:
-            left_out.append(Unavailable(label, NO_WEIGHTS))
+        except NotTrained as error:
+            named = isinstance(pruner, TrainedPruner) and pruner.weights is not None
+            left_out.append(Unavailable(label, str(error) if named else NO_WEIGHTS))
+            untrained[label] = str(error)
         except (NotExtracted, PrunerMisused, WeightsMismatch) as error:
             left_out.append(Unavailable(label, str(error)))
         else:
             bound |= ready
             digests |= digest
+    if not bound and untrained.keys() == methods.keys():
+        raise NotTrained("; ".join(untrained.values()))
     if not bound:
         why = "; ".join(f"{one.pruner} {one.reason}" for one in left_out)
         raise PrunerMisused(f"expected a method that selects before the language model, there is none: {why}")
-    return Selection(session, bound, digests, tuple(left_out))
+    return Selection(session, bound, digests, tuple(left_out), untrained)
 
 
 def _left_out(methods: Mapping[str, Pruner], store: FeatureStore) -> Iterator[Unavailable]:

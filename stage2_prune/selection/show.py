@@ -60,6 +60,8 @@ class Shown:
     path: Path
     left_out: tuple[str, ...]
     """The config's methods that could not be shown, with the reason."""
+    untrained: tuple[str, ...] = ()
+    """What to do for each method that was asked for by name and has no trained weights; the others were drawn."""
 
 
 def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
@@ -85,14 +87,16 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     _require_questions(selection.methods, asked)
     cells, unmet = selection.cells(asked[0])
     left_out = tuple(f"{one.pruner} is not shown: {one.reason}" for one in (*selection.left_out, *unmet))
-    if left_out and wanted.methods is not None:
-        raise CannotShow("; ".join(left_out))
+    asked_for = selection.untrained if wanted.methods is not None else {}
+    refused = [one for one in (*selection.left_out, *unmet) if one.pruner not in asked_for]
+    if refused and wanted.methods is not None:
+        raise CannotShow("; ".join(f"{one.pruner} is not shown: {one.reason}" for one in refused))
     # All and nothing are no news, unless someone wants to see them.
     cells = [cell for cell in cells if wanted.methods is not None or cell.pruner.budget != "fixed"]
     if not cells:
         raise CannotShow("expected methods that drop some patches, the config has none: name some with --methods")
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
-    return Shown(path, left_out)
+    return Shown(path, left_out, tuple(asked_for.values()))
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:

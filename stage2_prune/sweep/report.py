@@ -6,6 +6,7 @@ from typing import Any
 
 from configs.budgets import ascending, in_words
 from stage2_prune.budget import one_convention
+from stage2_prune.features import left_out
 from stage2_prune.report import markdown, si
 
 Row = dict[str, Any]
@@ -25,11 +26,11 @@ def _intro(summary: dict[str, Any]) -> str:
     inexact = (
         "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
     )
-    left_out = f" {len(summary['excluded'])} questions have no encoded image." if summary["excluded"] else ""
+    without = "".join(f" {sentence}" for sentence in left_out(one["reason"] for one in summary["excluded"]))
     return (
         f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
         "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
-        f"their seeds.{left_out}{inexact}\n"
+        f"their seeds.{without}{inexact}\n"
     )
 
 

@@ -20,7 +20,8 @@ from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune.cells import Cell, Unavailable, Unmet
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.choose import choose_scored
+from stage2_prune.errors import Infeasible
 from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
 from stage2_prune.predictions import PredictionFile, alone, read_cells
@@ -32,7 +33,7 @@ from stage2_prune.sweep import report as sweep_report
 from stage2_prune.sweep import rows as sweep_rows
 from stage2_prune.sweep.crew import Work, cpu_threads, inner, share
 from stage2_prune.sweep.grid import Grid, build, needs, servable, wanted
-from store.questions import Question, read_questions, select
+from store.questions import Question
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -42,23 +43,19 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`,
     and RunLocked (exit 6) while another command writes there.
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     everyone = wanted(experiment)
     named, unavailable = servable(experiment, everyone)
     with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)
         grid = build(session, named)
         grid.unavailable[:0] = unavailable
-        asked, excluded = session.features.answerable(questions)
+        asked, excluded = session.features.answerable(chosen.questions)
         _drop_impossible(session, grid, asked)
         todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
         measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
-        summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}
+        summary = _summary(session, grid, asked, [*chosen.unanswered, *excluded]) | {"machine": latency.machine()}
         summary |= sweep_rows.complete(
             summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
         )

@@ -72,7 +72,7 @@ class Log:
     def append(self, **row: Any) -> None:
         """Add a line."""
         self.rows.append(row)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(seal(json.dumps(row)) + "\n")
 
     def sync(self) -> None:

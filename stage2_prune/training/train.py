@@ -15,6 +15,7 @@ from configs.load import save_resolved
 from configs.progress import say
 from stage2_prune import weights
 from stage2_prune.cells import configured_pruners
+from stage2_prune.choose import choose_scored
 from stage2_prune.errors import OtherRun, PrunerMisused
 from stage2_prune.identity import differences, digest, of_questions
 from stage2_prune.predictions import alone
@@ -22,7 +23,7 @@ from stage2_prune.pruner import TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
-from store.questions import Question, Split, read_questions, select
+from store.questions import Question
 
 CONFIG = "config.yaml"
 
@@ -37,12 +38,12 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     trains it, DamagedRun (exit 4) for files that are not as they were written.
     """
     label, pruner = _trainable(experiment)
-    train, val = _questions(experiment, "train"), _questions(experiment, "val")
+    train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
     session = open_session(experiment, pruner.needs, allow_foreign_device)
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
     identity = _identity(session, pruner, train, val)
-    folder = weights.folder(experiment.run_dir, label)
+    folder = weights.folder(experiment.run_dir, label, pruner)
     with alone(folder):
         if overwrite:
             for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
@@ -69,6 +70,11 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     configured = configured_pruners(experiment)
     name = experiment.train.pruner
     pruner = configured.get(name)
+    if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
+        raise PrunerMisused(
+            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            "`weights` from prune.methods, or list the method once more without them"
+        )
     if isinstance(pruner, TrainedPruner) and not pruner.reads:
         return name, pruner
     if isinstance(pruner, TrainedPruner):
@@ -82,15 +88,6 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
         f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
         f"{name!r} {came}: change train.pruner or prune.methods"
     )
-
-
-def _questions(experiment: Experiment, split: Split) -> list[Question]:
-    questions = select(read_questions(experiment.data), experiment.data, split)
-    unanswered = [question.question_id for question in questions if not question.answers]
-    if questions and not unanswered:
-        return questions
-    came = f"{len(unanswered)} lack one ({', '.join(unanswered[:3])})" if unanswered else "there are none"
-    raise PrunerMisused(f"training expects answered questions in the {split} split, {came}: check data.questions")
 
 
 def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:

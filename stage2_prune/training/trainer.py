@@ -50,7 +50,7 @@ class Trainer:
     ) -> None:
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
-        self.folder = weights.folder(session.experiment.run_dir, label)
+        self.folder = weights.folder(session.experiment.run_dir, label, pruner)
         self.low, self.high = self._budgets()
         self.spec = session.features.spec(pruner, session.language.width)
         fresh = pruner.fresh(self.spec, self.section.seed)

@@ -18,10 +18,12 @@ from stage2_prune.errors import Infeasible, NotComparable, NotExtracted, OtherRu
 from stage2_prune.language import open_text
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.schedule_budget import Schedule
-from stage2_prune.score import is_right, normalise
+from stage2_prune.score import is_right
 from stage2_prune.session import open_session
+from store.answers import normalise
 from store.errors import StoreError
-from store.questions import read_questions, select
+from store.questions import read_questions
+from store.splits import select
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import extract
 
@@ -248,7 +250,8 @@ def test_a_question_whose_image_could_not_be_encoded_is_excluded_with_the_reason
 
 def test_a_question_about_an_image_that_was_never_extracted_names_make_extract(tiny, tmp_path):
     questions = tmp_path / "questions.jsonl"
-    questions.write_text(json.dumps({"question_id": "1", "image": "new.png", "question": "?", "split": "test"}) + "\n")
+    row = {"question_id": "1", "image": "new.png", "question": "?", "answers": ["red"], "split": "test"}
+    questions.write_text(json.dumps(row) + "\n")
     with pytest.raises(NotExtracted, match=r"new\.png.*make extract") as caught:
         evaluate.run(tiny(data__questions=str(questions), data__images=str(tmp_path)))
     assert caught.value.exit_code == 5
