@@ -13,11 +13,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
     return {
         "identical": findings.identical,
         "n_questions": findings.questions,
-<<<<<<< HEAD
         "scored_by": None if SOFT_PRUNING in findings.without else vars(findings.scorer),
-=======
         "n_scored": findings.scored,
->>>>>>> main
         "modes": {
             mode: {"accuracy": _accuracy(findings, mode), "reason": findings.without.get(mode)} for mode in MODES
         },
