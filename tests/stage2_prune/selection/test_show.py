@@ -79,7 +79,9 @@ def test_an_image_that_the_store_does_not_know_is_told_its_neighbours(config):
 
 
 def test_an_unknown_method_and_a_budget_of_more_patches_than_there_are_are_refused(config):
-    assert "no such pruner (got 'rondom'): did you mean random?" in str(invoke(config, NAME, "--methods", "rondom").exception)
+    assert "no such pruner (got 'rondom'): did you mean random?" in str(
+        invoke(config, NAME, "--methods", "rondom").exception
+    )
     done = invoke(config, NAME, "--keep", 17)
     assert isinstance(done.exception, PrunerMisused) and "at most 16 visual tokens" in str(done.exception)
 
