@@ -17,6 +17,7 @@ from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import Batch, assemble
+from stage2_prune.canary import compare_with_stock
 from stage2_prune.choose import choose
 from stage2_prune.errors import Infeasible
 from stage2_prune.features import left_out
@@ -97,6 +98,7 @@ def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
     for batch in session.features.batches([[question] for question in asked]):
         prompts = prepare(session.language, batch.questions, experiment.data.post_prompt).prompts
         batches.append(assemble(session.language, prompts, batch.projected, index, patches, "original"))
+    compare_with_stock(session.language, batches[0])
     return calibrate(session.language, batches, keep)
 
 

@@ -9,6 +9,7 @@ import click
 from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
+from store.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -22,6 +23,7 @@ foreign_option = click.option(
 @click.group(cls=Commands)
 def group() -> None:
     """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
+    note_untested()
 
 
 @group.command("eval")

@@ -15,6 +15,7 @@ from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
+from stage2_prune.canary import check_layer_loop
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible
@@ -83,6 +84,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     folder = experiment.run_dir / "eval"
     with alone(folder):
         todo = open_progress(session, cells, digests, asked, overwrite)
+        check_layer_loop(session, [p.cell for p in todo if not p.file.path.is_file()], asked)
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]

@@ -157,6 +157,8 @@ def alone(folder: Path) -> Generator[None, None, None]:
             f"{folder} is being written by another process: wait for it, or stop it first, or name another --run-dir"
         ) from None
     try:
+        for half_written in folder.rglob(".*.partial"):  # by a killed process: nobody else writes here
+            half_written.unlink(missing_ok=True)
         yield
     finally:
         guard.release()

@@ -16,6 +16,10 @@ from uuid import uuid4
 from configs.atomic import publish_once
 
 FOLDER = "leases"
+PROBE = ".now-"
+"""Begins the names of files that are made to read the clock of a disk."""
+TAKEN_AWAY = ".*.json.*"
+"""Names of leases of the dead, while they are taken away."""
 BEAT_SECONDS = 1.0
 """A lease is touched at most this often."""
 
@@ -123,7 +127,7 @@ def stalled(path: Path, seconds: float) -> bool:
 
 def disk_time(folder: Path) -> float:
     """Now, as the disk of a folder sees it; where nothing can be written, as this machine does."""
-    probe = folder / f".now-{uuid4().hex}"
+    probe = folder / f"{PROBE}{uuid4().hex}"
     try:
         probe.touch()
         return probe.stat().st_mtime

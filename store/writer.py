@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from store.commits import CommitRecord, publish, read_commit
 from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.ids import ImageIds
-from store.leases import Lease, disk_time, live_leases
+from store.leases import FOLDER, PROBE, TAKEN_AWAY, Lease, disk_time, live_leases
 from store.plan import Plan
 from store.prepare import prepare
 from store.progress import missing_parts, stored_codec
@@ -79,11 +80,21 @@ class StoreWriter:
                     _sweep(path, 0.0 if presence == "exclusive" else stall_seconds)
                     if presence == "exclusive":
                         held.push(creating.pop_all())
-            yield cls(path, plan, ids, stall_seconds, codec, leave)
+            writer = cls(path, plan, ids, stall_seconds, codec, leave)
+            if presence == "exclusive":
+                writer.release_committed()
+            yield writer
 
     def remove_leftovers(self) -> None:
-        """Remove what killed workers left half-written; for one that is alone in the store, its own workers ended."""
+        """Remove what killed workers left; for one that is alone in the store, its own workers ended."""
         _sweep(self.path, 0.0)
+        self.release_committed()
+
+    def release_committed(self) -> None:
+        """Remove leases of shards that are committed: their workers were killed between the commit and the release."""
+        for lease in (self.path / FOLDER).glob("*.json"):
+            if lease.stem.isdecimal() and int(lease.stem) < self.plan.n_shards and self.is_committed(int(lease.stem)):
+                lease.unlink(missing_ok=True)
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
@@ -217,16 +228,24 @@ def require_no_archive(path: Path) -> None:
 
 
 def _sweep(path: Path, idle_seconds: float) -> None:
-    """Remove what killed writers left half-written: files that nobody has touched for so long."""
+    """Remove what killed writers left: half-written files, probes of the clock, leases that were being taken away.
+
+    Nothing is removed that somebody has touched within `idle_seconds`.
+    """
     now = disk_time(path)
-    for stale in (*path.rglob(f"*{PARTIAL}"), *path.rglob(f".*{PARTIAL}")):
+    for stale in [found for found in path.rglob("*") if _is_leftover(found)]:
         with suppress(FileNotFoundError):  # a living worker may finish its own
-            if now - stale.stat().st_mtime < idle_seconds:
+            if now - stale.lstat().st_mtime < idle_seconds:
                 continue
-            if stale.is_dir():
+            if stale.is_dir() and not stale.is_symlink():
                 shutil.rmtree(stale, ignore_errors=True)
             else:
                 stale.unlink()
+
+
+def _is_leftover(path: Path) -> bool:
+    taken_away = path.parent.name == FOLDER and fnmatchcase(path.name, TAKEN_AWAY)
+    return path.name.endswith(PARTIAL) or path.name.startswith(PROBE) or taken_away
 
 
 @contextmanager

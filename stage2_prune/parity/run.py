@@ -8,7 +8,6 @@ other modes answer them from the store.
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -51,6 +50,7 @@ from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, w
 from store.fingerprint import differences
 from store.questions import Question
 from store.reader import FeatureStore
+from store.scratch import scratch
 from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
@@ -73,8 +73,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
     findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="parity-", dir=experiment.run_dir) as name:
-        folder = Path(name)
+    with scratch("parity", experiment.run_dir) as folder:
         findings.notes += _ask_full_model(experiment, features, batches, folder)
         _compare(experiment, features, label, pruner, findings, folder)
     result = as_json(findings)
