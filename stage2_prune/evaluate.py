@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
 
 from configs.atomic import write_atomically
-from configs.experiment import Experiment
+from configs.experiment import EvalSection, Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
@@ -30,6 +31,7 @@ from stage2_prune.summary import Evaluated, summarise
 from store.questions import Question
 
 _NOTHING: Mapping[str, Any] = {}
+_TIMES = ("selector_ms_per_image", "selector_ms_range")
 
 
 @dataclass
@@ -39,13 +41,25 @@ class Progress:
     cell: Cell
     file: PredictionFile
     identity: dict[str, Any]
-    selector_seconds: float = 0.0
-    images: int = 0
+    section: EvalSection
+    selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    """Seconds of the method itself and images, of every batch answered now."""
 
     def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
         """What `cells.json` keeps of it; the time of its selector as it was before, where nothing was answered now."""
-        per_image = 1000 * self.selector_seconds / self.images if self.images else before.get("selector_ms_per_image")
-        return {"identity": self.identity, "selector_ms_per_image": per_image, "left_out": self.file.left_out}
+        return {
+            "identity": self.identity,
+            "left_out": self.file.left_out,
+            "bootstrap": [self.section.bootstrap, self.section.seed],
+            "trained": isinstance(self.cell.pruner, TrainedPruner),
+            **(self._times() if self.selector else {name: before.get(name) for name in _TIMES}),
+        }
+
+    def _times(self) -> dict[str, Any]:
+        """Milliseconds per image: the mean, and the fastest and slowest batch, of which two or more tell the noise."""
+        batches = [1000 * seconds / images for seconds, images in self.selector]
+        mean = 1000 * sum(seconds for seconds, _ in self.selector) / sum(images for _, images in self.selector)
+        return dict(zip(_TIMES, (mean, [min(batches), max(batches)] if len(batches) > 1 else None), strict=True))
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -145,7 +159,7 @@ def answer(
             for progress in waiting[1]:
                 _answer_batch(session, progress, batch, prepared, told)
                 told(len(batch.questions))
-    timed = {p.cell.name: p.record() for p in todo if p.images}
+    timed = {p.cell.name: p.record() for p in todo if p.selector}
     write_cells(session.experiment.run_dir / "eval", timed)
     for progress in todo:
         progress.file.finish()
@@ -169,8 +183,7 @@ def _answer_batch(
     cell = progress.cell
     start = _now(session)
     batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
-    progress.selector_seconds += _now(session) - start
-    progress.images += len(batch.tokens.image_ids)
+    seconds = _now(session) - start
     language = session.language
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
@@ -179,7 +192,8 @@ def _answer_batch(
     told(0)
     progress.file.append(answers)
     if isinstance(language, PruningLanguage):
-        progress.selector_seconds += language.stopwatch.seconds
+        seconds += language.stopwatch.seconds
+    progress.selector.append((seconds, len(batch.tokens.image_ids)))
 
 
 def _now(session: Session) -> float:
@@ -208,7 +222,8 @@ def open_progress(
         | {
             "pruner": cell.label,
             "parameters": json.loads(json.dumps(cell.pruner.parameters())),
-            "code": cell.pruner.code,
+            "code": sha256(cell.pruner.file.read_bytes()).hexdigest(),
+            "code_with_imports": cell.pruner.code,
             "weights": digests.get(cell.label),
             "features": {
                 name: digest(fingerprint)
@@ -231,7 +246,7 @@ def open_progress(
             PredictionFile.remove(path)
         identity = identities[cell.name]
         file = PredictionFile(path, experiment.eval.batch_size, asked, identity, cell.name in recorded)
-        todo.append(Progress(cell, file, identity))
+        todo.append(Progress(cell, file, identity, experiment.eval))
     records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
     write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
     return todo
