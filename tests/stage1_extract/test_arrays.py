@@ -1,8 +1,8 @@
 """What is captured beside the features: from the same forward, without a changed bit, and equal to eager attention."""
 
-from pathlib import re
+import re
+from pathlib import Path
 
-import Path
 import pytest
 import torch
 from PIL import Image
