@@ -18,11 +18,11 @@ from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.canary import check_layer_loop
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
-from stage2_prune.errors import Infeasible
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
-from stage2_prune.layer_loop import PruningLanguage, pruning_inside
+from stage2_prune.layer_loop import PruningLanguage, pruning_inside, require_loop
 from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
@@ -74,6 +74,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
+    methods, closed = able_inside(session, methods)
+    unavailable += closed
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
     asked, excluded = session.features.answerable(chosen.questions)
@@ -99,6 +101,19 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str:
     first = [*unmet, *unavailable][0]
     return f"{first.pruner}, {first.reason}"
+
+
+def able_inside(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], list[Unavailable]]:
+    """Leave out the methods that prune inside a language model whose layers the layer loop does not know."""
+    able, closed = dict(methods), list[Unavailable]()
+    for label, pruner in methods.items():
+        try:
+            if pruner.place == "in_llm":
+                require_loop(session.language.model.model)
+        except PrunerMisused as unknown:
+            del able[label]
+            closed.append(Unavailable(label, str(unknown)))
+    return able, closed
 
 
 def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], dict[str, str]]:

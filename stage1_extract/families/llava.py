@@ -24,13 +24,14 @@ from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.family import Description, Encoder, Family, Pixels
 from stage1_extract.processor import ImageArea, ImageProcessor
 from stage1_extract.tower import TowerFacts, kind_of_tower
-from store.checkpoint import load_tensors, quiet_loading, weights_digest
+from store.checkpoint import quiet_loading
 from store.plan import Geometry
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
 from store.reader import ProjectorState
 from store.schema import Dtype
 from store.tensors import dtype_name, to_storage, torch_dtype
+from store.weights import load_tensors, weights_digest
 
 TOWER = "vision_tower."
 RUNS = 5
