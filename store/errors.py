@@ -37,6 +37,12 @@ class DamagedCheckpoint(StoreError):
     exit_code = 4
 
 
+class GenerationRefused(StoreError):
+    """A checkpoint's generation config asks for answers that cannot be given from cached features."""
+
+    exit_code = 2
+
+
 class UnsupportedProcessor(StoreError):
     """A checkpoint's image processor has no implementation on Pillow."""
 

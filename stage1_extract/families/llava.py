@@ -34,7 +34,7 @@ from store.tensors import dtype_name, to_storage, torch_dtype
 from store.weights import load_tensors, weights_digest
 
 TOWER = "vision_tower."
-RUNS = 3
+RUNS = 5
 
 
 class Llava(Family):
@@ -103,15 +103,14 @@ class LlavaEncoder(Encoder):
         pixels = self.image_processor(image)
         return pixels if self._area is None else pixels | {IMAGE_AREA: self._area.of(image.size)}
 
-    def side_cost(self, batch: Sequence[Pixels]) -> float | None:
-        """Of runs in turn, the fastest of each kind: what disturbs them only makes them slower."""
+    def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
+        """Runs with and without them in turn."""
         lean = replace(self.half, arrays=self.half.arrays - SIDE)
         if lean.arrays == self.half.arrays:
-            return None
+            return ()
         pixels = self._pixels(batch)
         seconds = [[timed(lambda half=half: encode(half, pixels)) for half in (lean, self.half)] for _ in range(RUNS)]
-        plain, whole = (min(times) for times in zip(*seconds, strict=True))
-        return whole / plain
+        return [whole / plain for plain, whole in seconds]
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One forward of the tower."""
