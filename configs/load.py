@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
+from configs.seal import sealed
 from configs.strict_yaml import parse
 from configs.variants import variants
 
@@ -51,7 +52,7 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
 def save_resolved(experiment: Experiment, folder: Path) -> None:
     """Write the config that produced an output beside it, as `config.yaml`."""
     text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-    write_atomically(folder / "config.yaml", text)
+    write_atomically(folder / "config.yaml", sealed(text))
 
 
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.commits import CommitRecord, publish, read_commit
+from store.disk import Unreadable, content, make_lockable, make_way
 from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.ids import ImageIds
+from store.leases import FOLDER as LEASES
 from store.leases import Lease, disk_time, live_leases
 from store.plan import Plan
 from store.prepare import prepare
@@ -237,6 +239,9 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
     waits for nobody.
     """
     path.mkdir(parents=True, exist_ok=True)
+    make_way(path, path / LEASES / "0.json")
+    for name in (LOCK, HOLDER):
+        make_lockable(path, path / name)
     guard = filelock.FileLock(path / LOCK)
     deadline = time.monotonic() + (_CREATION_SECONDS if presence == "shared" else 0)
     while True:
@@ -262,9 +267,10 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
 
 def _lock_holder(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((path / HOLDER).read_text()))
-    except (FileNotFoundError, ValueError):
+        found = dict(json.loads(content(path / HOLDER)))
+    except (FileNotFoundError, Unreadable, ValueError, TypeError, RecursionError):
         return {}
+    return found if {"host", "pid"} <= found.keys() else {}
 
 
 def _require_alone(path: Path, stall_seconds: float) -> None:
