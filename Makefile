@@ -11,12 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_VENV := .bench-venv
+# The upper end of `make test-versions`: newest (pinned in tests/versions/newest.txt), or latest (what the package index has today).
+NEWEST ?= newest
 export TOKENIZERS_PARALLELISM ?= false
 # Idle OpenMP threads sleep instead of spinning: on a busy machine spinning costs up to 20x the CPU time.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry check lint types bench bench-store bench-pruners clean
+.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry test-versions check lint types bench bench-store bench-pruners clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +72,9 @@ test-faults: $(READY) ## what may go wrong, with 30 random kills: tests/faults
 
 test-geometry: $(READY) ## the real shapes: CLIP ViT-L/14-336, projector 1024 -> 4096, language model of width 4096
 	$(BIN)/python -m pytest -m geometry $(ARGS)
+
+test-versions: $(READY) ## what touches transformers, with the oldest and the newest version (NEWEST=latest: of today)
+	$(BIN)/python -m tests.versions oldest $(NEWEST) -n 2 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

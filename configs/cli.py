@@ -1,4 +1,4 @@
-"""What the three command lines share: flags derived from the config's fields, and errors turned into exit codes."""
+"""What the three command lines share: signals, and errors turned into exit codes."""
 
 import errno
 import io
@@ -8,20 +8,29 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
-import yaml
 
 from configs.errors import EncodeOnceError, Interrupted
-from configs.experiment import Experiment, Section, StoreLocation, store_location
-from configs.load import load
+from configs.experiment import StoreLocation, store_location
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+
+WRONG_PATHS = {
+    errno.ENOTDIR: (2, "expected a folder there, a file is in its place: remove it or name another path"),
+    errno.EISDIR: (2, "expected a file there, a folder is in its place: remove it or name another path"),
+    errno.ENOENT: (2, "expected it to be there: check the path"),
+    errno.EEXIST: (2, "expected nothing there: remove it or name another path"),
+    errno.ENOTEMPTY: (2, "expected an empty folder or none: remove it or name another path"),
+    errno.ELOOP: (2, "expected no link that leads to itself: check the path"),
+    errno.ENAMETOOLONG: (2, "expected a shorter name: give the run or the file another one"),
+    errno.ENXIO: (2, "expected a file or a folder, it is neither: name another path"),
+    errno.EACCES: (7, "this user may not read or write it: change its permissions or name another path"),
+    errno.EPERM: (7, "this user may not read or write it: change its permissions or name another path"),
+}
+"""What is wrong with a path that the user gave, by the system's error: the exit code and what to do."""
 
 
 class _StoreParameter(click.Path):
@@ -31,70 +40,13 @@ class _StoreParameter(click.Path):
         return store_location(value)
 
 
-SHORT = {"model.clip", "prune.match"}
-"""Fields that answer to their bare name on every command that takes their section."""
 STORE = _StoreParameter()
 """Type of an argument that is the folder or the URL of a store."""
 
 
-def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
-    """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
-
-    Fields of `own` and of SHORT answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
-    The command receives the flags as keyword arguments; pass them to `experiment_from`.
-    """
-
-    def decorate(command: Command) -> Command:
-        for section in reversed((own, *others)):
-            command = _section_flags(section, bare=section == own)(command)
-        command = click.option("--run-dir", "run_dir", default=None, help="Folder of everything the run writes.")(
-            command
-        )
-        default = Path("configs/demo.yaml")
-        return click.option(
-            "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
-            help="YAML file of the experiment.",
-        )(command)  # fmt: skip
-
-    return decorate
-
-
-def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
-    """The experiment of a config file with the flags the user typed laid over it."""
-    given = {key.replace("__", "."): _parse(value) for key, value in flags.items() if value is not None}
-    return load(config_path, given, pruners)
-
-
-def _parse(value: str) -> Any:
-    """Lists, mappings and null of a flag are YAML; all else is the text that was typed, which the config's types read.
-
-    So a path keeps what YAML would take for a comment, and a revision of digits its zeros.
-    """
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        return value
-    is_text = isinstance(parsed, str | int | float | date)
-    return value if is_text else parsed
-
-
-def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
-    model = Experiment.model_fields[section].annotation
-    assert isinstance(model, type) and issubclass(model, Section)
-
-    def decorate(command: Command) -> Command:
-        for name, field in reversed(model.model_fields.items()):
-            dashed = name.replace("_", "-")
-            is_short = bare or f"{section}.{name}" in SHORT
-            flags = [f"--{section}.{dashed}", *([f"--{dashed}"] if is_short else [])]
-            command = click.option(*flags, f"{section}__{name}", default=None, help=field.description)(command)
-        return command
-
-    return decorate
-
-
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click group and leave the process with the exit code of the design's table."""
+    _require_utf8()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     stop_on_sigterm()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored for us
@@ -119,14 +71,34 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in NO_SPACE_OR_READ_ONLY:
-            raise
-        click.echo(
-            f"error: {error.strerror}: {error.filename or 'the output folder'}; free space there and run again",
-            err=True,
-        )
-        return 7
+        code, advice = _of_the_file_system(error)
+        click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
+        return code
     return returned if isinstance(returned, int) else 0
+
+
+def _of_the_file_system(error: OSError) -> tuple[int, str]:
+    """Exit code and advice for what the file system refuses; raises what is no matter of a path that the user gave."""
+    if error.errno in NO_SPACE_OR_READ_ONLY:
+        return 7, "free space there and run again"
+    if error.filename is None or error.errno not in WRONG_PATHS:
+        raise error
+    return WRONG_PATHS[error.errno]
+
+
+def _printable(path: object) -> str:
+    """Write a path that an error names, also one of bytes or of no text."""
+    return os.fsdecode(path).encode(errors="backslashreplace").decode() if isinstance(path, str | bytes) else str(path)
+
+
+def _require_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale is not UTF-8: names of files are ids, which no locale may change.
+
+    A process replaces itself, with the same arguments; its children inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (no shell is wanted)
 
 
 def stop_on_sigterm() -> None:

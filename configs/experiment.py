@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -16,9 +16,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    model_validator,
 )
 
+from configs.budgets import Budget
 from configs.errors import ConfigError
+from configs.section import Section, path_component
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["original", "compact"]
@@ -27,13 +30,7 @@ Match = Literal["mean-tokens", "kept", "kv"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of one in an object store."""
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
 Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
-
-
-def _words(given: Any) -> Any:
-    """`a,b` as a list of names; a word with a meaning of its own stays."""
-    return given.split(",") if isinstance(given, str) and given not in ("all", "configured") else given
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -43,14 +40,6 @@ def store_location(value: Any) -> StoreLocation:
     if isinstance(value, Path):
         return value
     raise ValueError("expected a folder, or a URL such as s3://bucket/folder")
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
-    )
 
 
 class ModelSection(Section):
@@ -84,6 +73,8 @@ class DataSection(Section):
     """
     format: ImageFormat = "auto"
     """What `images` is; `auto` finds out where only one kind of file is there."""
+    follow_links: bool = False
+    """Follow links of an image folder that lead out of it, too; those that stay inside are always followed."""
     image_column: str | None = None
     """Column of the images in parquet files; default: the only one of `{bytes, path}`."""
     questions: Path | None = None
@@ -92,11 +83,11 @@ class DataSection(Section):
     """`content`: an image is its file's sha256; `name` skips the hashing, for trusted, immutable sources."""
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
-    train: PositiveInt | None = 600
-    """Questions of the training split, at most; null takes all."""
-    val: PositiveInt | None = 200
+    train: PositiveInt | None = None
+    """Questions of the training split, at most; null takes all. Where the questions name no split, store/splits.py deals them."""
+    val: PositiveInt | None = None
     """Questions of the validation split, at most; null takes all."""
-    test: PositiveInt | None = 200
+    test: PositiveInt | None = None
     """Questions of the test split, at most; null takes all."""
 
 
@@ -118,7 +109,7 @@ class ExtractSection(Section):
     """Images per forward of the vision tower; part of the numeric fingerprint."""
     exact_batch: bool = True
     """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch`, and is only close."""
-    capture: Names = ()
+    capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2
     """Threads that read and decode images; changes no result."""
@@ -134,9 +125,12 @@ class ExtractSection(Section):
     """Which of `num_workers` this run is, from 0: it encodes its share of the shards, for any batch system."""
     num_workers: PositiveInt | None = None
     """How many runs share the store, each with its own `worker_index`."""
+    without_stage2: bool = False
+    """Store the features of a model whose language half stage 2 cannot open, for use elsewhere; such a model is refused
+    otherwise, before any work."""
     stall_seconds: PositiveFloat = 300.0
     """A worker without progress for so long is taken for dead: its shard goes to another."""
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Parameters of submitit's executor, such as `slurm_partition` and `timeout_min`; `cluster: local` runs them here."""
 
 
@@ -146,10 +140,18 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
+    """Folder with the `pruner.json` of a trained method; default: the run directory's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take a plain name for a method with its defaults."""
+        return {"name": given} if isinstance(given, str) else given
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every key beside `name`."""
+        """Every key beside `name` and `weights`."""
         return dict(self.model_extra or {})
 
 
@@ -157,9 +159,10 @@ class PruneSection(Section):
     """The methods under test and their budgets."""
 
     methods: tuple[Method, ...] = (Method(name="keep_all"),)
-    """Pruners to evaluate, with their parameters."""
-    budgets: tuple[PositiveInt, ...] = (64,)
-    """Visual tokens kept, in tokens per image."""
+    """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
+    budgets: tuple[Budget, ...] = (64,)
+    """Visual tokens kept, in tokens per image; a fraction such as 206.5 for methods whose budget is a mean over layers, or
+    `published:192`, the schedule that a method's paper or code calls so."""
     positions: tuple[Literal["default"] | Positions, ...] = ("default",)
     """RoPE positions of the kept tokens; `default` is each method's published choice."""
     match: Match = "mean-tokens"
@@ -207,6 +210,8 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    rank: bool = True
+    """Also rank the choices of questions that have some, by their likelihood; false skips that forward."""
     flops: Flops = "macs_vision"
     """How the table counts the prefill, the only thing it changes: MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp`
     counts two of the MLP's three matrices, as some papers do."""
@@ -215,12 +220,14 @@ class EvalSection(Section):
 class SweepSection(Section):
     """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x what is crossed here."""
 
-    methods: Annotated[Literal["all", "configured"] | tuple[str, ...], BeforeValidator(_words)] = "all"
+    methods: Literal["all", "configured"] | tuple[str, ...] = "all"
     """`all`: every file of stage2_prune/pruners; `configured`: those of prune.methods; or names. A method has the parameters
     that prune.methods gives it, or its defaults."""
-    without: Names = ()
+    without: tuple[str, ...] = ()
     """Methods to leave out, by name."""
-    vary: dict[str, Literal["every"] | tuple[Any, ...]] = {}
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
+        default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
+    )
     """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
     parameter, or for the one named; `every` takes each value that the method has."""
     order: tuple[Literal["default", "raster"], ...] = ("default",)
@@ -238,7 +245,7 @@ class SweepSection(Section):
 class Experiment(Section):
     """One experiment; the name is the config file's."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Annotated[str, AfterValidator(path_component)]
     run_dir: Path
     """Folder of everything this experiment writes; default: `runs/<name>`."""
     model: ModelSection

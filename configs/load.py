@@ -2,6 +2,7 @@
 # (YAML may hold anything)
 """YAML file + command-line overrides -> one frozen `Experiment`, with every problem reported at once."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,24 @@ from pydantic import TypeAdapter, ValidationError
 from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
+from configs.nearest import no_such
+from configs.problems import Problem, fields_of, listed, problems_of, short
 from configs.seal import sealed
-from configs.strict_yaml import parse
+from configs.strict_yaml import Places, parse
 from configs.variants import variants
 
 MAX_CONFIG_BYTES = 1_000_000
-_SHOWN = 80
-"""Characters of a wrong value in a message."""
 
 
 def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None) -> Experiment:
     """Read `path`, lay `overrides` (dotted key -> value) over it, validate everything once.
 
     `pruners` are the stage's pruner classes by name: with them the parameters of `prune.methods` are validated too.
-    Raises ConfigError naming each problem by line and dotted path, with the value received.
+    Raises ConfigError naming each problem by its line or its flag and by its dotted path, with the value received.
     """
-    raw, lines = _read_yaml(path)
-    for dotted, value in overrides.items():
-        _lay_over(raw, dotted, value)
+    raw, places = _read_yaml(path)
+    for flag, value in overrides.items():
+        _lay_over(raw, flag, value)
     problems = _retired_keys(raw)
     name = str(raw.setdefault("name", path.stem))
     raw.setdefault("run_dir", Path("runs") / name)
@@ -37,15 +38,13 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        retired = [problem.split(":")[0] for problem in problems]
-        problems += [line for line in _lines(error) if line.split(":")[0] not in retired]
+        retired = {problem.path for problem in problems}
+        found = problems_of(error, raw, fields_of(Experiment))
+        problems += [problem for problem in found if problem.path not in retired]
     if experiment is not None and pruners is not None:
-        problems += _method_problems(experiment.prune.methods, pruners)
-        problems += variants(experiment, pruners)[1]
+        problems += _pruner_problems(experiment, pruners)
     if problems or experiment is None:
-        plural = "problem" if len(problems) == 1 else "problems"
-        listed = "".join(f"\n  {_place(problem, lines, overrides)}{problem}" for problem in problems)
-        raise ConfigError(f"{path}: {len(problems)} {plural}{listed}")
+        raise ConfigError(_report(path, problems, places, overrides))
     return experiment
 
 
@@ -57,13 +56,13 @@ def save_resolved(experiment: Experiment, folder: Path) -> None:
 
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
     """The pruner that `method` describes; ConfigError if its name or a parameter is wrong."""
-    problems = _method_problems((method,), pruners)
+    problems = _method_problems(method, pruners)
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(map(str, problems)))
     return TypeAdapter(pruners[method.name]).validate_python(method.parameters)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     if not path.is_file():
         raise ConfigError(
             f"expected a config file, found none at {path}: name one with --config, such as configs/demo.yaml"
@@ -71,70 +70,75 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: a config has at most {MAX_CONFIG_BYTES} bytes, this file has {path.stat().st_size}")
     try:
-        raw, lines = parse(path.read_text(encoding="utf-8"))
+        raw, places = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, found {type(raw).__name__}")
-    return raw, lines
+    return raw, places
 
 
-def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, leaf = dotted.split(".")
+def _lay_over(raw: dict[str, Any], flag: str, value: Any) -> None:
+    *parents, leaf = flag.split(".")
     node = raw
     for key in parents:
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{dotted}: {key!r} is {child!r} in the config, so nothing can be set inside it")
+            raise ConfigError(f"{flag}: {key!r} is {short(child)} in the config, so nothing can be set inside it")
         node = child
     node[leaf] = value
 
 
-def _retired_keys(node: Any, path: str = "") -> list[str]:
+def _retired_keys(node: Any, path: tuple[str, ...] = ()) -> list[Problem]:
     """Keys of the hunt that this project replaces: told where the need is met now."""
     if not isinstance(node, dict):
         return []
-    found = []
+    found: list[Problem] = []
     for key, value in node.items():
-        dotted = f"{path}.{key}" if path else str(key)
+        below = (*path, str(key))
         if key == "debug_all_ones":
-            found.append(
-                f"{dotted}: retired (got {value!r}); run `make parity`, which proves all-ones equality with no edit"
-            )
-        found += _retired_keys(value, dotted)
+            said = f"retired (got {short(value)}); run `make parity`, which proves all-ones equality with no edit"
+            found.append(Problem(below, said))
+        found += _retired_keys(value, below)
     return found
 
 
-def _method_problems(methods: tuple[Method, ...], pruners: Mapping[str, type]) -> list[str]:
-    problems = []
-    for index, method in enumerate(methods):
-        where = f"prune.methods.{index}"
-        if method.name not in pruners:
-            problems.append(f"{where}.name: no such pruner (got {method.name!r}); there are {', '.join(pruners)}")
-            continue
-        try:
-            TypeAdapter(pruners[method.name]).validate_python(method.parameters)
-        except ValidationError as error:
-            problems += [f"{where}.{line}" for line in _lines(error)]
-    return problems
+def _method_problems(method: Method, pruners: Mapping[str, type], below: tuple[str | int, ...] = ()) -> list[Problem]:
+    if method.name not in pruners:
+        return [Problem((*below, "name"), no_such("pruner", method.name, pruners))]
+    pruner = pruners[method.name]
+    try:
+        TypeAdapter(pruner).validate_python(method.parameters)
+    except ValidationError as error:
+        known = fields_of(Method) | {field.name: None for field in dataclasses.fields(pruner)}
+        return problems_of(error, method.parameters, known, below)
+    return []
 
 
-def _lines(error: ValidationError) -> list[str]:
-    return [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+def _pruner_problems(experiment: Experiment, pruners: Mapping[str, type]) -> list[Problem]:
+    """Everything that is wrong with the methods that the config names."""
+    methods = enumerate(experiment.prune.methods)
+    problems = [one for n, method in methods for one in _method_problems(method, pruners, ("prune", "methods", n))]
+    trained = experiment.train.pruner.partition("@")[0]  # a label has the parameters behind its @
+    if "pruner" in experiment.train.model_fields_set and trained not in pruners:
+        problems.append(Problem(("train", "pruner"), no_such("pruner", trained, pruners)))
+    return problems + variants(experiment, pruners)[1]
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+def _report(path: Path, problems: list[Problem], places: Places, overrides: Mapping[str, Any]) -> str:
+    """Every problem on a line of its own, with the flag or the line of the file that it comes from."""
+    of_flags: dict[tuple[str | int, ...], str] = {
+        tuple(flag.split(".")): "--" + flag.replace("_", "-") for flag in overrides
+    }
 
+    def said(problem: Problem) -> str:
+        for length in range(len(problem.path), 0, -1):
+            if (flag := of_flags.get(problem.path[:length])) is not None:
+                return f"{'.'.join([flag, *map(str, problem.path[length:])])}: {problem.said}"
+        line = places.line(problem.path)
+        return str(problem) if line is None else f"line {line}: {problem}"
 
-def _place(problem: str, lines: Mapping[str, int], overrides: Mapping[str, Any]) -> str:
-    """The line of what a problem is about, or of the nearest section around it; nothing for a flag's value."""
-    path = problem.split(":")[0]
-    while path:
-        if path in overrides:
-            return ""
-        if path in lines:
-            return f"line {lines[path]}: "
-        path = path.rpartition(".")[0]
-    return ""
+    from_flags = [problem for problem in problems if any(problem.path[: len(flag)] == flag for flag in of_flags)]
+    sources = [str(path)] * (len(from_flags) < len(problems)) + ["the command line"] * bool(from_flags)
+    plural = "problem" if len(problems) == 1 else "problems"
+    return f"{' and '.join(sources)}: {len(problems)} {plural}{listed(map(said, problems))}"

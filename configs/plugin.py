@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from configs.errors import ConfigError
+from configs.nearest import no_such
 
 T = TypeVar("T")
 
@@ -18,9 +19,7 @@ def names(package: ModuleType) -> list[str]:
 def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
     """The one subclass of `base` that module `package.name` defines."""
     if name not in names(package):
-        raise ConfigError(
-            f"unknown {base.__name__.lower()} {name!r}: {package.__name__} has {', '.join(names(package))}"
-        )
+        raise ConfigError(f"{package.__name__}: {no_such(base.__name__.lower(), name, names(package))}")
     module = _imported(f"{package.__name__}.{name}")
     found = [
         value

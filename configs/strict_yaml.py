@@ -1,8 +1,12 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (PyYAML is typed in part)
-"""YAML as a config may be: plain data, of bounded size, no key given twice, and the line of every value known."""
+"""YAML as a config may be: plain data, of bounded size, no key given twice, and the line of every value known.
 
-from collections.abc import Hashable
+Files and flags are read by `parse` alone, so that both refuse the same text in the same words.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -11,6 +15,11 @@ MAX_DEPTH = 50
 """Lists and mappings inside each other."""
 MAX_VALUES = 50_000
 """Values after every alias is written out."""
+MAX_CHARACTERS = 1_000_000
+"""Characters of all keys and values after every alias is written out."""
+MAX_NUMBER = 1_000
+"""Characters of a number, a date or another value that is not text."""
+_TEXT = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,15 +37,41 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As the base class, naming the line of a number or a date that cannot be one."""
+        """As the base class, naming the line of what cannot be what its form or its tag says."""
+        kind = node.tag.replace("tag:yaml.org,2002:", "!!")
+        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > MAX_NUMBER:
+            raise _wrong(node.start_mark, f"{kind} of more than {MAX_NUMBER:,} characters")
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            raise _wrong(node.start_mark, "a null character, which no name or path may have")
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:
-            raise _wrong(node.start_mark, str(error)) from None
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # PyYAML's constructors raise what int(), float(), datetime() … happen to raise
+            value = repr(node.value)[:80] if isinstance(node, yaml.ScalarNode) else "this"
+            raise _wrong(node.start_mark, f"{value} is not a {kind} ({error})") from None
 
 
-def parse(text: str) -> tuple[Any, dict[str, int]]:
-    """The one document in `text`, and the line of each value by dotted path.
+@dataclass(frozen=True)
+class Places:
+    """Where the values of a text stand."""
+
+    root: yaml.Node | None = None
+
+    def line(self, path: Sequence[str | int]) -> int | None:
+        """Return the line of a value, or of the nearest value around it; None for the whole text."""
+        node, line = self.root, None
+        for part in path:
+            inner = _inner(node)
+            if str(part) not in inner:
+                break
+            where, node = inner[str(part)]
+            line = where.start_mark.line + 1
+        return line
+
+
+def parse(text: str) -> tuple[Any, Places]:
+    """Read the one document in `text`; return it, and where its values stand.
 
     Raises ValueError, with the line where there is one, for what is not YAML, for tags that would build objects, and for
     text that is deeper or, its aliases written out, larger than a config can be.
@@ -53,46 +88,59 @@ def parse(text: str) -> tuple[Any, dict[str, int]]:
         raise ValueError(where + said + ("; indent with spaces" if "\\t" in said else "")) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    return value, {} if node is None else _lines(node)
+    return value, Places(node)
 
 
 def _wrong(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
+@dataclass
+class _Size:
+    """Values and characters of a part of a text, its aliases written out."""
+
+    values: int = 0
+    characters: int = 0
+
+    def add(self, other: "_Size") -> None:
+        self.values += other.values
+        self.characters += other.characters
+
+
 def _require_bounded(text: str) -> None:
-    """Count values as they would be with every alias written out, before any of them is built."""
-    values, anchors = [0], [None]
-    of_anchor: dict[str, int] = {}
+    """Measure the text as it would be with every alias written out, before any value is built."""
+    sizes, anchors = [_Size()], [None]
+    of_anchor: dict[str, _Size] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in of_anchor:
                 raise _wrong(event.start_mark, f"*{event.anchor} stands before the end of what it names")
-            values[-1] += of_anchor[event.anchor]
+            sizes[-1].add(of_anchor[event.anchor])
         elif isinstance(event, yaml.CollectionStartEvent):
-            values.append(1)
+            sizes.append(_Size(1))
             anchors.append(event.anchor)
         elif isinstance(event, yaml.CollectionEndEvent | yaml.ScalarEvent):
             is_scalar = isinstance(event, yaml.ScalarEvent)
-            size, anchor = (1, event.anchor) if is_scalar else (values.pop(), anchors.pop())
-            values[-1] += size
+            size = _Size(1, len(event.value)) if is_scalar else sizes.pop()
+            anchor = event.anchor if is_scalar else anchors.pop()
+            sizes[-1].add(size)
             if anchor is not None:
                 of_anchor[anchor] = size
-        if len(values) > MAX_DEPTH:
+        if len(sizes) > MAX_DEPTH:
             raise _wrong(event.start_mark, f"more than {MAX_DEPTH} lists and mappings inside each other")
-        if values[-1] > MAX_VALUES:
-            raise _wrong(event.start_mark, f"more than {MAX_VALUES:,} values, counting what aliases (*name) stand for")
+        for count, limit, unit in (
+            (sizes[-1].values, MAX_VALUES, "values"),
+            (sizes[-1].characters, MAX_CHARACTERS, "characters"),
+        ):
+            if count > limit:
+                said = f"more than {limit:,} {unit}, counting what aliases (*name) stand for"
+                raise _wrong(event.start_mark, said)
 
 
-def _lines(node: yaml.Node, path: str = "") -> dict[str, int]:
-    found: dict[str, int] = {}
-    inner: list[tuple[Any, yaml.Node, yaml.Node]] = []
+def _inner(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """What stands directly inside a node, by key or by place: the node to point at and the value's node."""
     if isinstance(node, yaml.MappingNode):
-        inner = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = [(place, value, value) for place, value in enumerate(node.value)]
-    for name, where, value in inner:
-        dotted = f"{path}.{name}" if path else str(name)
-        found[dotted] = where.start_mark.line + 1
-        found |= _lines(value, dotted)
-    return found
+        return {str(key.value): (key, value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return {str(place): (value, value) for place, value in enumerate(node.value)}
+    return {}

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from configs.experiment import Experiment, Method
+from configs.nearest import did_you_mean, no_such
+from configs.problems import Problem
 
 Values = Literal["every"] | tuple[Any, ...]
 
 
-def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[Method], list[str]]:
+def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[Method], list[Problem]]:
     """The methods with their parameters, in the order of the names, each once; and what is wrong with the sweep."""
     chosen, problems = _chosen(experiment, pruners)
     found: list[Method] = []
@@ -24,18 +26,18 @@ def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[
         mine = {key.rpartition(".")[2]: axis[method.name] for key, axis in axes.items() if method.name in axis}
         for combination in product(*mine.values()):
             crossed = method.parameters | dict(zip(mine, combination, strict=True))
-            one = Method.model_validate({"name": method.name, **crossed})
+            one = Method.model_validate({"name": method.name, "weights": method.weights, **crossed})
             if one not in found:
                 found.append(one)
     return found, problems
 
 
-def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[Method], list[str]]:
+def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[Method], list[Problem]]:
     """The methods before anything is varied: as prune.methods has them, otherwise with their defaults."""
     section, configured = experiment.sweep, experiment.prune.methods
     named = {"methods": () if isinstance(section.methods, str) else section.methods, "without": section.without}
     problems = [
-        f"sweep.{where}: no such pruner (got {name!r}); there are {', '.join(pruners)}"
+        Problem(("sweep", where), no_such("pruner", name, pruners))
         for where, names in named.items()
         for name in names
         if name not in pruners
@@ -47,29 +49,30 @@ def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[M
         if name in pruners and name not in section.without:
             found += [method for method in configured if method.name == name] or [Method(name=name)]
     if not found and section.without and not problems:
-        problems.append(f"sweep.without: expected to leave a method (got {', '.join(section.without)})")
+        said = f"expected to leave a method (got {', '.join(section.without)})"
+        problems.append(Problem(("sweep", "without"), said))
     return found, problems
 
 
-def _axis(key: str, values: Values, pruners: Mapping[str, type]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
+def _axis(key: str, values: Values, pruners: Mapping[str, type]) -> tuple[dict[str, tuple[Any, ...]], list[Problem]]:
     """The values of one parameter for each method that has it."""
     of, _, field = key.rpartition(".")
-    where = f"sweep.vary.{key}"
+    where = ("sweep", "vary", key)
     if of and of not in pruners:
-        return {}, [f"{where}: no such pruner (got {of!r}); there are {', '.join(pruners)}"]
+        return {}, [Problem(where, no_such("pruner", of, pruners))]
     holders = {name: found for name, found in pruners.items() if of in ("", name) and field in _fields(found)}
     if not holders:
-        return {}, [f"{where}: {of or 'no method'} has {'no' if of else 'a'} parameter {field!r}"]
+        known = [name for found, pruner in pruners.items() if of in ("", found) for name in _fields(pruner)]
+        said = f"{of or 'no method'} has {'no' if of else 'a'} parameter {field!r}{did_you_mean(field, known)}"
+        return {}, [Problem(where, said)]
     if values == "every":
         axis = {name: _each(found, field) for name, found in holders.items()}
         endless = [name for name, each in axis.items() if not each]
-        wrong = (
-            [f"{where}: {', '.join(endless)} takes any of endless values (got 'every'): list some"] if endless else []
-        )
-        return axis, wrong
+        said = f"{', '.join(endless)} takes any of endless values (got 'every'): list some"
+        return axis, [Problem(where, said)] if endless else []
     axis = {name: tuple(_accepted(found, field, values)) for name, found in holders.items()}
     refused = [value for value in values if not any(value in accepted for accepted in axis.values())]
-    wrong = [f"{where}: a value that {', '.join(holders)} cannot take (got {value!r})" for value in refused]
+    wrong = [Problem(where, f"a value that {', '.join(holders)} cannot take (got {value!r})") for value in refused]
     return {name: accepted for name, accepted in axis.items() if accepted}, wrong
 
 

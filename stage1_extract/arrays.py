@@ -65,11 +65,15 @@ CORE = ("cls_hidden", "cls_attention", "cls_attention_layers", "received_attenti
 
 
 def with_captured(experiment: Experiment) -> Experiment:
-    """With the names that `extract.capture` stands for among `store.arrays`; which of them exist is checked by a family."""
+    """With the names that `extract.capture` stands for among `store.arrays`; which of them exist is checked by a family.
+
+    Those that are named one by one stay in `extract.capture` and are refused where a tower cannot give them.
+    """
     known = NAMES if experiment.model.clip is not None else [name for name in NAMES if name not in CLIP_SPACE]
     groups = {"core": CORE, "all": known}
     named = [name for given in experiment.extract.capture for name in groups.get(given, (given,))]
-    extract = experiment.extract.model_copy(update={"capture": ()})
+    by_name = tuple(name for name in experiment.extract.capture if name not in groups)
+    extract = experiment.extract.model_copy(update={"capture": by_name})
     return experiment.model_copy(update={"extract": extract}).with_arrays([*experiment.store.arrays, *named])
 
 

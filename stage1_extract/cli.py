@@ -7,16 +7,21 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs.cli import STORE, experiment_from, experiment_options
+from configs.cli import STORE
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
+from configs.flags import Commands, experiment_from, experiment_options
+from store.versions import note_untested
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-@click.group()
-def group() -> None:
+@click.group(cls=Commands)
+@click.pass_context
+def group(context: click.Context) -> None:
     """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
+    if context.invoked_subcommand != reference.name:  # its parent, `stage2_prune parity`, has said it
+        note_untested()
 
 
 @group.command()

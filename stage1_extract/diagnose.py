@@ -118,7 +118,7 @@ class Bench:
         self.expected = fingerprints(experiment, config, encoder, numeric)
         self.rows = spread_out(store, sample)
         data = experiment.data
-        images = open_images(data.images, data.format, data.image_column)
+        images = open_images(data.images, data.format, data.image_column, data.follow_links)
         self.images = [_open_image(images, experiment, store, row) for row in self.rows]
         self._seen: OrderedDict[str, EveryLayer] = OrderedDict()
         stored = store.projector

@@ -32,13 +32,13 @@ class ChangedImage(ExtractError):
 
 
 class BadImage(ExtractError):
-    """One image cannot be encoded; `reason` is one of the words of `images.REASONS`."""
+    """One image cannot be encoded; `reason` is one of the words of `images.REASONS`, with what else must be `told`."""
 
     exit_code = 3
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, told: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason = f"{reason} ({told})" if told else reason
 
 
 class UnusableImages(ExtractError):

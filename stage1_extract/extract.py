@@ -15,7 +15,7 @@ from configs.progress import ProgressBar
 from stage1_extract.arrays import with_captured
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.family import Description, checkpoint_config
-from stage1_extract.find_family import check_questions, find_family
+from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
@@ -36,6 +36,7 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     experiment = with_captured(experiment)
     experiment = experiment if overwrite else _with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
+    require_stage2(experiment, config)
     check_questions(experiment, config)
     description = find_family(config).describe(experiment, config)
     sources = find_sources(experiment)
@@ -60,6 +61,9 @@ def extract(
     share = _share(experiment)
     if share is not None:
         _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
+    config = checkpoint_config(experiment.model)
+    require_stage2(experiment, config)
+    check_questions(experiment, config)
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
     require_few(dict(enumerate_failures(sources)), allowed, sources)
@@ -70,7 +74,6 @@ def extract(
         experiment = _with_stored_arrays(experiment)
         if (stored := _stored_plan(path)) is not None:
             use_threads_of(stored)
-    check_questions(experiment, checkpoint_config(experiment.model))
     opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
     description = opened.encoder.description
     _warn(description.notes)

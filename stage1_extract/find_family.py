@@ -1,5 +1,7 @@
 """Which file of `families/` opens a checkpoint."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 from configs import plugin
 from configs.experiment import Experiment
 from stage1_extract import families
+from stage1_extract.errors import UnsupportedModel
 from stage1_extract.families.whole_model import WholeModel
 from stage1_extract.family import Family
 from store.open_text import check_text_side
@@ -32,6 +35,30 @@ def check_questions(experiment: Experiment, config: Any) -> None:
     """
     if experiment.data.questions is not None and find_family(config) is not WholeModel:
         check_text_side(config, experiment.model)
+
+
+def require_stage2(experiment: Experiment, config: Any) -> None:
+    """Refuse a model whose language half stage 2 cannot open (UnsupportedModel, exit 2), unless that is asked for.
+
+    The stages do not import each other: a family of stage 2 is a file of its folder, named after its model type.
+    """
+    if experiment.extract.without_stage2:
+        return
+    opened = sorted(stage2_families())
+    if config.model_type not in opened:
+        raise UnsupportedModel(
+            f"expected a model that stage 2 can open ({', '.join(opened)}), {experiment.model.checkpoint} is "
+            f"{config.model_type!r}, so nothing could be evaluated from its store: choose another checkpoint, or store its "
+            "features for use elsewhere with --without-stage2 true"
+        )
+
+
+def stage2_families() -> set[str]:
+    """The model types that stage 2 opens, by the names of its files."""
+    found = find_spec("stage2_prune")
+    assert found is not None and found.submodule_search_locations, "stage 2 is installed beside stage 1"
+    folder = Path(found.submodule_search_locations[0]) / "families"
+    return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
 
 
 def parts_can_be_reached(config: Any) -> bool:

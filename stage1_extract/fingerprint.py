@@ -45,7 +45,7 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
         "dtype": model.dtype,
         "image_processor": dict(encoder.processor),
         "patch_order": PATCH_ORDER,
-        "geometry": encoder.description.geometry.model_dump(mode="json"),
+        "geometry": encoder.description.geometry.as_recorded(),
         **({"trust_remote_code": True} if model.trust_remote_code else {}),
     }
 

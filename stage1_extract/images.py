@@ -11,22 +11,35 @@ from PIL import Image, UnidentifiedImageError
 
 from stage1_extract.errors import BadImage
 from store.commits import SUPERSEDED
+from store.ids import printable
+from store.image_files import FORMATS, OutsideRoot, locate
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Formats that are decoded; of an animation, the first frame."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Of files that are taken for images where nobody names any."""
+_SUFFIXES = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .png .apng .webp .bmp .dib .gif .tif .tiff .avif .heic .heif .jxl .jp2"
+SUFFIXES = frozenset(_SUFFIXES.split())
+"""Of files that are taken for images where nobody names any; some of them cannot be decoded, which is then said."""
 MAX_IMAGE_BYTES = 1 << 30
 """Of one image file: more than any image of extract.max_pixels needs."""
+START = 16
+"""Bytes by which a format is told."""
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"II*\0": "TIFF",
+    b"MM\0*": "TIFF", b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
+}  # fmt: skip
+_BRANDS: dict[bytes, str] = {
+    b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"hevc": "HEIC",
+    b"hevx": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF",
+}  # fmt: skip
 REASONS = {
     SUPERSEDED: "its file has other content by now, which has a row of its own",
     "outside_image_root": "the path leads out of the image root",
+    "link_out_of_image_root": "a link on the path leads out of the image root, and data.follow_links is false",
     "missing_file": "there is no such file",
     "not_a_regular_file": "it is a folder, a pipe or a device, or a link inside an archive",
     "ambiguous_name": "several images of the archives have this name",
     "too_many_bytes": "it is larger than any image",
     "empty_file": "it has no bytes",
     "not_an_image": f"its content is none of {', '.join(FORMATS)}",
+    "undecoded_format": f"it is an image of another format than {', '.join(FORMATS)}: convert it",
     "too_many_pixels": "its header announces more pixels than extract.max_pixels",
     "too_narrow": "resized for the tower before it is cropped, it would have more than 50 million pixels",
     "truncated_image": "its pixels end early or cannot be decoded",
@@ -44,15 +57,15 @@ def has_image_suffix(name: str) -> bool:
     return bool(stem) and (dot + suffix).lower() in SUFFIXES
 
 
-def read_image_bytes(root: Path, name: str) -> bytes:
-    """The bytes of an image file under `root`; raises BadImage."""
+def read_image_bytes(root: Path, name: str, follow_links: bool = False) -> bytes:
+    """The bytes of an image file under `root`, or where a link leads out of it with `follow_links`; raises BadImage."""
     try:
-        path = (root / name).resolve()
-        inside = path.is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError):
-        raise BadImage("outside_image_root", name) from None
-    if not inside:
-        raise BadImage("outside_image_root", name)
+        path = locate(root, name, follow_links)
+    except OutsideRoot as outside:
+        if outside.link is None:
+            raise BadImage("outside_image_root", name) from None
+        told = f"{printable(outside.link)}, data.follow_links: true follows it"
+        raise BadImage("link_out_of_image_root", name, told) from None
     try:
         # O_NONBLOCK: opening a pipe must not wait for someone to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -81,16 +94,44 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise BadImage("not_an_image", name) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, RuntimeError):
+        other = image_format(data)
+        if other in (None, *FORMATS):
+            raise BadImage("not_an_image", name) from None
+        raise BadImage("undecoded_format", name, other) from None
     with image:
         if image.width * image.height > max_pixels:
             raise BadImage("too_many_pixels", f"{name} ({image.width}x{image.height}, at most {max_pixels:,})")
         try:
             image.load()
             return _rgb(image)
-        except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
+        except (OSError, ValueError, SyntaxError, IndexError, EOFError, RuntimeError) as error:
             raise BadImage("truncated_image", f"{name} ({error})") from None
+
+
+def image_format(start: bytes) -> str | None:
+    """The format of an image by the first START bytes of its file; None for all that is no image."""
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            return name
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    if start[:2] == b"BM" and start[6:10] == bytes(4):
+        return "BMP"
+    return _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+
+
+def read_start(path: Path) -> bytes:
+    """The first START bytes of a file; none of what cannot be read, or is no regular file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            return file.read(START) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        except OSError:
+            return b""
 
 
 def content_id(data: bytes) -> str:

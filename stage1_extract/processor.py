@@ -15,6 +15,9 @@ from store.image_processor import open_image_processor, processor_fingerprint
 MAX_RESIZED_PIXELS = 50_000_000
 """Where the short edge is resized to the tower's, 1 x 20,000 pixels of 100 bytes on disk become 22 GB in memory."""
 
+TRIED_SIZES = ((64, 64), (96, 64), (64, 96), (700, 500))
+"""Widths and heights of the blank images on which a processor or a model is tried out."""
+
 MEASURED_SIZES = 4096
 """Sizes of images whose areas are remembered, 2 kB each."""
 
@@ -35,6 +38,21 @@ class ImageProcessor:
         """Every tensor has a leading image axis of 1; raises BadImage for one that would fill the memory."""
         self._require_bounded(image)
         return dict(self.stock(images=[image], return_tensors="pt", **self.options))
+
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of what the tower sees, tried out on images of several shapes.
+
+        Raises UnsupportedModel where they differ from image to image: a store has one number of patches.
+        """
+        sizes = {tuple(self(Image.new("RGB", size))["pixel_values"].shape) for size in TRIED_SIZES}
+        shape = next(iter(sizes))
+        if len(sizes) == 1 and len(shape) == 4 and shape[:2] == (1, 3):
+            return shape[2], shape[3]
+        found = ", ".join("x".join(map(str, one)) for one in sorted(sizes))
+        raise UnsupportedModel(
+            "expected an image processor that makes one picture of one size of every image, (1, 3, height, width), this one "
+            f"makes {found}: set do_resize and do_center_crop (or do_pad) in the checkpoint's preprocessor_config.json"
+        )
 
     def _require_bounded(self, image: Image.Image) -> None:
         edge = (self.stock.size or {}).get("shortest_edge")

@@ -37,7 +37,7 @@ class FullModel:
         weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
         self.order = order
         self.device = pick_device(order.device)
-        self._images = open_images(order.image_root, order.image_format, order.image_column)
+        self._images = open_images(order.image_root, order.image_format, order.image_column, order.follow_links)
         with quiet_loading(), stock_reading(order.checkpoint, "a model"):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),
@@ -110,7 +110,7 @@ def run(folder: Path) -> None:
     for number, (asked, one) in enumerate(batches):
         write_reference(folder, number, full.answer(asked, one))
     ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
-    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n")
+    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

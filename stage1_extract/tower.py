@@ -34,7 +34,7 @@ class TowerFacts:
 
 
 class Tower:
-    """A kind of tower: what is the same in all transformers of square images; a file of `towers/` says the rest.
+    """A kind of tower: what is the same in all transformers of square patches; a file of `towers/` says the rest.
 
     A tower that is built otherwise overrides the methods.
     """
@@ -45,6 +45,8 @@ class Tower:
     """Whether its first row is a CLS row."""
     has_clip_space: ClassVar[bool] = False
     """Whether it is the vision tower of a CLIP."""
+    interpolates: ClassVar[bool] = False
+    """Whether it fits its position embeddings to images of any size, as its stock forward does unasked."""
     layers_at: ClassVar[str]
     """Where its list of layers is."""
     query_at: ClassVar[str]
@@ -53,10 +55,20 @@ class Tower:
     """The same for the key projection."""
 
     @classmethod
-    def facts(cls, config: Any) -> TowerFacts:
-        """Geometry from the vision config."""
+    def facts(cls, config: Any, pixels: tuple[int, int]) -> TowerFacts:
+        """Read the geometry from the vision config and from the height and width of what the image processor makes.
+
+        Raises UnsupportedModel where the tower does not take images of that size.
+        """
+        own = (config.image_size, config.image_size)
+        if pixels != own and not cls.interpolates:
+            raise UnsupportedModel(
+                f"expected an image processor that makes {own[0]}x{own[1]} pixels, the only size that this "
+                f"{config.model_type} takes, it makes {pixels[0]}x{pixels[1]}: correct `size` and `crop_size` in the "
+                "checkpoint's preprocessor_config.json"
+            )
         return TowerFacts(
-            grid=square_grid(config),
+            grid=(pixels[0] // config.patch_size, pixels[1] // config.patch_size),
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             layers=config.num_hidden_layers,
@@ -73,12 +85,6 @@ class Tower:
     def query_and_key(cls, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The two projections of a layer's self-attention, each (image, token, hidden) -> (image, token, hidden)."""
         return layer.get_submodule(cls.query_at), layer.get_submodule(cls.key_at)
-
-
-def square_grid(config: Any) -> tuple[int, int]:
-    """The grid of a square image cut into square patches."""
-    edge = config.image_size // config.patch_size
-    return edge, edge
 
 
 def kind_of_tower(config: Any) -> type[Tower]:

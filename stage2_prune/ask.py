@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
+from pydantic import ConfigDict
 from torch import Tensor
 
 from configs.experiment import Positions
@@ -30,6 +32,8 @@ class Prepared:
 class Prediction:
     """One answered question: a line of `predictions/*.jsonl`."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
     question_id: str
     image: str
     kind: str | None
@@ -48,11 +52,11 @@ class Prediction:
     """Log-probability of each of the question's choices, given that the answer is one of them."""
 
 
-def prepare(text: Text, questions: Sequence[Question], post_prompt: str) -> Prepared:
-    """Tokenise prompts and choices; `post_prompt` is appended to every question."""
+def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: bool = True) -> Prepared:
+    """Tokenise prompts and choices, which are left out unless `rank`; `post_prompt` is appended to every question."""
     asked = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not q.choices else tuple(text.answer_ids(said, choice) for choice in q.choices)
+        None if not (rank and q.choices) else tuple(text.answer_ids(said, choice) for choice in q.choices)
         for q, said in zip(questions, asked, strict=True)
     )
     return Prepared(tuple(text.prompt(said) for said in asked), choices)

@@ -8,12 +8,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import transformers
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from stage2_prune.errors import StockDiffers
+from store.versions import remedy
 
 NAMES = ("cache", "past_key_values")
 
@@ -25,8 +25,7 @@ def name_in(*owners: Callable[..., Any]) -> str:
         if all(name in parameters for parameters in taken.values()):
             return name
     raise StockDiffers(
-        f"expected transformers to take a cache as {' or '.join(NAMES)} in {', '.join(taken)}, version "
-        f"{transformers.__version__} does not: install a version that encode-once was tested with"
+        f"expected all of {', '.join(taken)} to take a cache as {' or as '.join(NAMES)}, they do not; {remedy()}"
     )
 
 
@@ -34,8 +33,7 @@ def refuse_unknown(owner: str, arguments: Mapping[str, object]) -> None:
     """Raise StockDiffers (exit 4) for arguments that `owner` was called with and does not know."""
     if arguments:
         raise StockDiffers(
-            f"expected arguments that {owner} knows from transformers, version {transformers.__version__} also hands over "
-            f"{', '.join(arguments)}: install a version that encode-once was tested with"
+            f"expected only arguments that {owner} knows, transformers also hands it {', '.join(arguments)}; {remedy()}"
         )
 
 

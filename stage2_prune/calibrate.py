@@ -5,6 +5,7 @@ alpha of what the text pays to the image in the unpruned model, and likewise for
 The counts are means over questions, rounded down; alpha is bisected, to a hundredth, until they meet the budget.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -16,15 +17,18 @@ from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import Batch, assemble
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.canary import compare_with_stock
+from stage2_prune.choose import choose
+from stage2_prune.errors import Infeasible
+from stage2_prune.features import left_out
 from stage2_prune.in_llm import Drop, Site
 from stage2_prune.language import Language
 from stage2_prune.layer_loop import PruningLanguage
 from stage2_prune.pruners.fit_prune import masses
 from stage2_prune.session import open_session
-from store.questions import read_questions, select
 
 ALPHA_STEP = 0.01
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,17 +87,18 @@ def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list
 
 def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
     """Calibrate on the first `limit` questions of the training split, from the store."""
-    asked = select(read_questions(experiment.data), experiment.data, "train")[:limit]
-    if not asked:
-        raise PrunerMisused("expected questions in the train split, there are none: check data.questions")
+    chosen = choose(experiment, "train", limit)
     session = open_session(experiment, frozenset())
-    asked, _ = session.features.answerable(asked)
+    asked, excluded = session.features.answerable(chosen)
+    for sentence in left_out(one.reason for one in excluded):
+        _log.warning("note: %s", sentence)
     patches = session.features.patches
     index: Int[Tensor, "1 patch"] = torch.arange(patches)[None]
     batches: list[Batch] = []
     for batch in session.features.batches([[question] for question in asked]):
         prompts = prepare(session.language, batch.questions, experiment.data.post_prompt).prompts
         batches.append(assemble(session.language, prompts, batch.projected, index, patches, "original"))
+    compare_with_stock(session.language, batches[0])
     return calibrate(session.language, batches, keep)
 
 

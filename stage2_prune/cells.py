@@ -4,15 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from configs import plugin
-from configs.experiment import Experiment, Match, ModelSection, Positions
+from configs.budgets import file_part
+from configs.experiment import Experiment, Match, Method, ModelSection, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.in_llm import InLLMPruner, check_positions
-from stage2_prune.pruner import Pruner
-from stage2_prune.schedule_budget import Schedule
+from stage2_prune.pruner import Pruner, TrainedPruner
+from stage2_prune.schedule_budget import Schedule, published, whole
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Cell:
     label: str
     """The method's name, with its parameters where the config names one method more than once."""
     pruner: Pruner
-    keep: int | None
-    """Visual tokens per image; None for a method that decides by itself."""
+    keep: int | float | str | None
+    """The budget as the config states it; None for a method that decides by itself."""
     positions: Positions
     seed: int | None
     """None for a method that is not randomised."""
@@ -34,10 +36,12 @@ class Cell:
     def name(self) -> str:
         """The name of its predictions file."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
-        keep = OWN if self.keep is None else self.keep
+        keep = OWN if self.keep is None else file_part(self.keep)
         return f"{self.label}-{keep}-{self.positions}{seed}"
 
 
+_LONGEST = 120
+"""Characters of a label."""
 OWN = "own"
 """In names, the number of tokens of a method that decides by itself."""
 
@@ -55,7 +59,8 @@ class Unmet:
     """A budget that a method cannot meet; reported beside the results."""
 
     pruner: str
-    keep: int
+    keep: int | float | str
+    """The budget as the config states it."""
     positions: Positions
     reason: str
 
@@ -68,13 +73,31 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     counts = Counter(method.name for method in experiment.prune.methods)
     built: dict[str, Pruner] = {}
     for method in experiment.prune.methods:
-        given = ",".join(f"{key}={value}" for key, value in method.parameters.items())
-        label = method.name if counts[method.name] == 1 or not given else f"{method.name}@{given}"
-        label = re.sub(r"[^\w.=@,-]", "_", label)
+        named = {} if method.weights is None else {"weights": method.weights}
+        given = ",".join(f"{key}={value}" for key, value in {**method.parameters, **named}.items())
+        label = method.name if counts[method.name] == 1 or not given else label_with(method.name, given)
         if label in built:
             raise PrunerMisused(f"prune.methods names {label} twice: remove one, or give them different parameters")
-        built[label] = build_pruner(method, classes)
+        built[label] = build(method, classes)
     return built
+
+
+def label_with(method: str, said: str) -> str:
+    """The label of a method with what tells it apart, which begins the names of files; a digest of that if it is long."""
+    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{said}")
+    return label if len(label) <= _LONGEST else f"{method}@{sha256(said.encode()).hexdigest()[:16]}"
+
+
+def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
+    """The pruner of a method of the config; a trained one knows the folder of its weights, if the config names one."""
+    pruner: Pruner = build_pruner(method, classes)
+    if method.weights is None:
+        return pruner
+    if not isinstance(pruner, TrainedPruner):
+        raise PrunerMisused(
+            f"prune.methods: expected `weights` of a trained method, {method.name} has none: remove `weights`"
+        )
+    return pruner.trained_in(method.weights)
 
 
 def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:
@@ -89,7 +112,7 @@ def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[
 
 def check_budgets(experiment: Experiment, patches: int) -> None:
     """Refuse budgets of more visual tokens than an image has (PrunerMisused, exit 2)."""
-    too_large = [keep for keep in experiment.prune.budgets if keep > patches]
+    too_large = [keep for keep in experiment.prune.budgets if not isinstance(keep, str) and keep > patches]
     if too_large:
         raise PrunerMisused(
             f"expected budgets of at most {patches} visual tokens, the number of patches of this store; "
@@ -123,14 +146,21 @@ def plan(
     return cells, unmet
 
 
-def _schedule(pruner: Pruner, patches: int, depth: int, budget: int, positions: Positions, match: Match) -> Schedule:
+def _schedule(
+    pruner: Pruner, patches: int, depth: int, budget: int | float | str, positions: Positions, match: Match
+) -> Schedule:
+    """What enters each layer; Infeasible where the method cannot meet the budget."""
     if isinstance(pruner, InLLMPruner):
-        schedule = pruner.schedule(patches, depth, budget, match)
+        schedule = (
+            published(budget, pruner.published(patches, depth))
+            if isinstance(budget, str)
+            else pruner.schedule(patches, depth, budget, match)
+        )
         check_positions(schedule, positions)
         return schedule
     if pruner.adaptive:
         return Schedule(depth, patches)  # the most that it may keep; predictions say what it kept
-    return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else budget)
+    return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else whole(budget, patches))
 
 
 def _positions(asked: tuple[str, ...], pruner: Pruner) -> tuple[Positions, ...]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from configs.cli import experiment_from, experiment_options
 from configs.experiment import Experiment
+from configs.flags import Commands, experiment_from, experiment_options
+from stage2_prune.errors import NotTrained
+from store.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -18,9 +20,10 @@ foreign_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def group() -> None:
     """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
+    note_untested()
 
 
 @group.command("eval")
@@ -171,9 +174,11 @@ def show(
     named = None if methods is None else tuple(methods.split(","))
     wanted = show.Wanted(images, named, keep, question, columns, dpi)
     shown = show.run(experiment, wanted, out, overwrite)
+    click.echo(shown.path)
+    if shown.untrained:
+        raise NotTrained("; ".join(shown.untrained))
     for reason in shown.left_out:
         click.echo(reason, err=True)
-    click.echo(shown.path)
 
 
 @group.command("pruners")

@@ -61,6 +61,12 @@ class RunLocked(PruneError):
     exit_code = 6
 
 
+class DamagedRun(PruneError):
+    """A file of a run is not as it was written: damaged, cut, unreadable, or another's."""
+
+    exit_code = 4
+
+
 class NotComparable(PruneError):
     """Results that were not made alike, set side by side."""
 

@@ -14,17 +14,22 @@ from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
+from stage2_prune.canary import check_layer_loop
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.choose import choose_scored
+from stage2_prune.errors import Infeasible
 from stage2_prune.features import FeatureBatch
+from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.session import Session, digest, open_session
+from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
-from store.questions import Question, read_questions, select
+from store.questions import Question
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass
@@ -37,10 +42,10 @@ class Progress:
     selector_seconds: float = 0.0
     images: int = 0
 
-    def record(self) -> dict[str, Any]:
-        """What `cells.json` keeps of it."""
-        per_image = 1000 * self.selector_seconds / self.images if self.images else None
-        return {"identity": self.identity, "selector_ms_per_image": per_image}
+    def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+        """What `cells.json` keeps of it; the time of its selector as it was before, where nothing was answered now."""
+        per_image = 1000 * self.selector_seconds / self.images if self.images else before.get("selector_ms_per_image")
+        return {"identity": self.identity, "selector_ms_per_image": per_image, "left_out": self.file.left_out}
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -51,17 +56,13 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     resumed; predictions of other settings raise OtherRun unless `overwrite`. Raises RunLocked (exit 6) while another
     command writes there.
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
-    asked, excluded = session.features.answerable(questions)
+    asked, excluded = session.features.answerable(chosen.questions)
     depth: int = session.language.model.config.num_hidden_layers
     cells, unmet = plan(experiment, bound, session.features.patches, depth)
     if not cells:
@@ -69,10 +70,11 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     folder = experiment.run_dir / "eval"
     with alone(folder):
         todo = open_progress(session, cells, digests, asked, overwrite)
+        check_layer_loop(session, [p.cell for p in todo if not p.file.path.is_file()], asked)
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-        summary = summarise(session, evaluated, asked, excluded, unmet, unavailable)
+        summary = summarise(session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable)
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "table.md", report.table(summary))
         report.plot(summary, folder / "accuracy_vs_tokens.png")
@@ -98,8 +100,9 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
             digests[label] = session.reader.clip_digest
         if isinstance(pruner, TrainedPruner):
             spec = session.features.spec(pruner, session.language.width)
-            folder = weights.folder(session.experiment.run_dir, label)
-            pruner, record = weights.load(pruner, label, spec, folder)
+            folder = weights.folder(session.experiment.run_dir, label, pruner)
+            belongs_to = weights.belongings(session.features, pruner, session.language_digest)
+            pruner, record = weights.load(pruner, label, spec, folder, belongs_to)
             pruner = pruner.with_module(pruner.module.to(session.features.device))
             digests[label] = record["sha256"]
         bound[label] = pruner
@@ -118,22 +121,30 @@ def answer(
     raises then leaves the files as they are.
     """
     section = session.experiment.eval
-    left = {p.cell.name: len(asked) - len(p.file.rows) for p in todo}
-    done = len(asked) - max(left.values())
-    batches = [asked[start : start + section.batch_size] for start in range(done, len(asked), section.batch_size)]
-    with ProgressBar(what="eval", total=sum(left.values()), unit="answers", hidden=told is not None) as bar:
+    jobs = _jobs(todo, asked)
+    answers = sum(len(batch) * len(waiting) for batch, waiting in jobs)
+    with ProgressBar(what="eval", total=answers, unit="answers", hidden=told is not None) as bar:
         told = bar.update if told is None else told
-        for batch in session.features.batches(batches):
-            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
-            for progress in todo:
-                if len(progress.file.rows) == done:
-                    _answer_batch(session, progress, batch, prepared, told)
-                    told(len(batch.questions))
-            done += len(batch.questions)
+        for batch, waiting in zip(session.features.batches([asked for asked, _ in jobs]), jobs, strict=True):
+            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
+            for progress in waiting[1]:
+                _answer_batch(session, progress, batch, prepared, told)
+                told(len(batch.questions))
     timed = {p.cell.name: p.record() for p in todo if p.images}
     write_cells(session.experiment.run_dir / "eval", timed)
     for progress in todo:
         progress.file.finish()
+
+
+def _jobs(todo: Sequence[Progress], asked: Sequence[Question]) -> list[tuple[list[Question], list[Progress]]]:
+    """Every batch that lacks an answer, in question order, with the cells that lack it."""
+    place = {question.question_id: number for number, question in enumerate(asked)}
+    jobs: dict[tuple[str, ...], tuple[list[Question], list[Progress]]] = {}
+    for progress in todo:
+        for batch in progress.file.left:
+            ids = tuple(question.question_id for question in batch)
+            jobs.setdefault(ids, (batch, []))[1].append(progress)
+    return sorted(jobs.values(), key=lambda job: place[job[0][0].question_id])
 
 
 @torch.no_grad()
@@ -170,10 +181,13 @@ def open_progress(
     asked: Sequence[Question],
     overwrite: bool,
 ) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction."""
+    """The cells with what is on disk of each; its identity is recorded before its first prediction.
+
+    Raises OtherRun (exit 2) for predictions of other settings, DamagedRun (exit 4) for files that are not as written.
+    """
     experiment = session.experiment
     folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session, asked)
+    features, common = session.features, _identity(session)
     identities = {
         cell.name: common
         | {
@@ -195,20 +209,20 @@ def open_progress(
     if not overwrite:
         refuse_other_runs(folder, identities)
     todo: list[Progress] = []
-    recorded = read_cells(folder)
+    recorded = {} if overwrite else read_cells(folder)
     for cell in cells:
         path = folder / "predictions" / f"{cell.name}.jsonl"
-        if overwrite or cell.name not in recorded:
+        if overwrite:
             PredictionFile.remove(path)
-        file = PredictionFile(path, experiment.eval.batch_size, len(asked))
-        todo.append(Progress(cell, file, identities[cell.name]))
-    unfinished = {p.cell.name: p.record() for p in todo if not p.file.rows}
-    write_cells(folder, unfinished)
+        identity = identities[cell.name]
+        file = PredictionFile(path, experiment.eval.batch_size, asked, identity, cell.name in recorded)
+        todo.append(Progress(cell, file, identity))
+    records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
+    write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
     return todo
 
 
-def _identity(session: Session, asked: Sequence[Question]) -> dict[str, Any]:
-    """Everything but the cell itself that a prediction depends on."""
-    return session.conditions | {
-        "questions": digest([question.model_dump(exclude_defaults=True) for question in asked])
-    }
+def _identity(session: Session) -> dict[str, Any]:
+    """Everything but the cell itself and the question that a prediction depends on."""
+    section = session.experiment.eval
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

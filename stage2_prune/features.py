@@ -1,6 +1,7 @@
 """Rows of a store for questions: arrays for pruners to look at, projected features to select from."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal
@@ -23,14 +24,24 @@ from store.tensors import from_storage
 Source = Literal["projected", "raw"]
 AHEAD = 2
 """Batches that are read before they are asked for."""
+SHOWN = 3
+"""Reasons that are listed, at most."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A question that cannot be asked, because its image could not be encoded; never scored as wrong."""
+    """A question that is not scored: its image could not be encoded, or it has no answer. It never counts as wrong."""
 
     question_id: str
     reason: str
+
+
+def left_out(reasons: Iterable[str]) -> list[str]:
+    """Say how many questions were left out and why, in one sentence; none where none was."""
+    counted = Counter(reasons).most_common()
+    listed = [f"{reason} ({count})" for reason, count in counted[:SHOWN]] + ["…"] * (len(counted) > SHOWN)
+    total = sum(count for _, count in counted)
+    return [f"{total} questions were left out: {', '.join(listed)}."] if counted else []
 
 
 @dataclass(frozen=True)
@@ -88,9 +99,8 @@ class Features:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; one row where the CLS row is among the tokens, which are no grid."""
-        rows, columns = self.store.plan.geometry.grid
-        return (rows, columns) if rows * columns == self.patches else (1, self.patches)
+        """Rows and columns of patches; one row of all tokens where they are no grid."""
+        return self.store.plan.geometry.patch_grid or (1, self.patches)
 
     def spec(self, pruner: Pruner, embed: int) -> ModuleSpec:
         """What a learned module's shape may depend on."""

@@ -5,7 +5,7 @@ padding and without the answer behind it, so that a method cannot make one depen
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -118,11 +118,18 @@ class InLLMPruner(Pruner, ABC):
     budget: ClassVar[Budget] = "schedule"
 
     @abstractmethod
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Integer counts per layer that meet `keep` visual tokens, by their mean or what else is to `match`.
 
         Raises Infeasible where the method has none.
         """
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """The schedules that the method's paper or code fixes, by the names that they have there; none by default.
+
+        Counts and layers are rescaled to `patches` and `depth`.
+        """
+        return {}
 
     @abstractmethod
     def drop(self, site: Site, keep: int) -> Drop:

@@ -109,6 +109,9 @@ class TrainedPruner(Pruner, ABC):
         None  # bound per instance: not a field, so no parameter and no part of equality
     )
 
+    weights: ClassVar[Path | None] = None
+    """Folder of its weights: where the config names one, and wherever its module was loaded from. Bound as the module is."""
+
     @abstractmethod
     def build(self, spec: ModuleSpec) -> nn.Module:
         """A new module, initialised from torch's global generator; use `fresh` to seed it."""
@@ -128,6 +131,12 @@ class TrainedPruner(Pruner, ABC):
         """The same pruner, scoring with `module`."""
         bound = copy.copy(self)
         object.__setattr__(bound, "_module", module)  # the dataclass is frozen
+        return bound
+
+    def trained_in(self: Trained, folder: Path) -> Trained:
+        """The same pruner, whose weights lie in `folder`."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "weights", folder)  # the dataclass is frozen
         return bound
 
     def fresh(self: Trained, spec: ModuleSpec, seed: int) -> Trained:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs import plugin
+from configs.budgets import in_words
 from stage2_prune import pruners
 from stage2_prune.budget import one_convention
 from stage2_prune.cells import OWN
+from stage2_prune.features import left_out
 from stage2_prune.plot import plot
 from stage2_prune.pruner import Pruner
 
@@ -33,10 +35,9 @@ def table(summary: dict[str, Any]) -> str:
         "accuracy: exact match of greedy answers; interval: bootstrap over images; ranked: likeliest of the "
         "given choices; disagree: answers in which the two differ, over all seeds."
     ]
-    if summary["excluded"]:
-        notes.append(f"{len(summary['excluded'])} questions were left out because their image could not be encoded.")
+    notes += left_out(one["reason"] for one in summary["excluded"])
     notes += [
-        f"{one['pruner']} at {one['keep']} tokens, {one['positions']} positions, is infeasible: {one['reason']}."
+        f"{one['pruner']} at {in_words(one['keep'])}, {one['positions']} positions, is infeasible: {one['reason']}."
         for one in summary["infeasible"]
     ]
     notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]

@@ -5,9 +5,10 @@ one free parameter (FastV: how many tokens it keeps; PyramidDrop: its ratio); `f
 Published layers are given for 32 and published counts for 576 patches; both are rescaled here and nowhere else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.budgets import in_words, published_name
 from configs.experiment import Match
 from stage2_prune.errors import Infeasible
 
@@ -117,31 +118,66 @@ def measure(match: Match, patches: int) -> Callable[[Schedule], float]:
 
 
 def fit(
-    keep: int, patches: int, depth: int, member: Callable[[float], Schedule], match: Match = "mean-tokens"
+    keep: int | float,
+    patches: int,
+    depth: int,
+    member: Callable[[float], Schedule],
+    match: Match = "mean-tokens",
+    published: Sequence[float] = (),
 ) -> Schedule:
-    """The member of a family that is nearest to `keep`, by its mean over layers or what else is to `match`.
+    """Find the member of a family that is nearest to `keep`, by its mean over layers or what else is to `match`.
 
-    `member(0)` keeps the fewest tokens, `member(1)` the most. Raises Infeasible where no member comes within half a
-    token; at keep = patches nothing is dropped, whatever the family.
+    `member(0)` keeps the fewest tokens, `member(1)` the most. Several members may have one mean: where one of them is at a
+    `published` place, it is the one that is found. Raises Infeasible where no member comes within half a token; at
+    keep = patches nothing is dropped, whatever the family.
     """
     measured = measure(match, patches)
     if keep == patches:
         return Schedule(depth, patches)
     least, most = member(0.0), member(1.0)
-    best = min(least, most, key=lambda one: abs(measured(one) - keep))
+    best = min(*map(member, published), least, most, key=lambda one: abs(measured(one) - keep))
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         found = member(middle)
         best = min(best, found, key=lambda one: abs(measured(one) - keep))
         low, high = (low, middle) if measured(found) > keep else (middle, high)
-    if abs(measured(best) - keep) > TOLERANCE:
+    tolerance = 0 if match == "kept" else TOLERANCE  # a count of tokens is met or not
+    if abs(measured(best) - keep) > tolerance:
         where = f"from layer {least.layers[0]} of {depth} on" if least.layers else f"nowhere in {depth} layers"
         raise Infeasible(
             f"dropping tokens {where}, {NAMED[match]} of {measured(least):g} to {measured(most):g} visual tokens can be "
-            f"had, not {keep}: change the budget or the method's layers"
+            f"had, not {keep:.10g}: change the budget or the method's layers"
         )
     return best
+
+
+def published(budget: str, schedules: Mapping[str, Schedule]) -> Schedule:
+    """The schedule that `budget` names among a method's published ones; Infeasible where it has none of that name."""
+    name = published_name(budget)
+    if name in schedules:
+        return schedules[name]
+    known = f"only {', '.join(schedules)}" if schedules else "nor any other"
+    raise Infeasible(f"this method has no published schedule called {name}, {known}: change the budget")
+
+
+def whole(budget: int | float | str, patches: int) -> int:
+    """Visual tokens of an image for a method with an exact budget; Infeasible where that is no whole number of 1..patches.
+
+    Such methods publish counts of 576 patches: `published:192` is 192 there, and the same share of another number of patches.
+    """
+    if not isinstance(budget, str):
+        count = budget
+    elif (name := published_name(budget)).isdecimal():
+        count = _rounded(int(name) * patches / PUBLISHED_PATCHES)
+    else:
+        raise Infeasible(f"this method is published by tokens per image, not as {name}: change the budget")
+    if count != int(count) or not 1 <= count <= patches:
+        raise Infeasible(
+            f"expected a whole number of 1 to {patches} visual tokens, which is what this method keeps of every image, got "
+            f"{in_words(budget)}: leave the method out, or name such a number"
+        )
+    return int(count)
 
 
 def between(tables: Sequence[Sequence[int | float]], place: float) -> list[float]:

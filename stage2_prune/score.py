@@ -1,6 +1,5 @@
 """Was the answer right? Exact match of generated text, and ranking of the choices where there are any."""
 
-import string
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,21 +8,7 @@ from torch import Tensor
 
 from stage2_prune.assemble import Batch
 from stage2_prune.language import Language
-
-NORMALISATION = "lower case, ASCII punctuation removed, white space folded and stripped; articles stay"
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise(text: str) -> str:
-    """Text as it is compared: see NORMALISATION.
-
-    An answer of nothing but punctuation keeps it, so that it cannot equal an empty prediction.
-
-    >>> normalise("  A red\\n Circle. ")
-    'a red circle'
-    """
-    folded = " ".join(text.lower().split())
-    return " ".join(folded.translate(_PUNCTUATION).split()) or folded
+from store.answers import normalise
 
 
 def is_right(prediction: str, answers: Iterable[str]) -> bool:

@@ -1,7 +1,5 @@
 """Where every command begins: a store and the language half of a checkpoint, checked against each other."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -39,12 +37,18 @@ class Session:
         """What pruners read beside arrays."""
         return Reader(self.experiment, self.features, self.language)
 
+    @cached_property
+    def language_digest(self) -> str | None:
+        """sha256 of the language model's weights; None where only its embeddings were opened."""
+        model = self.language.model
+        return weights_digest(model.state_dict()) if isinstance(model, torch.nn.Module) else None
+
     @property
     def conditions(self) -> dict[str, Any]:
         """What an answer depends on beside question, features and pruner, as JSON."""
         experiment, language = self.experiment, self.language
         return {
-            "language_model": weights_digest(language.model.state_dict()),
+            "language_model": self.language_digest,
             "template": language.template,
             "data.post_prompt": experiment.data.post_prompt,
             "eval.batch_size": experiment.eval.batch_size,
@@ -104,8 +108,3 @@ def check_width(features: Features, language: Language) -> None:
             f"expected features of width {language.width}, the language model's, the store's have "
             f"{features.embed}: extract again with this checkpoint"
         )
-
-
-def digest(content: Any) -> str:
-    """sha256 of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Predictions -> `summary.json`: one row per (pruner, keep, positions), averaged over seeds."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -13,9 +14,10 @@ from stage2_prune.ask import Prediction
 from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.features import Excluded
 from stage2_prune.intervals import by_kind, interval
+from stage2_prune.pruner import TrainedPruner
 from stage2_prune.schedule_budget import Schedule
-from stage2_prune.score import NORMALISATION, normalise
 from stage2_prune.session import Session
+from store.answers import NORMALISATION, normalise
 from store.questions import Question
 
 
@@ -87,9 +89,19 @@ def _row(
         "kv_bytes": price.kv_bytes,
         "flops": dict(price.flops),
         "flops_convention": section.flops,
+        "weights": _weights(session, group[0]),
         "selector_ms_per_image": float(np.mean(timed)) if timed else None,
         "parameters": {k: v for k, v in cell.pruner.parameters().items() if k != "seed" or cell.seed is None},
     }
+
+
+def _weights(session: Session, evaluated: Evaluated) -> dict[str, Any] | None:
+    """The folder of a trained method's weights, relative to that of `summary.json`, and their digest."""
+    pruner = evaluated.cell.pruner
+    if not isinstance(pruner, TrainedPruner) or pruner.weights is None:
+        return None
+    folder = os.path.relpath(pruner.weights, session.experiment.run_dir / "eval")
+    return {"folder": folder, "sha256": evaluated.record["identity"]["weights"]}
 
 
 def _text_tokens(session: Session, asked: Sequence[Question]) -> list[int]:

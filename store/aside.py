@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from configs.atomic import sync_directory
 from store.errors import TargetExists
+from store.scratch import owned_name, remove_of_the_dead
 from store.shard import PARTIAL
 
 
@@ -16,13 +16,15 @@ from store.shard import PARTIAL
 def written_aside(target: Path, overwrite: bool = False) -> Generator[Path, None, None]:
     """A path to write a file or a folder to; it becomes `target`, durably, when the block ends without an error.
 
-    A killed process leaves at most `<target>.….partial`. Raises TargetExists (exit 2); `overwrite` replaces a file.
+    A killed process leaves at most `<target>.….partial`, which the next one removes. Raises TargetExists (exit 2);
+    `overwrite` replaces a file.
     """
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
         advice = "name another, or remove it first" if target.is_dir() else "name another, or add --overwrite"
         raise TargetExists(f"expected a new {target}, it exists: {advice}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{uuid4().hex}{PARTIAL}")
+    remove_of_the_dead(target.parent, target.name, PARTIAL)
+    aside = target.with_name(owned_name(target.name) + PARTIAL)
     try:
         yield aside
         _sync(aside)

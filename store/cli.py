@@ -9,11 +9,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs.cli import STORE, experiment_from, experiment_options
+from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
+from configs.flags import Commands, experiment_from, experiment_options
 
 
-@click.group()
+@click.group(cls=Commands)
 def group() -> None:
     """The cached features: what is in a store, whether it is whole, and other forms of it."""
 

@@ -33,6 +33,12 @@ class DamagedCheckpoint(StoreError):
     exit_code = 4
 
 
+class UnsupportedProcessor(StoreError):
+    """A checkpoint's image processor has no implementation on Pillow."""
+
+    exit_code = 2
+
+
 class DataMissing(StoreError):
     """Images or questions are not where the config says."""
 

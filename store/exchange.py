@@ -54,6 +54,7 @@ class Order(BaseModel):
     """Absolute."""
     image_format: ImageFormat = "auto"
     image_column: str | None = None
+    follow_links: bool = False
     by_content: bool
     """Whether ids are those of the files' bytes, so that a changed file is noticed."""
     max_pixels: int
@@ -88,14 +89,14 @@ def write_order(folder: Path, order: Order, prompts: Sequence[Prompts]) -> None:
     """Write the question side of the folder."""
     tensors = {f"{n}.{name}": tensor for n, one in enumerate(prompts) for name, tensor in vars(one).items()}
     save_file(tensors, folder / PROMPTS)
-    (folder / ORDER).write_text(order.model_dump_json(indent=1) + "\n")
+    (folder / ORDER).write_text(order.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_order(folder: Path) -> tuple[Order, list[Prompts]]:
     """Read the question side; DataMissing (exit 5) where the folder holds none."""
     if not (folder / ORDER).is_file():
         raise DataMissing(f"expected {ORDER} in {folder}, there is none: `stage2_prune parity` writes such folders")
-    order = Order.model_validate_json((folder / ORDER).read_text())
+    order = Order.model_validate_json((folder / ORDER).read_text(encoding="utf-8"))
     tensors = load_file(folder / PROMPTS)
     fields = ("input_ids", "attention_mask", "position_ids")
     prompts = [Prompts(*(tensors[f"{number}.{name}"] for name in fields)) for number in range(len(order.batches))]

@@ -62,9 +62,10 @@ def _failures(store: FeatureStore) -> list[dict[str, Any]]:
 def as_text(found: dict[str, Any]) -> str:
     """The report for a reader."""
     shards, failures = found["shards"], found["failures"]
-    rows, columns = found["geometry"]["grid"]
+    grid, tokens = found["geometry"]["grid"], found["geometry"]["tokens"]
+    tokens_of_each = f"{grid[0]}x{grid[1]} patches" if grid else f"{tokens} tokens without a grid"
     lines = [
-        f"{found['path']}: {found['images']} images of {rows}x{columns} patches, "
+        f"{found['path']}: {found['images']} images of {tokens_of_each}, "
         f"format {found['format']}, generation {found['generation']}, identity by {found['identity']}",
         "",
     ]

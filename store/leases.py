@@ -20,6 +20,10 @@ from configs.atomic import publish_once
 from store.disk import Unreadable, content, listed, numbered
 
 FOLDER = "leases"
+PROBE = ".now-"
+"""Begins the names of files that are made to read the clock of a disk."""
+TAKEN_AWAY = ".*.json.*"
+"""Names of leases of the dead, while they are taken away."""
 BEAT_SECONDS = 1.0
 """A lease is touched at most this often."""
 
@@ -138,7 +142,7 @@ def stalled(path: Path, seconds: float) -> bool:
 
 def disk_time(folder: Path) -> float:
     """Now, as the disk of a folder sees it; where nothing can be written, as this machine does."""
-    probe = folder / f".now-{uuid4().hex}"
+    probe = folder / f"{PROBE}{uuid4().hex}"
     try:
         probe.touch()
         return probe.stat().st_mtime
@@ -152,7 +156,7 @@ def disk_time(folder: Path) -> float:
 def process_start(pid: int) -> int | None:
     """When a process of this machine began, in clock ticks (0 where that cannot be seen); None if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() or not _answers(pid) else 0
     return None if fields[0] == "Z" else int(fields[19])  # a zombie works no more

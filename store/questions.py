@@ -1,23 +1,22 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# (JSON may hold anything)
-"""The questions asked about the stored images, and which images a config names.
+"""The questions asked about the stored images, and the images that they name.
 
-Three inputs: a folder of images (nothing asked), a JSONL file of questions, or LLaVA's own conversation JSON. Image names
+A file of questions is JSONL, or one JSON list; each entry is a question or a conversation in LLaVA's format. Image names
 are data relative to the image root; they are never opened here.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
 from configs.experiment import DataSection
+from store.conversations import Conversations, is_conversation
 from store.errors import DataMissing, InvalidQuestions
+from store.fields import is_object, misspelt
 
 Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
@@ -58,11 +57,21 @@ class Question(BaseModel):
     region: tuple[Box, ...] | None = None
     """The same as boxes in the image file, whatever the tower's patches are; `patches`, where given, has the last word."""
 
+    @property
+    def can_be_scored(self) -> bool:
+        """Whether there is an answer to compare with: blank ones are none."""
+        return any(answer.strip() for answer in self.answers)
+
 
 def read_questions(data: DataSection) -> list[Question]:
-    """All questions of `data`, in file order; none for a plain image folder.
+    """Read all questions of `data`, in file order; none for a plain image folder.
 
-    Raises DataMissing if the file is absent and InvalidQuestions listing the rows that cannot be read.
+    What of a conversation is no question is left out, counted and named in a warning.
+
+    Raises:
+        DataMissing: (exit 5) The file is absent.
+        InvalidQuestions: (exit 2) Rows cannot be read, or have a field that is nearly a known one; they are listed.
+
     """
     if data.questions is None:
         return []
@@ -72,7 +81,9 @@ def read_questions(data: DataSection) -> list[Question]:
             "or write the demo's with `make data`"
         )
     problems: list[str] = []
-    questions = [q for where, row in _rows(data.questions, problems) if (q := _question(where, row, problems))]
+    conversations = Conversations(problems)
+    rows = _rows(data.questions, conversations, problems)
+    questions = [question for where, row in rows if (question := _question(where, row, problems))]
     twice = [name for name, count in Counter(q.question_id for q in questions).items() if count > 1]
     problems += [f"question_id {name!r} is given more than once" for name in twice]
     if problems:
@@ -81,6 +92,8 @@ def read_questions(data: DataSection) -> list[Question]:
         raise InvalidQuestions(
             f"{data.questions}: {len(problems)} rows cannot be used, correct or remove them:{listed}{more}"
         )
+    for line in conversations.notes():
+        _log.warning("note: %s: %s", data.questions, line)
     return questions
 
 
@@ -89,46 +102,10 @@ def image_names(questions: Sequence[Question]) -> list[str]:
     return list(dict.fromkeys(question.image for question in questions))
 
 
-def select(questions: Sequence[Question], data: DataSection, split: Split) -> list[Question]:
-    """The first `data.<split>` questions of a split, in file order.
-
-    Where no row names a split, images are dealt out in the order of their names' hashes: to test, then val, then train,
-    until each has its number of questions. So splits share no image and do not depend on the order of the file.
-    """
-    named = [question.split is not None for question in questions]
-    if any(named) and not all(named):
-        raise InvalidQuestions(
-            f"{named.count(False)} of {len(named)} questions name no split: name it in all rows or in none"
-        )
-    limits: dict[Split, int | None] = {"test": data.test, "val": data.val, "train": data.train}
-    if not any(named):
-        return _dealt(questions, limits)[split][: limits[split]]
-    chosen = [question for question in questions if question.split == split]
-    return chosen[: limits[split]]
-
-
-def used(questions: Sequence[Question], data: DataSection) -> list[Question]:
-    """The questions that any split uses, in file order: what an experiment needs encoded."""
-    splits: tuple[Split, ...] = ("train", "val", "test")
-    wanted = {question.question_id for split in splits for question in select(questions, data, split)}
-    return [question for question in questions if question.question_id in wanted]
-
-
-def _dealt(questions: Sequence[Question], limits: dict[Split, int | None]) -> dict[Split, list[Question]]:
-    by_image: dict[str, list[Question]] = {}
-    for question in questions:
-        by_image.setdefault(question.image, []).append(question)
-    dealt: dict[Split, list[Question]] = {"test": [], "val": [], "train": []}
-    remaining = list(limits)
-    for image in sorted(by_image, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        while remaining and (limit := limits[remaining[0]]) is not None and len(dealt[remaining[0]]) >= limit:
-            remaining.pop(0)
-        if remaining:
-            dealt[remaining[0]] += by_image[image]
-    return dealt
-
-
 def _question(where: str, row: Any, problems: list[str]) -> Question | None:
+    if is_object(row) and (wrong := misspelt(row, Question.model_fields)):
+        problems += [f"{where}: unknown field {given!r:.80}: did you mean {meant!r}?" for given, meant in wrong.items()]
+        return None
     try:
         return Question.model_validate(row)
     except ValidationError as error:
@@ -139,7 +116,17 @@ def _question(where: str, row: Any, problems: list[str]) -> Question | None:
         return None
 
 
-def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _rows(path: Path, conversations: Conversations, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the content of each question; a conversation is several."""
+    for where, number, entry in _entries(path, problems):
+        if is_conversation(entry):
+            yield from conversations.rows(where, number, entry)
+        else:
+            yield where, entry
+
+
+def _entries(path: Path, problems: list[str]) -> Iterator[tuple[str, int, Any]]:
+    """Yield the place, the number and the content of each line, or of each member of one list."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,7 +138,7 @@ def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             problems.append(_not_json(error))
             return
-        yield from _conversation_rows(path, entries, problems)
+        yield from ((f"entry {number}", number, entry) for number, entry in enumerate(entries))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -161,7 +148,7 @@ def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             problems.append(_not_json(error, number))
             continue
-        yield f"line {number}", row
+        yield f"line {number}", number, row
 
 
 def _not_json(error: ValueError | RecursionError, line: int | None = None) -> str:
@@ -170,36 +157,3 @@ def _not_json(error: ValueError | RecursionError, line: int | None = None) -> st
         return f"line {line or error.lineno}: not JSON ({error.msg})"
     where = "the file" if line is None else f"line {line}"
     return f"{where}: not JSON that can be read ({error})"
-
-
-def _conversation_rows(path: Path, entries: Iterable[Any], problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """LLaVA's conversation JSON: each human turn with the answer that follows is a question asked on its own.
-
-    Its ids repeat: a conversation whose id was there before is told apart by its place in the file.
-    """
-    without_image = 0
-    seen: set[str] = set()
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "image" not in entry:
-            without_image += 1
-            continue
-        turns = entry.get("conversations", [])
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            problems.append(f"entry {number}: conversations: expected a list of turns (got {turns!r:.80})")
-            continue
-        name = str(entry.get("id", number))
-        name = f"{name}@{number}" if name in seen else name
-        seen.add(name)
-        for turn, (asked, answered) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
-            yield (
-                f"entry {number} turn {turn}",
-                {
-                    "question_id": f"{name}/{turn}",
-                    "image": entry["image"],
-                    "question": str(asked.get("value", "")).replace("<image>", "").strip(),
-                    "answers": [answered.get("value")],
-                    "split": entry.get("split"),
-                },
-            )
-    if without_image:
-        _log.warning("%s: %d conversations have no image and are left out", path, without_image)

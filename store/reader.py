@@ -17,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from configs.experiment import StoreLocation
+from store.absent import how_to_add
 from store.commits import CommitLog, CommitRecord, read_commits
 from store.disk import content
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
@@ -189,7 +190,7 @@ class FeatureStore:
         if absent:
             raise StoreMissing(
                 f"expected the arrays {', '.join(absent)} in {self.path}, it has {', '.join(self.arrays)}: "
-                f"add them with `extract --append --capture {','.join(absent)}`"
+                f"{how_to_add(absent, self.plan)}"
             )
 
     def require_complete(self, names: Iterable[str], rows: Iterable[int]) -> None:

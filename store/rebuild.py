@@ -1,6 +1,5 @@
 """What can be written again from the store itself, without an image or a checkpoint: metadata, and what ids are found by."""
 
-import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from store.manifest import Manifest, file_digest, read_manifest
 from store.plan import FEATURES, Plan, plan_path, read_plan, read_plan_file
 from store.prepare import build
 from store.progress import stored_codec
+from store.scratch import scratch
 
 
 def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> set[str]:
@@ -54,8 +54,8 @@ def _rebuilt(
 ) -> Generator[tuple[Path, list[str]], None, None]:
     """A temporary folder with files made anew, and the names of those that are what the manifest says."""
     wanted = [*damaged]
-    with tempfile.TemporaryDirectory(prefix="encode-once-") as folder:
-        aside = Path(folder) / "features"
+    with scratch("encode-once") as folder:
+        aside = folder / "features"
         if wanted:
             named = any(name.startswith(f"{plan.ids_group}/") for name in wanted)
             build(aside, plan, _ids(store, plan) if named else None, None, stored_codec(store))

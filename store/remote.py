@@ -9,7 +9,6 @@ record before its first row is read.
 """
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from store.errors import IntegrityError, StoreError, StoreMissing
 from store.manifest import HEAL, read_manifest
 from store.plan import FEATURES, newest_generation, read_plan
 from store.schema import Layout
+from store.scratch import scratch_folder
 from store.seal import committed_checksums, other_file, stored_index
 from store.shard import FileRecord, Readable
 from store.shard_file import ZarrShard
@@ -51,7 +51,7 @@ class RemoteStore:
         self.url = url.rstrip("/")
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._obstore, self._objects = _connect(self.url)
-        self.folder = Path(tempfile.mkdtemp(prefix="encode-once-"))
+        self.folder = scratch_folder("encode-once")
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         with self.naming():
             self._mirror()

@@ -37,7 +37,7 @@ def export_safetensors(store: FeatureStore, out: Path) -> None:
             ],
             "files": files,
         }
-        (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        (aside / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_shard(folder: Path, contents: Contents, shard: int) -> Mapping[str, Any]:

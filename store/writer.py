@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.commits import CommitRecord, publish, read_commit
-from store.disk import Unreadable, content, make_lockable, make_way
+from store.disk import Unreadable, content, make_lockable, make_way, numbered
 from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.ids import ImageIds
 from store.leases import FOLDER as LEASES
-from store.leases import Lease, disk_time, live_leases
+from store.leases import PROBE, TAKEN_AWAY, Lease, disk_time, live_leases
 from store.plan import Plan
 from store.prepare import prepare
 from store.progress import missing_parts, stored_codec
@@ -81,11 +82,22 @@ class StoreWriter:
                     _sweep(path, 0.0 if presence == "exclusive" else stall_seconds)
                     if presence == "exclusive":
                         held.push(creating.pop_all())
-            yield cls(path, plan, ids, stall_seconds, codec, leave)
+            writer = cls(path, plan, ids, stall_seconds, codec, leave)
+            if presence == "exclusive":
+                writer.release_committed()
+            yield writer
 
     def remove_leftovers(self) -> None:
-        """Remove what killed workers left half-written; for one that is alone in the store, its own workers ended."""
+        """Remove what killed workers left; for one that is alone in the store, its own workers ended."""
         _sweep(self.path, 0.0)
+        self.release_committed()
+
+    def release_committed(self) -> None:
+        """Remove leases of shards that are committed: their workers were killed between the commit and the release."""
+        for lease in (self.path / LEASES).glob("*.json"):
+            shard = numbered(lease.name)
+            if shard is not None and shard < self.plan.n_shards and lease.is_file() and self.is_committed(shard):
+                lease.unlink(missing_ok=True)
 
     def missing_shards(self) -> list[int]:
         """Shards that are not committed yet."""
@@ -219,16 +231,24 @@ def require_no_archive(path: Path) -> None:
 
 
 def _sweep(path: Path, idle_seconds: float) -> None:
-    """Remove what killed writers left half-written: files that nobody has touched for so long."""
+    """Remove what killed writers left: half-written files, probes of the clock, leases that were being taken away.
+
+    Nothing is removed that somebody has touched within `idle_seconds`.
+    """
     now = disk_time(path)
-    for stale in (*path.rglob(f"*{PARTIAL}"), *path.rglob(f".*{PARTIAL}")):
+    for stale in [found for found in path.rglob("*") if _is_leftover(found)]:
         with suppress(FileNotFoundError):  # a living worker may finish its own
-            if now - stale.stat().st_mtime < idle_seconds:
+            if now - stale.lstat().st_mtime < idle_seconds:
                 continue
-            if stale.is_dir():
+            if stale.is_dir() and not stale.is_symlink():
                 shutil.rmtree(stale, ignore_errors=True)
             else:
                 stale.unlink()
+
+
+def _is_leftover(path: Path) -> bool:
+    taken_away = path.parent.name == LEASES and fnmatchcase(path.name, TAKEN_AWAY)
+    return path.name.endswith(PARTIAL) or path.name.startswith(PROBE) or taken_away
 
 
 @contextmanager
@@ -258,7 +278,7 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
         if presence == "exclusive":
             _require_alone(path, stall_seconds)
         me = {"host": socket.gethostname(), "pid": os.getpid(), "presence": presence}
-        (path / HOLDER).write_text(json.dumps(me))
+        (path / HOLDER).write_text(json.dumps(me), encoding="utf-8")
         yield
     finally:
         (path / HOLDER).unlink(missing_ok=True)

@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
-from configs.cli import experiment_from, experiment_options, main
+from configs.cli import main
+from configs.flags import Commands, experiment_from, experiment_options
 
 
-@click.group()
+@click.group(cls=Commands)
 def demo() -> None:
     """The embedded default: scenes of coloured shapes and the tiny LLaVA that was trained on such scenes."""
 

@@ -49,11 +49,11 @@ class Report:
     def __init__(self, path: Path) -> None:
         self.path, self.begun = path, time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        path.write_text("", encoding="utf-8")
 
     def __call__(self, **measured: Any) -> None:
         """Append a line; `seconds` counts from the start."""
         line = json.dumps(measured | {"seconds": round(time.monotonic() - self.begun)})
         print(line, flush=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

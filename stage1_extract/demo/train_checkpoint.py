@@ -81,7 +81,7 @@ def save_model(tower: CLIPVisionModel, reader: Reader, out: Path) -> None:
 def summary(log: Path) -> str:
     """The last line of each phase of a log, for a reader."""
     last = {}
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         last[entry["phase"]] = entry
     return "\n".join(json.dumps(entry) for entry in last.values())

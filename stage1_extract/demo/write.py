@@ -28,7 +28,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
     """
     settings = json.dumps({"seed": seed, "questions": counts}, indent=2) + "\n"
     marker = out / "dataset.json"
-    if marker.is_file() and marker.read_text() == settings:
+    if marker.is_file() and marker.read_text(encoding="utf-8") == settings:
         return False
     if not marker.is_file() and out.is_dir() and any(out.iterdir()):
         raise ConfigError(

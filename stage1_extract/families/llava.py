@@ -43,10 +43,10 @@ class Llava(Family):
 
     @classmethod
     def describe(cls, experiment: Experiment, config: Any) -> Description:
-        """Geometry and arrays from the config."""
-        facts = kind_of_tower(config.vision_config).facts(config.vision_config)
+        """Geometry and arrays from the config and from what the image processor makes."""
+        facts = kind_of_tower(config.vision_config).facts(config.vision_config, _processor(experiment).pixels())
         selection = select_features(config, facts)
-        wanted, notes = _available(experiment.store.arrays, facts, selection)
+        wanted, notes = _available(experiment.store.arrays, experiment.extract.capture, facts, selection)
         clip = clip_width(experiment.model, facts.hidden) if {*CLIP_SPACE} & {*wanted} else None
         dtype, embed = experiment.model.dtype, config.text_config.hidden_size
         known = specs(facts, selection.layers, selection.drops_cls, dtype, embed, clip)
@@ -69,7 +69,8 @@ class LlavaEncoder(Encoder):
         model = experiment.model
         dtype = torch_dtype(model.dtype)
         kind = kind_of_tower(config.vision_config)
-        facts = kind.facts(config.vision_config)
+        self.image_processor = _processor(experiment)
+        facts = kind.facts(config.vision_config, self.image_processor.pixels())
         tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)
         tower_weights, projector_weights = (_part(tensors, prefix) for prefix in (TOWER, LlavaMlp.prefix))
         settings = LlavaMlp.config_of(config)
@@ -91,7 +92,6 @@ class LlavaEncoder(Encoder):
         )
         self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
         self.projector = projector_state(settings, projector_weights)
-        self.image_processor = ImageProcessor(model.checkpoint, model.revision, model.trust_remote_code)
         self.processor = self.image_processor.fingerprint
         edge = config.vision_config.patch_size
         self._area = ImageArea(self.image_processor, facts.grid, edge) if IMAGE_AREA in asked else None
@@ -119,6 +119,11 @@ class LlavaEncoder(Encoder):
 
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
         return torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)
+
+
+def _processor(experiment: Experiment) -> ImageProcessor:
+    model = experiment.model
+    return ImageProcessor(model.checkpoint, model.revision, model.trust_remote_code)
 
 
 def timed(run: Callable[[], Mapping[str, Tensor]]) -> float:
@@ -163,7 +168,7 @@ def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) 
 
 
 def _available(
-    asked: tuple[str, ...], facts: TowerFacts, selection: Selection
+    asked: tuple[str, ...], by_name: tuple[str, ...], facts: TowerFacts, selection: Selection
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     unknown = [name for name in asked if name not in NAMES]
     if unknown:
@@ -171,6 +176,11 @@ def _available(
             f"expected store.arrays from {', '.join(NAMES)}, got {', '.join(unknown)}: correct the config"
         )
     absent = lacking(facts, selection.layers)
+    if refused := [name for name in by_name if name in absent]:
+        raise UnsupportedModel(
+            f"expected arrays that this model can give, {', '.join(refused)} cannot be had: {absent[refused[0]]}; leave "
+            f"{', '.join(refused)} out of --capture, and methods that read it out of prune.methods"
+        )
     notes = tuple(f"{name} is not stored: {absent[name]}" for name in asked if name in absent)
     return tuple(name for name in asked if name not in absent), notes
 

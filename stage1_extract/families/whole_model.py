@@ -18,7 +18,7 @@ from configs.experiment import Experiment
 from stage1_extract.attention import ATTENTION
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.family import Description, Encoder, Family, Pixels
-from stage1_extract.processor import ImageProcessor
+from stage1_extract.processor import TRIED_SIZES, ImageProcessor
 from store.checkpoint import quiet_loading, stock_reading, weight_files, weights_digest
 from store.plan import Geometry
 from store.schema import ArraySpec
@@ -56,6 +56,11 @@ class WholeModelEncoder(Encoder):
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         model = experiment.model
+        if beside := [name for name in experiment.extract.capture if name != "projected"]:
+            raise UnsupportedModel(
+                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
+                "leave them out of --capture"
+            )
         weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
         with quiet_loading(), stock_reading(model.checkpoint, "a model"):
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -80,20 +85,32 @@ class WholeModelEncoder(Encoder):
     @torch.no_grad()
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One call of the model's own code."""
-        inputs = {name: torch.cat([one[name] for one in batch]).to(self._device) for name in batch[0]}
-        found = self._model.get_image_features(**inputs)
-        features = list(getattr(found, "pooler_output", found))
+        features = self._features(batch)
         counts = {len(one) for one in features}
-        if len(features) != len(batch) or len(counts) != 1:
+        if len(features) != len(batch):
             raise UnsupportedModel(
-                f"expected one feature tensor per image with as many tokens as the others, got {len(features)} for "
-                f"{len(batch)} images with {sorted(counts)} tokens: format 1 stores a fixed number of tokens per image"
+                f"expected one feature tensor for each of {len(batch)} images from this model's get_image_features, got "
+                f"{len(features)}: it needs a file of its own in stage1_extract/families"
+            )
+        if counts != {self._tokens}:
+            raise UnsupportedModel(
+                f"expected {self._tokens} tokens for every image, as the store is planned for, got {len(batch)} images with "
+                f"{sorted(counts)} tokens: a store of format 1 holds a fixed number of tokens per image; set the checkpoint's "
+                "image processor so that all images get one size"
             )
         return {"projected": torch.stack(features)}
 
+    @torch.no_grad()
+    def _features(self, batch: Sequence[Pixels]) -> list[Float[Tensor, "token embed"]]:
+        inputs = {name: torch.cat([one[name] for one in batch]).to(self._device) for name in batch[0]}
+        found = self._model.get_image_features(**inputs)
+        return list(getattr(found, "pooler_output", found))
+
     def _probe(self, experiment: Experiment) -> Description:
-        """Shapes from one blank image."""
-        blank = Image.new("RGB", (64, 64), "white")
-        tokens, embed = self.encode([self.preprocess(blank)])["projected"].shape[1:]
-        spec = ArraySpec(name="projected", axes=("patch", "embed"), shape=(tokens, embed), dtype=experiment.model.dtype)
-        return Description(Geometry(grid=(1, tokens), has_cls=False, tokens=tokens), (spec,), (NOTE,))
+        """Find the shapes from blank images of several shapes: a model whose tokens vary is refused before any work."""
+        blanks = [self.preprocess(Image.new("RGB", size, "white")) for size in TRIED_SIZES]
+        self._tokens = len(self._features(blanks[:1])[0])
+        embed = {self.encode([blank])["projected"].shape[2] for blank in blanks}.pop()
+        axes, shape = ("patch", "embed"), (self._tokens, embed)
+        spec = ArraySpec(name="projected", axes=axes, shape=shape, dtype=experiment.model.dtype)
+        return Description(Geometry(grid=None, has_cls=False, tokens=self._tokens), (spec,), (NOTE,))

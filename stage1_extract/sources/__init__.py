@@ -13,7 +13,8 @@ from stage1_extract.sources.image_source import ImageSource
 from store.errors import DataMissing
 from store.ids import ImageIds
 from store.plan import Plan
-from store.questions import image_names, read_questions, used
+from store.questions import image_names, read_questions
+from store.splits import SPLITS, say, used
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def find_sources(experiment: Experiment) -> Sources:
     """The images that the experiment's questions name, or all there are; raises DataMissing (exit 5) if there are none."""
     data = experiment.data
     questions = read_questions(data)
-    images = open_images(data.images, data.format, data.image_column)
+    images = open_images(data.images, data.format, data.image_column, data.follow_links)
+    if questions:
+        say(questions, data, SPLITS)
     names = images.names() if data.questions is None else image_names(used(questions, data))
     if not names:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
@@ -87,5 +90,5 @@ def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources
     rows = rows_of(plan, ids)
     by_content = plan.identity == "content"
     data = experiment.data
-    images = open_images(data.images, data.format, data.image_column)
+    images = open_images(data.images, data.format, data.image_column, data.follow_links)
     return Sources(images, sum(len(row.names) for row in rows), rows, {}, by_content)

@@ -25,8 +25,10 @@ _REFUSED = {
 }
 
 
-def open_images(root: Path, image_format: ImageFormat = "auto", image_column: str | None = None) -> ImageSource:
-    """The images at `data.images`, by `data.format` and `data.image_column`.
+def open_images(
+    root: Path, image_format: ImageFormat = "auto", image_column: str | None = None, follow_links: bool = False
+) -> ImageSource:
+    """The images at `data.images`, by `data.format`, `data.image_column` and `data.follow_links`.
 
     Raises DataMissing (exit 5) where there is nothing, UnusableImages (exit 2) for a mix and for what cannot be read in
     place, DamagedArchive (exit 4), ReaderMissing (exit 5) for parquet without pyarrow.
@@ -36,11 +38,11 @@ def open_images(root: Path, image_format: ImageFormat = "auto", image_column: st
             f"expected a folder of images at {root}, there is none: check data.images, or write the demo's with `make data`"
         )
     if image_format == "folder":
-        return FolderSource(root)
+        return FolderSource(root, follow_links)
     found = _files(root)
     wanted = {"tar": TAR, "parquet": PARQUET}.get(image_format) or _only_kind(root, found)
     if wanted == IMAGES:
-        return FolderSource(root)
+        return FolderSource(root, follow_links)
     if wanted not in found:
         raise UnusableImages(f"expected {wanted} in {root}, found {_told(found)}: check data.images and data.format")
     if wanted in _REFUSED:

@@ -1,13 +1,15 @@
 """Hugging Face datasets in parquet files: images in a column of `{bytes, path}`, read by row groups where they lie.
 
-Needs pyarrow (extra `[parquet]`). A row group is the smallest part that can be read: the metadata must promise at most
-MAX_ROW_GROUP_BYTES of it before it is opened, and reading stops where it turns out to hold more.
+Needs pyarrow (extra `[parquet]`), which reads in a process of its own (parquet_process.py). A row group is the smallest part
+that can be read: the metadata must promise at most MAX_ROW_GROUP_BYTES of it before it is opened, and reading stops where it
+turns out to hold more.
 """
 
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage, DamagedArchive, ReaderMissing, UnusableImages
 from stage1_extract.sources.image_source import MAX_IMAGES, Catalogue, ImageSource
+from stage1_extract.sources.parquet_process import ParquetProcess, ParquetUnreadable
 
 MAX_ROW_GROUP_BYTES = 1 << 30
 """Uncompressed bytes of the images of one row group, at most."""
@@ -24,8 +27,6 @@ MAX_NAME_LENGTH = 4096
 """Longest path that is taken for a name, in characters: as in questions."""
 CACHE_BYTES = 1 << 29
 """Row groups that are kept, in bytes; the one read last always is."""
-BATCH_ROWS = 8
-"""Rows decoded at a time: a dictionary may repeat one huge value in every row."""
 Images = list[bytes | None]
 
 
@@ -48,6 +49,8 @@ class ParquetSource(ImageSource):
         self._lock = Lock()
         self._cached: OrderedDict[int, Images] = OrderedDict()
         self._rows = 0
+        _require_pyarrow()
+        self._process = ParquetProcess()
         paths = self._index(column)
         self._catalogue = Catalogue(paths, self._long_name)
 
@@ -77,32 +80,34 @@ class ParquetSource(ImageSource):
         for name, path in ProgressBar(self._files.items(), "index", unit="parquet files"):
             self._firsts[name] = self._rows
             try:
-                with _opened(path) as file:
-                    self._columns[name] = _image_column(path, file.schema_arrow, column)
-                    for group in range(file.metadata.num_row_groups):
-                        yield from self._index_group(name, file, group)
-            except _ARROW_ERRORS as error:
-                raise DamagedArchive(f"expected a sound parquet file at {path}, got: {_first_line(error)}") from None
+                outline = self._process.outline(path)
+                self._columns[name] = _image_column(path, outline["fields"], column)
+                for number, group in enumerate(outline["groups"]):
+                    yield from self._index_group(name, number, group)
+            except (ParquetUnreadable, UnicodeDecodeError, KeyError) as error:
+                raise DamagedArchive(
+                    f"expected a sound parquet file at {path}, got: {error}; download it again, or leave it out of data.images"
+                ) from None
 
-    def _index_group(self, name: str, file: Any, group: int) -> Iterator[str | None]:
-        rows = file.metadata.row_group(group).num_rows
-        column = self._columns[name]
-        _require_size(self._files[name], file, group, f"{column}.bytes", MAX_ROW_GROUP_BYTES)
-        _require_size(self._files[name], file, group, f"{column}.path", MAX_NAMES_BYTES)
+    def _index_group(self, name: str, number: int, group: Mapping[str, Any]) -> Iterator[str | None]:
+        rows, column, path = group["rows"], self._columns[name], self._files[name]
+        _require_size(path, number, group["bytes"], f"{column}.bytes", MAX_ROW_GROUP_BYTES)
+        _require_size(path, number, group["bytes"], f"{column}.path", MAX_NAMES_BYTES)
         if self._rows + rows > MAX_IMAGES:
             raise UnusableImages(
                 f"expected at most {MAX_IMAGES:,} images, there are more: split them into several inputs"
             )
         if rows:
             self._groups.append(self._rows)
-            self._where.append((name, group))
+            self._where.append((name, number))
         self._rows += rows
         found = 0
-        for path in _cells(file, group, f"{column}.path"):
+        for given in _cells(self._process, path, number, f"{column}.path"):
             found += 1
-            yield path if path and len(path) <= MAX_NAME_LENGTH else None
+            short = None if given is None else given.decode()
+            yield short if short and len(short) <= MAX_NAME_LENGTH else None
         if found != rows:
-            raise ValueError(f"{found} rows instead of {rows} in row group {group}")
+            raise ParquetUnreadable(f"{found} rows instead of {rows} in row group {number}")
 
     def _find(self, name: str) -> int:
         place = self._catalogue.find(name)
@@ -136,60 +141,42 @@ class ParquetSource(ImageSource):
         images: Images = []
         left = MAX_ROW_GROUP_BYTES
         try:
-            with _opened(self._files[file_name]) as file:
-                for data in _cells(file, number, f"{self._columns[file_name]}.bytes"):
-                    left -= len(data or b"")
-                    if left < 0:
-                        raise BadImage(
-                            "too_many_bytes", f"{name} (row group {number} of {file_name} holds more than it says)"
-                        )
-                    images.append(data)
-        except _ARROW_ERRORS as error:
-            raise BadImage("unreadable", f"{name} in {file_name} ({_first_line(error)})") from None
+            for data in _cells(self._process, self._files[file_name], number, f"{self._columns[file_name]}.bytes"):
+                left -= len(data or b"")
+                if left < 0:
+                    raise BadImage(
+                        "too_many_bytes", f"{name} (row group {number} of {file_name} holds more than it says)"
+                    )
+                images.append(data)
+        except ParquetUnreadable as error:
+            raise BadImage("unreadable", f"{name} in {file_name} ({error})") from None
         rows = (self._groups[group + 1] if group + 1 < len(self._groups) else self._rows) - self._groups[group]
         if len(images) != rows:
             raise BadImage("unreadable", f"{name} ({file_name} has changed)")
         return images
 
 
-# pyarrow's errors are subclasses of these.
-_ARROW_ERRORS = (OSError, ValueError, NotImplementedError, MemoryError, KeyError, IndexError)
-
-
-def _opened(path: Path) -> Any:
+def _require_pyarrow() -> None:
     try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ReaderMissing("expected pyarrow to read parquet files: pip install 'encode-once[parquet]'") from None
-    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        found = find_spec("pyarrow.parquet")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ReaderMissing("expected pyarrow to read parquet files: pip install 'encode-once[parquet]'")
 
 
-def _cells(file: Any, group: int, leaf: str) -> Iterator[Any]:
-    """The values of `<column>.<field>` in a row group; None where the field or the whole struct is null."""
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
-        yield from batch.column(0).flatten()[0].to_pylist()
+def _cells(process: ParquetProcess, path: Path, group: int, leaf: str) -> Iterator[bytes | None]:
+    return process.cells(path, group, leaf)
 
 
-def _image_column(path: Path, schema: Any, column: str | None) -> str:
+def _image_column(path: Path, fields: Sequence[Mapping[str, Any]], column: str | None) -> str:
     """The column of images; UnusableImages where it is none, or where there are several and none is named."""
-    from pyarrow import types
-
-    def holds_images(kind: Any) -> bool:
-        if not types.is_struct(kind):
-            return False
-        fields = {field.name: field.type for field in kind}
-        return (
-            {"bytes", "path"} <= fields.keys()
-            and (types.is_binary(fields["bytes"]) or types.is_large_binary(fields["bytes"]))
-            and (types.is_string(fields["path"]) or types.is_large_string(fields["path"]))
-        )
-
-    found = [field.name for field in schema if holds_images(field.type)]
+    found = [field["name"] for field in fields if field["images"]]
     if column is not None and column in found:
         return column
     if column is None and len(found) == 1:
         return found[0]
-    there = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    there = ", ".join(f"{field['name']}: {field['type']}" for field in fields)
     if column is None and found:
         raise UnusableImages(
             f"expected one column of images in {path}, there are {', '.join(found)}: set data.image_column"
@@ -198,21 +185,14 @@ def _image_column(path: Path, schema: Any, column: str | None) -> str:
     raise UnusableImages(f"expected {wanted} of {{bytes: binary, path: string}} in {path}, its columns are {there}")
 
 
-def _require_size(path: Path, file: Any, group: int, leaf: str, limit: int) -> None:
+def _require_size(path: Path, group: int, sizes: Mapping[str, int], leaf: str, limit: int) -> None:
     """Refuse, from the metadata alone, a row group that would take too much memory."""
-    metadata = file.metadata.row_group(group)
-    columns = (metadata.column(number) for number in range(metadata.num_columns))
-    size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
-    if not 0 <= size <= limit:
+    if not 0 <= sizes[leaf] <= limit:
         raise UnusableImages(
-            f"expected at most {limit:,} bytes of {leaf} in a row group, row group {group} of {path} has {size:,}: write it "
-            "again with smaller ones, such as row_group_size=100"
+            f"expected at most {limit:,} bytes of {leaf} in a row group, row group {group} of {path} has {sizes[leaf]:,}: "
+            "write it again with smaller ones, such as row_group_size=100"
         )
 
 
 def _size(images: Images) -> int:
     return sum(len(data or b"") for data in images)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

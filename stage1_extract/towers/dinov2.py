@@ -6,10 +6,11 @@ from stage1_extract.tower import Tower
 
 
 class Dinov2(Tower):
-    """CLS row first; the last hidden state is normalised once more than the last layer's output."""
+    """CLS row first; the last hidden state is normalised once more than the last layer's output; images of any size."""
 
     model_types: ClassVar[frozenset[str]] = frozenset({"dinov2"})
     has_cls = True
+    interpolates = True
     layers_at = "encoder.layer"
     query_at = "attention.q_proj"
     key_at = "attention.k_proj"

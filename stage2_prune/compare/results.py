@@ -1,6 +1,5 @@
 """Saved predictions, found and read back for comparison: run folders and single files alike."""
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stage2_prune.ask import Prediction
-from stage2_prune.errors import NotComparable, ResultsMissing
-from stage2_prune.predictions import PARTIAL, read_cells, read_predictions
+from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
+from stage2_prune.prediction_lines import made_with, read_lines
+from stage2_prune.predictions import PARTIAL, read_cells
 
 UNPRUNED = "keep_all"
 _SEED = re.compile(r"-seed\d+$")
@@ -32,6 +32,8 @@ class Result:
     """Predictions by question id; of a method that is not random, once."""
     identities: tuple[Mapping[str, Any], ...]
     """What each was made with, from `cells.json`; empty where that is not known."""
+    left_out: frozenset[str] = frozenset()
+    """Ids of questions that its files answer, but that its last evaluation did not ask."""
 
     @property
     def unpruned(self) -> bool:
@@ -101,26 +103,35 @@ def _run(folder: Path) -> Path:
 
 def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> Result:
     cells = read_cells(folder.parent)
+    records = [cells.get(file.stem, {}) for file in files]
     return Result(
         name,
         folder,
         stem,
         any(file.stem != stem for file in files),
-        tuple(_by_question(file) for file in files),
-        tuple(cells.get(file.stem, {}).get("identity", {}) for file in files),
+        tuple(_by_question(file, record) for file, record in zip(files, records, strict=True)),
+        tuple(record.get("identity", {}) for record in records),
+        frozenset(name for record in records for name in record.get("left_out", ())),
     )
 
 
-def _by_question(file: Path) -> dict[str, Prediction]:
-    lines = sum(1 for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
-    try:
-        rows = read_predictions(file)
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise NotComparable(f"expected predictions of eval in {file}, they lack or add fields ({error})") from error
-    found = {row.question_id: row for row in rows}
-    if not len(found) == len(rows) == lines:
-        raise NotComparable(
-            f"expected one whole line for each question in {file}, of {lines} lines {len(rows)} can be read and "
-            f"{len(found)} are questions of their own: run eval again with --overwrite"
+def _by_question(file: Path, record: Mapping[str, Any]) -> dict[str, Prediction]:
+    """The answers of a file to the questions that its last evaluation asked.
+
+    Raises NotComparable (exit 4) for a file that is cut, and DamagedRun (exit 4) for one that is not as it was written.
+    """
+    lines, torn = read_lines(file)
+    expected = made_with(record["identity"]) if record else None
+    if expected is not None and any(line.made_with not in (None, expected) for line in lines):
+        raise DamagedRun(
+            f"{file} holds answers that were made with other settings than {file.parents[1] / 'cells.json'} says: put its own "
+            "file back, or run eval (or sweep) again with --overwrite"
         )
-    return found
+    found = {line.prediction.question_id: line.prediction for line in lines}
+    if torn or len(found) != len(lines):
+        cut = " and a cut one" if torn else ""
+        raise NotComparable(
+            f"expected one whole line for each question in {file}, it has {len(lines)} whole lines{cut} about {len(found)} "
+            "questions: run eval (or sweep) again, which answers what is missing"
+        )
+    return {name: one for name, one in found.items() if name not in record.get("left_out", ())}

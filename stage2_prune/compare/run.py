@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from configs.nearest import did_you_mean
 from stage2_prune.compare import conditions
 from stage2_prune.compare.results import Result, load, unpruned_beside
 from stage2_prune.compare.significance import holm, kl_divergence, sign_flips
 from stage2_prune.errors import NotComparable
 from stage2_prune.intervals import interval
-from stage2_prune.score import normalise
+from store.answers import normalise
 
 ENOUGH_SEEDS = 5
 _SHOWN = 5
@@ -70,7 +71,7 @@ def _pairs(results: Sequence[Result], against: str | None) -> list[tuple[Result,
     fixed = [one for one in results if one.name == against]
     if not fixed:
         raise NotComparable(
-            f"expected --against to name a result, got {against!r}: there are {', '.join(one.name for one in results)}"
+            f"--against: no such result (got {against!r}){did_you_mean(against, [one.name for one in results])}"
         )
     return [(fixed[0], one) for one in results if one is not fixed[0]]
 
@@ -82,7 +83,11 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     common = [name for name in every if all(name in found for found in answered)]
     if not common:
         raise NotComparable("expected questions that all results answered, there is none: evaluate them on one split")
-    notes: list[str] = []
+    notes = [
+        f"{one.name} also answers {len(one.left_out)} questions that its last evaluation did not ask: left out"
+        for one in results
+        if one.left_out
+    ]
     for one, found in zip(results, answered, strict=True):
         lacks = [name for name in every if name not in found]
         if lacks:

@@ -42,6 +42,11 @@ class Findings:
         return sum(len(batch.questions) for batch in self.batches)
 
     @property
+    def scored(self) -> int:
+        """How many of them have an answer to be scored by."""
+        return sum(question.can_be_scored for batch in self.batches for question in batch.questions)
+
+    @property
     def identical(self) -> bool | None:
         """None where nothing differs, but a mode could not run."""
         if not all(pair.equal for pair in self.pairs):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stage2_prune.features import left_out
 from stage2_prune.parity.differences import ATOL, Pair
 from stage2_prune.parity.findings import Findings
 from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES
@@ -12,6 +13,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
     return {
         "identical": findings.identical,
         "n_questions": findings.questions,
+        "n_scored": findings.scored,
         "modes": {
             mode: {"accuracy": _accuracy(findings, mode), "reason": findings.without.get(mode)} for mode in MODES
         },
@@ -36,8 +38,9 @@ def as_text(findings: Findings) -> str:
         ]
     lines += ["", *_pair_table(findings.pairs), "", *_mode_lines(findings)]
     lines += [f"note: {note}" for note in findings.notes]
-    if findings.excluded:
-        lines.append(f"note: {len(findings.excluded)} questions left out, their image could not be encoded")
+    if findings.scored < findings.questions:
+        lines.append(f"note: {findings.questions - findings.scored} questions have no answer: compared, but not scored")
+    lines += [f"note: {sentence}" for sentence in left_out(one.reason for one in findings.excluded)]
     return "\n".join([*lines, "", _verdict(findings)])
 
 
@@ -56,15 +59,16 @@ def _mode_lines(findings: Findings) -> list[str]:
     lines: list[str] = []
     for mode in MODES:
         accuracy = _accuracy(findings, mode)
-        said = f"cannot run: {findings.without.get(mode)}" if accuracy is None else f"{accuracy:.4f}"
+        said = "unknown: no question has an answer" if accuracy is None else f"{accuracy:.4f}"
+        said = f"cannot run: {findings.without[mode]}" if mode in findings.without else said
         lines.append(f"accuracy {mode:<14}{said}")
     return lines
 
 
 def _accuracy(findings: Findings, mode: str) -> float | None:
-    if mode in findings.without or not findings.questions:
+    if mode in findings.without or not findings.scored:
         return None
-    return findings.right[mode] / findings.questions
+    return findings.right[mode] / findings.scored
 
 
 def _verdict(findings: Findings) -> str:

@@ -8,7 +8,6 @@ other modes answer them from the store.
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -25,9 +24,10 @@ from stage2_prune import weights
 from stage2_prune.ask import prepare
 from stage2_prune.assemble import lay_out
 from stage2_prune.cells import available, configured_pruners
+from stage2_prune.choose import choose
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.language import open_language, open_text
+from stage2_prune.language import Language, open_language, open_text
 from stage2_prune.parity.differences import Pair
 from stage2_prune.parity.findings import Batch, Findings
 from stage2_prune.parity.modes import (
@@ -45,10 +45,12 @@ from stage2_prune.prune_batch import Reader
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right
 from stage2_prune.session import check_width, open_features
+from store.checkpoint import weights_digest
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from store.fingerprint import differences
-from store.questions import Question, read_questions, select
+from store.questions import Question
 from store.reader import FeatureStore
+from store.scratch import scratch
 from store.text import Text
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
@@ -63,11 +65,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     of the full model's process.
     """
     label, pruner = soft_pruner(experiment)
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)[:limit]
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    questions = choose(experiment, experiment.eval.split, limit)
     features, without = _open(experiment, pruner)
     asked, excluded = features.answerable(questions)
     batches = _batches(experiment, features, asked)
@@ -75,8 +73,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
     findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="parity-", dir=experiment.run_dir) as name:
-        folder = Path(name)
+    with scratch("parity", experiment.run_dir) as folder:
         findings.notes += _ask_full_model(experiment, features, batches, folder)
         _compare(experiment, features, label, pruner, findings, folder)
     result = as_json(findings)
@@ -150,6 +147,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
         image_root=experiment.data.images.resolve(),
         image_format=experiment.data.format,
         image_column=experiment.data.image_column,
+        follow_links=experiment.data.follow_links,
         by_content=plan.identity == "content",
         max_pixels=experiment.extract.max_pixels,
         max_new_tokens=experiment.eval.max_new_tokens,
@@ -163,7 +161,7 @@ def _ask_full_model(experiment: Experiment, features: Features, batches: Sequenc
     done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
-    ran_on = json.loads((folder / ENVIRONMENT).read_text())
+    ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 
@@ -205,7 +203,7 @@ def _compare(
     language = open_language(experiment.model)
     check_width(features, language)
     if SOFT_PRUNING not in findings.without:
-        pruner = _bound(experiment, features, label, pruner, language.width, findings)
+        pruner = _bound(experiment, features, label, pruner, language, findings)
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
@@ -229,15 +227,18 @@ def _keep(experiment: Experiment, pruner: Pruner, patches: int) -> int:
 
 
 def _bound(
-    experiment: Experiment, features: Features, label: str, pruner: Pruner, width: int, findings: Findings
+    experiment: Experiment, features: Features, label: str, pruner: Pruner, language: Language, findings: Findings
 ) -> Pruner:
     """The pruner with its trained weights; with fresh ones where there are none, as its decision is overridden anyway."""
     if not isinstance(pruner, TrainedPruner):
         return pruner
-    spec = features.spec(pruner, width)
+    spec = features.spec(pruner, language.width)
     try:
-        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label))
+        belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
+        pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
     except NotTrained:
+        if pruner.weights is not None:
+            raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))
@@ -245,8 +246,8 @@ def _bound(
 
 def _count_right(findings: Findings, text: Text, batch: FeatureBatch, outcomes: Mapping[str, Outcome]) -> None:
     for mode, outcome in outcomes.items():
-        said = text.decode(outcome.tokens)
-        findings.right[mode] += sum(is_right(one, q.answers) for one, q in zip(said, batch.questions, strict=True))
+        said = zip(text.decode(outcome.tokens), batch.questions, strict=True)
+        findings.right[mode] += sum(is_right(one, question.answers) for one, question in said if question.can_be_scored)
 
 
 def _shapes(raw: Tensor | None, outcomes: Mapping[str, Outcome]) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Patches that the vision tower's CLS token attends to most.
 
 FasterVLM (Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning", arXiv
-2412.01818). Published: the mean over heads of the CLS row, top-k, raster order, compact positions. Same code family as
-Theia-4869/VisPruner at aefa01a, where the score can be read; reimplemented from the formula.
+2412.01818). Published: the mean over heads of the CLS row, top-k, raster order, compact positions.
+Theia-4869/FasterVLM at f5d5f12; reimplemented from the formula.
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ prompt's last token at layer 16 of 32, as PyramidDrop does; published with a hal
 for 64), compact positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -17,7 +18,7 @@ from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+from stage2_prune.schedule_budget import Schedule, fit, resolved, staged, whole
 from stage2_prune.tokens import Pruned, VisualTokens
 
 
@@ -46,7 +47,7 @@ class Combination(PyramidDrop):
         object.__setattr__(self, "needs", first.needs)
         object.__setattr__(self, "reads", first.reads)
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """As many enter as make the mean; each stage keeps its share of them."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
 
@@ -54,8 +55,12 @@ class Combination(PyramidDrop):
             return staged(entering, depth, layers, [entering * self.ratio**power for power in powers])
 
         if match == "kept" and keep < patches:  # the selection is the first drop
-            return selected(keep)
+            return selected(whole(keep, patches))
         return fit(keep, patches, depth, lambda share: selected(max(int(share * patches + 0.5), 1)), match)
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """None: its two parts are published apart."""
+        return {}
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """What the selection before the language model leaves."""

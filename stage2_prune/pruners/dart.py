@@ -6,6 +6,7 @@ and UniPrune; reimplemented from it. Reads cached keys (for pivots) and hidden s
 the drop; published at layer 2 of 32 with 4 + 4 pivots, original positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, fit, resolved, staged
+
+PUBLISHED_COUNTS = {"64": 60, "128": 124, "192": 188}
+"""Visual tokens kept of 576, by the nominal budget."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,19 @@ class Dart(InLLMPruner):
     """Text tokens that are pivots."""
     quirks: Literal["official", "fixed"] = "official"
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """One count from `layer` on."""
-        layers = resolved([self.layer], depth)
-        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]), match)
+        places = [count / PUBLISHED_PATCHES for count in PUBLISHED_COUNTS.values()]
+        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, places)
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """The published counts at `layer`: on 32 layers their means are 92.25, 152.25 and 212.25 tokens."""
+        return {
+            name: self._member(patches, depth, count / PUBLISHED_PATCHES) for name, count in PUBLISHED_COUNTS.items()
+        }
+
+    def _member(self, patches: int, depth: int, share: float) -> Schedule:
+        return staged(patches, depth, resolved([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The image's pivots and, in turns, what is least similar to each pivot."""

@@ -5,6 +5,7 @@ reimplemented from the formula. Reads the attention of the layer before the drop
 layer 2 (also 3) with half or a quarter of the tokens kept, at their original positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,9 @@ from pydantic import PositiveInt
 from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+
+PUBLISHED_SHARES = {"75%": 0.25, "50%": 0.5}
+"""Share of the tokens kept, by the share that the paper calls dropped."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,17 @@ class FastV(InLLMPruner):
     """Layers that see every token, of 32."""
     quirks: Literal["official", "paper"] = "official"
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """One count from `layer` on."""
-        layers = resolved([self.layer], depth)
-        return fit(keep, patches, depth, lambda share: staged(patches, depth, layers, [share * patches]), match)
+        places = list(PUBLISHED_SHARES.values())
+        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, places)
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """Half and three quarters of the tokens dropped, at `layer`."""
+        return {name: self._member(patches, depth, share) for name, share in PUBLISHED_SHARES.items()}
+
+    def _member(self, patches: int, depth: int, share: float) -> Schedule:
+        return staged(patches, depth, resolved([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The `keep` most attended tokens."""

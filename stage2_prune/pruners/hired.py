@@ -1,8 +1,8 @@
 """HiRED on one view of an image: patches by the CLS attention summed over heads.
 
 HiRED (Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution
-Vision-Language Models", AAAI 2025, arXiv 2408.10945); official code hasanar1f/HiRED, reimplemented from the
-formula. Published: the sum over heads in the layer that produces `raw`, top-k, raster order, compact positions. The
+Vision-Language Models", AAAI 2025, arXiv 2408.10945); official code hasanar1f/HiRED at 502d6dd, reimplemented
+from the formula. Published: the sum over heads in the layer that produces `raw`, top-k, raster order, compact positions. The
 official code keeps a fraction of the patches, rounded down: here the number itself is asked for.
 
 Its other half divides a budget among the crops of LLaVA-NeXT by the first layer's CLS attention; with one view per

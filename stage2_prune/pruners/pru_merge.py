@@ -6,8 +6,12 @@ Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Mult
 Reads the CLS row's attention and the keys of the tower's last layer, both over its full width, and `raw`. Published: as many
 patches as are outliers of the attention, 32 nearest by the cosine of keys, one token more for all patches that are not kept.
 PruMerge+ (`plus`) adds a sample at equal steps, three times as dense as the outliers; at a fixed count, as it is trained, half
-of the patches are a sample. `keep` counts the last token. Order: by falling attention, then by step, then the last token, which
-stands nowhere in the image, so positions are compact; there is none where nothing is left for it.
+of the patches are a sample. The official sample at a fixed count has steps of int(1 / share), so that it has as many patches as
+the top-k at 43 of the 288 possible counts only (72 + 72 is one) and the official code raises at all others; here the sample
+is half of the budget at every budget, at equal steps that fit, and is the official one where there is one.
+
+`keep` counts the last token. Order: by falling attention, then by step, then the last token, which stands nowhere in the
+image, so positions are compact; there is none where nothing is left for it.
 
 Quirks: weights are not normalised (1 for the patch itself, their attention for the others), and `plus` at a fixed count may take
 a patch twice and loses as many of the first patches that are not kept. `fixed` takes means weighted by attention, distinct
@@ -29,6 +33,9 @@ from stage2_prune.pruners._neighbours import Neighbours
 from stage2_prune.pruners._outliers import outliers, ragged
 from stage2_prune.tokens import Merge, Pruned, VisualTokens
 from stage2_prune.top_k import ranking
+
+SAMPLE_DENSITY = 3
+"""How many times as dense as the outliers the sample of PruMerge+ is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ class PruMerge(Pruner):
         patches, most = len(attention), outliers(attention)
         kept = ranking(attention)[:most]
         if self.plus:
-            step = int(1 / (most / patches)) // 3 if most else patches  # outliers are a quarter of all at the most
+            step = (
+                int(1 / (most / patches)) // SAMPLE_DENSITY if most else patches
+            )  # outliers are a quarter of all at the most
             sample = torch.arange(0, max(patches - 1, 1), step, device=kept.device)  # never the last patch
             kept = torch.cat([kept, sample[~torch.isin(sample, kept)]])
         return kept if self.quirks == "official" else kept.sort().values

@@ -32,6 +32,14 @@ from stage2_prune.suppression import survivors
 from stage2_prune.tokens import VisualTokens
 from stage2_prune.top_k import ranking
 
+TOKENS_PER_GROUP = 4
+"""Tokens of the budget for which there is one group."""
+TOKENS_PER_MEAN_SIMILARITY = 32
+"""Tokens of the budget at which patches repeat each other from the image's mean similarity on; twice that from twice as many."""
+MOST_PER_GROUP = 5
+"""Tokens that a group gives at most, for every `TOKENS_PER_LIMIT` of the budget."""
+TOKENS_PER_LIMIT = 64
+
 
 @dataclass(frozen=True)
 class PruneSid(Pruner):
@@ -70,14 +78,14 @@ class PruneSid(Pruner):
     ) -> Int[Tensor, "{keep}"]:
         budget = keep + 1  # the official one, with the CLS row
         drawn = None if self.quirks == "fixed" else image_seed(self.seed, image_id)
-        component = heaviest_component(raw, min(max(1, budget // 4), *raw.shape), drawn)
+        component = heaviest_component(raw, min(max(1, budget // TOKENS_PER_GROUP), *raw.shape), drawn)
         order = ranking(saliency)
-        threshold = budget / 32 * similarity.triu(1).sum() / math.comb(len(raw), 2)
+        threshold = budget / TOKENS_PER_MEAN_SIMILARITY * similarity.triu(1).sum() / math.comb(len(raw), 2)
         repeats = (similarity > threshold) & (component[:, None] == component)
         survives = survivors(repeats[order][:, order])
         order = torch.cat([order[survives], order[~survives]])
         members, surviving = component.bincount(), component[order[: survives.sum()]].bincount()
-        most = torch.minimum(surviving, members).clamp(max=5 * math.ceil(budget / 64))
+        most = torch.minimum(surviving, members).clamp(max=MOST_PER_GROUP * math.ceil(budget / TOKENS_PER_LIMIT))
         while most.sum() < budget:
             most = torch.minimum(most + 1, members)
         quotas = apportion(keep, surviving, members.clamp(max=1), most)

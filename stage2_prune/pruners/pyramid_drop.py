@@ -5,6 +5,7 @@ attention that the next layer is about to have, averaged over heads; published a
 keeping half of what is left, positions made consecutive again after every drop.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,14 +15,17 @@ from configs.experiment import Match, Positions
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
 
+PUBLISHED_RATIO = 0.5
+"""Share of the tokens of one stage that the next keeps."""
+
 
 @dataclass(frozen=True)
 class PyramidDrop(InLLMPruner):
     """Top-k of the last token's attention at each of `layers`, by one ratio from each stage to the next.
 
-    A budget chooses the ratio: 270 tokens is the published one half. Counts are shares of all patches, as in the
-    released code (which rounds them down), and not of the stage before. Low budgets need earlier layers; the settings
-    behind published rows at 64 tokens are not documented.
+    A budget chooses the ratio: 270 tokens is the published one half, also called `published:270`. Counts are shares of all
+    patches, as in the released code (which rounds them down), and not of the stage before. Low budgets need earlier layers;
+    the settings behind published rows at 64 tokens are not documented.
     """
 
     positions: ClassVar[Positions] = "compact"
@@ -29,16 +33,17 @@ class PyramidDrop(InLLMPruner):
     layers: tuple[PositiveInt, ...] = (8, 16, 24)
     """Layers before which tokens are dropped, of 32."""
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Counts patches x ratio, patches x ratio squared and so on."""
+        return fit(keep, patches, depth, lambda ratio: self._member(patches, depth, ratio), match, [PUBLISHED_RATIO])
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """The published pyramid, by its mean on 32 layers and 576 patches."""
+        return {"270": self._member(patches, depth, PUBLISHED_RATIO)}
+
+    def _member(self, patches: int, depth: int, ratio: float) -> Schedule:
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
-        return fit(
-            keep,
-            patches,
-            depth,
-            lambda ratio: staged(patches, depth, layers, [patches * ratio**power for power in powers]),
-            match,
-        )
+        return staged(patches, depth, layers, [patches * ratio**power for power in powers])
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The `keep` most attended tokens."""

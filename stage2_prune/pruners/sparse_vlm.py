@@ -5,7 +5,7 @@ SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient V
 the words), and the attention and output of layers 2, 6 and 15 of 32; published counts for 64, 96, 128 and 192 tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,17 +18,25 @@ from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._clusters import clusters
 from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
 
-COUNTS = ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110))
+COUNTS = {"64": (66, 30, 17), "96": (238, 48, 26), "128": (303, 110, 36), "192": (300, 200, 110)}
+"""Visual tokens kept after layers 2, 6 and 15, by the nominal budget that the code gives them."""
+FIRST_SHORTER_LAYERS = (3, 7, 16)
+"""Layers that are the first to see fewer tokens, of 32: tokens are dropped after layers 2, 6 and 15 have run."""
+RECYCLED_SHARE = 0.3
+"""Share of the dropped tokens, the best of them, that go into clusters."""
+TOKENS_PER_CLUSTER = 10
+"""Recycled tokens for which one cluster is made."""
 
 
 @dataclass(frozen=True)
 class SparseVlm(InLLMPruner):
     """Top-k of the attention of rater words, averaged over heads, after three layers; clusters of the rest recycled.
 
-    A budget is met between the published counts, which are exactly met at their true means: 79.2, 140.8 and 202.8
-    tokens, or 82.3, 145.4 and 206.5 with the recycled ones, not the nominal 64, 128 and 192. Quirks: the code breaks ties
-    of densities by random noise, here the first token is denser; a prompt without a word above the mean has all its words as
-    raters; the paper's adaptive counts are not in the code.
+    A budget is met on the lines between the published counts. On 32 layers and 576 patches these average 82.25, 114.09,
+    145.41 and 206.5 tokens with the recycled ones (79.19, 110.25, 140.81 and 202.75 without), not the nominal 64, 96, 128 and
+    192: `published:64` and so on are the published schedules, and so are their true means as budgets. Quirks: the code
+    breaks ties of densities by random noise, here the first token is denser; a prompt without a word above the mean has all
+    its words as raters; the paper's adaptive counts are not in the code.
     """
 
     positions: ClassVar[Positions] = "compact"
@@ -36,9 +44,13 @@ class SparseVlm(InLLMPruner):
     recycle: bool = True
     """Make clusters of the dropped tokens and keep those too."""
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Counts between the published ones; recycled tokens count."""
-        return between_published(COUNTS, patches, depth, keep, self.recycle, match)
+        return Published(COUNTS, patches, depth, self.recycle).fit(keep, match)
+
+    def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
+        """The counts of the code for each of its nominal budgets."""
+        return Published(COUNTS, patches, depth, self.recycle).schedules()
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The tokens that the raters attend to most, and clusters of the rest's best three tenths."""
@@ -61,22 +73,43 @@ def raters(site: Site) -> Int[Tensor, " row"]:
     return chosen if len(chosen) else site.text
 
 
-def between_published(
-    counts: Sequence[Sequence[int]], patches: int, depth: int, keep: int, recycle: bool, match: Match
-) -> Schedule:
-    """A schedule on the lines between published counts, from no token to all of them."""
-    layers = resolved([3, 7, 16], depth)  # the first that see fewer: tokens go after layers 2, 6 and 15
-    ends = ([0] * len(layers), [PUBLISHED_PATCHES] * len(layers))
-    tables = [[count * patches / PUBLISHED_PATCHES for count in row] for row in (ends[0], *counts, ends[1])]
-    made = _made if recycle else (lambda dropped: 0)
-    return fit(keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place), made), match)
+@dataclass(frozen=True)
+class Published:
+    """Published counts on a model of `depth` layers and an image of `patches`, and the lines between them."""
+
+    counts: Mapping[str, Sequence[int]]
+    """By nominal budget, ascending; of 576 patches."""
+    patches: int
+    depth: int
+    recycle: bool
+    """Whether clusters of dropped tokens are kept too."""
+
+    def schedules(self) -> Mapping[str, Schedule]:
+        """The published schedules by nominal budget."""
+        return {name: self._member(place) for name, place in zip(self.counts, self._places(), strict=True)}
+
+    def fit(self, keep: int | float, match: Match) -> Schedule:
+        """The schedule between the published ones that meets `keep`, from no token to all of them."""
+        return fit(keep, self.patches, self.depth, self._member, match, self._places())
+
+    def _places(self) -> list[float]:
+        """Where the published tables stand among all."""
+        return [number / (len(self.counts) + 1) for number in range(1, len(self.counts) + 1)]
+
+    def _member(self, place: float) -> Schedule:
+        layers = resolved(FIRST_SHORTER_LAYERS, self.depth)
+        share = self.patches / PUBLISHED_PATCHES
+        middle = [[count * share for count in row] for row in self.counts.values()]
+        tables = [[0.0] * len(layers), *middle, [float(self.patches)] * len(layers)]
+        made = _made if self.recycle else (lambda dropped: 0)
+        return staged(self.patches, self.depth, layers, between(tables, place), made)
 
 
 def _recycled(dropped: int) -> int:
     """Dropped tokens that go into clusters."""
-    return int(0.3 * dropped) + 1
+    return int(RECYCLED_SHARE * dropped) + 1
 
 
 def _made(dropped: int) -> int:
     """Clusters that are made of them."""
-    return _recycled(dropped) // 10 + 1
+    return _recycled(dropped) // TOKENS_PER_CLUSTER + 1

@@ -1,7 +1,7 @@
 """VisionZip: the patches that CLS attends to most, and the rest merged into a few contextual tokens.
 
 Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467;
-dvlab-research/VisionZip, HEAD of early 2026. Reimplemented from its maths.
+dvlab-research/VisionZip at 3151f6d. Reimplemented from its maths.
 
 Reads the CLS row's attention and the keys of the layer that makes `raw`. Published: 54 dominant tokens (the CLS row is one of
 them) + 10 contextual ones of 64, 108 + 20 of 128, 162 + 30 of 192: the same share at every budget here. Tokens come in the

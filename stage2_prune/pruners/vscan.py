@@ -1,7 +1,7 @@
 """VScan, its part before the language model: patches seen from afar and from near, all others averaged into them.
 
 Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", arXiv 2505.22654;
-Tencent/SelfEvolvingAgent (VScan/), HEAD of early 2026. Reimplemented from its maths.
+Tencent/SelfEvolvingAgent (VScan/) at a82450e. Reimplemented from its maths.
 
 Reads the CLS row's attention of a shallow layer and of the layer that makes `raw`, and `projected`. Published: half of the
 budget local, layer 5 of 24 (from 0) in 4 x 4 windows, the other half global; the second stage, which halves the tokens inside the

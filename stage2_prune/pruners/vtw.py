@@ -28,7 +28,7 @@ class Vtw(InLLMPruner):
     layer: PositiveInt = 16
     """Layers that see every token, of 32."""
 
-    def schedule(self, patches: int, depth: int, keep: int, match: Match = "mean-tokens") -> Schedule:
+    def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Everything, then nothing; `keep` is not looked at."""
         stages = (Stage(resolve(self.layer, depth), 0),) if depth > 1 else ()
         return Schedule(depth, patches, stages)

@@ -16,10 +16,13 @@ from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune.cells import Cell, Unavailable, configured_pruners
-from stage2_prune.errors import Infeasible, OtherRun, PrunerMisused
+from stage2_prune.choose import choose
+from stage2_prune.errors import DamagedRun, Infeasible, OtherRun, PrunerMisused
 from stage2_prune.features import Features
+from stage2_prune.identity import differences, of_questions
 from stage2_prune.intervals import interval, intervals
 from stage2_prune.pruner import Pruner
+from stage2_prune.sealed import read_object, write_object
 from stage2_prune.selection import plot as selection_plot
 from stage2_prune.selection import report as selection_report
 from stage2_prune.selection.clustering import leaf_order
@@ -28,10 +31,11 @@ from stage2_prune.selection.measure import AREA, PER_QUESTION, RAW, Measured, co
 from stage2_prune.selection.metrics import METRICS, jaccard_by_chance
 from stage2_prune.selection.truth import find_truth
 from stage2_prune.sweep.grid import wanted
-from store.questions import Question, read_questions, select
+from store.absent import how_to_add
+from store.questions import Question
 
 SCHEMA = 1
-NO_GRID = "the CLS row is one of the tokens, which has no place in the image"
+NO_GRID = "the tokens are no patches in a grid: the CLS row is one of them, or a model's own code made them"
 
 
 def run(
@@ -49,11 +53,7 @@ def run(
       metrics.png      the metrics of all methods and budgets, side by side
       jaccard-<keep>.png   the heat map of a budget; methods stand in the same order in all of them
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)[:limit]
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    questions = choose(experiment, experiment.eval.split, limit)
     methods = _swept(experiment) if sweep else configured_pruners(experiment)
     selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features
@@ -67,7 +67,7 @@ def run(
         raise Infeasible("expected a method that keeps something, there is none: check prune.methods and prune.budgets")
     folder = experiment.run_dir / "selection"
     settings = _settings(selection, cells, asked)
-    _refuse_other(folder, settings, overwrite)
+    _refuse_other(folder, settings, asked, overwrite)
     truth, unknown = find_truth(experiment, asked, features.grid) if is_grid(features) else ({}, NO_GRID)
     measured = measure(selection, cells, asked, truth)
     found = {
@@ -88,9 +88,9 @@ def run(
         "config": experiment.model_dump(mode="json"),
         "fingerprints": features.fingerprints(features.needs),
     }
-    _write(folder, found)
+    written = _write(folder, found)
     save_resolved(experiment, folder)
-    return found
+    return written
 
 
 def _swept(experiment: Experiment) -> dict[str, Pruner]:
@@ -105,7 +105,7 @@ def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Quest
     settings = {
         "pruners": {cell.name: cell.pruner.parameters() for cell in cells},
         "weights": dict(selection.weights),
-        "questions": sha256(json.dumps([question.model_dump() for question in asked]).encode()).hexdigest(),
+        "questions": of_questions(asked),
         "post_prompt": selection.session.experiment.data.post_prompt,
         "store": str(selection.session.features.store.path),
         "bootstrap": section.bootstrap,
@@ -114,17 +114,29 @@ def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Quest
     return json.loads(json.dumps(settings))
 
 
-def _refuse_other(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+def _refuse_other(folder: Path, settings: Mapping[str, Any], asked: Sequence[Question], overwrite: bool) -> None:
+    """Raise OtherRun (exit 2), naming what differs, if other settings made what lies there."""
     path = folder / "selection.json"
-    if overwrite or not path.is_file():
+    remedy = "delete it and run analyse again, which measures everything anew"
+    there = None if overwrite else read_object(path, remedy)
+    if there is None:
         return
-    there = json.loads(path.read_text()).get("settings", {})
-    differing = [name for name, value in settings.items() if there.get(name) != value]
-    if differing:
+    if not isinstance(before := there.get("settings"), dict):
+        raise DamagedRun(f"{path} is damaged (it lacks its settings): {remedy}")
+    if isinstance(
+        listed := before.get("questions"), str
+    ):  # an earlier version named the questions by their digest alone
+        known = listed == _digest_of_earlier_versions(asked)
+        before["questions"] = settings["questions"] if known else {"questions": there.get("n_questions")}
+    if differing := differences(before, settings):
         raise OtherRun(
-            f"{path} was made with other settings ({', '.join(differing)}): run again with --overwrite to replace it, or with "
+            f"{path} was made with other settings ({'; '.join(differing)}): run again with --overwrite to replace it, or with "
             "another --run-dir to keep it"
         )
+
+
+def _digest_of_earlier_versions(asked: Sequence[Question]) -> str:
+    return sha256(json.dumps([question.model_dump() for question in asked]).encode()).hexdigest()
 
 
 def _not_measured(features: Features, cells: Sequence[Cell], measured: Measured, unknown: str | None) -> dict[str, str]:
@@ -132,12 +144,10 @@ def _not_measured(features: Features, cells: Sequence[Cell], measured: Measured,
     found: dict[str, str] = {}
     arrays = features.store.arrays
     if not is_grid(features):
-        found |= dict.fromkeys(
-            ("nearest_kept", "cells_covered", "padding"), "the CLS row is a token, which has no place"
-        )
+        found |= dict.fromkeys(("nearest_kept", "cells_covered", "padding"), NO_GRID)
     for name, array in (("duplicates", RAW), ("padding", AREA)):
         if array not in arrays:
-            found[name] = f"the store lacks {array}: add it with `extract --append --capture {array}`"
+            found[name] = f"the store lacks {array}: {how_to_add([array], features.store.plan)}"
     if unknown is not None:
         found[PER_QUESTION] = unknown
     readers = [cell.name for cell in cells if reads_question(cell.pruner)]
@@ -225,11 +235,13 @@ def _matrix(
     }
 
 
-def _write(folder: Path, found: Mapping[str, Any]) -> None:
-    write_atomically(folder / "selection.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+def _write(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write all files; returns what `selection.json` holds."""
+    written = write_object(folder / "selection.json", found)
     write_atomically(folder / "metrics.csv", selection_report.metrics_csv(found))
     write_atomically(folder / "jaccard.csv", selection_report.jaccard_csv(found))
     write_atomically(folder / "table.md", selection_report.table(found))
     selection_plot.metrics(found, folder / "metrics.png")
     for matrix in found["jaccard"]:
         selection_plot.jaccard(found, matrix, folder / f"jaccard-{matrix['keep']}.png")
+    return written

@@ -12,9 +12,10 @@ from stage2_prune.evaluate import bind
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import open_embeddings
 from stage2_prune.prune_batch import ABOUT_QUESTIONS, choose_batch
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.selection.kept import Kept, kept_of
 from stage2_prune.session import Session, open_features
+from store.absent import how_to_add
 from store.questions import Question
 from store.reader import FeatureStore
 
@@ -34,6 +35,8 @@ class Selection:
     """Digests of those weights."""
     left_out: tuple[Unavailable, ...]
     """Methods that cannot be shown here, with the reason."""
+    untrained: Mapping[str, str]
+    """Those of them that lack nothing but trained weights, with what to do, by label."""
 
     @torch.no_grad()
     def cells(self, question: Question) -> tuple[list[Cell], list[Unmet]]:
@@ -71,49 +74,52 @@ def reads_question(pruner: Pruner) -> bool:
 
 
 def is_grid(features: Features) -> bool:
-    """Whether tokens are patches and nothing else: with the CLS row among them they have no place in the image."""
-    rows, columns = features.store.plan.geometry.grid
-    return rows * columns == features.patches
+    """Whether tokens are patches and nothing else: a CLS row, or what a model's own code made, has no place in the image."""
+    return features.store.plan.geometry.patch_grid is not None
 
 
 def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: Collection[str] = ()) -> Selection:
     """The configured store, for those of `methods` that can select from it; of the arrays `also` those that are there.
 
-    Raises as `open_features`, and PrunerMisused where no method is left.
+    Raises as `open_features`, and PrunerMisused where no method is left, NotTrained (exit 5) where all lack weights.
     """
-    arrays = FeatureStore.open(experiment.store_location).arrays
+    store = FeatureStore.open(experiment.store_location)
     usable, unavailable = available(methods, experiment.model)
-    left_out = [*unavailable, *_left_out(usable, arrays)]
+    left_out = [*unavailable, *_left_out(usable, store)]
     names = {one.pruner for one in left_out}
     usable = {label: pruner for label, pruner in usable.items() if label not in names}
-    needs = frozenset(name for name in also if name in arrays).union(*(one.needs for one in usable.values()))
+    needs = frozenset(name for name in also if name in store.arrays).union(*(one.needs for one in usable.values()))
     features = open_features(experiment, needs)
     session = Session(experiment, features, open_embeddings(experiment.model), reprojection=None, exact=True)
     bound: dict[str, Pruner] = {}
     digests: dict[str, str] = {}
+    untrained: dict[str, str] = {}
     for label, pruner in usable.items():
         try:
             ready, digest = bind(session, {label: pruner})
-        except NotTrained:
-            left_out.append(Unavailable(label, NO_WEIGHTS))
+        except NotTrained as error:
+            named = isinstance(pruner, TrainedPruner) and pruner.weights is not None
+            left_out.append(Unavailable(label, str(error) if named else NO_WEIGHTS))
+            untrained[label] = str(error)
         except (NotExtracted, PrunerMisused, WeightsMismatch) as error:
             left_out.append(Unavailable(label, str(error)))
         else:
             bound |= ready
             digests |= digest
+    if not bound and untrained.keys() == methods.keys():
+        raise NotTrained("; ".join(untrained.values()))
     if not bound:
         why = "; ".join(f"{one.pruner} {one.reason}" for one in left_out)
         raise PrunerMisused(f"expected a method that selects before the language model, there is none: {why}")
-    return Selection(session, bound, digests, tuple(left_out))
+    return Selection(session, bound, digests, tuple(left_out), untrained)
 
 
-def _left_out(methods: Mapping[str, Pruner], arrays: Collection[str]) -> Iterator[Unavailable]:
+def _left_out(methods: Mapping[str, Pruner], store: FeatureStore) -> Iterator[Unavailable]:
     for label, pruner in methods.items():
-        absent = sorted(pruner.needs - set(arrays))
+        absent = sorted(pruner.needs - store.arrays.keys())
         if pruner.place == "in_llm":
             yield Unavailable(label, IN_LLM)
         elif absent:
-            listed = ",".join(absent)
             yield Unavailable(
-                label, f"needs {listed}, which the store lacks: add it with `extract --append --capture {listed}`"
+                label, f"needs {','.join(absent)}, which the store lacks: {how_to_add(absent, store.plan)}"
             )

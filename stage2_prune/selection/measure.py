@@ -56,11 +56,14 @@ def by_image(asked: Sequence[Question], at_least: int) -> list[list[Question]]:
 
 
 def compared(cells: Sequence[Cell]) -> dict[int, list[list[Cell]]]:
-    """By budget the methods that keep just that many, each with its seeds: what a Jaccard index can be taken of."""
+    """By budget the methods that keep just that many, each with its seeds: what a Jaccard index can be taken of.
+
+    A published budget of such a method is a number of tokens too, and not compared a second time.
+    """
     found: dict[int, list[list[Cell]]] = defaultdict(list)
     for (_, keep), seeds in groupby(cells, key=lambda cell: (cell.label, cell.keep)):
         group = list(seeds)
-        if keep and group[0].pruner.budget == "exact" and not group[0].pruner.adaptive:
+        if isinstance(keep, int) and keep and group[0].pruner.budget == "exact" and not group[0].pruner.adaptive:
             found[keep].append(group)
     return dict(found)
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from configs.atomic import write_atomically
+from configs.budgets import ascending, in_words
 
 _GREY = "#777777"
 _LIKENESS, _BUDGETS = "YlGnBu", "cividis"
@@ -57,7 +58,8 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
     """A panel per metric, a line per method, a dot per budget: the darker, the fewer tokens."""
     measured = [name for name in found["metrics"] if name not in found["not_measured"]]
     names = list(dict.fromkeys(row["pruner"] for row in found["results"]))
-    budgets = sorted({row["keep"] for row in found["results"] if row["keep"] and row["keep"] < found["patches"]})
+    stated = {row["keep"] for row in found["results"] if row["keep"]}
+    budgets = sorted((keep for keep in stated if keep != found["patches"]), key=ascending)
     figure = Figure(figsize=(2.2 + 2.1 * len(measured), 1.5 + 0.24 * len(names)), dpi=130, layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(measured), sharey=True)))
     shades = {keep: colormaps[_BUDGETS](0.9 * place / max(len(budgets) - 1, 1)) for place, keep in enumerate(budgets)}
@@ -65,7 +67,7 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
         for row in found["results"]:
             _dot(axes, names.index(row["pruner"]), row["metrics"][metric], shades.get(row["keep"], "white"))
         _dress(axes, names, found["metrics"][metric])
-    handles = [_key(shades[keep], f"{keep} tokens") for keep in budgets]
+    handles = [_key(shades[keep], in_words(keep)) for keep in budgets]
     if any(row["keep"] not in shades for row in found["results"]):
         handles.append(_key("white", "all, or as many as the method likes"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)

@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from configs.budgets import in_words
+from stage2_prune.features import left_out
 from stage2_prune.report import markdown
 
 
@@ -51,11 +53,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         "of tokens."
     )
     notes += [f"{name} is not measured: {reason}." for name, reason in found["not_measured"].items()]
-    notes += [f"{one['pruner']} at {one['keep']} tokens is infeasible: {one['reason']}." for one in found["infeasible"]]
+    notes += [
+        f"{one['pruner']} at {in_words(one['keep'])} is infeasible: {one['reason']}." for one in found["infeasible"]
+    ]
     notes += [f"{one['pruner']} is left out: {one['reason']}." for one in found["left_out"]]
-    if found["excluded"]:
-        notes.append(f"{len(found['excluded'])} questions were left out because their image could not be encoded.")
-    return notes
+    return notes + left_out(one["reason"] for one in found["excluded"])
 
 
 def metrics_csv(found: Mapping[str, Any]) -> str:

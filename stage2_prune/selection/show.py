@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from configs import plugin
+from configs.budgets import ascending, file_part
 from configs.experiment import Experiment, Method
 from configs.load import build_pruner
 from stage2_prune import pruners
@@ -59,6 +60,8 @@ class Shown:
     path: Path
     left_out: tuple[str, ...]
     """The config's methods that could not be shown, with the reason."""
+    untrained: tuple[str, ...] = ()
+    """What to do for each method that was asked for by name and has no trained weights; the others were drawn."""
 
 
 def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
@@ -66,9 +69,9 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
 
     Raises UnknownImage (exit 2) naming images of similar names, and what `open_selection` and `read_image` raise.
     """
-    budgets = sorted(experiment.prune.budgets)
+    budgets = sorted(experiment.prune.budgets, key=ascending)
     keep = budgets[len(budgets) // 2] if wanted.keep is None else wanted.keep
-    path = out or experiment.run_dir / "selection" / f"show-{Path(wanted.images[0]).stem}-{keep}.png"
+    path = out or experiment.run_dir / "selection" / f"show-{Path(wanted.images[0]).stem}-{file_part(keep)}.png"
     if path.exists() and not overwrite:
         raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
     one_budget = experiment.prune.model_copy(update={"budgets": (keep,), "seeds": 1})
@@ -76,19 +79,24 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     selection = open_selection(experiment, _methods(experiment, wanted.methods))
     features = selection.session.features
     if not is_grid(features):
-        raise CannotShow("expected patches in a grid, the CLS row is one of this store's tokens, which has no place")
+        raise CannotShow(
+            f"expected patches in a grid, which {features.store.path} does not have: the CLS row is one of its tokens, or a "
+            "model's own code made them"
+        )
     asked = _questions(experiment, features, wanted)
     _require_questions(selection.methods, asked)
     cells, unmet = selection.cells(asked[0])
     left_out = tuple(f"{one.pruner} is not shown: {one.reason}" for one in (*selection.left_out, *unmet))
-    if left_out and wanted.methods is not None:
-        raise CannotShow("; ".join(left_out))
+    asked_for = selection.untrained if wanted.methods is not None else {}
+    refused = [one for one in (*selection.left_out, *unmet) if one.pruner not in asked_for]
+    if refused and wanted.methods is not None:
+        raise CannotShow("; ".join(f"{one.pruner} is not shown: {one.reason}" for one in refused))
     # All and nothing are no news, unless someone wants to see them.
     cells = [cell for cell in cells if wanted.methods is not None or cell.pruner.budget != "fixed"]
     if not cells:
         raise CannotShow("expected methods that drop some patches, the config has none: name some with --methods")
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
-    return Shown(path, left_out)
+    return Shown(path, left_out, tuple(asked_for.values()))
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:

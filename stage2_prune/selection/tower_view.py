@@ -14,13 +14,12 @@ from configs.experiment import DataSection, ModelSection
 from stage2_prune.errors import CannotShow, StoreMismatch
 from store.checkpoint import load_config
 from store.errors import DataMissing
+from store.image_files import FORMATS, OutsideRoot, locate
 from store.image_processor import open_image_processor
 from store.questions import Box
 
 OBJECT_SHARE = 0.1
 """A patch shows an object from this share of its pixels on."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Those that stage 1 decodes."""
 _PROBE = (64, 64)
 
 
@@ -86,8 +85,14 @@ def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Im
     unpack = "images inside tar or parquet files are opened by stage 1 only: unpack those that you want to see"
     if data.format not in ("auto", "folder") or not data.images.is_dir():
         raise CannotShow(f"expected a folder of image files as data.images, got {data.images} ({unpack})")
-    path = (data.images / name).resolve()
-    if not path.is_relative_to(data.images.resolve()) or not path.is_file():
+    try:
+        path = locate(data.images, name, data.follow_links)
+    except OutsideRoot as outside:
+        link = "" if outside.link is None else f" by the link {outside.link}, which data.follow_links: true follows"
+        raise DataMissing(
+            f"expected the image {name} in {data.images}, there is no such file below it: the name leads out{link}"
+        ) from None
+    if not path.is_file():
         raise DataMissing(f"expected the image {name} in {data.images}, there is no such file ({unpack})")
     content = path.read_bytes()
     if sha is not None and hashlib.sha256(content).hexdigest() != sha:

@@ -158,13 +158,13 @@ def _answer(work: Work, session: Session, cells: Mapping[str, Cell], taken: Any,
     """Take tasks until there are no more."""
     experiment = inner(session.experiment)
     below = Session(experiment, session.features, session.language, session.reprojection, session.exact)
-    folder = experiment.run_dir / "eval" / "predictions"
+    folder, size = experiment.run_dir / "eval" / "predictions", experiment.eval.batch_size
     while (task := _take(taken)) < len(work.tasks):
         told(0)  # as before each write: opening a file cuts it to whole batches
         todo = [
             Progress(
                 cells[name],
-                PredictionFile(folder / f"{name}.jsonl", experiment.eval.batch_size, len(work.asked)),
+                PredictionFile(folder / f"{name}.jsonl", size, work.asked, work.identities[name]),
                 dict(work.identities[name]),
             )
             for name in work.tasks[task]

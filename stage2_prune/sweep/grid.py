@@ -1,27 +1,24 @@
 """The grid of a sweep: every method that can be served, crossed with all that the config varies; each cell once."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from hashlib import sha256
 from typing import Any, Literal
 
 from configs import plugin
 from configs.experiment import Experiment, Match
-from configs.load import build_pruner
 from configs.variants import variants
 from stage2_prune import pruners
-from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
+from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, label_with, plan
+from stage2_prune.cells import build as build_method
 from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluate import bind
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session
 from stage2_prune.sweep.raster_order import RasterOrder
+from store.absent import how_to_add
 from store.reader import FeatureStore
 
 Order = Literal["default", "raster"]
-_LONGEST = 120
-"""Characters of a label, which begins the names of files."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,13 @@ def wanted(experiment: Experiment) -> list[Variant]:
     matches = tuple(dict.fromkeys(section.matches)) or (experiment.prune.match,)
     found: dict[str, Variant] = {}
     for method in variants(experiment, classes)[0]:
-        pruner: Pruner = build_pruner(method, classes)
+        pruner = build_method(method, classes)
         inside = pruner.place == "in_llm" and pruner.budget != "fixed"
         for order in _orders(section.order, pruner):
             for match in matches if inside else matches[:1]:
                 other = {"order": order} if order == "raster" else {}
                 other |= {"match": match} if inside and match != "mean-tokens" else {}
+                other |= {} if method.weights is None else {"weights": method.weights}
                 label = label_of(method.name, pruner, other)
                 found.setdefault(label, Variant(label, method.name, pruner, order, match))
     if not found:
@@ -88,19 +86,18 @@ def label_of(method: str, pruner: Pruner, other: Mapping[str, Any]) -> str:
     if not differing:
         return method
     said = ",".join(f"{name}={value}" for name, value in differing.items())
-    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{said}")
-    return label if len(label) <= _LONGEST else f"{method}@{sha256(said.encode()).hexdigest()[:16]}"
+    return label_with(method, said)
 
 
 def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Variant], list[Unavailable]]:
     """The methods whose arrays the store has and whose questions can be read, and the others with what they need."""
-    stored = FeatureStore.open(experiment.store_location).arrays
+    store = FeatureStore.open(experiment.store_location)
     _, unread = available({one.label: one.pruner for one in named}, experiment.model)
     reasons = {one.pruner: one.reason for one in unread}
     for one in named:
-        absent = sorted(one.pruner.needs - stored.keys())
+        absent = sorted(one.pruner.needs - store.arrays.keys())
         if absent and one.label not in reasons:
-            reasons[one.label] = f"needs {', '.join(absent)}: extract with --append --capture {','.join(absent)}"
+            reasons[one.label] = f"needs {', '.join(absent)}: {how_to_add(absent, store.plan)}"
     served = [one for one in named if one.label not in reasons]
     return served, [Unavailable(one.label, reasons[one.label]) for one in named if one.label in reasons]
 
@@ -114,7 +111,8 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
         try:
             pruner = _bound(session, variant, grid)
         except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
-            reason = "needs trained weights: run `make train`" if isinstance(lacking, NotTrained) else str(lacking)
+            plain = isinstance(lacking, NotTrained) and not _names_weights(variant.pruner)
+            reason = "needs trained weights: run `make train`" if plain else str(lacking)
             grid.unavailable.append(Unavailable(variant.label, reason))
             continue
         grid.variants[variant.label] = variant
@@ -132,13 +130,19 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
 def _bound(session: Session, variant: Variant, grid: Grid) -> Pruner:
     """The pruner, a trained one with the weights that lie where `train` puts them."""
     label = variant.label
-    if isinstance(variant.pruner, TrainedPruner):
+    if isinstance(variant.pruner, TrainedPruner) and not _names_weights(variant.pruner):
         configured = configured_pruners(session.experiment)
-        label = next((name for name, one in configured.items() if one == variant.pruner), variant.method)
+        mine = (name for name, one in configured.items() if one == variant.pruner and not _names_weights(one))
+        label = next(mine, variant.method)
     found, digests = bind(session, {label: variant.pruner})
     if label in digests:
         grid.digests[variant.label] = digests[label]
     return found[label]
+
+
+def _names_weights(pruner: Pruner) -> bool:
+    """Whether the config names the folder of a method's weights."""
+    return isinstance(pruner, TrainedPruner) and pruner.weights is not None
 
 
 def needs(named: Sequence[Variant]) -> frozenset[str]:

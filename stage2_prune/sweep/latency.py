@@ -1,10 +1,9 @@
 """What a cell costs on the clock: selecting and reading the prompt of one question, in turn with the unpruned model."""
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,18 +11,19 @@ from typing import Any
 import torch
 
 from configs import plugin
-from configs.atomic import write_atomically
 from stage2_prune import pruners
 from stage2_prune.ask import Prepared, prepare, prompts
 from stage2_prune.cells import Cell
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.errors import DamagedRun, Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
+from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import pruning_inside
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner
 from stage2_prune.schedule_budget import Schedule
-from stage2_prune.session import Session, digest
+from stage2_prune.sealed import read_object, write_object
+from stage2_prune.session import Session
 from store.questions import Question
 
 UNPRUNED = "keep_all"
@@ -71,16 +71,27 @@ def measure(
     rounds = spread(asked, session.experiment.sweep.rounds)
     here = [[one.question_id for one in rounds], machine()]
     of = {name: digest([identity, here]) for name, (_, identity) in cells.items()}
-    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() and not overwrite else {}
+    saved = {} if overwrite else _saved(path)
     left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
     told(len(cells) - len(left))
     for start in range(0, len(left), _SAVED_EVERY):
         part = left[start : start + _SAVED_EVERY]
         for name, found in zip(part, _measure(session, [cells[name][0] for name in part], rounds), strict=True):
             saved[name] = {"of": of[name], **asdict(found)}
-        write_atomically(path, json.dumps(saved, indent=1, sort_keys=True) + "\n")
+        write_object(path, dict(sorted(saved.items())))
         told(len(part))
     return {name: Latency(**{k: v for k, v in saved[name].items() if k != "of"}) for name in cells}
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """What was measured before; DamagedRun (exit 4) if the file is not as it was written."""
+    remedy = "delete it and run the sweep again, which measures its latencies anew"
+    saved = read_object(path, remedy) or {}
+    expected = {"of", *(field.name for field in fields(Latency))}
+    for cell, found in saved.items():
+        if not isinstance(found, dict) or found.keys() != expected:
+            raise DamagedRun(f"{path} is damaged (expected {', '.join(sorted(expected))} of {cell}): {remedy}")
+    return saved
 
 
 def spread(asked: Sequence[Question], count: int) -> list[Question]:

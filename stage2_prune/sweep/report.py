@@ -4,10 +4,16 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from configs.budgets import ascending, in_words
 from stage2_prune.budget import one_convention
+from stage2_prune.features import left_out
 from stage2_prune.report import markdown, si
 
 Row = dict[str, Any]
+PUBLISHED = (
+    "`published` columns have the schedule that each method's paper or code calls so, and in parentheses the mean of the tokens "
+    "that enter a layer with it: such a column compares settings of equal name, not of equal cost.\n"
+)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -20,11 +26,11 @@ def _intro(summary: dict[str, Any]) -> str:
     inexact = (
         "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
     )
-    left_out = f" {len(summary['excluded'])} questions have no encoded image." if summary["excluded"] else ""
+    without = "".join(f" {sentence}" for sentence in left_out(one["reason"] for one in summary["excluded"]))
     return (
         f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
         "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
-        f"their seeds.{left_out}{inexact}\n"
+        f"their seeds.{without}{inexact}\n"
     )
 
 
@@ -32,9 +38,9 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
     """Methods x budgets; and those that take no budget."""
     parts: list[str] = []
     if _comparable(summary):
-        parts.append(
-            _matrix(_comparable(summary), "accuracy at", lambda row: f"{row['accuracy']:.3f} {_interval(row)}")
-        )
+        parts.append(_matrix(_comparable(summary), "accuracy at", _accurate))
+        if any(isinstance(row["budget"], str) for row in _comparable(summary)):
+            parts.append(PUBLISHED)
     kept = [row for row in _budgeted(summary) if row["match"] == "kept"]
     if kept:
         parts.append(
@@ -97,7 +103,7 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     return [note, markdown(header, lines, left=(0,))]
 
 
-def _who_pays(row: Row) -> tuple[str, int | None, float]:
+def _who_pays(row: Row) -> tuple[str, int | float | str | None, float]:
     inside = row["place"] == "in_llm"
     kept = ", budgets as tokens kept" if row["match"] == "kept" else ""
     who = row["method"] + kept if inside else "before the language model"
@@ -110,8 +116,8 @@ def _not_had(summary: dict[str, Any]) -> list[str]:
     same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
     for (label, positions, _), group in same:
         rows = list(group)
-        budgets = ", ".join(str(row["budget"]) for row in rows if row["budget"])
-        at = f" at {budgets} tokens" if budgets else ""
+        budgets = ", ".join(in_words(row["budget"]) for row in rows if row["budget"])
+        at = f" at {budgets}" if budgets else ""
         lines.append(f"- {label}{at}, {positions} positions, is infeasible: {rows[0]['reason']}.")
     return ["\n".join(lines) + "\n"] if lines else []
 
@@ -123,8 +129,8 @@ def _bare(reason: str) -> str:
 
 def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
     """Methods x budgets, those before the language model first."""
-    budgets = sorted({row["budget"] for row in rows}, reverse=True)
-    said: dict[tuple[str, str, str], dict[int, str]] = {}
+    budgets = sorted({row["budget"] for row in rows}, key=ascending, reverse=True)
+    said: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
     for row in rows:
         found = said.setdefault((row["place"], row["label"], row["positions"]), {})
         found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
@@ -132,7 +138,7 @@ def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
         [label, positions, *(found.get(keep, "-") for keep in budgets)]
         for (_, label, positions), found in sorted(said.items())
     ]
-    header = ["method", "positions", f"{title} {budgets[0]} tokens", *map(str, budgets[1:])]
+    header = ["method", "positions", f"{title} {in_words(budgets[0])}", *map(str, budgets[1:])]
     return markdown(header, lines, left=(0, 1))
 
 
@@ -144,6 +150,11 @@ def _budgeted(summary: dict[str, Any]) -> list[Row]:
 def _comparable(summary: dict[str, Any]) -> list[Row]:
     """Those whose budget is a mean over layers, as it is for every method before the language model."""
     return [row for row in _budgeted(summary) if row["match"] != "kept"]
+
+
+def _accurate(row: Row) -> str:
+    """Accuracy with its interval; beside a published schedule the mean of the tokens that it lets into a layer."""
+    return _with_tokens(row) if isinstance(row["budget"], str) else f"{row['accuracy']:.3f} {_interval(row)}"
 
 
 def _with_tokens(row: Row) -> str:

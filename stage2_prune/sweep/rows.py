@@ -12,7 +12,7 @@ from stage2_prune.cells import Cell
 from stage2_prune.sweep.grid import Grid, Variant
 from stage2_prune.sweep.latency import Latency
 
-Key = tuple[str, int | None, str]
+Key = tuple[str, int | float | str | None, str]
 """What seeds of a cell share: label, budget, positions."""
 FACTORS = ("method", "label", "parameters", "place", "quirks", "order", "positions", "match", "budget")
 STATUS = ("status", "reason")
@@ -55,7 +55,7 @@ def complete(
     return {"results": results, "infeasible": infeasible, "unavailable": unavailable}
 
 
-def factors(variant: Variant, budget: int | None, positions: str | None) -> dict[str, Any]:
+def factors(variant: Variant, budget: int | float | str | None, positions: str | None) -> dict[str, Any]:
     """What was asked for."""
     pruner = variant.pruner
     parameters = {name: value for name, value in pruner.parameters().items() if name != "seed" or not pruner.randomised}

@@ -11,6 +11,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
-from stage2_prune.cells import Unavailable, Unmet
+from stage2_prune.canary import check_layer_loop
+from stage2_prune.cells import Cell, Unavailable, Unmet
+from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
@@ -32,7 +35,7 @@ from stage2_prune.sweep import report as sweep_report
 from stage2_prune.sweep import rows as sweep_rows
 from stage2_prune.sweep.crew import Work, cpu_threads, inner, share
 from stage2_prune.sweep.grid import Grid, build, needs, servable, wanted
-from store.questions import Question, read_questions, select
+from store.questions import Question
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -42,23 +45,21 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`,
     and RunLocked (exit 6) while another command writes there.
     """
-    questions = select(read_questions(experiment.data), experiment.data, experiment.eval.split)
-    if not questions:
-        raise PrunerMisused(
-            f"expected questions in the {experiment.eval.split} split, there are none: check data.questions"
-        )
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     everyone = wanted(experiment)
     named, unavailable = servable(experiment, everyone)
     with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)
         grid = build(session, named)
         grid.unavailable[:0] = unavailable
-        asked, excluded = session.features.answerable(questions)
+        asked, excluded = session.features.answerable(chosen.questions)
+        with suppress(PrunerMisused):  # of a model that the loop does not know; such cells are listed below
+            check_layer_loop(session, grid.cells, asked)
         _drop_impossible(session, grid, asked)
         todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
         measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
-        summary = _summary(session, grid, asked, excluded) | {"machine": latency.machine()}
+        summary = _summary(session, grid, asked, [*chosen.unanswered, *excluded]) | {"machine": latency.machine()}
         summary |= sweep_rows.complete(
             summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
         )
@@ -100,7 +101,7 @@ def _measure(
 
 def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question], allow_foreign_device: bool) -> None:
     """Let the workers answer what is not answered yet."""
-    left = [one for one in todo if not one.file.path.is_file()]
+    left = [one for one in todo if not one.file.finished]
     tasks = [list(group) for _, group in groupby(left, key=lambda one: one.cell.label)]
     tasks.sort(key=lambda task: -sum(one.cell.schedule.mean for one in task))
     work = Work(
@@ -119,10 +120,14 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
 def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: Sequence[Excluded]) -> dict[str, Any]:
     folder = inner(session.experiment).run_dir / "eval"
     records, size = read_cells(folder), session.experiment.eval.batch_size
+
+    def path(cell: Cell) -> Path:
+        return folder / "predictions" / f"{cell.name}.jsonl"
+
     evaluated = [
         Evaluated(
             cell,
-            PredictionFile(folder / "predictions" / f"{cell.name}.jsonl", size, len(asked)).rows,
+            PredictionFile(path(cell), size, asked, records[cell.name]["identity"]).rows,
             records[cell.name],
         )
         for cell in grid.cells

@@ -15,12 +15,15 @@ from configs.load import save_resolved
 from configs.progress import say
 from stage2_prune import weights
 from stage2_prune.cells import configured_pruners
+from stage2_prune.choose import choose_scored
 from stage2_prune.errors import OtherRun, PrunerMisused
+from stage2_prune.identity import differences, digest, of_questions
+from stage2_prune.predictions import alone
 from stage2_prune.pruner import TrainedPruner
-from stage2_prune.session import Session, digest, open_session
-from stage2_prune.training.state import CURVES, LOG, STATE, saved_identity
+from stage2_prune.session import Session, open_session
+from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
-from store.questions import Question, Split, read_questions, select
+from store.questions import Question
 
 CONFIG = "config.yaml"
 
@@ -31,27 +34,35 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     Writes the folder that stage2_prune/training/state.py draws. An interrupted training is resumed, a
     finished one of the same settings is left as it is, one of other settings raises OtherRun (exit 2) unless
     `overwrite`. Raises PrunerMisused (exit 2) for a method without weights, StoreMissing or NotExtracted
-    (exit 5) naming `make extract`, NonFiniteLoss (exit 3) when it diverges.
+    (exit 5) naming `make extract`, NonFiniteLoss (exit 3) when it diverges, RunLocked (exit 6) while another command
+    trains it, DamagedRun (exit 4) for files that are not as they were written.
     """
     label, pruner = _trainable(experiment)
-    train, val = _questions(experiment, "train"), _questions(experiment, "val")
+    train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
     session = open_session(experiment, pruner.needs, allow_foreign_device)
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
     identity = _identity(session, pruner, train, val)
-    folder = weights.folder(experiment.run_dir, label)
-    if overwrite:
-        for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
-            (folder / name).unlink(missing_ok=True)
-    _refuse_other_training(folder, identity)
-    if (folder / weights.RECORD).is_file():
-        spec = session.features.spec(pruner, session.language.width)
-        _, record = weights.load(pruner, label, spec, folder)
-        say(f"{label} is trained already with these settings, see {folder}: --overwrite trains it again")
-        return record["training"]
-    trainer = Trainer(session, label, pruner, train, val, identity)
-    save_resolved(experiment, folder)
-    return trainer.run()
+    folder = weights.folder(experiment.run_dir, label, pruner)
+    with alone(folder):
+        if overwrite:
+            for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
+                (folder / name).unlink(missing_ok=True)
+        _refuse_other_training(session, folder, identity)
+        if (folder / weights.RECORD).is_file():
+            return _trained_already(session, label, pruner, folder)
+        trainer = Trainer(session, label, pruner, train, val, identity)
+        save_resolved(experiment, folder)
+        return trainer.run()
+
+
+def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder: Path) -> dict[str, Any]:
+    """What `pruner.json` records of a finished training, whose weights are there."""
+    spec = session.features.spec(pruner, session.language.width)
+    belongs_to = weights.belongings(session.features, pruner, session.language_digest)
+    _, record = weights.load(pruner, label, spec, folder, belongs_to)
+    say(f"{label} is trained already with these settings, see {folder}: --overwrite trains it again")
+    return record["training"]
 
 
 def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
@@ -59,6 +70,11 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     configured = configured_pruners(experiment)
     name = experiment.train.pruner
     pruner = configured.get(name)
+    if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
+        raise PrunerMisused(
+            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            "`weights` from prune.methods, or list the method once more without them"
+        )
     if isinstance(pruner, TrainedPruner) and not pruner.reads:
         return name, pruner
     if isinstance(pruner, TrainedPruner):
@@ -72,15 +88,6 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
         f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
         f"{name!r} {came}: change train.pruner or prune.methods"
     )
-
-
-def _questions(experiment: Experiment, split: Split) -> list[Question]:
-    questions = select(read_questions(experiment.data), experiment.data, split)
-    unanswered = [question.question_id for question in questions if not question.answers]
-    if questions and not unanswered:
-        return questions
-    came = f"{len(unanswered)} lack one ({', '.join(unanswered[:3])})" if unanswered else "there are none"
-    raise PrunerMisused(f"training expects answered questions in the {split} split, {came}: check data.questions")
 
 
 def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:
@@ -99,25 +106,38 @@ def _identity(
     return session.conditions | {
         "parameters": pruner.parameters(),
         **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json").items()},
-        "features": digest(session.fingerprints),
-        "train_questions": digest([question.model_dump(exclude_defaults=True) for question in train]),
-        "val_questions": digest([question.model_dump(exclude_defaults=True) for question in val]),
+        "features": {name: digest(made) for name, made in session.fingerprints.items()},
+        "train_questions": of_questions(train),
+        "val_questions": of_questions(val),
         "prune.positions": experiment.prune.positions[0],
     }
 
 
-def _refuse_other_training(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise OtherRun, naming the settings that differ, if what lies in the folder was trained with others."""
-    found = saved_identity(folder)
-    if (folder / weights.RECORD).is_file():
-        found = json.loads((folder / weights.RECORD).read_text())["training"]["identity"]
+def _refuse_other_training(session: Session, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise OtherRun (exit 2), naming the settings that differ, if what lies in the folder was trained with others."""
+    record, state = weights.read_record(folder), read_state(folder)
+    training = {} if record is None else record["training"]
+    found: dict[str, Any] | None = training.get("identity", None if state is None else state.identity)
     if found is None:
         return
-    now = json.loads(json.dumps(identity))
-    changed = [name for name in sorted(found.keys() | now.keys()) if found.get(name) != now.get(name)]
-    differing = [f"{name} {found.get(name)!r}, now {now.get(name)!r}" for name in changed]
-    if differing:
+    now: dict[str, Any] = json.loads(json.dumps(identity))
+    if differing := differences(_as_now(found, now, session, training), now):
         raise OtherRun(
             f"the pruner in {folder} was trained with other settings ({'; '.join(differing)}): "
             "run again with --overwrite to replace it, or with another --run-dir to keep it"
         )
+
+
+def _as_now(
+    found: Mapping[str, Any], now: Mapping[str, Any], session: Session, training: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """An identity as this version writes it; earlier ones knew features and questions by their digests alone."""
+    if isinstance(found.get("features"), Mapping):
+        return found
+    known = {key: now[key] for key in now.keys() - found.keys()}  # what was not recorded cannot be compared
+    if found.get("features") == digest(session.fingerprints):
+        known["features"] = now["features"]
+    for key in ("train_questions", "val_questions"):
+        same = found.get(key) == now[key]["sha256"]
+        known[key] = now[key] if same else {"questions": training.get(key), "sha256": found.get(key)}
+    return {**found, **known}

@@ -17,7 +17,17 @@ from stage2_prune.pruner import TrainedPruner
 from stage2_prune.session import Session
 from stage2_prune.training import curves
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
-from stage2_prune.training.state import CURVES, LOG, STATE, Log, Position, load_state, save_state
+from stage2_prune.training.state import (
+    CURVES,
+    LOG,
+    STATE,
+    Log,
+    Position,
+    SavedState,
+    load_state,
+    read_state,
+    save_state,
+)
 from stage2_prune.training.step import accumulate_gradients, frozen, lesson, seeded
 from store.questions import Question
 
@@ -40,7 +50,7 @@ class Trainer:
     ) -> None:
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
-        self.folder = weights.folder(session.experiment.run_dir, label)
+        self.folder = weights.folder(session.experiment.run_dir, label, pruner)
         self.low, self.high = self._budgets()
         self.spec = session.features.spec(pruner, session.language.width)
         fresh = pruner.fresh(self.spec, self.section.seed)
@@ -54,13 +64,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(language.device.type, enabled=language.dtype == torch.float16)
         self.position = Position()
         self.best: dict[str, torch.Tensor] = {}
-        if (self.folder / STATE).is_file():
-            self._resume()
+        if (state := read_state(self.folder)) is not None:
+            self._resume(state)
         self.log = Log(self.folder / LOG, self.position.log_lines)
         self.saved_at = time.monotonic()
 
-    def _resume(self) -> None:
-        self.position, self.best = load_state(self.folder, self.pruner.module, self.optimiser)
+    def _resume(self, state: SavedState) -> None:
+        self.position = state.position
+        self.best = load_state(state, self.pruner.module, self.optimiser)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
         say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
@@ -170,7 +181,8 @@ class Trainer:
             "identity": dict(self.identity),
             "config": self.session.experiment.model_dump(mode="json"),
         }
-        weights.save(self.pruner, self.label, self.spec, self.folder, record)
+        belongs_to = weights.belongings(self.session.features, self.pruner, self.session.language_digest)
+        weights.save(self.pruner, self.label, self.spec, self.folder, belongs_to, record)
         (self.folder / STATE).unlink()
         say(f"{self.label} of epoch {self.position.best_epoch} is in {self.folder}")
         return record

@@ -17,12 +17,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from tests.benchmarks import evaluation, stage1, waiting
+from tests.benchmarks import canary, evaluation, stage1, waiting
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "stage1_tiny": stage1.tiny,
     "stage1_real": stage1.real_geometry,
     "evaluation": evaluation.from_store_over_reencoding,
+    "canary": canary.milliseconds,
     "waiting": waiting.share_of_a_training_step,
 }
 

@@ -21,7 +21,8 @@ from stage2_prune.cells import configured_pruners
 from stage2_prune.features import FeatureBatch
 from stage2_prune.language import open_language
 from stage2_prune.tokens import VisualTokens
-from store.questions import Question, read_questions, select
+from store.questions import Question, read_questions
+from store.splits import select
 
 
 def main(path: Path) -> None:

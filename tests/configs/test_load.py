@@ -36,7 +36,7 @@ def write(folder: Path, content: object, name: str = "trial.yaml") -> Path:
 def test_the_defaults_are_those_that_users_of_this_pipeline_know(tmp_path):
     experiment = load(write(tmp_path, MINIMAL), {})
     assert (experiment.train.epochs, experiment.train.batch_size) == (2, 10)
-    assert (experiment.data.train, experiment.data.val, experiment.data.test) == (600, 200, 200)
+    assert (experiment.data.train, experiment.data.val, experiment.data.test) == (None, None, None)
 
 
 def test_the_run_directory_is_named_after_the_config_file(tmp_path):
@@ -116,7 +116,7 @@ def test_the_clip_checkpoint_answers_to_its_bare_name_wherever_the_model_is_a_se
     import click
     from click.testing import CliRunner
 
-    from configs.cli import experiment_from, experiment_options
+    from configs.flags import experiment_from, experiment_options
 
     @click.command()
     @experiment_options("eval", "model")

@@ -13,6 +13,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs.load import load
 from stage1_extract.extract import extract
@@ -66,6 +67,20 @@ def test_clock_locale_umask_and_path_change_no_byte_and_no_token_is_written_anyw
     assert began - 1 <= min(times) <= max(times) <= time.time() + 1
     (folder / "data").rename(tmp_path / "data")
     require_no_secret(folder, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_ids_of_names_that_are_no_ascii_do_not_depend_on_the_locale(home, tmp_path, locale):
+    (tmp_path / "data" / "images" / "été").mkdir(parents=True)
+    shutil.copy(next((home / "data" / "images").iterdir()), tmp_path / "data" / "images" / "été" / "图 İı.png")
+    data = {"images": str(tmp_path / "data" / "images"), "questions": None, "identity": "name"}
+    config = trial(home, tmp_path, data=data)
+    surroundings = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run("extract", "--config", config, cwd=tmp_path, env=surroundings)
+    store = FeatureStore.open(tmp_path / "run" / "store")
+    assert store.ids.names(0) == ["été/图 İı.png"]
+    assert store.ids.sha_of_row(0) == hashlib.sha256("name:été/图 İı.png".encode()).hexdigest()
+    assert yaml.safe_load((store.path / "config.yaml").read_text(encoding="utf-8"))["data"]["images"]
 
 
 def test_a_clock_that_jumps_changes_no_byte_and_no_lease(home, whole, tmp_path, monkeypatch):

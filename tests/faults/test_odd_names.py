@@ -12,8 +12,9 @@ from configs.experiment import DataSection
 from configs.load import load
 from stage1_extract.extract import extract
 from store.errors import InvalidQuestions
-from store.questions import read_questions, select
+from store.questions import read_questions
 from store.reader import FeatureStore
+from store.splits import select
 from tests.faults.runs import config_file, invoke, run, snapshot
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
@@ -58,7 +59,13 @@ def checkpoint(tmp_path_factory):
 
 def ask_about(folder: Path, names: list[str]) -> None:
     rows = [
-        {"question_id": f"q\n{n}" if n == 1 else str(n), "image": name, "question": "is it red ?", "split": "test"}
+        {
+            "question_id": f"q\n{n}" if n == 1 else str(n),
+            "image": name,
+            "question": "is it red ?",
+            "answers": ["yes"],
+            "split": "test",
+        }
         for n, name in enumerate(names)
     ]
     path = folder / "data" / "questions.jsonl"

@@ -98,7 +98,7 @@ def experiment(folder: Path, checkpoint: Path, **changes) -> Experiment:
             "model": {"checkpoint": str(checkpoint), "device": "cpu", "dtype": changes.pop("dtype", "float32")},
             "data": {"images": str(folder / "images")},
             "store": {"shard_images": 2},
-            "extract": {"tower_batch": 1} | changes,
+            "extract": {"tower_batch": 1, "without_stage2": True} | changes,
         }
     )
 

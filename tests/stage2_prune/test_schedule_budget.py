@@ -18,7 +18,7 @@ from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
-from stage2_prune.schedule_budget import Schedule, Stage, between, fit, resolve, resolved, staged
+from stage2_prune.schedule_budget import Schedule, Stage, between, fit, published, resolve, resolved, staged, whole
 
 INSIDE = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if issubclass(found, InLLMPruner)}
 
@@ -243,3 +243,64 @@ def test_a_fit_is_the_nearest_that_any_count_gives(patches, depth, layer, keep):
         assert nearest > 0.5
     else:
         assert abs(found.mean - keep) == pytest.approx(nearest)
+
+
+PUBLISHED = [
+    (SparseVlm(), {"64": 82.25, "96": 114.09375, "128": 145.40625, "192": 206.5}),
+    (SparseVlm(recycle=False), {"64": 79.1875, "96": 110.25, "128": 140.8125, "192": 202.75}),
+    (SparseVlmPlus(), {"64": 81.8125, "96": 113.9375, "128": 144.125, "192": 206.75}),
+    (V2Drop(), {"192": 202.8125}),
+    (PyramidDrop(), {"270": 270}),
+    (FastV(), {"75%": 171, "50%": 306}),
+    (Dart(), {"64": 92.25, "128": 152.25, "192": 212.25}),
+    (FitPrune(), {"90%": 72.84375, "80%": 130.59375, "70%": 187.875, "60%": 244.96875, "55%": 274.375, "50%": 301.8125})
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pruner", "means"), PUBLISHED, ids=str)
+def test_published_schedules_have_their_true_means_and_are_what_such_a_mean_asks_for(pruner, means):
+    published = pruner.published(576, 32)
+    assert {name: published[name].mean for name in means} == means
+    for name, mean in means.items():
+        assert pruner.schedule(576, 32, mean) == published[name]
+        assert pruner.schedule(576, 32, round(mean, 2)) == published[name]  # as papers print it
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize(("patches", "depth"), [(576, 40), (576, 4), (729, 24), (24, 8), (1, 3), (100, 1)])
+def test_published_schedules_are_rescaled_to_any_model(name, patches, depth):
+    for schedule in INSIDE[name]().published(patches, depth).values():
+        counts = schedule.tokens_per_layer
+        assert len(counts) == depth and patches == counts[0] and list(counts) == sorted(counts, reverse=True)
+
+
+def test_published_counts_are_those_of_the_code():
+    assert keeps(SparseVlm().published(576, 32)["192"]) == [300, 200, 110]
+    assert keeps(SparseVlmPlus().published(576, 32)["128"]) == [238, 108, 60]
+    assert keeps(V2Drop().published(576, 32)["192"]) == [288, 144, 1]
+    assert keeps(FastV(layer=3).published(576, 32)["75%"]) == [144] and FastV(layer=3).published(576, 32)[
+        "75%"
+    ].layers == (3,)
+    assert [576 - FitPrune().published(576, 32)["60%"].tokens_per_layer[1]] == [14]
+    assert FitPrune(deletes=(8, 4, 4, 2, 1, 1, 0, 0)).published(24, 8) == {}
+
+
+def test_a_name_that_a_method_does_not_publish_is_infeasible_and_the_known_ones_are_said():
+    with pytest.raises(Infeasible, match="no published schedule called 100, only 64, 96, 128, 192"):
+        published("published:100", SparseVlm().published(576, 32))
+    with pytest.raises(Infeasible, match="called 192, nor any other"):
+        published("published:192", Combination().published(576, 32))
+
+
+def test_a_method_with_an_exact_budget_keeps_whole_numbers_and_published_ones_by_its_patches():
+    assert whole(64, 576) == 64 and whole("published:192", 576) == 192
+    assert whole("published:192", 144) == 48 and whole("published:64", 16) == 2
+    for budget, said in ((206.5, "got 206.5 tokens"), ("published:577", "published:577"), ("published:60%", "as 60%")):
+        with pytest.raises(Infeasible, match=said):
+            whole(budget, 576)
+
+
+def test_a_fraction_is_no_number_of_kept_tokens_inside_the_model_either():
+    for pruner in (SparseVlm(), Combination()):
+        with pytest.raises(Infeasible, match=r"206\.5"):
+            pruner.schedule(576, 32, 206.5, "kept")

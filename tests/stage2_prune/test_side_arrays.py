@@ -14,8 +14,9 @@ from stage2_prune.features import Features
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner
 from stage2_prune.session import open_session
-from store.questions import read_questions, select
+from store.questions import read_questions
 from store.reader import FeatureStore
+from store.splits import select
 from tests.helpers.clip import clip_checkpoint
 from tests.stage2_prune.conftest import extract, settings
 

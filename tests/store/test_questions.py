@@ -1,19 +1,13 @@
-"""Reading questions in two formats, and dealing them out to splits that share no image."""
+"""Reading questions: rows of JSONL, and what of them cannot be used."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
-from store.questions import Question, image_names, read_questions, select, used
-from tests.store.stores import quick
-
-SPLITS = ("train", "val", "test")
+from store.questions import Question, image_names, read_questions
 
 
 def row(number, **fields):
@@ -32,17 +26,6 @@ def data(folder: Path, content, **limits) -> DataSection:
     else:
         path.write_text("".join(json.dumps(one) + "\n" for one in content))
     return DataSection(images=folder / "images", questions=path, **limits)
-
-
-def questions_of(images, split=None):
-    return [
-        Question(question_id=f"q{number}", image=image, question="?", split=split)
-        for number, image in enumerate(images)
-    ]
-
-
-def limited(train=None, val=None, test=None):
-    return DataSection(images=Path("images"), train=train, val=val, test=test)
 
 
 def test_a_line_becomes_a_question_with_all_its_fields(tmp_path):
@@ -148,141 +131,62 @@ def test_a_file_that_cannot_be_read_at_all_is_an_error_of_ours(tmp_path, content
         read_questions(source)
 
 
-def conversation(number, image="1.png", turns=1, **fields):
-    said = []
-    for turn in range(turns):
-        said += [
-            {"from": "human", "value": f"<image>\nquestion {turn}" if turn == 0 else f"question {turn}"},
-            {"from": "gpt", "value": f"answer {turn}"},
-        ]
-    return {"id": f"c{number}", "image": image, "conversations": said} | fields
-
-
-def test_every_human_turn_of_a_conversation_is_a_question_without_the_placeholder(tmp_path):
-    questions = read_questions(data(tmp_path, ([conversation(1, turns=2), conversation(2, "b.png", split="val")],)))
-    assert [(q.question_id, q.image, q.question, q.answers, q.split) for q in questions] == [
-        ("c1/0", "1.png", "question 0", ("answer 0",), None),
-        ("c1/1", "1.png", "question 1", ("answer 1",), None),
-        ("c2/0", "b.png", "question 0", ("answer 0",), "val"),
-    ]
-
-
-def test_a_conversation_without_an_id_is_named_by_its_place(tmp_path):
-    entries = [conversation(1), conversation(2)]
-    for entry in entries:
-        del entry["id"]
-    assert [q.question_id for q in read_questions(data(tmp_path, (entries,)))] == ["0/0", "1/0"]
-
-
-def test_a_last_question_that_nobody_answered_is_left_out(tmp_path):
-    entry = conversation(1, turns=2)
-    entry["conversations"].pop()
-    assert [q.question for q in read_questions(data(tmp_path, ([entry],)))] == ["question 0"]
-
-
-def test_conversations_without_an_image_are_left_out_and_counted(tmp_path, caplog):
-    text_only = {"id": "t", "conversations": conversation(1)["conversations"]}
-    with caplog.at_level(logging.WARNING):
-        questions = read_questions(data(tmp_path, ([text_only, conversation(1), text_only],)))
-    assert [q.question_id for q in questions] == ["c1/0"]
-    assert "2 conversations have no image" in caplog.text
-
-
-def test_unusable_turns_are_listed_by_entry_and_turn(tmp_path):
-    broken = conversation(2, turns=2)
-    broken["conversations"][3].pop("value")
-    with pytest.raises(InvalidQuestions, match=r"1 rows .*\n  entry 1 turn 1: answers\.0"):
-        read_questions(data(tmp_path, ([conversation(1), broken],)))
-
-
-@pytest.mark.parametrize("turns", ["text", 7, None, [1, 2], ["a", "b"], [None, {"value": "a"}]])
-def test_conversations_that_are_none_are_listed_as_problems(tmp_path, turns):
-    with pytest.raises(InvalidQuestions, match="entry 1"):
-        read_questions(data(tmp_path, ([conversation(1), conversation(2, conversations=turns)],)))
-
-
-def test_two_conversations_may_share_an_id_as_they_do_in_llavas_own_file(tmp_path):
-    entries = [conversation(1), conversation(1, turns=2)]
-    questions = read_questions(data(tmp_path, (entries,)))
-    assert len({q.question_id for q in questions}) == 3
-
-
 def test_images_are_named_once_in_the_order_of_their_first_question(tmp_path):
     source = data(tmp_path, [row(n, image=image) for n, image in enumerate(["b.png", "a.png", "b.png", "c/d.png"])])
     assert image_names(read_questions(source)) == ["b.png", "a.png", "c/d.png"]
 
 
-def test_splits_that_rows_name_are_taken_in_file_order_up_to_the_limit():
-    questions = [q for split in SPLITS for q in questions_of("abc", split)]
-    questions = [q.model_copy(update={"question_id": f"{n}"}) for n, q in enumerate(questions)]
-    assert [q.question_id for q in select(questions, limited(train=2), "train")] == ["0", "1"]
-    assert [q.question_id for q in select(questions, limited(), "val")] == ["3", "4", "5"]
-    assert [q.question_id for q in select(questions, limited(test=9), "test")] == ["6", "7", "8"]
+@pytest.mark.parametrize("asked", ["a list of rows", "an indented list"])
+def test_one_json_list_of_questions_is_read_as_its_rows_are(tmp_path, asked):
+    rows = [row(1, answers=["red"]), row(2)]
+    text = json.dumps(rows, indent=None if asked == "a list of rows" else 2)
+    assert read_questions(data(tmp_path, text)) == read_questions(data(tmp_path, rows))
 
 
-def test_a_split_named_in_some_rows_only_is_refused():
-    mixed = [*questions_of("ab"), *questions_of("c", "val")]
-    with pytest.raises(InvalidQuestions, match="2 of 3 questions name no split"):
-        select(mixed, limited(), "train")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("anwsers", "answers"), ("answer", "answers"), ("Answers", "answers"), ("answeres", "answers"),
+        ("choises", "choices"), ("choice", "choices"), ("spilt", "split"), ("splits", "split"), ("knid", "kind"),
+        ("patchs", "patches"), ("regions", "region"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_nearly_a_known_one_is_refused_by_its_line_and_name(tmp_path, given, meant):
+    with pytest.raises(InvalidQuestions) as caught:
+        read_questions(data(tmp_path, [row(1), row(2, **{given: ["red"]})]))
+    assert caught.value.exit_code == 2
+    assert f"line 2: unknown field '{given}': did you mean '{meant}'?" in str(caught.value)
 
 
-limits = st.one_of(st.none(), st.integers(1, 8))
+@pytest.mark.parametrize("lacking", [("question_id", "questionId"), ("image", "imgae"), ("question", "Question")])
+def test_a_misspelt_field_that_every_row_must_have_is_named_too(tmp_path, lacking):
+    known, given = lacking
+    fields = row(1)
+    fields[given] = fields.pop(known)
+    with pytest.raises(InvalidQuestions, match=f"line 1: unknown field '{given}': did you mean '{known}'"):
+        read_questions(data(tmp_path, [fields]))
 
 
-@quick
-@given(
-    images=st.lists(st.sampled_from([f"{n}.png" for n in range(9)]), max_size=30),
-    sizes=st.tuples(limits, limits, limits),
-    shuffled=st.randoms(use_true_random=False),
+def test_other_fields_of_a_data_set_are_no_typos(tmp_path):
+    """Those of VQAv2, GQA, TextVQA, ScienceQA and POPE, beside ours."""
+    others = {
+        "question_type": "what", "answer_type": "other", "image_id": 7, "questions": [], "answer": "red", "label": "yes",
+        "multiple_choice_answer": "red", "fullAnswer": "It is red.", "imageId": "7", "image_width": 9, "hint": "", "text": "",
+        "category": "color", "set_name": "val", "choice": "A", "types": {}, "isBalanced": True, "lecture": "",
+    }  # fmt: skip
+    fields = row(1, answers=["red"], choices=["red", "blue"])
+    assert read_questions(data(tmp_path, [fields | others])) == read_questions(data(tmp_path, [fields]))
+    bare = {
+        name: others[name]
+        for name in ("question_type", "image_id", "answer_type", "category", "text", "label", "set_name")
+    }
+    assert read_questions(data(tmp_path, [row(1, **bare)])) == read_questions(data(tmp_path, [row(1)]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "scored"),
+    [([], False), ([""], False), ([" \n"], False), (["", "red"], True), (["."], True), ([0], True)],
 )
-def test_dealt_splits_share_no_image_keep_their_limits_and_ignore_the_order_of_the_images(images, sizes, shuffled):
-    section = limited(*sizes)
-    questions = questions_of(images)
-    dealt = {split: select(questions, section, split) for split in SPLITS}
-    shown = {split: {q.image for q in dealt[split]} for split in SPLITS}
-    assert not (shown["train"] & shown["val"] or shown["train"] & shown["test"] or shown["val"] & shown["test"])
-    for split, limit in zip(SPLITS, sizes, strict=True):
-        assert limit is None or len(dealt[split]) <= limit
-    # What one split has too few of, the next has none of: test is filled first, then val, then train.
-    for earlier, later in (("test", "val"), ("val", "train")):
-        size = dict(zip(SPLITS, sizes, strict=True))[earlier]
-        if dealt[later]:
-            assert size is not None and len(dealt[earlier]) == size
-
-    groups = {image: [q for q in questions if q.image == image] for image in dict.fromkeys(images)}
-    order = list(groups)
-    shuffled.shuffle(order)
-    reordered = [q for image in order for q in groups[image]]
-    for split in SPLITS:
-        assert select(reordered, section, split) == dealt[split]
-
-
-@quick
-@given(images=st.lists(st.sampled_from("abcdefgh"), max_size=30), shuffled=st.randoms(use_true_random=False))
-def test_images_land_in_the_same_split_however_the_file_is_sorted(images, shuffled):
-    questions = questions_of(images)
-    reordered = shuffled.sample(questions, len(questions))
-    section = limited(train=None, val=3, test=4)
-    for split in SPLITS:
-        assert {q.image for q in select(reordered, section, split)} == {
-            q.image for q in select(questions, section, split)
-        }
-
-
-@quick
-@given(
-    images=st.lists(st.sampled_from("abcdefgh"), max_size=25),
-    sizes=st.tuples(limits, limits, limits),
-    named=st.booleans(),
-)
-def test_used_is_what_the_splits_select_in_file_order(images, sizes, named):
-    section = limited(*sizes)
-    questions = [
-        q.model_copy(update={"split": SPLITS[n % 3]}) if named else q for n, q in enumerate(questions_of(images))
-    ]
-    selected = {q.question_id for split in SPLITS for q in select(questions, section, split)}
-    assert used(questions, section) == [q for q in questions if q.question_id in selected]
-
-
-def test_no_questions_make_empty_splits():
-    assert [select([], limited(), split) for split in SPLITS] == [[], [], []] and used([], limited()) == []
+def test_a_question_can_be_scored_if_any_answer_is_not_blank(tmp_path, answers, scored):
+    (question,) = read_questions(data(tmp_path, [row(1, answers=answers)]))
+    assert question.can_be_scored is scored

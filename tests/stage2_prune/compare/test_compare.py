@@ -17,7 +17,7 @@ from stage2_prune.compare import report as compare_report
 from stage2_prune.compare import run as compare
 from stage2_prune.compare.conditions import Factor
 from stage2_prune.compare.significance import holm, mcnemar, sign_flips
-from stage2_prune.errors import NotComparable, ResultsMissing
+from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
 from stage2_prune.intervals import interval
 
 MADE = {
@@ -240,8 +240,9 @@ def test_missing_unfinished_and_damaged_predictions_are_said(tmp_path):
     whole = path.read_text()
     for damaged in (whole[:-9], whole + whole, whole.replace("prediction", "said")):
         path.write_text(damaged)
-        with pytest.raises(NotComparable, match="b-8-original"):
+        with pytest.raises((NotComparable, DamagedRun), match="b-8-original") as caught:
             compare.run([tmp_path])
+        assert caught.value.exit_code == 4
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)

@@ -27,8 +27,9 @@ from stage2_prune.selection.metrics import jaccard_by_chance
 from stage2_prune.tokens import VisualTokens
 from stage2_prune.top_k import top_k
 from store.errors import StoreMissing
-from store.questions import Question, read_questions, select
+from store.questions import Question, read_questions
 from store.reader import FeatureStore
+from store.splits import select
 from tests.helpers.checkpoints import WORDS, tiny_llava
 from tests.stage2_prune.conftest import extract, settings
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stage2_prune.cli import group
-from stage2_prune.errors import CannotShow, PrunerMisused, StoreMismatch, UnknownImage
+from stage2_prune.errors import CannotShow, NotTrained, PrunerMisused, StoreMismatch, UnknownImage
 from stage2_prune.selection import sheet, show
 from stage2_prune.selection.sheet import ABSORBED, DROPPED, Band, Panel
 from store.errors import StoreMissing, TargetExists
@@ -54,10 +54,22 @@ def test_by_default_the_configs_methods_that_drop_something_are_shown_at_its_mid
 
 
 def test_what_was_asked_for_by_name_and_cannot_be_shown_is_an_error(tiny):
-    with pytest.raises(CannotShow, match="learned_scorer is not shown: has no trained weights"):
-        show.run(tiny(), show.Wanted((NAME,), methods=("random", "learned_scorer")))
+    with pytest.raises(CannotShow, match="fastv is not shown: drops tokens inside"):
+        show.run(tiny(), show.Wanted((NAME,), methods=("random", "fastv")))
     with pytest.raises(CannotShow, match="name some with --methods"):
         show.run(tiny(prune__methods=[{"name": "keep_all"}]), show.Wanted((NAME,)))
+
+
+def test_an_untrained_method_is_asked_to_be_trained_after_the_others_were_drawn(config, tmp_path):
+    out = tmp_path / "sheet.png"
+    done = invoke(config, NAME, "--methods", "random,learned_scorer", "--keep", 3, "--out", out)
+    assert done.stdout == f"{out}\n" and out.is_file()
+    assert isinstance(done.exception, NotTrained) and done.exception.exit_code == 5
+    assert "expected trained weights of learned_scorer in" in str(done.exception) and "make train" in str(
+        done.exception
+    )
+    alone = invoke(config, NAME, "--methods", "learned_scorer", "--keep", 3, "--out", tmp_path / "other.png")
+    assert isinstance(alone.exception, NotTrained) and not (tmp_path / "other.png").exists()
 
 
 def test_an_image_that_the_store_does_not_know_is_told_its_neighbours(config):
@@ -67,7 +79,9 @@ def test_an_image_that_the_store_does_not_know_is_told_its_neighbours(config):
 
 
 def test_an_unknown_method_and_a_budget_of_more_patches_than_there_are_are_refused(config):
-    assert "no such pruner (got 'rondom'); there are " in str(invoke(config, NAME, "--methods", "rondom").exception)
+    assert "no such pruner (got 'rondom'): did you mean random?" in str(
+        invoke(config, NAME, "--methods", "rondom").exception
+    )
     done = invoke(config, NAME, "--keep", 17)
     assert isinstance(done.exception, PrunerMisused) and "at most 16 visual tokens" in str(done.exception)
 

@@ -1,0 +1,126 @@
+"""A flag for each field of the config, with type, choices, bounds and default as the field's model has them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from configs.errors import ConfigError
+from configs.experiment import Experiment
+from configs.field_types import bounds, flag_value, in_words, value_in_words
+from configs.load import load
+from configs.section import Section
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SHORT = {"model.clip", "prune.match"}
+"""Fields that answer to their bare name on every command that takes their section."""
+
+
+class FieldOption(click.Option):
+    """The flag of a config's field."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        """As click's, with the section of the config that the field is in."""
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help groups the flags of the config's fields by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own flags, then those of each section under its name and what it is about."""
+        sections: dict[str, list[tuple[str, str]]] = {"": []}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(option.section if isinstance(option, FieldOption) else "", []).append(record)
+        for section, records in sections.items():
+            with formatter.section(
+                f"{section}: {(_model(section).__doc__ or '').strip().rstrip('.')}" if section else "Options"
+            ):
+                formatter.write_dl(records)
+        if len(sections) > 1:
+            formatter.write_paragraph()
+            formatter.write_text(
+                "A flag wins over the config; a default is what a config without the field gets. Lists are typed a,b or as "
+                "YAML, mappings as YAML; null takes a value away.",
+            )
+
+
+class Commands(click.Group):
+    """A group of such commands."""
+
+    command_class = SectionedCommand
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As click's, as wide as a terminal is, within reason."""
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("max_content_width", 110)
+
+
+def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
+    """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
+
+    Fields of `own` and of SHORT answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
+    The command receives the flags as keyword arguments; pass them to `experiment_from`.
+    """
+
+    def decorate(command: Command) -> Command:
+        for section in reversed((own, *others)):
+            command = _section_flags(section, bare=section == own)(command)
+        command = click.option(
+            "--run-dir", "run_dir", default=None, metavar="PATH",
+            help="Folder of everything the run writes; default: runs/<the config's name>.",
+        )(command)  # fmt: skip
+        default = Path("configs/demo.yaml")
+        return click.option(
+            "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
+            help="YAML file of the experiment.",
+        )(command)  # fmt: skip
+
+    return decorate
+
+
+def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
+    """Load the experiment of a config file with the flags that the user typed laid over it."""
+    given: dict[str, Any] = {}
+    for key, text in flags.items():
+        if text is None:
+            continue
+        section, _, name = key.partition("__")
+        kind = _model(section).model_fields[name].annotation if name else Path
+        try:
+            given[f"{section}.{name}" if name else section] = flag_value(text, kind)
+        except ValueError as error:
+            raise ConfigError(f"{_flag(section, name)}: not valid YAML: {error}") from None
+    return load(config_path, given, pruners)
+
+
+def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(_model(section).model_fields.items()):
+            flags = [_flag(section, name)]
+            if bare or f"{section}.{name}" in SHORT:
+                flags.append("--" + name.replace("_", "-"))
+            kind: Any = field.rebuild_annotation()
+            default = "" if field.is_required() else value_in_words(field.get_default(call_default_factory=True))
+            notes = [f"default: {default}"] * bool(default) + [bounds(kind)] * bool(bounds(kind))
+            said = " ".join((field.description or "").split()) + (f"  [{'; '.join(notes)}]" if notes else "")
+            command = click.option(
+                *flags, f"{section}__{name}", cls=FieldOption, section=section, metavar=in_words(kind), help=said
+            )(command)
+        return command
+
+    return decorate
+
+
+def _flag(section: str, name: str) -> str:
+    return f"--{section}.{name}".replace("_", "-")
+
+
+def _model(section: str) -> type[Section]:
+    model = Experiment.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, Section)
+    return model
