@@ -15,6 +15,7 @@ import click
 
 from configs.errors import EncodeOnceError, Interrupted
 from configs.experiment import StoreLocation, store_location
+from configs.redact import Redacting, without_credentials
 
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
@@ -37,7 +38,10 @@ class _StoreParameter(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> StoreLocation:  # fmt: skip
-        return store_location(value)
+        try:
+            return store_location(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 STORE = _StoreParameter()
@@ -47,7 +51,9 @@ STORE = _StoreParameter()
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click group and leave the process with the exit code of the design's table."""
     _require_utf8()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Redacting("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     stop_on_sigterm()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored for us
         signal.signal(signal.SIGINT, _on_sigint)
@@ -62,13 +68,14 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
     try:
         returned = run()
     except click.ClickException as error:
-        error.show()
+        error.show(file=(said := io.StringIO()))
+        click.echo(without_credentials(said.getvalue()), err=True, nl=False)
         return 2
     except click.Abort:
         click.echo("interrupted; what is done is kept: run the same command again to go on", err=True)
         return 130
     except EncodeOnceError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {without_credentials(str(error))}", err=True)
         return error.exit_code
     except OSError as error:
         code, advice = _of_the_file_system(error)

@@ -35,6 +35,10 @@ Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
 
 def store_location(value: Any) -> StoreLocation:
     """What a store's path says: text stays text only where it is a URL, of which a Path would swallow a slash."""
+    if isinstance(value, str) and re.match(r"(s3|gs)://[^/]*@", value):
+        raise ValueError(
+            "expected a URL without user and password, which would lie in every config.yaml: use AWS_* variables"
+        )
     if isinstance(value, str):
         return value if re.match(r"(s3|gs)://[^/]", value) else Path(value)
     if isinstance(value, Path):

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from configs.nearest import did_you_mean
+from configs.redact import without_credentials
 
 Path = tuple[str | int, ...]
 """Keys and places in lists that lead to a value, such as `("prune", "methods", 0, "name")`."""
@@ -77,7 +78,7 @@ def problems_of(
 
 def short(value: Any) -> str:
     """Write a value as it came, shortened."""
-    return _cut(repr(value))
+    return _cut(without_credentials(repr(value)))
 
 
 def listed(problems: Iterable[str]) -> str:

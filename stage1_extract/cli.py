@@ -97,20 +97,31 @@ def reference(batch_folder: Path) -> None:
 @group.command()
 @click.argument("store", type=STORE)
 @experiment_options("model", "data", "extract")
-@click.option("--sample", type=click.IntRange(min=1), default=4, show_default=True, help="Images to encode again.")
+@click.option("--sample", type=click.IntRange(min=1), default=8, show_default=True, help="Images to encode again.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides which images those are, spread over the store."
+)
+@click.option("--whole", is_flag=True, help="Check every row, not 64, by what needs no tower; the price is said first.")
+@click.option(
+    "--tries",
+    type=click.IntRange(min=0),
+    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: two minutes' worth.",
+)
 @json_option
 @click.pass_context
 def diagnose(
-    context: click.Context, store: StoreLocation, config_path: Path, sample: int, as_json: bool, **flags: Any
-) -> int:
-    """Name what is wrong with STORE from its contents: layer, CLS row, processor, projector, dtype, patch order.
+    context: click.Context, store: StoreLocation, config_path: Path, sample: int, seed: int, whole: bool, tries: int | None,
+    as_json: bool, **flags: Any,
+) -> int:  # fmt: skip
+    """Name what is wrong with STORE from its contents: layer, CLS row, picture, processor, projector, dtype, scale, order of
+    patches, other images' features, empty rows.
 
     Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
     """
     experiment = _of_store(context, store, config_path, flags)
     from stage1_extract import diagnose
 
-    return diagnose.run(experiment, sample, as_json)
+    return diagnose.run(experiment, sample, as_json, seed, whole, tries)
 
 
 def _of_store(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from configs.experiment import ModelSection
 from stage1_extract.errors import WrongWeights
-from store.checkpoint import each_tensor, weights_digest
 from store.clip_head import DIGEST, NORM, PROJECTION, clip_config, clip_head, clip_source
+from store.weights import each_tensor, weights_digest
 
 TOWER = "vision_model."
 WHAT = "clip_patches and clip_projected"

@@ -47,9 +47,9 @@ class Encoder(ABC):
     def preprocess(self, image: Image.Image) -> Pixels:
         """Pixel values of one RGB image, on the CPU; called from decoding threads."""
 
-    def side_cost(self, batch: Sequence[Pixels]) -> float | None:
-        """How many times as long a forward takes with the arrays beside the features; None where there are none."""
-        return None
+    def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
+        """How many times as long a forward takes with the arrays beside the features, run by run; empty without arrays."""
+        return ()
 
     @abstractmethod
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:

@@ -7,6 +7,7 @@ what stage 2 makes of the store.
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from configs.progress import ProgressBar
@@ -24,9 +25,11 @@ from stage1_extract.fingerprint import environment
 from stage1_extract.images import content_id, decode_image
 from stage1_extract.processor import ImageProcessor
 from stage1_extract.sources.detect import open_images
-from store.checkpoint import load_config, quiet_loading, stock_reading, weight_files
+from store.checkpoint import load_config, quiet_loading, stock_reading
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
+from store.generation import GREEDY
 from store.tensors import pick_device, torch_dtype
+from store.weights import weight_files
 
 
 class FullModel:
@@ -82,16 +85,26 @@ class FullModel:
             **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=in_slots)},
             max_new_tokens=self.order.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
             eos_token_id=list(self.order.eos_token_ids),
             pad_token_id=self.order.pad_token_id,
-            output_logits=True,
-            return_dict_in_generate=True,
+            **GREEDY,
+            **self._stopping,
         )
         tokens = said.sequences[:, prompts.input_ids.shape[1] :]
         return Reference(torch.stack(features), _stacked(raw), torch.stack(said.logits, dim=1), tokens)
+
+    @cached_property
+    def _stopping(self) -> dict[str, Any]:
+        """The tokenizer, where the checkpoint's generation config ends answers at a text."""
+        if not self.model.generation_config.stop_strings:
+            return {}
+        order = self.order
+        with stock_reading(order.checkpoint, "a tokenizer"):
+            return {
+                "tokenizer": AutoTokenizer.from_pretrained(
+                    order.checkpoint, revision=order.revision, trust_remote_code=order.trust_remote_code
+                )
+            }
 
     def _require_slots(self, prompts: Prompts, features: Float[Tensor, "patch embed"]) -> None:
         slots = int((prompts.input_ids[0] == self.model.config.image_token_id).sum())

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice
+from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,10 +72,13 @@ class OpenEncoder:
 
     def side_costs(self) -> list[str]:
         """What arrays beside the features cost in time, measured on noise: a sentence, or none where there are none."""
-        ratio = self.encoder.side_cost(noise(self.encoder, self.batch))
-        if ratio is None:
+        ratios = self.encoder.side_cost(noise(self.encoder, self.batch))
+        if not ratios:
             return []
-        return [f"with the side arrays a forward of the tower takes {ratio:.2f} times as long (measured on noise)"]
+        return [
+            f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), between "
+            f"{min(ratios):.2f} and {max(ratios):.2f} in {len(ratios)} runs"
+        ]
 
     def encode(self, batch: Sequence[Pixels]) -> Arrays:
         """The arrays of some images in storage dtype; where the device is too small, in smaller batches from now on."""

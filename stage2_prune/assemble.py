@@ -29,6 +29,8 @@ class Layout:
     attention_mask: Int[Tensor, "question token"]
     """Always explicit: without it, gaps in `position_ids` are read as packed sequences, silently."""
     position_ids: Int[Tensor, "question token"]
+    unpruned: int
+    """Tokens that the longest row would have with every visual token."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Batch:
     """What the language model is called with."""
 
     input_ids: Int[Tensor, "question token"]
-    """What a full model would be called with: see `Layout`."""
+    """What a full model would be called with: see `Layout`. Generation reads them beside the embeddings."""
     inputs_embeds: Float[Tensor, "question token embed"]
     attention_mask: Int[Tensor, "question token"]
     position_ids: Int[Tensor, "question token"]
     slots: Bool[Tensor, "question token"]
     """Where its visual tokens stand."""
+    unpruned: int
+    """As in `Layout`."""
 
 
 def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
@@ -77,7 +81,8 @@ def lay_out(
     if index is not None and positions == "original":
         starts = torch.tensor([len(p.before) for p in prompts])[:, None]
         places[slots] = _present(index.cpu() + starts, slots)
-    return Layout(ids, slots, mask, places)
+    unpruned = max(len(p.before) + patches + len(p.after) for p in prompts)
+    return Layout(ids, slots, mask, places, unpruned)
 
 
 def fill(language: Language, layout: Layout, visual: Float[Tensor, "question most embed"]) -> Batch:
@@ -85,7 +90,7 @@ def fill(language: Language, layout: Layout, visual: Float[Tensor, "question mos
     parts = (layout.input_ids, layout.slots, layout.attention_mask, layout.position_ids)
     ids, slots, mask, places = (part.to(language.device) for part in parts)
     embeds = language.embed(ids).masked_scatter(slots[..., None], cast(_present(visual, slots), language.dtype))
-    return Batch(ids, embeds, mask, places, slots)
+    return Batch(ids, embeds, mask, places, slots, layout.unpruned)
 
 
 def assemble(

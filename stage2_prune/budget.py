@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.experiment import Flops
-from stage2_prune.errors import NotComparable
+from stage2_prune.errors import NotComparable, PrunerMisused
 from stage2_prune.language import Language
 from stage2_prune.schedule_budget import Schedule
+
+SIZES = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+)  # fmt: skip
+"""Names that text configs have for what `LanguageShape` holds."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,27 @@ class LanguageShape:
 
 
 def shape_of(language: Language) -> LanguageShape:
-    """The shape of an opened language model."""
+    """Read the shape of an opened language model from its config.
+
+    What a config leaves out is what stock attention layers take in its place: heads that share the width, each with keys
+    of its own. Raises PrunerMisused (exit 2) naming a size that nothing stands in for.
+    """
     config = language.model.config
+    sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SIZES}
+    absent = [name for name in SIZES if name not in ("num_key_value_heads", "head_dim") and sizes[name] is None]
+    if absent:
+        raise PrunerMisused(
+            f"expected {' and '.join(absent)} in the config of the language model, {type(config).__name__} has none: what "
+            "visual tokens cost inside it cannot be counted, take a language model that is made as Llama is"
+        )
+    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     return LanguageShape(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head=config.head_dim,
-        mlp=config.intermediate_size,
+        layers=sizes["num_hidden_layers"],
+        width=width,
+        heads=heads,
+        kv_heads=sizes["num_key_value_heads"] or heads,
+        head=sizes["head_dim"] or width // heads,
+        mlp=sizes["intermediate_size"],
         itemsize=language.dtype.itemsize,
     )
 

@@ -12,12 +12,12 @@ from configs.experiment import ModelSection
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Family
-from store.checkpoint import load_tensors, weights_digest
 from store.fingerprint import differences
 from store.image_processor import has_image_processor, open_image_processor, processor_fingerprint
 from store.reader import FeatureStore
 from store.schema import PATCH_ORDER
 from store.tensors import torch_dtype
+from store.weights import load_tensors, weights_digest
 
 REPROJECTED_IMAGES = 4
 CLOSE_ULPS = 64

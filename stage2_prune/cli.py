@@ -109,8 +109,8 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     type=click.Choice(["model", "store", "prompt", "positions", "dtype", "answer-length"]),
     help="What else may differ, because it is what you compare; repeatable.",
 )
-@click.option("--resamples", type=click.IntRange(min=1), default=2000, show_default=True, help="Of the bootstrap.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--resamples", type=click.IntRange(min=1), help="Of the bootstrap; default: as the results' evaluation.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the bootstrap; default: as the results' evaluation.")
 @json_option
 def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare saved predictions pairwise: RESULTS are run folders or prediction files of eval.

@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from configs.experiment import ModelSection
 from stage2_prune.errors import StoreMismatch, WeightsMismatch
 from stage2_prune.tokens import ClipText
-from store.checkpoint import (
-    checkpoint_file,
-    load_tensors,
-    optional_checkpoint_file,
-    quiet_loading,
-    require_finite,
-    stock_reading,
-    weight_files,
-    weights_digest,
-)
+from store.checkpoint import quiet_loading, stock_reading
+from store.checkpoint_files import checkpoint_file, optional_checkpoint_file
 from store.clip_head import DIGEST, clip_config, clip_head, clip_source
 from store.reader import FeatureStore
 from store.tensors import torch_dtype
+from store.weights import load_tensors, require_finite, weight_files, weights_digest
 
 WHAT = "methods that read the question in CLIP's space"
 SCALE = "logit_scale"

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
 
 from configs.atomic import write_atomically
-from configs.experiment import Experiment
+from configs.experiment import EvalSection, Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
@@ -17,11 +18,11 @@ from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.canary import check_layer_loop
 from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
-from stage2_prune.errors import Infeasible
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
 from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
-from stage2_prune.layer_loop import PruningLanguage, pruning_inside
+from stage2_prune.layer_loop import PruningLanguage, pruning_inside, require_loop
 from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
@@ -30,6 +31,7 @@ from stage2_prune.summary import Evaluated, summarise
 from store.questions import Question
 
 _NOTHING: Mapping[str, Any] = {}
+_TIMES = ("selector_ms_per_image", "selector_ms_range")
 
 
 @dataclass
@@ -39,13 +41,25 @@ class Progress:
     cell: Cell
     file: PredictionFile
     identity: dict[str, Any]
-    selector_seconds: float = 0.0
-    images: int = 0
+    section: EvalSection
+    selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    """Seconds of the method itself and images, of every batch answered now."""
 
     def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
         """What `cells.json` keeps of it; the time of its selector as it was before, where nothing was answered now."""
-        per_image = 1000 * self.selector_seconds / self.images if self.images else before.get("selector_ms_per_image")
-        return {"identity": self.identity, "selector_ms_per_image": per_image, "left_out": self.file.left_out}
+        return {
+            "identity": self.identity,
+            "left_out": self.file.left_out,
+            "bootstrap": [self.section.bootstrap, self.section.seed],
+            "trained": isinstance(self.cell.pruner, TrainedPruner),
+            **(self._times() if self.selector else {name: before.get(name) for name in _TIMES}),
+        }
+
+    def _times(self) -> dict[str, Any]:
+        """Milliseconds per image: the mean, and the fastest and slowest batch, of which two or more tell the noise."""
+        batches = [1000 * seconds / images for seconds, images in self.selector]
+        mean = 1000 * sum(seconds for seconds, _ in self.selector) / sum(images for _, images in self.selector)
+        return dict(zip(_TIMES, (mean, [min(batches), max(batches)] if len(batches) > 1 else None), strict=True))
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -60,6 +74,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
+    methods, closed = able_inside(session, methods)
+    unavailable += closed
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
     asked, excluded = session.features.answerable(chosen.questions)
@@ -85,6 +101,19 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str:
     first = [*unmet, *unavailable][0]
     return f"{first.pruner}, {first.reason}"
+
+
+def able_inside(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], list[Unavailable]]:
+    """Leave out the methods that prune inside a language model whose layers the layer loop does not know."""
+    able, closed = dict(methods), list[Unavailable]()
+    for label, pruner in methods.items():
+        try:
+            if pruner.place == "in_llm":
+                require_loop(session.language.model.model)
+        except PrunerMisused as unknown:
+            del able[label]
+            closed.append(Unavailable(label, str(unknown)))
+    return able, closed
 
 
 def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pruner], dict[str, str]]:
@@ -130,7 +159,7 @@ def answer(
             for progress in waiting[1]:
                 _answer_batch(session, progress, batch, prepared, told)
                 told(len(batch.questions))
-    timed = {p.cell.name: p.record() for p in todo if p.images}
+    timed = {p.cell.name: p.record() for p in todo if p.selector}
     write_cells(session.experiment.run_dir / "eval", timed)
     for progress in todo:
         progress.file.finish()
@@ -154,8 +183,7 @@ def _answer_batch(
     cell = progress.cell
     start = _now(session)
     batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
-    progress.selector_seconds += _now(session) - start
-    progress.images += len(batch.tokens.image_ids)
+    seconds = _now(session) - start
     language = session.language
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
@@ -164,7 +192,8 @@ def _answer_batch(
     told(0)
     progress.file.append(answers)
     if isinstance(language, PruningLanguage):
-        progress.selector_seconds += language.stopwatch.seconds
+        seconds += language.stopwatch.seconds
+    progress.selector.append((seconds, len(batch.tokens.image_ids)))
 
 
 def _now(session: Session) -> float:
@@ -193,7 +222,8 @@ def open_progress(
         | {
             "pruner": cell.label,
             "parameters": json.loads(json.dumps(cell.pruner.parameters())),
-            "code": cell.pruner.code,
+            "code": sha256(cell.pruner.file.read_bytes()).hexdigest(),
+            "code_with_imports": cell.pruner.code,
             "weights": digests.get(cell.label),
             "features": {
                 name: digest(fingerprint)
@@ -216,7 +246,7 @@ def open_progress(
             PredictionFile.remove(path)
         identity = identities[cell.name]
         file = PredictionFile(path, experiment.eval.batch_size, asked, identity, cell.name in recorded)
-        todo.append(Progress(cell, file, identity))
+        todo.append(Progress(cell, file, identity, experiment.eval))
     records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
     write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
     return todo

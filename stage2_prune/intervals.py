@@ -33,6 +33,20 @@ def interval(
     return min(float(low), estimate), max(float(high), estimate)
 
 
+def accuracy_interval(
+    right: Float[np.ndarray, " question"], images: Sequence[str], resamples: int, seed: int
+) -> list[float] | None:
+    """`interval` of answers about the images of these names; None for one image, of which resampling says nothing."""
+    clusters = number_clusters(images)
+    return list(interval(right, clusters, resamples, seed)) if clusters.max() > 0 else None
+
+
+def number_clusters(images: Sequence[str]) -> Int[np.ndarray, " question"]:
+    """Number the images of questions 0, 1, … in the order of their first question."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(image, len(number)) for image in images])
+
+
 def intervals(
     values: Float[np.ndarray, "image column"], resamples: int, seed: int, level: float = 0.95
 ) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:

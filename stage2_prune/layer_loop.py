@@ -58,6 +58,16 @@ def pruning_inside(
     return PruningLanguage(**vars(language), hook=Scheduled(pruner, schedule), positions=positions)
 
 
+def require_loop(decoder: Any) -> None:
+    """Raise PrunerMisused (exit 2) unless the layer loop knows the layers of a stock decoder."""
+    implementation = decoder.config._attn_implementation
+    if not isinstance(decoder, LlamaModel) or implementation != "sdpa":
+        raise PrunerMisused(
+            f"expected a Llama with SDPA attention to prune inside, this is {type(decoder).__name__} with "
+            f"{implementation}: leave methods inside the language model out"
+        )
+
+
 class LayerLoop(nn.Module):
     """A stock Llama's `model` for one batch of prompts and their answers."""
 
@@ -71,12 +81,7 @@ class LayerLoop(nn.Module):
         stopwatch: Stopwatch,
     ) -> None:
         super().__init__()
-        implementation = decoder.config._attn_implementation
-        if not isinstance(decoder, LlamaModel) or implementation != "sdpa":
-            raise PrunerMisused(
-                f"expected a Llama with SDPA attention to prune inside, this is {type(decoder).__name__} with "
-                f"{implementation}: leave methods inside the language model out"
-            )
+        require_loop(decoder)
         self.decoder = decoder
         self.hook = hook
         self.positions: Positions = positions

@@ -60,13 +60,19 @@ def _curve(axes: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str)
     tokens = [row["tokens_per_layer_mean"] for row in rows]
     axes.fill_between(
         tokens,
-        [row["ci95"][0] for row in rows],
-        [row["ci95"][1] for row in rows],
+        [ends(row)[0] for row in rows],
+        [ends(row)[1] for row in rows],
         color=colour,
         alpha=0.12,
         lw=0,
     )
     axes.plot(tokens, [row["accuracy"] for row in rows], color=colour, marker=marker, ms=4.5, lw=1.6)
+
+
+def ends(row: dict[str, Any]) -> tuple[float, float]:
+    """The ends of an accuracy's interval; of one image, which has none, the accuracy itself."""
+    low, high = row["ci95"] or (row["accuracy"], row["accuracy"])
+    return low, high
 
 
 def _labels(axes: Axes, curves: dict[str, list[dict[str, Any]]]) -> None:

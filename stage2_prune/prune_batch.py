@@ -21,8 +21,8 @@ from stage2_prune.language import Language
 from stage2_prune.merging import make_merged
 from stage2_prune.pruner import Pruner
 from stage2_prune.tokens import ClipText, Merge, Pruned, VisualTokens
-from store.checkpoint import weights_digest
 from store.questions import Question
+from store.weights import weights_digest
 
 ABOUT_QUESTIONS = frozenset({"question", "clip_text"})
 """What differs between questions about one image."""

@@ -5,7 +5,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,6 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from configs.experiment import Positions
+from stage2_prune.code import code_digest
 from stage2_prune.errors import NotTrained
 from stage2_prune.tokens import Beside, Pruned, VisualTokens
 
@@ -77,9 +77,14 @@ class Pruner:
         return Pruned(self.select(tokens, keep))
 
     @property
+    def file(self) -> Path:
+        """The file that defines the method."""
+        return Path(inspect.getfile(type(self)))
+
+    @property
     def code(self) -> str:
-        """sha256 of the file that defines the method: predictions made by other code are not taken for its own."""
-        return sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()
+        """sha256 of that file and what it imports of this project: predictions of other code are not taken for its own."""
+        return code_digest(self.file)
 
     def parameters(self) -> dict[str, Any]:
         """Field values by name, as a config may state them."""

@@ -41,6 +41,7 @@ def table(summary: dict[str, Any]) -> str:
         for one in summary["infeasible"]
     ]
     notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]
+    notes += [f"{row['shortcut']}." for row in summary["results"] if row["shortcut"]]
     if summary["match"] != "mean-tokens":
         notes.append(
             f"The budgets of methods inside the language model were matched by {summary['match']} (docs/comparing.md)."
@@ -63,16 +64,25 @@ def _prices(summary: dict[str, Any]) -> list[str]:
             f"{row['tokens_per_layer_mean']:g}",
             si(row["kv_bytes"], "B"),
             si(row["flops"][convention]),
-            "-" if row["selector_ms_per_image"] is None else f"{row['selector_ms_per_image']:.2f}",
+            _milliseconds(row),
         ]
         for row in {(row["pruner"], row["keep"]): row for row in summary["results"]}.values()
     ]
     note = (
         f"What a question's visual tokens cost the language model, without tower and projector, which are the same for all: "
         f"mean over its layers of the tokens that enter, their KV cache, the prefill as {convention} counts it: "
-        f"{summary['flops_conventions'][convention]}. The selector's time is in none of them."
+        f"{summary['flops_conventions'][convention]}. The selector's time (mean, in parentheses the fastest and the "
+        "slowest batch) is in none of them."
     )
     return [markdown(header, lines, left=(0,)) + "\n" + note]
+
+
+def _milliseconds(row: dict[str, Any]) -> str:
+    """The selector's time with its noise; nothing where one batch alone was timed."""
+    if row["selector_ms_range"] is None:
+        return "-"
+    low, high = row["selector_ms_range"]
+    return f"{row['selector_ms_per_image']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def si(number: float | int, unit: str = "", digits: int = 4) -> str:
@@ -126,7 +136,6 @@ def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     seeds = f" (mean of {len(row['seeds'])} seeds)" if row["seeds"] else ""
-    low, high = row["ci95"]
     by_kind = [f"{row['by_kind'][kind]:.3f}" if kind in row["by_kind"] else "-" for kind in kinds]
     ranked = "-" if row["accuracy_ranked"] is None else f"{row['accuracy_ranked']:.3f}"
     return [
@@ -134,7 +143,7 @@ def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
         f"{row['tokens_per_layer_mean']:g}",
         row["positions"],
         f"{row['accuracy']:.3f}",
-        f"{low:.3f} - {high:.3f}",
+        "-" if row["ci95"] is None else f"{row['ci95'][0]:.3f} - {row['ci95'][1]:.3f}",
         *by_kind,
         ranked,
         str(row["disagree"]),

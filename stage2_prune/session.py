@@ -10,14 +10,16 @@ import transformers
 
 from configs.experiment import Experiment
 from stage2_prune.assemble import cast_is_exact
+from stage2_prune.budget import shape_of
 from stage2_prune.checks import Reprojection, check_checkpoint, check_projector, check_reprojection, check_shapes
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Language, find_family, open_language
 from stage2_prune.prune_batch import Reader
-from store.checkpoint import load_config, weights_digest
+from store.checkpoint import load_config
 from store.reader import FeatureStore
 from store.tensors import pick_device, torch_dtype
+from store.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Session:
             "cpu_threads": torch.get_num_threads() if language.device.type == "cpu" else None,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-        }
+        } | ({"generation": dict(language.generation)} if language.generation else {})
 
     @property
     def fingerprints(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_d
     check_projector(features, experiment.model)
     language = open_language(experiment.model)
     check_width(features, language)
+    shape_of(language)  # refuses a language model that has no price before a question is asked
     exact = cast_is_exact(torch_dtype(features.store.arrays[features.source].dtype), language.dtype)
     reprojection = check_reprojection(features, allow_foreign_device)
     exact &= reprojection is None or reprojection.equal

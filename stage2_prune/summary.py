@@ -7,18 +7,20 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from stage2_prune import budget
 from stage2_prune.ask import Prediction
 from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.features import Excluded
-from stage2_prune.intervals import by_kind, interval
+from stage2_prune.intervals import accuracy_interval, by_kind
 from stage2_prune.pruner import TrainedPruner
 from stage2_prune.schedule_budget import Schedule
 from stage2_prune.session import Session
+from stage2_prune.shortcuts import shortcut
 from store.answers import NORMALISATION, normalise
 from store.questions import Question
+
+UNPRUNED = "keep_all"
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,26 @@ def summarise(
         "exact": session.exact,
         "template": session.language.template,
         "flops_conventions": {name: convention.description for name, convention in budget.CONVENTIONS.items()},
-        "results": [_row(session, list(group), asked, text) for _, group in groups],
+        "results": [_row(session, list(group), asked, text, _unpruned(evaluated)) for _, group in groups],
         "config": experiment.model_dump(mode="json"),
         "fingerprints": session.fingerprints,
     }
 
 
 def _row(
-    session: Session, group: Sequence[Evaluated], asked: Sequence[Question], text: Sequence[int]
+    session: Session,
+    group: Sequence[Evaluated],
+    asked: Sequence[Question],
+    text: Sequence[int],
+    unpruned: Sequence[Prediction] | None,
 ) -> dict[str, Any]:
     cell = group[0].cell
     right = np.mean([[p.right for p in one.predictions] for one in group], axis=0)
     ranked = [[p.ranked_right for p in one.predictions if p.ranked_right is not None] for one in group]
     price = _price(session, group, text)
     section = session.experiment.eval
-    timed = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
+    same = _agreement(group, unpruned)
+    trained = isinstance(cell.pruner, TrainedPruner)
     return {
         "pruner": cell.label,
         "keep": cell.keep,
@@ -79,7 +86,7 @@ def _row(
         "accuracy": float(right.mean()),
         "accuracy_ranked": float(np.mean(ranked)) if ranked[0] else None,
         "disagree": sum(_disagree(p) for one in group for p in one.predictions),
-        "ci95": list(interval(right, _clusters(asked), section.bootstrap, section.seed)),
+        "ci95": accuracy_interval(right, [question.image for question in asked], section.bootstrap, section.seed),
         "tokens_per_layer_mean": price.tokens_per_layer_mean,
         "n": len(asked),
         "n_ranked": len(ranked[0]),
@@ -90,9 +97,34 @@ def _row(
         "flops": dict(price.flops),
         "flops_convention": section.flops,
         "weights": _weights(session, group[0]),
-        "selector_ms_per_image": float(np.mean(timed)) if timed else None,
+        "agreement": same,
+        "shortcut": shortcut(cell.name, float(right.mean()), same) if trained else None,
+        **_selector_times(group),
         "parameters": {k: v for k, v in cell.pruner.parameters().items() if k != "seed" or cell.seed is None},
     }
+
+
+def _selector_times(group: Sequence[Evaluated]) -> dict[str, Any]:
+    """Milliseconds per image of the method itself: the mean of its seeds, and the fastest and the slowest of their batches."""
+    times = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
+    ranges = [ends for one in group if (ends := one.record.get("selector_ms_range")) is not None]
+    return {
+        "selector_ms_per_image": float(np.mean(times)) if times else None,
+        "selector_ms_range": [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None,
+    }
+
+
+def _unpruned(evaluated: Sequence[Evaluated]) -> Sequence[Prediction] | None:
+    """The model's own answers, where they were asked for too."""
+    return next((one.predictions for one in evaluated if one.cell.label.partition("@")[0] == UNPRUNED), None)
+
+
+def _agreement(group: Sequence[Evaluated], unpruned: Sequence[Prediction] | None) -> float | None:
+    """Share of the answers that say what the unpruned model says, right or wrong."""
+    if unpruned is None:
+        return None
+    pairs = [pair for one in group for pair in zip(one.predictions, unpruned, strict=True)]
+    return float(np.mean([normalise(a.prediction) == normalise(b.prediction) for a, b in pairs]))
 
 
 def _weights(session: Session, evaluated: Evaluated) -> dict[str, Any] | None:
@@ -124,8 +156,3 @@ def _entered(schedule: Schedule, prediction: Prediction) -> Schedule:
 def _disagree(prediction: Prediction) -> bool:
     """Whether generation and ranking gave different answers; counted over all seeds."""
     return prediction.ranked is not None and normalise(prediction.prediction) != normalise(prediction.ranked)
-
-
-def _clusters(asked: Sequence[Question]) -> Int[np.ndarray, " question"]:
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(question.image, len(number)) for question in asked])

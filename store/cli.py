@@ -87,10 +87,14 @@ def _changed_sources(arguments: list[str]) -> list[str]:
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
 def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
-    """Print how far an extraction into PATH (default: the config's store) is; may be asked while it runs."""
-    from store.status import as_text, status
+    """Print how far a run is: the extraction into PATH (a store or a run folder; default: the config's), and what is
+    evaluated, swept and trained in the run folder. May be asked while they run.
+    """
+    from store.status import as_text, status_of_run
 
-    found = status(_location(path, config_path, flags))
+    experiment = None if path else experiment_from(config_path, flags)
+    store, run = (path, None) if experiment is None else (experiment.store_location, experiment.run_dir)
+    found = status_of_run(store, run)
     click.echo(json.dumps(found) if as_json else as_text(found))
 
 

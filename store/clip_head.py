@@ -10,8 +10,9 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from configs.experiment import ModelSection
-from store.checkpoint import load_config, load_tensors
+from store.checkpoint import load_config
 from store.errors import DamagedCheckpoint
+from store.weights import load_tensors
 
 NORM, PROJECTION = "vision_model.post_layernorm.", "visual_projection."
 DIGEST = "clip_head_sha256"

@@ -105,7 +105,7 @@ class Conversations:
     def _is_misspelt(self, where: str, given: Mapping[str, Any], *fields: tuple[str, ...]) -> bool:
         """Note a problem for each name that is nearly one of a field's, which has none of its names."""
         absent = [name for names in fields if not any(name in given for name in names) for name in names]
-        wrong = misspelt(given, absent)
+        wrong = misspelt(given, absent) if absent else {}
         self._problems += [
             f"{where}: unknown field {name!r:.80}: did you mean {meant!r}?" for name, meant in wrong.items()
         ]

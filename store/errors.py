@@ -21,6 +21,10 @@ class CheckpointMissing(StoreError):
     exit_code = 5
 
 
+class UnusableCheckpoint(CheckpointMissing):
+    """A checkpoint is of a kind that has to be converted, or fetched in another form, before it can be read."""
+
+
 class CustomCode(StoreError):
     """A checkpoint brings code of its own, and nobody said that it may run."""
 
@@ -31,6 +35,12 @@ class DamagedCheckpoint(StoreError):
     """Files of a checkpoint are not what they should be."""
 
     exit_code = 4
+
+
+class GenerationRefused(StoreError):
+    """A checkpoint's generation config asks for answers that cannot be given from cached features."""
+
+    exit_code = 2
 
 
 class UnsupportedProcessor(StoreError):

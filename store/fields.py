@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 NEAR = 0.8
@@ -36,6 +37,7 @@ def misspelt(given: Iterable[str], known: Collection[str]) -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=4096)  # a file has the same names in every row
 def _likeness(given: str, known: str) -> float:
     """Compare two names whatever their case and their separators; letters in another order are as good as equal."""
     given, known = (name.lower().replace("_", "").replace("-", "").replace(" ", "") for name in (given, known))

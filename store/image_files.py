@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if features.check("avif") else ()))
+_HAS_AVIF = "avif" in features.modules and features.check("avif")  # Pillow warns of a feature that it does not know
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if _HAS_AVIF else ()))
 """Formats that are decoded, AVIF where this Pillow can; of an animation, the first frame."""
 
 

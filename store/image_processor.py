@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from store.checkpoint import checkpoint_file, optional_checkpoint_file, stock_reading
+from store.checkpoint import stock_reading
+from store.checkpoint_files import checkpoint_file, optional_checkpoint_file
 from store.errors import DamagedCheckpoint, UnsupportedProcessor
 
 BACKEND = "pil"

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.experiment import ModelSection
-from store.checkpoint import optional_checkpoint_file, stock_reading
+from store.checkpoint import stock_reading
+from store.checkpoint_files import optional_checkpoint_file
 from store.errors import CheckpointMissing, DamagedCheckpoint, InvalidQuestions
+from store.generation import generation_settings
 from store.text import Text
 
 PLACEHOLDER = "<image>"
@@ -24,9 +26,10 @@ def check_text_side(config: Any, model: ModelSection) -> Text:
     configured, and each command of stage 2 before the first question.
 
     Raises DamagedCheckpoint (exit 4) for what cannot be read or does not fit together, CheckpointMissing (exit 5) for what
-    is not there.
+    is not there, GenerationRefused (exit 2) for a generation config that answers here cannot follow.
     """
     source = model.checkpoint
+    generation = generation_settings(model)
     with stock_reading(source, "a tokenizer"):
         tokenizer = _open_tokenizer(model)
     processor = _processor_settings(model)
@@ -39,6 +42,7 @@ def check_text_side(config: Any, model: ModelSection) -> Text:
         eos_token_ids=eos,
         pad_token_id=eos[0] if pad is None else pad,
         vocabulary=config.text_config.vocab_size,
+        generation=generation,
     )
     _check_embedded(source, text)
     _check_image_token(source, text, processor)

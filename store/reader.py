@@ -106,6 +106,11 @@ class FeatureStore:
             store._require_own_logs()
         return store
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the store lies and how it is read: whoever unpickles it opens it anew, from any folder."""
+        path = self.path.absolute() if isinstance(self.path, Path) else self.path
+        return FeatureStore.open, (path, self._believe_plan, self._verify, self._access)
+
     def fingerprint(self, name: str) -> Fingerprint:
         """What made an array."""
         return self.plan.fingerprints[name]

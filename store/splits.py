@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from configs.experiment import DataSection
 from store.answers import normalise
 from store.errors import InvalidQuestions
+from store.ids import printable
 from store.questions import Question, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -169,4 +170,4 @@ def _images(questions: Iterable[Question]) -> int:
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")

@@ -1,15 +1,19 @@
-"""How far an extraction is; reads only the plan, the log and the leases, so that it may be asked at any time."""
+"""How far a run is; of a store it reads only the plan, the log and the leases, so that it may be asked at any time."""
 
 import statistics
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from configs.experiment import StoreLocation
 from store.commits import SUPERSEDED, intact_records
+from store.errors import StoreMissing
 from store.leases import live_leases
 from store.plan import read_plan
 from store.remote import reached
+from store.run_status import as_text as run_as_text
+from store.run_status import has_begun, run_folder_of, run_status
 from store.writer import STALL_SECONDS
 
 RECENT = 50
@@ -41,6 +45,23 @@ def status(location: StoreLocation) -> dict[str, Any]:
     }
 
 
+def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
+    """The status of a store, and under `run` that of the run folder around it; either may be missing.
+
+    `location` is a store, or a run folder where `run` is None. Raises StoreMissing (exit 5) where there is neither.
+    """
+    local = location if isinstance(location, Path) else None
+    folder = run if run is not None or local is None else run_folder_of(local)
+    store = local / "store" if local is not None and folder == local else location
+    progress = None if folder is None else run_status(folder)
+    try:
+        return (status(store) if store is not None else {}) | {"run": progress}
+    except StoreMissing:
+        if progress is None or not has_begun(progress):
+            raise
+        return {"path": str(store), "run": progress}
+
+
 def images_per_second(ended: list[tuple[float, int]]) -> float | None:
     """The rate of the last commits, from when each ended and its images; None where there are too few to tell.
 
@@ -58,6 +79,13 @@ def images_per_second(ended: list[tuple[float, int]]) -> float | None:
 
 def as_text(found: dict[str, Any]) -> str:
     """The status for a reader."""
+    parts = [] if "images" not in found else [_store_as_text(found)]
+    if found.get("run"):
+        parts.append(run_as_text(found["run"]))
+    return "\n".join(filter(None, parts))
+
+
+def _store_as_text(found: dict[str, Any]) -> str:
     rate, eta = found["images_per_second"], found["eta_seconds"]
     lines = [
         f"{found['path']}: {found['images_committed']} of {found['images']} images, {found['shards_committed']} of "

@@ -3,7 +3,8 @@
 Both stages open it: stage 2 to ask, and `extract` to know before the first image that the questions can be asked.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -33,6 +34,8 @@ class Text:
     pad_token_id: int
     vocabulary: int | None = None
     """How many ids the text embeddings have rows for; None where no config says it."""
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The checkpoint's own generation settings that answers follow; see store/generation.py."""
 
     def text(self, question: str) -> str:
         """Fill the template with an image and a question, up to where the answer begins.

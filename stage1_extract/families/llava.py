@@ -24,16 +24,17 @@ from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.family import Description, Encoder, Family, Pixels
 from stage1_extract.processor import ImageArea, ImageProcessor
 from stage1_extract.tower import TowerFacts, kind_of_tower
-from store.checkpoint import load_tensors, quiet_loading, weights_digest
+from store.checkpoint import quiet_loading
 from store.plan import Geometry
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
 from store.reader import ProjectorState
 from store.schema import Dtype
 from store.tensors import dtype_name, to_storage, torch_dtype
+from store.weights import load_tensors, weights_digest
 
 TOWER = "vision_tower."
-RUNS = 3
+RUNS = 5
 
 
 class Llava(Family):
@@ -102,15 +103,14 @@ class LlavaEncoder(Encoder):
         pixels = self.image_processor(image)
         return pixels if self._area is None else pixels | {IMAGE_AREA: self._area.of(image.size)}
 
-    def side_cost(self, batch: Sequence[Pixels]) -> float | None:
-        """Of runs in turn, the fastest of each kind: what disturbs them only makes them slower."""
+    def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
+        """Runs with and without them in turn."""
         lean = replace(self.half, arrays=self.half.arrays - SIDE)
         if lean.arrays == self.half.arrays:
-            return None
+            return ()
         pixels = self._pixels(batch)
         seconds = [[timed(lambda half=half: encode(half, pixels)) for half in (lean, self.half)] for _ in range(RUNS)]
-        plain, whole = (min(times) for times in zip(*seconds, strict=True))
-        return whole / plain
+        return [whole / plain for plain, whole in seconds]
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """One forward of the tower."""

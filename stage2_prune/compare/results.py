@@ -11,8 +11,8 @@ from stage2_prune.ask import Prediction
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
 from stage2_prune.prediction_lines import made_with, read_lines
 from stage2_prune.predictions import PARTIAL, read_cells
+from stage2_prune.summary import UNPRUNED
 
-UNPRUNED = "keep_all"
 _SEED = re.compile(r"-seed\d+$")
 
 
@@ -34,6 +34,10 @@ class Result:
     """What each was made with, from `cells.json`; empty where that is not known."""
     left_out: frozenset[str] = frozenset()
     """Ids of questions that its files answer, but that its last evaluation did not ask."""
+    bootstrap: tuple[int, int] | None = None
+    """Resamples and seed of its evaluation's intervals; None where that is not recorded."""
+    trained: bool = False
+    """Whether its method has trained weights."""
 
     @property
     def unpruned(self) -> bool:
@@ -112,6 +116,8 @@ def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> Result
         tuple(_by_question(file, record) for file, record in zip(files, records, strict=True)),
         tuple(record.get("identity", {}) for record in records),
         frozenset(name for record in records for name in record.get("left_out", ())),
+        next((tuple(record["bootstrap"]) for record in records if "bootstrap" in record), None),
+        any(record.get("trained", False) for record in records),
     )
 
 

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
+from configs.experiment import EvalSection
 from configs.nearest import did_you_mean
 from stage2_prune.compare import conditions
 from stage2_prune.compare.results import Result, load, unpruned_beside
 from stage2_prune.compare.significance import holm, kl_divergence, sign_flips
 from stage2_prune.errors import NotComparable
-from stage2_prune.intervals import interval
+from stage2_prune.intervals import accuracy_interval, number_clusters
+from stage2_prune.shortcuts import shortcut
 from store.answers import normalise
 
 ENOUGH_SEEDS = 5
 _SHOWN = 5
+_DEFAULT = EvalSection()
 
 
 def run(
@@ -25,10 +28,13 @@ def run(
     only: Sequence[str] = (),
     against: str | None = None,
     factors: Collection[str] = (),
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: int | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Compare the results in run folders and prediction files, as JSON.
+
+    Intervals are drawn with the `resamples` and the `seed` of the results' own evaluation, unless they are given: so they
+    are those of its table.
 
     All pairs, or those with the result named `against`; on the questions that all results answered. Raises NotComparable
     (exit 4) where results differ in more than method, budget and the named `factors`.
@@ -36,13 +42,20 @@ def run(
     results, notes = load(paths, only)
     pairs = _pairs(results, against)
     notes += conditions.check(results, factors)
+    recorded = next((one.bootstrap for one in results if one.bootstrap), (_DEFAULT.bootstrap, _DEFAULT.seed))
+    resamples, seed = (own if given is None else given for own, given in zip(recorded, (resamples, seed), strict=True))
     questions, left_out = _common(results)
     notes += left_out + _few_seeds(results)
-    images = _clusters(results[0], questions)
-    if len(set(images.tolist())) == 1:
+    images = [results[0].seeds[0][name].image for name in questions]
+    if len(set(images)) == 1:
         notes.append("all questions are about one image: how results vary over images cannot be known from it")
     right = {one.name: _right(one, questions) for one in results}
     rows = [_row(one, results, right[one.name], questions, images, resamples, seed) for one in results]
+    notes += [
+        said
+        for one, row in zip(results, rows, strict=True)
+        if one.trained and (said := shortcut(one.name, row["accuracy"], row["agreement"]))
+    ]
     lacking = [row["result"] for row in rows if row["unpruned"] is None]
     if lacking:
         notes.append(f"no keep_all beside {', '.join(lacking)}: agreement with the unpruned answers is left out")
@@ -51,7 +64,7 @@ def run(
     return {
         "schema": 1,
         "n_questions": len(questions),
-        "n_images": len(set(images.tolist())),
+        "n_images": len(set(images)),
         "factors": sorted(factors),
         "resamples": resamples,
         "results": rows,
@@ -108,20 +121,8 @@ def _few_seeds(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _clusters(result: Result, questions: Sequence[str]) -> Int[np.ndarray, " question"]:
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(result.seeds[0][name].image, len(number)) for name in questions])
-
-
 def _right(result: Result, questions: Sequence[str]) -> Bool[np.ndarray, "seed question"]:
     return np.array([[seed[name].right for name in questions] for seed in result.seeds])
-
-
-def _interval(
-    values: Float[np.ndarray, " question"], images: Int[np.ndarray, " question"], resamples: int, seed: int
-) -> list[float] | None:
-    """None for one image: resampling it says nothing."""
-    return list(interval(values, images, resamples, seed)) if images.max() > 0 else None
 
 
 def _row(
@@ -129,7 +130,7 @@ def _row(
     given: Sequence[Result],
     right: Bool[np.ndarray, "seed question"],
     questions: Sequence[str],
-    images: Int[np.ndarray, " question"],
+    images: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -137,8 +138,8 @@ def _row(
     row: dict[str, Any] = {
         "result": result.name,
         "n_seeds": len(result.seeds),
-        "accuracy": float(right.mean()),
-        "ci95": _interval(right.mean(0), images, resamples, seed),
+        "accuracy": float(right.mean(0).mean()),
+        "ci95": accuracy_interval(right.mean(0), images, resamples, seed),
         "unpruned": None if unpruned is None else unpruned.name,
     }
     return row | (_nothing() if unpruned is None else _to_unpruned(result, unpruned, questions))
@@ -178,7 +179,7 @@ def _pair(
     b: str,
     right_a: Bool[np.ndarray, "seed_a question"],
     right_b: Bool[np.ndarray, "seed_b question"],
-    images: Int[np.ndarray, " question"],
+    images: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -189,9 +190,9 @@ def _pair(
         "a": a,
         "b": b,
         "difference": float(net.mean() / len(seeds)),
-        "ci95": _interval(net / len(seeds), images, resamples, seed),
+        "ci95": accuracy_interval(net / len(seeds), images, resamples, seed),
         "right_to_wrong": float(np.mean([(x & ~y).sum() for x, y in seeds])),
         "wrong_to_right": float(np.mean([(y & ~x).sum() for x, y in seeds])),
         "mcnemar_p": sign_flips(net),
-        "by_image_p": sign_flips(np.bincount(images, weights=net).astype(int)),
+        "by_image_p": sign_flips(np.bincount(number_clusters(images), weights=net).astype(int)),
     }

@@ -7,6 +7,7 @@ change the last bits of the logits.
 """
 
 import copy
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,19 +19,15 @@ from transformers import AutoModelForCausalLM
 from configs.experiment import ModelSection
 from stage2_prune.errors import WeightsMismatch
 from stage2_prune.language import Family, Language
-from store.checkpoint import (
-    load_tensors,
-    quiet_loading,
-    require_finite,
-    stock_reading,
-    weight_files,
-)
+from store.checkpoint import quiet_loading, stock_reading
 from store.open_text import check_text_side
 from store.tensors import torch_dtype
 from store.text import Text
+from store.weights import WeightFiles, canonical, load_tensors, require_finite, weight_files
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
 """By its canonical name, in any of the layouts."""
+LANGUAGE = ("language_model.", "lm_head.")
 KEY_MAPPING = {
     r"^(model\.)?language_model\.model\.": "model.",
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
@@ -56,9 +53,10 @@ class Llava(Family):
         """The language half in eval mode, with SDPA attention."""
         source, revision = model.checkpoint, model.revision
         said = cls.open_text(config, model)
-        weight_files(source, revision)  # names what is missing before transformers would
+        weights = weight_files(source, revision)
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
+        text.transformers_weights = weights.name  # so that stock code reads the files that the first stage read
         with quiet_loading(), stock_reading(source, "a language model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -73,7 +71,7 @@ class Llava(Family):
                 ignore_mismatched_sizes=True,  # they are in the loading info, and refused with their names
             )
         causal, loading = loaded
-        _check(source, causal, loading)
+        _check(weights, causal, loading)
         causal.eval().to(device)
         require_finite(source, dict(causal.named_parameters()))
         return Language(model=causal, device=device, **vars(said))
@@ -109,16 +107,29 @@ class _Embeddings:
         return nn.Embedding.from_pretrained(found[EMBEDDINGS].to(self.device))
 
 
-def _check(source: str, causal: torch.nn.Module, loading: Any) -> None:
-    """Nothing may be left at its random initial value, and RoPE must have kept its precision."""
+def _check(weights: WeightFiles, causal: Any, loading: Any) -> None:
+    """Demand that every weight was read, that every tensor was used, and that RoPE kept its precision."""
+    source = weights.source
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if missing:
         raise WeightsMismatch(
             f"expected every weight of the language model in {source}, {len(missing)} are missing or of "
             f"another shape ({', '.join(missing[:3])}…): the checkpoint is incomplete or has another config"
         )
+    unexpected = sorted(_language_names(weights) & loading["unexpected_keys"])
+    if unexpected:
+        raise WeightsMismatch(
+            f"expected the tensors of a {causal.config.model_type} in {source}, {len(unexpected)} have no place in it "
+            f"({', '.join(unexpected[:3])}…): is its config that of its weights, and are they as they were trained?"
+        )
     for name, buffer in causal.named_buffers():
         if name.endswith("inv_freq") and buffer.dtype != torch.float32:
             raise WeightsMismatch(
                 f"expected {name} in float32, it is {buffer.dtype}: load with dtype=, never .to(dtype)"
             )
+
+
+def _language_names(weights: WeightFiles) -> set[str]:
+    """What the tensors of the language half are called inside the stock model."""
+    names = (canonical(name) for name in weights.file_of)
+    return {re.sub(r"^language_model\.", "model.", name) for name in names if name.startswith(LANGUAGE)}

@@ -1,7 +1,8 @@
 """What a run of parity compared, and what came out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from configs.experiment import StoreLocation
 from stage2_prune.assemble import Layout
@@ -21,6 +22,19 @@ class Batch:
 
 
 @dataclass
+class Scorer:
+    """The pruner whose mask was multiplied in, overridden to all ones after real scoring."""
+
+    label: str
+    """Name in the config's methods."""
+    parameters: Mapping[str, Any]
+    weights: str | None = None
+    """Of a trained method: `trained`, or `freshly seeded` where there are none yet; None for all others."""
+    keep: int | None = None
+    """Visual tokens per image that it was asked for."""
+
+
+@dataclass
 class Findings:
     """What was compared, and what came out."""
 
@@ -32,6 +46,7 @@ class Findings:
     right: dict[str, int]
     """Right answers by mode."""
     pairs: list[Pair]
+    scorer: Scorer
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of one image, in the words of the hunt."""
     notes: list[str] = field(default_factory=list)

@@ -4,8 +4,8 @@ from typing import Any
 
 from stage2_prune.features import left_out
 from stage2_prune.parity.differences import ATOL, Pair
-from stage2_prune.parity.findings import Findings
-from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES
+from stage2_prune.parity.findings import Findings, Scorer
+from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -13,6 +13,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
     return {
         "identical": findings.identical,
         "n_questions": findings.questions,
+        "scored_by": None if SOFT_PRUNING in findings.without else vars(findings.scorer),
         "n_scored": findings.scored,
         "modes": {
             mode: {"accuracy": _accuracy(findings, mode), "reason": findings.without.get(mode)} for mode in MODES
@@ -37,6 +38,8 @@ def as_text(findings: Findings) -> str:
             f"  torch.allclose (atol={ATOL:g})  {hunted.features.allclose}",
         ]
     lines += ["", *_pair_table(findings.pairs), "", *_mode_lines(findings)]
+    if SOFT_PRUNING not in findings.without:
+        lines.append(_scored_by(findings.scorer))
     lines += [f"note: {note}" for note in findings.notes]
     if findings.scored < findings.questions:
         lines.append(f"note: {findings.questions - findings.scored} questions have no answer: compared, but not scored")
@@ -63,6 +66,15 @@ def _mode_lines(findings: Findings) -> list[str]:
         said = f"cannot run: {findings.without[mode]}" if mode in findings.without else said
         lines.append(f"accuracy {mode:<14}{said}")
     return lines
+
+
+def _scored_by(scorer: Scorer) -> str:
+    """Say which pruner's decision was overridden."""
+    parameters = "".join(f", {name} {value}" for name, value in scorer.parameters.items())
+    weights = "" if scorer.weights is None else f", {scorer.weights} weights"
+    return (
+        f"soft_pruning scored by {scorer.label} (keep {scorer.keep}{parameters}{weights}), then overridden to all ones"
+    )
 
 
 def _accuracy(findings: Findings, mode: str) -> float | None:

@@ -29,7 +29,7 @@ from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
 from stage2_prune.features import FeatureBatch, Features
 from stage2_prune.language import Language, open_language, open_text
 from stage2_prune.parity.differences import Pair
-from stage2_prune.parity.findings import Batch, Findings
+from stage2_prune.parity.findings import Batch, Findings, Scorer
 from stage2_prune.parity.modes import (
     BASELINE,
     EMB_REPLACED,
@@ -45,13 +45,13 @@ from stage2_prune.prune_batch import Reader
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.score import is_right
 from stage2_prune.session import check_width, open_features
-from store.checkpoint import weights_digest
 from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from store.fingerprint import differences
 from store.questions import Question
 from store.reader import FeatureStore
 from store.scratch import scratch
 from store.text import Text
+from store.weights import weights_digest
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""
@@ -71,7 +71,9 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
     batches = _batches(experiment, features, asked)
     pairs = [Pair(a, b) for a, b in combinations([mode for mode in MODES if mode not in without], 2)]
     right = dict.fromkeys((mode for mode in MODES if mode not in without), 0)
-    findings = Findings(experiment.store_location, batches, excluded, without, right, pairs)
+    findings = Findings(
+        experiment.store_location, batches, excluded, without, right, pairs, Scorer(label, pruner.parameters())
+    )
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
     with scratch("parity", experiment.run_dir) as folder:
         findings.notes += _ask_full_model(experiment, features, batches, folder)
@@ -205,6 +207,7 @@ def _compare(
     if SOFT_PRUNING not in findings.without:
         pruner = _bound(experiment, features, label, pruner, language, findings)
     keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
+    findings.scorer.keep = keep
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
     bar = ProgressBar(findings.batches, "parity", unit="batches")
@@ -236,10 +239,12 @@ def _bound(
     try:
         belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
         pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
+        findings.scorer.weights = "trained"
     except NotTrained:
         if pruner.weights is not None:
             raise
         findings.notes.append(f"{label} is not trained yet: its mask came from a freshly seeded module")
+        findings.scorer.weights = "freshly seeded"
         pruner = pruner.fresh(spec, experiment.train.seed)
     return pruner.with_module(pruner.module.to(features.device))
 

@@ -47,6 +47,11 @@ class Combination(PyramidDrop):
         object.__setattr__(self, "needs", first.needs)
         object.__setattr__(self, "reads", first.reads)
 
+    @property
+    def code(self) -> str:
+        """Also that of the selection method, which is imported by its name."""
+        return f"{super().code[:32]}{plugin.find(pruners, self.before, Pruner)().code[:32]}"
+
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """As many enter as make the mean; each stage keeps its share of them."""
         layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)

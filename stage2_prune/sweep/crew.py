@@ -166,6 +166,7 @@ def _answer(work: Work, session: Session, cells: Mapping[str, Cell], taken: Any,
                 cells[name],
                 PredictionFile(folder / f"{name}.jsonl", size, work.asked, work.identities[name]),
                 dict(work.identities[name]),
+                experiment.eval,
             )
             for name in work.tasks[task]
         ]

@@ -12,6 +12,7 @@ from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budget
 from stage2_prune.cells import build as build_method
 from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluate import bind
+from stage2_prune.layer_loop import require_loop
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session
 from stage2_prune.sweep.raster_order import RasterOrder
@@ -109,6 +110,8 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
     grid = Grid()
     for variant in named:
         try:
+            if variant.pruner.place == "in_llm":
+                require_loop(session.language.model.model)
             pruner = _bound(session, variant, grid)
         except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
             plain = isinstance(lacking, NotTrained) and not _names_weights(variant.pruner)

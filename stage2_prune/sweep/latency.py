@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -42,6 +42,21 @@ class Latency:
     """`prefill_ms` over the unpruned model's, measured in turn."""
     latency_ratio: float
     """Selecting and prefill together over the unpruned prefill: above 1, pruning is slower than not pruning."""
+    latency_low: float
+    """The smallest such ratio among all runs, of every question and its repetition: with the largest one, the noise."""
+    latency_high: float
+    """The largest such ratio."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The clock on one question: seconds of the fastest of its repetitions, and what each of them gave."""
+
+    select: float
+    prefill: float
+    unpruned: float
+    ratios: Sequence[float]
+    """Selecting and prefill over the unpruned prefill."""
 
 
 def probe(session: Session, cells: Sequence[Cell], question: Question) -> dict[str, str]:
@@ -88,6 +103,8 @@ def _saved(path: Path) -> dict[str, Any]:
     remedy = "delete it and run the sweep again, which measures its latencies anew"
     saved = read_object(path, remedy) or {}
     expected = {"of", *(field.name for field in fields(Latency))}
+    earlier = expected - {"latency_low", "latency_high"}  # versions that did not tell the noise: measured anew
+    saved = {cell: found for cell, found in saved.items() if not (isinstance(found, dict) and found.keys() == earlier)}
     for cell, found in saved.items():
         if not isinstance(found, dict) or found.keys() != expected:
             raise DamagedRun(f"{path} is damaged (expected {', '.join(sorted(expected))} of {cell}): {remedy}")
@@ -108,7 +125,7 @@ def machine() -> str:
 
 def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]) -> list[Latency]:
     unpruned = _unpruned(session)
-    seconds: list[list[tuple[float, float, float]]] = [[] for _ in cells]
+    seconds: list[list[_Run]] = [[] for _ in cells]
     for batch in session.features.batches([[question] for question in rounds]):
         prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
         _timed(session, unpruned, batch, prepared)
@@ -118,18 +135,21 @@ def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]
             ]
             wholes, parts = zip(*both, strict=True)
             select, prefill = (min(times) for times in zip(*parts, strict=True))
-            found.append((select, prefill, min(prefill for _, prefill in wholes)))
+            ratios = [(chosen + read) / whole for (chosen, read), (_, whole) in zip(parts, wholes, strict=True)]
+            found.append(_Run(select, prefill, min(prefill for _, prefill in wholes), ratios))
     return [_medians(found) for found in seconds]
 
 
-def _medians(seconds: Iterable[tuple[float, float, float]]) -> Latency:
-    """Of (select, prefill, unpruned prefill)."""
-    rows = list(seconds)
+def _medians(runs: Sequence[_Run]) -> Latency:
+    """Of all questions."""
+    ratios = [ratio for one in runs for ratio in one.ratios]
     return Latency(
-        1000 * median(select for select, _, _ in rows),
-        1000 * median(prefill for _, prefill, _ in rows),
-        median(prefill / whole for _, prefill, whole in rows),
-        median((select + prefill) / whole for select, prefill, whole in rows),
+        1000 * median(one.select for one in runs),
+        1000 * median(one.prefill for one in runs),
+        median(one.prefill / one.unpruned for one in runs),
+        median((one.select + one.prefill) / one.unpruned for one in runs),
+        min(ratios),
+        max(ratios),
     )
 
 

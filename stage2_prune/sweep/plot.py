@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from configs.atomic import write_atomically
 from stage2_prune.budget import one_convention
-from stage2_prune.plot import COLOURS
+from stage2_prune.plot import COLOURS, ends
 from stage2_prune.sweep.axes import AXES, Axis, Row
 
 REFERENCES = {"keep_all": "all tokens", "keep_none": "none"}
@@ -146,7 +146,7 @@ def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
     """With its band; later ones are thinner, so that one that coincides with another does not hide it."""
     colour = _colour(number)
     x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
-    low, high = [row["ci95"][0] for row in points], [row["ci95"][1] for row in points]
+    low, high = [ends(row)[0] for row in points], [ends(row)[1] for row in points]
     thin = 0.55**number
     if len(points) > 1:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=3)
@@ -168,7 +168,7 @@ def _sorted(curve: Sequence[Row]) -> list[Row]:
 def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
     """One scale for all panels."""
     values = [axis.value(row) for row in rows]
-    lowest = min(row["ci95"][0] for row in rows)
+    lowest = min(ends(row)[0] for row in rows)
     for axes in panels:
         axes.set_xscale("log", base=2)
         axes.set_xlim(min(values) / 1.15, max(values) * 1.15)

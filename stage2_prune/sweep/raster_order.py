@@ -1,6 +1,7 @@
 """A method's kept patches in raster order: the same patches, for methods that hand them over in an order of their own."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
@@ -25,6 +26,11 @@ class RasterOrder(Pruner):
     def adaptive(self) -> bool:
         """As `inner`."""
         return self.inner.adaptive
+
+    @property
+    def file(self) -> Path:
+        """As `inner`."""
+        return self.inner.file
 
     @property
     def code(self) -> str:

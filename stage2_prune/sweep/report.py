@@ -58,7 +58,7 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
                 f"{row['tokens_per_layer_mean']:.4g}",
                 f"{row['accuracy']:.3f}",
                 _interval(row),
-                f"{row['latency_ratio']:.2f}",
+                _latency(row),
             ]
             for row in own
         ]
@@ -72,8 +72,9 @@ def _clock(summary: dict[str, Any]) -> list[str]:
         return []
     return [
         "Selecting and prefill together, one question at a time, as a share of the unpruned prefill (median of interleaved "
-        f"runs; {summary['machine']}): above 1, pruning is slower than not pruning.\n",
-        _matrix(rows, "latency at", lambda row: f"{row['latency_ratio']:.2f}"),
+        f"runs, in parentheses the fastest and the slowest of them; {summary['machine']}): above 1, pruning is slower "
+        "than not pruning.\n",
+        _matrix(rows, "latency at", _latency),
     ]
 
 
@@ -112,7 +113,8 @@ def _who_pays(row: Row) -> tuple[str, int | float | str | None, float]:
 
 def _not_had(summary: dict[str, Any]) -> list[str]:
     """Cells that cannot be met, by their reasons; methods that cannot be served."""
-    lines = [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
+    lines = [f"- {row['shortcut']}." for row in summary["results"] if row["shortcut"]]
+    lines += [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
     same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
     for (label, positions, _), group in same:
         rows = list(group)
@@ -162,5 +164,12 @@ def _with_tokens(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
+    if row["ci95"] is None:
+        return "-"
     low, high = row["ci95"]
     return f"[{low:.3f}, {high:.3f}]"
+
+
+def _latency(row: Row) -> str:
+    """With its noise: the fastest and the slowest of the interleaved runs."""
+    return f"{row['latency_ratio']:.2f} ({row['latency_low']:.2f} to {row['latency_high']:.2f})"

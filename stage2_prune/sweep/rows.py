@@ -18,7 +18,15 @@ FACTORS = ("method", "label", "parameters", "place", "quirks", "order", "positio
 STATUS = ("status", "reason")
 PRICE = ("tokens_per_layer_mean", "kept", "kv_bytes", *CONVENTIONS)
 ACCURACY = ("accuracy", "ci95_low", "ci95_high", "n", "n_images", "seeds", "accuracy_ranked", "n_ranked", "disagree")
-CLOCK = ("selector_ms_per_image", "select_ms", "prefill_ms", "prefill_ratio", "latency_ratio")
+CLOCK = (
+    "selector_ms_per_image",
+    "select_ms",
+    "prefill_ms",
+    "prefill_ratio",
+    "latency_ratio",
+    "latency_low",
+    "latency_high",
+)
 COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK)
 """Of the CSV: CLOCK depends on the machine, all else on the experiment alone."""
 
@@ -92,7 +100,7 @@ def csv_text(summary: Mapping[str, Any]) -> str:
 def _flat(row: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(row) | {"parameters": json.dumps(row["parameters"])}
     if row["status"] == "ok":
-        low, high = row["ci95"]
+        low, high = row["ci95"] or (None, None)
         flat |= row["flops"] | {"ci95_low": low, "ci95_high": high}
         flat |= {"n_images": summary["n_images"], "seeds": max(len(row["seeds"]), 1)}
     return flat

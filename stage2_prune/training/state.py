@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from configs.atomic import write_atomically
 from stage2_prune.errors import DamagedRun, OtherRun
 from stage2_prune.sealed import read_bytes, say_unsealed, seal, unseal
-from store.checkpoint import weights_digest
+from store.weights import weights_digest
 
 STATE = "state.safetensors"
 LOG = "log.jsonl"

@@ -21,9 +21,10 @@ from configs.errors import ConfigError, EncodeOnceError
 from configs.experiment import Experiment
 from configs.load import load
 from stage1_extract.extract import dry_run, extract
-from store.checkpoint import load_config, load_tensors
+from store.checkpoint import load_config
 from store.errors import CheckpointMissing, CustomCode, DamagedCheckpoint
 from store.reader import FeatureStore
+from store.weights import load_tensors
 from tests.faults.runs import ROOT, config_file, invoke, snapshot
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions
@@ -159,7 +160,7 @@ NAMES = {
     "a folder below": ("sub/model.safetensors", "names 'sub/model.safetensors'"),
     "a pickle": ("pytorch_model.bin", "names 'pytorch_model.bin'"),
     "a number": (7, "weight_map"),
-    "a file that lacks the tensor": ("model.safetensors", "does not contain tensor"),
+    "a file that lacks the tensor": ("model-00001.safetensors", "does not contain tensor"),
 }
 
 
@@ -169,6 +170,7 @@ def test_an_index_names_safetensors_files_beside_it_and_nothing_else(whole, chec
     index.write_text(json.dumps({"weight_map": {"vision_tower.a": named}}))
     (checkpoint / "sub").mkdir()
     shutil.copy(checkpoint / "model.safetensors", checkpoint / "sub")
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001.safetensors")
     with pytest.raises(DamagedCheckpoint, match=said):
         extract(experiment(whole, checkpoint), overwrite=False)
 
@@ -177,6 +179,7 @@ def test_an_index_names_safetensors_files_beside_it_and_nothing_else(whole, chec
     "text", ["{", "[]", "7", "{}", '{"weight_map": []}', "[" * 100_000], ids=lambda text: text[:20]
 )
 def test_an_index_that_is_no_map_is_said_to_be_damaged(whole, checkpoint, text):
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001.safetensors")
     (checkpoint / "model.safetensors.index.json").write_text(text)
     with pytest.raises(DamagedCheckpoint, match=r"weight_map .* in .*index\.json"):
         extract(experiment(whole, checkpoint), overwrite=False)

@@ -11,17 +11,30 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
+    GemmaConfig,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 Layout = Literal["v5", "hub4", "v4_52"]
+LANGUAGES = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "phi3": Phi3Config,
+    "mistral": MistralConfig,
+    "gemma": GemmaConfig,
+    "opt": OPTConfig,
+}
 WORDS = [
     "<pad>",
     "<s>",
@@ -68,6 +81,7 @@ def tiny_llava(
     folder: Path,
     *,
     vision: Literal["clip", "dinov2", "siglip"] = "clip",
+    language: str = "llama",
     image_size: int = 56,
     patch_size: int = 14,
     layers: int = 4,
@@ -84,22 +98,17 @@ def tiny_llava(
     """A checkpoint folder that stock `from_pretrained` and `AutoProcessor` open."""
     torch.manual_seed(seed)
     vision_config = _vision_config(vision, image_size, patch_size, layers, width)
-    text = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=text_width, intermediate_size=2 * text_width, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=tie,
-    )  # fmt: skip
+    text = _text_config(language, text_width, tie)
     config = LlavaConfig(
         vision_config=vision_config, text_config=text, image_token_id=WORDS.index("<image>"),
         vision_feature_layer=feature_layer, vision_feature_select_strategy=strategy, projector_hidden_act="gelu",
         image_seq_length=(image_size // patch_size) ** 2, tie_word_embeddings=tie,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    _spread(model)
+    spread(model)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.to(dtype).save_pretrained(folder, max_shard_size="40kB" if sharded else "5GB")
-    if layout != "v5":
-        _rename(folder, (*_TO_HUB4, *(_TO_V4_52 if layout == "v4_52" else ())))
+    rename(folder, layout)
     save_processor(folder, image_size, patch_size, strategy, has_cls=vision != "siglip")
     return folder
 
@@ -133,6 +142,22 @@ def edit_config(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields, indent=2))
 
 
+def _text_config(language: str, width: int, tie: bool) -> Any:
+    common = {
+        "vocab_size": len(WORDS), "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": tie,
+    }  # fmt: skip
+    if language == "opt":
+        return OPTConfig(
+            hidden_size=width, word_embed_proj_dim=width, ffn_dim=2 * width, num_hidden_layers=2, num_attention_heads=4,
+            init_std=0.2, **{name: value for name, value in common.items() if name != "initializer_range"},
+        )  # fmt: skip
+    return LANGUAGES[language](
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, **common,
+    )  # fmt: skip
+
+
 def _vision_config(vision: str, image_size: int, patch_size: int, layers: int, width: int) -> Any:
     common = {
         "hidden_size": width,
@@ -148,14 +173,17 @@ def _vision_config(vision: str, image_size: int, patch_size: int, layers: int, w
 
 
 @torch.no_grad()
-def _spread(model: torch.nn.Module) -> None:
+def spread(model: torch.nn.Module) -> None:
     """Larger weights than the initialiser's, so that answers and features depend on the image."""
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and ("vision_tower" in name or "projector" in name):
             parameter.mul_(4)
 
 
-def _rename(folder: Path, rules: tuple[tuple[str, str], ...]) -> None:
+def rename(folder: Path, layout: Layout) -> None:
+    """Give the tensors of a fresh checkpoint the names of another layout."""
+    rules = {"v5": (), "hub4": _TO_HUB4, "v4_52": (*_TO_HUB4, *_TO_V4_52)}[layout]
+
     def renamed(key: str) -> str:
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)

@@ -175,7 +175,7 @@ def test_an_image_that_changed_since_is_not_diagnosed_from(home, tmp_path):
     image.write_bytes((home / "data" / "images" / "image_001.png").read_bytes())
     try:
         with pytest.raises(ChangedImage, match="image_000"):
-            diagnose.run(experiment(home), sample=3, as_json=True)
+            diagnose.run(experiment(home), sample=5, as_json=True)
     finally:
         image.write_bytes(before)
 
@@ -185,6 +185,7 @@ def test_the_report_says_in_words_what_is_refused_and_what_was_found(home, tmp_p
     diagnose.run(experiment(home, store=store), sample=2, as_json=False)
     said = capsys.readouterr().out
     assert said.index("refused  raw: vision_feature_layer: expected -2, found -3") < said.index("CAUSES")
-    assert said.rstrip().endswith("CAUSES   layer -3 instead of -2")
-    assert said.splitlines()[0] == f"{store}: 2 images encoded again by {home / 'checkpoint'}"
+    about = "2 of 5 images encoded again (seed 0), 5 rows checked without the tower"
+    assert said.rstrip().endswith(f"CAUSES   layer -3 instead of -2\n         ({about})")
+    assert said.splitlines()[0] == f"{store}: {about}, by {home / 'checkpoint'}"
     assert "max |diff|" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from configs.cli import run_to_exit_code
 from stage1_extract.cli import group
@@ -16,6 +16,7 @@ from stage1_extract.errors import BadImage, UnusableImages
 from stage1_extract.images import image_format, read_image_bytes
 from stage1_extract.sources.folder import FolderSource
 from stage1_extract.sources.walk import MAX_WAYS
+from store.image_files import FORMATS
 from store.reader import FeatureStore
 from tests.faults.runs import config_file
 from tests.helpers.checkpoints import tiny_llava
@@ -72,7 +73,7 @@ def test_images_are_found_by_suffix_in_any_case_and_without_one_by_their_first_b
     assert found == dict.fromkeys([*(f"a{suffix}" for suffix in KINDS if suffix != ".hidden"), ".hidden"])
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot decode AVIF")
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow cannot decode AVIF")
 def test_avif_is_decoded_as_stock_processors_would_open_it(tmp_path, checkpoint):
     images = tmp_path / "data" / "images"
     tiny_images(images, 1)
@@ -246,9 +247,7 @@ def test_a_store_made_before_keeps_its_rows_when_images_are_found_that_were_not_
     assert set(after) == {*before, "a.jfif", "1link.png"}
 
 
-@pytest.mark.parametrize(
-    "kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else [])]
-)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *({"AVIF"} & {*FORMATS})])
 def test_a_format_is_told_by_the_first_bytes_that_pillow_writes(tmp_path, kind):
     Image.new("RGB", (9, 9)).save(tmp_path / "image", kind)
     assert image_format((tmp_path / "image").read_bytes()) == kind

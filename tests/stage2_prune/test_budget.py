@@ -1,12 +1,23 @@
 """What visual tokens cost: the figures of published tables, and a FLOP counter."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    StableLmConfig,
+)
 
 from configs.experiment import Flops
 from stage2_prune.budget import CONVENTIONS, LanguageShape, one_convention, price, shape_of
@@ -83,6 +94,28 @@ def test_a_schedule_costs_in_every_layer_what_torch_counts_there(pruner, keep, h
     expected = [CONVENTIONS["flops_all"].count(shape, [tokens], text) for tokens in schedule.tokens_per_layer]
     assert counted == expected and counted[-1] < counted[0]
     assert sum(counted) == price(shape, [(schedule, text)]).flops["flops_all"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig, MistralConfig, Qwen2Config, Phi3Config, GemmaConfig, StableLmConfig,
+        lambda **sizes: LlamaConfig(**sizes, head_dim=24), lambda **sizes: Qwen2Config(**sizes | {"num_key_value_heads": None}),
+        lambda **sizes: GPTNeoXConfig(**{name: size for name, size in sizes.items() if name != "num_key_value_heads"}),
+    ],
+)  # fmt: skip
+def test_the_keys_and_values_that_are_priced_are_those_that_the_stock_model_caches(config):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    made = config(**sizes, num_hidden_layers=2, vocab_size=40, pad_token_id=0)
+    language = replace(small_language(), model=AutoModelForCausalLM.from_config(made).eval())
+    with torch.no_grad():
+        cache = next(
+            value for value in language.model(torch.ones(1, 3, dtype=torch.long)).values() if hasattr(value, "layers")
+        )
+    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    shape = shape_of(language)
+    assert cached == 3 * shape.kv_bytes * shape.layers and shape.mlp == 64
+    assert not hasattr(made, "head_dim") or made.head_dim is None or made.head_dim == shape.head
 
 
 def test_a_selection_before_the_language_model_enters_every_layer_whole():

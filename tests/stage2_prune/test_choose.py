@@ -154,6 +154,22 @@ def test_an_answer_that_is_no_choice_is_said_before_and_when_it_is_scored(tiny, 
     assert "q0: 'purple' is none of 'red, green, blue'" in caplog.text
 
 
+def test_no_control_character_of_an_id_or_an_answer_reaches_the_terminal(tiny, tmp_path, caplog):
+    rows = [
+        {"question_id": "\x1b[2Ja", "image": "image_000.png", "question": "?"},
+        {
+            "question_id": "\x1b[2Jb",
+            "image": "image_000.png",
+            "question": "?",
+            "answers": ["\x1b[2Jred"],
+            "choices": ["\x1b[2J"],
+        },
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    invoke(tiny(data__questions=str(tmp_path / "questions.jsonl")), tmp_path, stage1, "extract", "--dry-run")
+    assert "cannot be scored" in caplog.text and "ranking cannot be right" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_answers_that_are_choices_are_not_mentioned(tiny, tmp_path, caplog):
     evaluate.run(tiny(data__questions=questions(tmp_path, split="test"), prune__methods=[{"name": "keep_none"}]))
     (said,) = [record.getMessage() for record in caplog.records]

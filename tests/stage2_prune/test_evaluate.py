@@ -325,7 +325,7 @@ def test_predictions_of_a_method_whose_code_has_changed_are_not_taken_for_its_ow
     evaluate.run(experiment)
     evaluate.run(experiment)
     monkeypatch.setattr(Pruner, "code", "edited")
-    with pytest.raises(OtherRun, match="code .* now 'edited'"):
+    with pytest.raises(OtherRun, match="code_with_imports .*, now 'edited'"):
         evaluate.run(experiment)
 
 

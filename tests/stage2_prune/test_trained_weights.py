@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment, Method
 from stage2_prune.cli import group
+from stage2_prune.prediction_lines import as_line, read_lines
 from stage2_prune.pruner import TrainedPruner
+from stage2_prune.shortcuts import shortcut
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import settings
 
@@ -174,3 +177,76 @@ def test_ranking_can_be_left_out(home, tmp_path):
     lines = (tmp_path / "run" / "eval" / "predictions" / "keep_all-16-original.jsonl").read_text().splitlines()
     assert all(json.loads(line)["choices"] is None for line in lines)
     assert run("eval", path) == 2
+
+
+def rewritten(path, change):
+    """A predictions file whose answers are changed, sealed as eval seals them."""
+    lines, _ = read_lines(path)
+    path.write_text("".join(as_line(change(line.prediction), str(line.made_with)) for line in lines))
+
+
+def test_a_trained_method_that_is_right_where_the_unpruned_model_is_not_is_pointed_out(home, tmp_path, named, capsys):
+    path = config(home, tmp_path, tmp_path / "other", [{"name": "keep_all"}, {"name": "cls_attention"}, named])
+    assert run("eval", path) == 0
+    assert "shortcut" not in capsys.readouterr().out
+    predictions = tmp_path / "other" / "eval" / "predictions"
+    for name in ("learned_scorer-4-original", "cls_attention-4-compact"):
+        rewritten(predictions / f"{name}.jsonl", lambda one: replace(one, prediction=one.answers[0], right=True))
+    assert run("eval", path) == 0
+    said = "learned_scorer-4-original answers 1.000 of the questions right, but only 0.000 as the unpruned model does"
+    table = capsys.readouterr().out
+    assert said in table and table.count("found a shortcut") == 1  # a method that learned nothing was lucky
+    rows = {row["pruner"]: row for row in json.loads((tmp_path / "other/eval/summary.json").read_text())["results"]}
+    assert rows["learned_scorer"]["agreement"] == 0 and rows["keep_all"]["agreement"] == 1
+    arguments = ["compare", str(tmp_path / "other"), "--factor", "positions"]
+    assert run_to_exit_code(lambda: group.main(arguments, standalone_mode=False)) == 0
+    text = capsys.readouterr().out
+    assert said in text and text.count("found a shortcut") == 1
+
+
+def test_agreement_up_to_ten_points_below_accuracy_is_no_shortcut():
+    assert shortcut("a", 0.9, 0.8) is None and shortcut("a", 0.5, 0.9) is None and shortcut("a", 0.9, None) is None
+    assert "0.900 of the questions right, but only 0.525" in str(shortcut("a", 0.9, 0.525))
+
+
+def test_eval_and_compare_give_the_same_interval_for_the_same_result(home, tmp_path, named, capsys):
+    methods = [{"name": "keep_all"}, {"name": "random"}, named]
+    path = config(home, tmp_path, tmp_path / "other", methods, eval={"batch_size": 4, "bootstrap": 37, "seed": 5})
+    assert run("eval", path) == 0
+    predictions = tmp_path / "other" / "eval" / "predictions"
+    for number, file in enumerate(sorted(predictions.iterdir())):  # some right answers: an interval with two ends
+        rewritten(file, lambda one, number=number: replace(one, right=(int(one.image[6:9]) // 3 + number) % 3 == 0))
+    assert run("eval", path) == 0
+    rows = json.loads((tmp_path / "other" / "eval" / "summary.json").read_text())["results"]
+    expected = {(row["pruner"], row["accuracy"]): row["ci95"] for row in rows}
+    capsys.readouterr()
+    arguments = ["compare", str(tmp_path / "other"), "--json"]
+    assert run_to_exit_code(lambda: group.main(arguments, standalone_mode=False)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {(row["result"].split("-")[0], row["accuracy"]): row["ci95"] for row in found["results"]} == expected
+    assert found["resamples"] == 37 and any(low < high for low, high in expected.values())
+
+
+def test_results_about_one_image_have_no_interval_in_eval_as_in_compare(home, tmp_path, capsys):
+    path = config(home, tmp_path, tmp_path / "run", [{"name": "keep_all"}, {"name": "cls_attention"}])
+    assert run("eval", path, "--data.test", 1) == 0
+    rows = json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())["results"]
+    assert [row["ci95"] for row in rows] == [None, None]
+    assert run("sweep", path, "--data.test", 1) == 0
+
+
+def test_latencies_are_given_with_their_noise(home, tmp_path, named, capsys):
+    path = config(home, tmp_path, tmp_path / "run", [{"name": "keep_all"}, named])
+    assert run("sweep", path) == 0
+    assert re.search(r"\d\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", capsys.readouterr().out)
+    rows = json.loads((tmp_path / "run" / "sweep" / "summary.json").read_text())["results"]
+    assert all(row["latency_low"] <= row["latency_high"] for row in rows)
+    assert run("eval", path) == 0
+    assert re.search(r"\d\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", capsys.readouterr().out)
+    for row in json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())["results"]:
+        low, high = row["selector_ms_range"]
+        assert low <= row["selector_ms_per_image"] <= high
+    other = config(home, tmp_path / "o", tmp_path / "other", [named])
+    assert run("eval", other, "--eval.batch-size", 100) == 0  # one batch: its noise is not known
+    table = capsys.readouterr().out
+    assert re.search(r"\| learned_scorer \|.*\|\s+- \|\n", table)
