@@ -90,7 +90,9 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-        summary = summarise(session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable)
+        summary = summarise(
+            session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable, folder=folder
+        )
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "table.md", report.table(summary))
         report.plot(summary, folder / "accuracy_vs_tokens.png")

@@ -132,7 +132,7 @@ def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: 
         )
         for cell in grid.cells
     ]
-    return summarise(session, evaluated, asked, excluded, grid.infeasible, grid.unavailable)
+    return summarise(session, evaluated, asked, excluded, grid.infeasible, grid.unavailable, folder=folder.parent)
 
 
 def _write(experiment: Experiment, summary: dict[str, Any]) -> None:
