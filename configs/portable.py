@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -80,14 +80,20 @@ def _from_here(path: Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
-def _paths(content: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
+def _paths(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Find the fields that hold a path: the mapping, the key in it, and the dotted name."""
     for place in PLACES:
         section, _, field = place.rpartition(".")
-        holder = content.get(section) if section else content
-        if isinstance(holder, dict) and isinstance(holder.get(field), str) and "://" not in holder[field]:
+        holder = _mapping(content.get(section)) if section else content
+        if isinstance(holder.get(field), str) and "://" not in holder[field]:
             yield holder, field, place
-    methods = (content.get("prune") or {}).get("methods") or ()
-    for method in methods:
-        if isinstance(method, dict) and isinstance(method.get("weights"), str):
+    methods: Any = _mapping(content.get("prune")).get("methods")
+    listed = cast("list[Any]", methods) if isinstance(methods, list) else []
+    for method in map(_mapping, listed):
+        if isinstance(method.get("weights"), str):
             yield method, "weights", "prune.methods.weights"
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    """The same mapping; an empty one for anything else, which the config's types will refuse."""
+    return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
