@@ -38,16 +38,16 @@ def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return content
 
 
-def redacted(config: bytes) -> bytes:
+def redacted(config: bytes) -> str:
     """Return a config for a copy that leaves this machine: of each path only its last part."""
     content: Any = yaml.safe_load(config)
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
             holder[field] = Path(holder[field]).name
-    return yaml.safe_dump({key: value for key, value in content.items() if key != MARKER}, sort_keys=False).encode()
+    return yaml.safe_dump({key: value for key, value in content.items() if key != MARKER}, sort_keys=False)
 
 
-def moved(config: bytes, old: Path, new: Path) -> bytes:
+def moved(config: bytes, old: Path, new: Path) -> str:
     """Return a saved config for another folder, with paths that lead to the same places."""
     content: Any = yaml.safe_load(config)
     if MARKER in content:
@@ -55,7 +55,7 @@ def moved(config: bytes, old: Path, new: Path) -> bytes:
         for holder, field, place in _paths(content):
             if place not in OR_A_NAME or is_folder(holder[field]):
                 holder[field] = relative(Path(holder[field]), new)
-    return yaml.safe_dump(content, sort_keys=False).encode()
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def is_folder(source: str) -> bool:
