@@ -205,9 +205,9 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
     """The config of a copy. An archive is to be shared: its config names no place. Another copy's leads to the same places."""
     if config is None:
         return None
-    return (
-        portable.moved(config, path, out) if form == "store" and isinstance(path, Path) else portable.redacted(config)
-    )
+    if form == "store" and isinstance(path, Path):
+        return sealed(portable.moved(config, path, out)).encode()
+    return sealed(portable.redacted(config)).encode()
 
 
 @group.command("import")
