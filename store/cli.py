@@ -13,6 +13,7 @@ from configs import portable
 from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
 from configs.flags import Commands, experiment_from, experiment_options
+from configs.seal import sealed
 
 
 @click.group(cls=Commands)
