@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.nearest import no_such
 from configs.problems import Problem, fields_of, listed, problems_of, short
+from configs.seal import sealed
 from configs.strict_yaml import Places, parse
 from configs.variants import variants
 
@@ -50,7 +51,7 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
 def save_resolved(experiment: Experiment, folder: Path) -> None:
     """Write the config that produced an output beside it, as `config.yaml`."""
     text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-    write_atomically(folder / "config.yaml", text)
+    write_atomically(folder / "config.yaml", sealed(text))
 
 
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:

@@ -23,7 +23,7 @@ from store.commits import SUPERSEDED, read_commit
 from store.errors import StoreError
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
-from store.progress import committed_failures, missing_bytes, missing_parts
+from store.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.repair import withdraw_failures
 from store.schema import default_shard_images
 from store.writer import StoreWriter, lock, require_no_archive
@@ -88,12 +88,14 @@ def extract(
     sources = replace(sources, rows=rows_of(plan, ids))
     presence = "exclusive" if share is None else "shared"
     with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall, leave=leave) as writer:
+        mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
+        require_nothing_lost(path, plan, mine)
         save_resolved(experiment, path)
         if retry_failed:
             spared = withdraw_failures(path, plan, SUPERSEDED, lambda row: ids.sha_of_row(row) in readable)
             _warn_of_spared(spared)
         parts = missing_parts(path, plan, leave)
-        missing = [s for s in writer.missing_shards() if share is None or s % share[1] == share[0]]
+        missing = sorted({*writer.missing_shards()} & {*mine})
         require_space(missing_bytes(path, plan, leave), path)
         _warn(opened.side_costs() if missing else ())
         _encode(experiment, writer, sources, opened, missing, allowed)

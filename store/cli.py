@@ -111,6 +111,8 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
     done = repair(_folder(path, config_path, flags), quick)
     for file in done.written:
         click.echo(f"{file}: was damaged, is written again")
+    for stray, place in done.moved.items():
+        click.echo(f"{stray}: did not belong there, is moved to {place}")
     for one in [one for one in done.findings if one.shard is not None or one in done.left]:
         click.echo(str(one))
     listed = ", ".join(str(shard) for bad in done.withdrawn.values() for shard in bad)

@@ -12,8 +12,8 @@ from typing import Any
 from store.errors import IntegrityError, StoreError
 from store.fingerprint import Fingerprint, require_equal
 from store.ids import ARRAYS, ImageIds
+from store.opening import stored_ids
 from store.plan import FEATURES, Plan, Segment, newest_generation, read_plan
-from store.reader import stored_ids
 from store.schema import ArraySpec
 
 NO_IMAGE = "0" * 64

@@ -7,13 +7,17 @@ modification time, judged by the clock of the disk that it lies on: clocks of ma
 import json
 import os
 import socket
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from pydantic import TypeAdapter, ValidationError
+
 from configs.atomic import publish_once
+from store.disk import Unreadable, content, listed, numbered
 
 FOLDER = "leases"
 PROBE = ".now-"
@@ -42,6 +46,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 class Lease:
@@ -85,20 +92,27 @@ class Lease:
 def live_leases(store: Path, stall_seconds: float) -> dict[int, Holder]:
     """By shard, the holders that are alive."""
     found: dict[int, Holder] = {}
-    for path in (store / FOLDER).glob("[0-9]*.json"):
-        holder = read_holder(path)
-        if holder is not None and not holder.provably_dead and not stalled(path, stall_seconds):
-            found[int(path.stem)] = holder
+    try:
+        paths = listed(store / FOLDER)
+    except Unreadable:  # no folder: nobody holds anything in it
+        return found
+    for path in paths:
+        shard = numbered(path.name)  # all other names are no leases
+        holder = None if shard is None else read_holder(path)
+        if shard is not None and holder is not None and not holder.provably_dead and not stalled(path, stall_seconds):
+            found[shard] = holder
     return dict(sorted(found.items()))
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who holds a lease; None if nobody does. A lease that is not readable holds nothing."""
+    """Who holds a lease; None if nobody does. One that is not readable may be held, a folder or a link by nobody."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return Holder(socket.gethostname(), 0, -1, "")  # provably dead
+        return _HOLDER.validate_json(content(path), strict=True)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (Unreadable, ValidationError):
         return Holder("unknown", 0, 0, "")
 
 
@@ -113,14 +127,15 @@ def _take_away(path: Path, expected: Holder) -> bool:
     if not ours:
         with suppress(FileExistsError):
             os.link(aside, path)
-    aside.unlink()
+    with suppress(OSError):  # a folder stays, under a name that is no lease's
+        aside.unlink()
     return ours
 
 
 def stalled(path: Path, seconds: float) -> bool:
     """Whether a lease was not touched for so long, by the clock of its disk."""
     try:
-        return disk_time(path.parent) - path.stat().st_mtime > seconds
+        return disk_time(path.parent) - path.lstat().st_mtime > seconds
     except FileNotFoundError:
         return False
 
@@ -141,7 +156,7 @@ def disk_time(folder: Path) -> float:
 def process_start(pid: int) -> int | None:
     """When a process of this machine began, in clock ticks (0 where that cannot be seen); None if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() or not _answers(pid) else 0
     return None if fields[0] == "Z" else int(fields[19])  # a zombie works no more

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.atomic import write_atomically
+from store.disk import Unreadable, content, without_waiting
 from store.errors import IntegrityError
 from store.plan import spare_of
 
@@ -77,9 +78,11 @@ def read_manifest(store: Path, generation: int) -> Manifest:
 def manifest_in(path: Path) -> Manifest:
     """The manifest in a file, or in a spare; IntegrityError (exit 4) if it is missing or damaged."""
     try:
-        found = Manifest.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError):
+        found = Manifest.model_validate_json(content(path))
+    except FileNotFoundError:
         raise IntegrityError(f"expected the manifest {path}, there is none: {HEAL}") from None
+    except Unreadable as error:
+        raise IntegrityError(f"{error}: {HEAL}") from None
     except ValidationError:
         raise IntegrityError(f"{path} is damaged (not a manifest): {HEAL}") from None
     if not found.intact:
@@ -88,9 +91,9 @@ def manifest_in(path: Path) -> Manifest:
 
 
 def file_digest(path: Path) -> str | None:
-    """The sha256 of a file, in hex; None if there is no such file."""
+    """The sha256 of a file, in hex; None if there is no such file, or it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except OSError:
         return None

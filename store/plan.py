@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.atomic import write_atomically
+from store.disk import Unreadable, content, listed, numbered
 from store.errors import IntegrityError, StoreMissing
 from store.fingerprint import Fingerprint
 from store.schema import ArraySpec, Layout
@@ -22,8 +23,12 @@ from store.schema import ArraySpec, Layout
 PLAN = "plans/0.json"
 """Of the first generation."""
 SPARE = ".spare"
+_DIGEST_BYTES = 64
+"""Length of a digest in a plan."""
 FEATURES = "features.zarr"
 """The Zarr group."""
+CONFIG = "config.yaml"
+"""The resolved config of the extraction."""
 
 
 class Geometry(BaseModel):
@@ -217,10 +222,19 @@ def spare_of(path: Path) -> Path:
 
 
 def newest_generation(store: Path) -> int | None:
-    """The generation that a store has come to, None where there is no store; a lost plan still has its spare."""
-    names = {path.name.removesuffix(SPARE) for path in (store / PLAN).parent.glob("*.json*")}
-    stems = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-    return max((int(stem) for stem in stems if stem.isdecimal()), default=None)
+    """The generation that a store has come to, None where there is no store; a lost plan still has its spare.
+
+    A plan names all earlier ones, so a number is believed if so many plans are there, or if its file is that long: anyone
+    can call a file `99999999.json`. IntegrityError (exit 4) if the folder of the plans cannot be read.
+    """
+    if not store.is_dir():
+        return None
+    sizes: dict[int, int] = {}
+    for path in listed((store / PLAN).parent):
+        if (number := numbered(path.name.removesuffix(SPARE))) is not None:
+            sizes[number] = max(sizes.get(number, 0), path.lstat().st_size)
+    believed = [number for number, size in sizes.items() if number <= len(sizes) or size >= number * _DIGEST_BYTES]
+    return max(believed, default=None)
 
 
 def read_plan(store: Path) -> Plan:
@@ -234,18 +248,23 @@ def read_plan(store: Path) -> Plan:
     advice = "restore it, or extract anew"
     if spare_of(path).is_file():
         advice = f"let `python -m store repair {store}` restore it from its spare"
-    plan = _read(path, advice)
+    plan = read_plan_file(path, advice)
     if (plan.generation, len(plan.earlier)) != (newest, newest):
-        raise IntegrityError(f"{path} is the plan of another generation: {advice}")
+        if not spare_of(path).is_file():
+            advice = f"remove it if the store has no generation {newest}, otherwise restore it"
+        raise IntegrityError(f"{path} is the plan of another generation, {plan.generation}: {advice}")
     return plan
 
 
-def _read(path: Path, advice: str) -> Plan:
+def read_plan_file(path: Path, advice: str) -> Plan:
+    """The plan in a file; IntegrityError (exit 4), with `advice`, if it holds none."""
     not_one = f"{path} is not a plan of store format 1"
     try:
-        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        return Plan.model_validate_json(content(path).decode())
+    except FileNotFoundError:
         raise IntegrityError(f"expected the plan {path}, it is missing: {advice}") from None
+    except Unreadable as error:
+        raise IntegrityError(f"{error}: {advice}") from None
     except UnicodeDecodeError:
         raise IntegrityError(f"{not_one} (not utf-8): {advice}") from None
     except ValidationError as error:

@@ -11,16 +11,17 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from configs.atomic import sync_directory
+from store.disk import make_way
 from store.errors import IntegrityError, StoreError
 from store.fingerprint import require_equal
 from store.ids import ImageIds, write_whole
-from store.manifest import make_manifest, read_manifest, write_manifest
+from store.manifest import METADATA, make_manifest, read_manifest, write_manifest
 from store.plan import FEATURES, Plan, plan_path, read_plan, write_plan
-from store.progress import missing_parts
+from store.progress import missing_parts, require_nothing_lost
 from store.reader import PROJECTOR, ProjectorState
 from store.schema import ArraySpec, Codec, fill_value
 from store.shard import PARTIAL, ZSTD_LEVEL
-from store.spare import known_digests, restore
+from store.spare import content_of, known_digests, restore
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ def prepare(
             stored, written = read_plan(path), known_digests(path, plan.generation)
             if stored.digest in written or plan.digest not in written:
                 _require_same(path, stored, plan)
-    if not (path / FEATURES).exists():
+    if not (path / FEATURES).is_dir():
+        require_nothing_lost(path, plan)
         _create(path, plan, ids, projector, codec)
         return
     try:
-        healthy = plan_path(path, plan.generation).read_text(encoding="utf-8") == plan.to_json()
+        healthy = content_of(plan_path(path, plan.generation)) == plan.to_json().encode()
         healthy &= not read_manifest(path, plan.generation).damaged(path / FEATURES)
-    except (IntegrityError, FileNotFoundError, UnicodeDecodeError):
+    except IntegrityError:
         healthy = False
     if not healthy:
         _heal(path, plan, ids, projector)
@@ -69,6 +71,7 @@ def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | N
     write_plan(path, plan)
     aside = build(_aside(path), plan, ids, projector, codec)
     write_manifest(path, plan.generation, make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays]))
+    make_way(path, path / FEATURES / METADATA)
     aside.rename(path / FEATURES)
     sync_directory(path)
 
@@ -90,6 +93,7 @@ def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | Non
 def _install(path: Path, aside: Path, names: Iterable[str]) -> None:
     for name in names:
         place = path / FEATURES / name
+        make_way(path, place)
         place.parent.mkdir(parents=True, exist_ok=True)
         (aside / name).replace(place)
         sync_directory(place.parent)

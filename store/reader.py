@@ -5,9 +5,9 @@
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from configs.experiment import StoreLocation
 from store.absent import how_to_add
 from store.commits import CommitLog, CommitRecord, read_commits
+from store.disk import content
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
 from store.fingerprint import Fingerprint
 from store.ids import ImageIds
-from store.manifest import HEAL, file_digest, manifest_path, read_manifest
-from store.plan import FEATURES, PLAN, Plan, read_plan
+from store.opening import damage, open_features, require_metadata, require_ours, stored_ids, subgroup
+from store.plan import CONFIG, FEATURES, Plan, read_plan
 from store.prefetch import prefetched
 from store.recycled import Recycled
 from store.remote import RemoteShard, RemoteStore, reached
@@ -96,7 +97,7 @@ class FeatureStore:
                 plan = read_plan(folder)
                 features = open_features(folder)
                 if not believe_plan:
-                    _require_metadata(folder, plan)
+                    require_metadata(folder, plan)
                 ids = stored_ids(folder, plan)
                 logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
                 if read_plan(folder).generation == plan.generation:  # it has not grown meanwhile
@@ -124,8 +125,10 @@ class FeatureStore:
     @property
     def config(self) -> bytes | None:
         """The resolved config of the extraction, if it was saved beside the features."""
-        saved = self._folder / "config.yaml"
-        return saved.read_bytes() if saved.is_file() else None
+        try:
+            return content(self._folder / CONFIG)
+        except FileNotFoundError:
+            return None
 
     @property
     def committed_shards(self) -> list[int]:
@@ -172,11 +175,11 @@ class FeatureStore:
     @property
     def projector(self) -> ProjectorState | None:
         """The projector's weights, None where the model's could not be reached."""
-        with _damage(self._folder / FEATURES / PROJECTOR):
+        with damage(self._folder / FEATURES / PROJECTOR):
             group = self._features
             if PROJECTOR not in group:
                 return None
-            weights = _subgroup(group, PROJECTOR)
+            weights = subgroup(group, PROJECTOR)
             arrays = dict(weights.arrays())
             attributes: dict[str, Any] = dict(weights.attrs)
             dtypes: dict[str, Any] = {name: array.attrs["logical_dtype"] for name, array in arrays.items()}
@@ -281,10 +284,10 @@ class FeatureStore:
         rows, repair = self.plan.rows(shard), self._repair(name, shard)
         path = self._folder / FEATURES / record.path
         if self._remote is not None:
-            with self._remote.naming(), _damage(self._folder / FEATURES / name):
+            with self._remote.naming(), damage(self._folder / FEATURES / name):
                 return RemoteShard(self._remote, layout, record, rows, repair)
         if self._access == "zarr" or record.codec != "none":
-            with _damage(self._folder / FEATURES / name):
+            with damage(self._folder / FEATURES / name):
                 return LocalZarrShard(_array(self._features, name), path, layout, rows, record, repair)
         kind: type[StoredShard] = PositionalShard if self._access == "preadv" else MappedShard
         file = kind(path, layout, len(rows), record, repair, self._sealed.get((name, shard)), self._verify)
@@ -343,78 +346,8 @@ def max_open_files() -> int:
     return max(1, min(soft, 4096) // 2)
 
 
-def open_features(path: Path) -> zarr.Group:
-    """The plain Zarr group of a store."""
-    folder = path / FEATURES
-    if not folder.is_dir():
-        raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run `make extract` to go on")
-    with _damage(folder):
-        return zarr.open_group(folder, mode="r")
-
-
-def stored_ids(path: Path, plan: Plan) -> ImageIds:
-    """The ids of a store; IntegrityError (exit 4) if they are damaged, or not those of the plan."""
-    folder = path / FEATURES / plan.ids_group
-    with _damage(folder):
-        ids = ImageIds.read(_subgroup(open_features(path), plan.ids_group))
-    if len(ids) != plan.n_rows or ids.digest() != plan.ids_digest:
-        raise IntegrityError(f"the ids in {folder} are not those of the plan: {HEAL}")
-    return ids
-
-
-def _require_metadata(path: Path, plan: Plan) -> None:
-    """Refuse a `zarr.json` that is not as it was written: nothing in it is checked otherwise.
-
-    For a moment, a store that grows has the metadata of the generation before or of the one to come.
-    """
-    damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
-    if damaged:  # not so if it is growing now
-        beside = [one for one in (plan.generation - 1, plan.generation + 1) if manifest_path(path, one).is_file()]
-        others = [read_manifest(path, one) for one in beside]
-        damaged = [n for n in damaged if file_digest(path / FEATURES / n) not in {o.files.get(n, "") for o in others}]
-    if damaged:
-        raise IntegrityError(f"{path / FEATURES / damaged[0]} is damaged or missing: {HEAL}")
-
-
-def require_ours(
-    path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, generation: int, believe_plan: bool
-) -> None:
-    """Refuse a commit record that is about something else than the plan."""
-    shard = record.shard
-    rows = plan.rows(shard) if 0 <= shard < plan.n_shards else range(0)
-    added = {spec.name for spec in plan.arrays_of(generation, shard)} if rows else set[str]()
-    where = f"commit {shard} of {path}"
-    if (record.first_row, record.last_row) != (rows.start, rows.stop - 1) or record.ids_digest != ids.digest(rows):
-        raise IntegrityError(f"{where} is about other images than the plan's: remove it and run `make extract`")
-    if record.plan_digest != plan.digest_of(generation) and not believe_plan:
-        raise IntegrityError(
-            f"{where} was made for another plan: {path / PLAN} was changed since; restore it, or let "
-            f"`python -m stage1_extract diagnose {path}` say what the store holds"
-        )
-    paths = {name: plan.layout(name).relative_path(shard) for name in added}
-    if {name: file.path for name, file in record.files.items() if name in added} != paths:  # others were dropped
-        raise IntegrityError(f"{where} names other files than the plan's: remove it and run `make extract`")
-
-
-@contextmanager
-def _damage(folder: Path) -> Generator[None, None, None]:
-    """What zarr raises on damaged bytes or metadata, said as an IntegrityError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise IntegrityError(f"{folder} is damaged ({said}): {HEAL}") from None
-
-
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     found = group[name]
     if not isinstance(found, zarr.Array):
         raise ValueError(f"expected the array {name}, found a group")
-    return found
-
-
-def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
-    found = group[name]
-    if not isinstance(found, zarr.Group):
-        raise IntegrityError(f"expected the group {name} in {group.store_path}, found an array: restore the store")
     return found

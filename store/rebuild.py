@@ -5,10 +5,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configs.atomic import write_atomically
+from store.disk import make_way
 from store.errors import IntegrityError
 from store.ids import ImageIds
-from store.manifest import Manifest, file_digest
-from store.plan import FEATURES, Plan
+from store.manifest import Manifest, file_digest, read_manifest
+from store.plan import FEATURES, Plan, plan_path, read_plan, read_plan_file
 from store.prepare import build
 from store.progress import stored_codec
 from store.scratch import scratch
@@ -20,10 +21,29 @@ def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterabl
         return {*names}
 
 
-def rebuild(store: Path, plan: Plan, manifest: Manifest) -> list[Path]:
+def rebuild(store: Path) -> list[Path]:
     """Write what is damaged again, as far as that can be done; the caller is alone in the store."""
-    with _rebuilt(store, plan, manifest, manifest.damaged(store / FEATURES)) as (aside, names):
+    newest = read_plan(store)
+    written: list[Path] = []
+    for generation in range(newest.generation + 1):
+        with suppress(IntegrityError):  # of a plan before the newest
+            manifest, plan = read_manifest(store, generation), read_plan_file(plan_path(store, generation), "")
+            is_newest = generation == newest.generation
+            damaged = manifest.damaged(store / FEATURES) if is_newest else damaged_ids(store, plan, manifest)
+            written += _rebuild(store, plan, manifest, damaged)
+    return written
+
+
+def damaged_ids(store: Path, plan: Plan, manifest: Manifest) -> list[str]:
+    """Files of the ids of a generation that are not as they were written."""
+    names = [name for name in manifest.files if name.startswith(f"{plan.ids_group}/")]
+    return [name for name in names if file_digest(store / FEATURES / name) != manifest.files[name]]
+
+
+def _rebuild(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> list[Path]:
+    with _rebuilt(store, plan, manifest, damaged) as (aside, names):
         for name in names:
+            make_way(store, store / FEATURES / name)
             write_atomically(store / FEATURES / name, (aside / name).read_bytes())
         return [store / FEATURES / name for name in names]
 

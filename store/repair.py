@@ -6,12 +6,13 @@ from pathlib import Path
 
 from store.commits import read_commits, withdraw
 from store.errors import ArchiveReadOnly
-from store.manifest import read_manifest
+from store.finding import ARCHIVE, MOVE, REPAIR, Finding
 from store.plan import Plan, read_plan
 from store.progress import stored_codec
 from store.rebuild import rebuild
 from store.spare import differing, restore
-from store.verify import ARCHIVE, REPAIR, Finding, bad_shards, verify
+from store.strays import move_strays
+from store.verify import bad_shards, verify
 from store.writer import STALL_SECONDS, lock
 
 
@@ -21,6 +22,8 @@ class Repaired:
 
     written: list[Path]
     """Files that were damaged, and are as they were."""
+    moved: dict[Path, Path]
+    """Where things lay that did not belong there, and where they lie now."""
     withdrawn: dict[int, list[int]]
     """Shards to be computed again, by generation."""
     findings: list[Finding]
@@ -29,7 +32,7 @@ class Repaired:
     @property
     def left(self) -> list[Finding]:
         """What it could do nothing about; each says what can."""
-        return [one for one in self.findings if one.shard is None and one.remedy != REPAIR]
+        return [one for one in self.findings if one.shard is None and one.remedy not in (REPAIR, MOVE)]
 
 
 def repair(store: Path, quick: bool) -> Repaired:
@@ -38,7 +41,7 @@ def repair(store: Path, quick: bool) -> Repaired:
     Files of shards stay where they are until they are written again: no record, no data. Raises StoreLocked (exit 6) while
     someone writes, ArchiveReadOnly (exit 7) for damaged shards of an archive.
     """
-    written: list[Path] = []
+    written, moved = list[Path](), dict[Path, Path]()
     if differing(store):
         with lock(store, "exclusive", STALL_SECONDS):
             written += restore(store)
@@ -46,14 +49,16 @@ def repair(store: Path, quick: bool) -> Repaired:
     shards = bad_shards(findings)
     if any(one.remedy == REPAIR for one in findings):
         with lock(store, "exclusive", STALL_SECONDS):
-            plan = read_plan(store)
-            written += rebuild(store, plan, read_manifest(store, plan.generation))
+            written += rebuild(store)
+    if any(one.remedy == MOVE for one in findings):
+        with lock(store, "exclusive", STALL_SECONDS):
+            moved = move_strays(store, read_plan(store))
     if shards:
         _require_no_archive(store, shards)
         with lock(store, "exclusive", STALL_SECONDS):
             for generation, bad in shards.items():
-                withdraw(store, bad, generation)
-    return Repaired(written, shards, findings)
+                withdraw(store, bad, generation, read_plan(store).n_shards)
+    return Repaired(written, moved, shards, findings)
 
 
 def _require_no_archive(store: Path, damaged: Mapping[int, list[int]]) -> None:

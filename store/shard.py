@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from configs.atomic import sync_directory
+from store.disk import make_way
 from store.errors import StoreError
 from store.schema import Codec, Layout
 
@@ -68,6 +69,7 @@ class Aside:
     def settle(self) -> FileRecord:
         """Put it into its place, durably."""
         place = self.root / self.record.path
+        make_way(self.root.parent, place)
         self.path.replace(place)
         sync_directory(place.parent)
         return self.record
@@ -95,6 +97,7 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
         )
     relative = layout.relative_path(shard)
     path = root / relative
+    make_way(root.parent, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     try:

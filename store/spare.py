@@ -6,7 +6,9 @@ from itertools import product
 from pathlib import Path
 
 from configs.atomic import write_atomically
+from store import disk
 from store.commits import intact_records
+from store.disk import Unreadable, make_way
 from store.errors import IntegrityError
 from store.manifest import manifest_in, manifest_path, read_manifest
 from store.plan import newest_generation, plan_path, spare_of
@@ -46,10 +48,14 @@ def restore(store: Path) -> list[Path]:
     """Write what differs again; the caller is alone in the store."""
     found = differing(store)
     for path, content in found.items():
+        make_way(store, path)
         write_atomically(path, content)
     return [*found]
 
 
 def content_of(path: Path) -> bytes | None:
-    """What a file holds; None if there is no such file."""
-    return path.read_bytes() if path.is_file() else None
+    """What a file holds; None if there is no such file, or it cannot be read."""
+    try:
+        return disk.content(path)
+    except (FileNotFoundError, Unreadable):
+        return None

@@ -1,10 +1,11 @@
 """Is every byte of a store as it was committed? What is not is a finding, with what makes it whole again."""
 
-import hashlib
+import errno
 import os
+import stat
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,40 +13,19 @@ from pathlib import Path
 from configs.experiment import StoreLocation
 from configs.progress import ProgressBar
 from store.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
-from store.errors import IntegrityError
-from store.manifest import file_digest, manifest_in, manifest_path, read_manifest
+from store.disk import Unreadable, without_waiting
+from store.errors import IntegrityError, StoreError
+from store.finding import ARCHIVE, Finding
+from store.opening import require_ours, stored_ids
 from store.plan import FEATURES, Plan, plan_path, read_plan
 from store.progress import stored_codec
-from store.reader import require_ours, stored_ids
-from store.rebuild import can_be_rebuilt
 from store.remote import RemoteStore, reached
 from store.schema import Codec, Layout
 from store.shard import FileRecord, Readable, checksum_of
-from store.spare import content_of, known_digests, sound
+from store.verify_small import small_files
 
 THREADS = 4
-REPAIR = "`repair` writes it again"
-COPY = "restore it from a copy"
-ARCHIVE = "restore it from a copy, or archive its store again"
-_BEFORE = f"{COPY}; only an older generation is described there, which nothing that is read needs"
 _AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it was committed."""
-
-    path: str
-    problem: str
-    shard: int | None
-    """The shard whose commit `repair` withdraws; None where the file is no shard's."""
-    remedy: str
-    """What makes it whole again."""
-    generation: int = 0
-    """In whose log that commit is."""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
 
 
 class _Files:
@@ -55,14 +35,18 @@ class _Files:
         self._store = store
 
     def size(self, name: str) -> int | None:
+        path = self._store / name
         try:
-            return (self._store / name).stat().st_size
+            status = path.stat()
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", name)
+        return status.st_size
 
     @contextmanager
     def open(self, name: str) -> Generator[Readable, None, None]:
-        with (self._store / name).open("rb") as file:
+        with open(self._store / name, "rb", opener=without_waiting) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             yield file
 
@@ -83,7 +67,7 @@ def verify(location: StoreLocation, quick: bool) -> list[Finding]:
 
 def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Finding]:
     plan = read_plan(store)
-    found = list(_static(store, plan, quick))
+    found = list(small_files(store, plan, quick))
     if any(one.path == str(plan_path(store, plan.generation)) for one in found):
         return found  # nothing else can be judged by a plan that is not what was written
     remedies = _Remedies(plan, stored_codec(store))
@@ -93,7 +77,7 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
             Finding(
                 str(path), "not a commit record as it was written", shard, remedies.of(shard, generation), generation
             )
-            for path, shard in damaged_records(store, generation)
+            for path, shard in _damaged(store, plan, generation)
         ]
         records = intact_records(store, generation)
         foreign = list(_foreign(store, plan, generation, records, remedies))
@@ -102,7 +86,10 @@ def _findings(store: Path, shards: _Files | RemoteStore, quick: bool) -> list[Fi
 
     def look(at: tuple[int, int, str, FileRecord]) -> str | None:
         _, _, name, record = at
-        return _size(shards, record) or (None if quick else _content(shards, record, plan.layout(name)))
+        try:
+            return _size(shards, record) or (None if quick else _content(shards, record, plan.layout(name)))
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
 
     total = sum(len(plan.arrays_of(generation, shard)) for generation, _, listed in logs for shard in listed)
     with ThreadPoolExecutor(THREADS) as pool, ProgressBar(what="verify", total=total, unit="files") as bar:
@@ -150,59 +137,11 @@ class _Remedies:
         return f"`repair` withdraws shard {shard}, then {maker} computes it again"
 
 
-def _static(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
-    """What is no shard: plans, metadata, ids, projector."""
-    for generation in range(plan.generation + 1):
-        yield from _plans(store, plan, generation)
+def _damaged(store: Path, plan: Plan, generation: int) -> list[tuple[Path, int]]:
     try:
-        manifest = read_manifest(store, plan.generation)
-    except IntegrityError:
-        return  # said already; without it nobody knows what the rest was
-    damaged = manifest.damaged(store / FEATURES, metadata_only=quick)
-    again = can_be_rebuilt(store, plan, manifest, damaged)
-    for name in damaged:
-        remedy = REPAIR if name in again else _remedy(store, plan, name)
-        yield Finding(str(store / FEATURES / name), "changed or missing", None, remedy)
-
-
-def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
-    """Plan, manifest and their spares of a generation; stores that were made before there were spares have none."""
-    planned, manifest = plan_path(store, generation), manifest_path(store, generation)
-    written = sound(store, generation)
-    for path, content in written.items():
-        if content_of(path) != content and (path.exists() or path in (planned, manifest)):
-            yield Finding(str(path), "changed or missing", None, REPAIR)
-    if written:
-        if hashlib.sha256(written[planned]).hexdigest() != plan.digest_of(generation) and generation < plan.generation:
-            yield Finding(str(planned), "another plan than the later ones name", None, _BEFORE)
-        return
-    newest = generation == plan.generation
-    extracted = f"`make extract` with the same config and images writes it again; otherwise {COPY}"
-    if not newest:
-        trusted, remedies = {plan.digest_of(generation)}, (_BEFORE, _BEFORE)
-    else:
-        trusted = known_digests(store, generation) or {plan.digest}
-        archived = stored_codec(store) != "none"
-        remedies = (COPY if archived or generation else extracted, COPY if archived else extracted)
-    if file_digest(planned) not in trusted:
-        yield Finding(str(planned), "changed or missing", None, remedies[0])
-    if not _is_manifest_of(manifest, trusted):
-        yield Finding(str(manifest), "changed or missing", None, remedies[1])
-
-
-def _is_manifest_of(path: Path, plans: set[str]) -> bool:
-    with suppress(IntegrityError):
-        return manifest_in(path).plan in plans
-    return False
-
-
-def _remedy(store: Path, plan: Plan, name: str) -> str:
-    """What is left for a file that cannot be written again from the store itself."""
-    if stored_codec(store) != "none":
-        return ARCHIVE
-    if name.startswith(f"{plan.ids_group}/"):
-        return f"`make extract` writes it again if the image files are still those that were encoded; otherwise {COPY}"
-    return "`make extract` writes it again"
+        return damaged_records(store, generation, plan.n_shards)
+    except Unreadable:  # the folder, which is among the findings
+        return []
 
 
 def _foreign(
@@ -212,7 +151,7 @@ def _foreign(
     try:
         ids = stored_ids(store, plan)
         ids.columns(["sha256"])  # all that records are compared with
-    except IntegrityError:
+    except StoreError:
         return  # already among the findings; the records can be judged when the ids are whole again
     for shard, record in records.items():
         try:

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.commits import CommitRecord, publish, read_commit
+from store.disk import Unreadable, content, make_lockable, make_way, numbered
 from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
 from store.ids import ImageIds
-from store.leases import FOLDER, PROBE, TAKEN_AWAY, Lease, disk_time, live_leases
+from store.leases import FOLDER as LEASES
+from store.leases import PROBE, TAKEN_AWAY, Lease, disk_time, live_leases
 from store.plan import Plan
 from store.prepare import prepare
 from store.progress import missing_parts, stored_codec
@@ -92,8 +94,9 @@ class StoreWriter:
 
     def release_committed(self) -> None:
         """Remove leases of shards that are committed: their workers were killed between the commit and the release."""
-        for lease in (self.path / FOLDER).glob("*.json"):
-            if lease.stem.isdecimal() and int(lease.stem) < self.plan.n_shards and self.is_committed(int(lease.stem)):
+        for lease in (self.path / LEASES).glob("*.json"):
+            shard = numbered(lease.name)
+            if shard is not None and shard < self.plan.n_shards and lease.is_file() and self.is_committed(shard):
                 lease.unlink(missing_ok=True)
 
     def missing_shards(self) -> list[int]:
@@ -244,7 +247,7 @@ def _sweep(path: Path, idle_seconds: float) -> None:
 
 
 def _is_leftover(path: Path) -> bool:
-    taken_away = path.parent.name == FOLDER and fnmatchcase(path.name, TAKEN_AWAY)
+    taken_away = path.parent.name == LEASES and fnmatchcase(path.name, TAKEN_AWAY)
     return path.name.endswith(PARTIAL) or path.name.startswith(PROBE) or taken_away
 
 
@@ -256,6 +259,9 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
     waits for nobody.
     """
     path.mkdir(parents=True, exist_ok=True)
+    make_way(path, path / LEASES / "0.json")
+    for name in (LOCK, HOLDER):
+        make_lockable(path, path / name)
     guard = filelock.FileLock(path / LOCK)
     deadline = time.monotonic() + (_CREATION_SECONDS if presence == "shared" else 0)
     while True:
@@ -281,9 +287,10 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
 
 def _lock_holder(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((path / HOLDER).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
+        found = dict(json.loads(content(path / HOLDER)))
+    except (FileNotFoundError, Unreadable, ValueError, TypeError, RecursionError):
         return {}
+    return found if {"host", "pid"} <= found.keys() else {}
 
 
 def _require_alone(path: Path, stall_seconds: float) -> None:

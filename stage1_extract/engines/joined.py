@@ -9,9 +9,9 @@ from stage1_extract.sources import stored_sources
 from stage1_extract.worker import OpenEncoder, Worker, use_threads_of
 from store.fingerprint import require_equal
 from store.growth import left_to_derive
+from store.opening import stored_ids
 from store.plan import read_plan
 from store.progress import committed_failures
-from store.reader import stored_ids
 from store.writer import StoreWriter
 
 

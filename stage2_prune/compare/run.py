@@ -138,7 +138,7 @@ def _row(
     row: dict[str, Any] = {
         "result": result.name,
         "n_seeds": len(result.seeds),
-        "accuracy": float(right.mean()),
+        "accuracy": float(right.mean(0).mean()),
         "ci95": accuracy_interval(right.mean(0), images, resamples, seed),
         "unpruned": None if unpruned is None else unpruned.name,
     }

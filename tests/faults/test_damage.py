@@ -44,6 +44,8 @@ def test_a_damaged_shard_stops_who_reads_it_and_repair_lets_just_it_be_computed_
     assert np.array_equal(opened.gather("projected", rest), reference.gather("projected", rest))
     said = invoke(capsys, "eval", "--config", config, "--prune.methods", "[{name: keep_all}]", expect=4)
     assert str(file) in said and f"shard {SHARD}" in said and f"python -m store repair {store}" in said
+    said = invoke(capsys, "extract", "--config", config, expect=4)  # not done, though all shards are committed
+    assert str(file) in said and f"python -m store repair {store}" in said
     for quick in ([], ["--quick"]):
         invoke(capsys, "verify", store, *quick, expect=4)
     assert [one.shard for one in verify(store, quick=True)] == [SHARD]

@@ -30,8 +30,8 @@ from stage1_extract.sources.image_source import Catalogue
 from stage2_prune.parity import run as parity
 from store.compare import differences_between
 from store.errors import DataMissing
+from store.opening import stored_ids
 from store.plan import read_plan
-from store.reader import stored_ids
 from tests.faults.runs import snapshot
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions

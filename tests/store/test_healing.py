@@ -7,6 +7,7 @@ import pytest
 from store.contents import Contents
 from store.copies import write_copy
 from store.errors import IntegrityError, StoreError
+from store.finding import ARCHIVE, COPY, REPAIR
 from store.fingerprint import Fingerprint
 from store.growth import grown, plan_to_follow
 from store.ids import ARRAYS, ImageIds
@@ -14,7 +15,7 @@ from store.manifest import manifest_path, read_manifest
 from store.plan import plan_path, read_plan, spare_of
 from store.reader import FEATURES, FeatureStore
 from store.repair import repair
-from store.verify import ARCHIVE, COPY, REPAIR, verify
+from store.verify import verify
 from store.writer import StoreWriter
 from tests.store.stores import flip, image_ids, plan_of, projector, sha, small_and_large, spec, store_of, write_store
 from tests.store.test_cli import store_command

@@ -223,7 +223,7 @@ def test_only_some_results_are_compared_where_names_are_given(tmp_path):
     assert list(by_name(found)) == ["a-8-original", "b-8-original"]
     with pytest.raises(ResultsMissing, match=r"match \*-9-\*, there are only a-8"):
         compare.run([tmp_path], only=["*-9-*"])
-    with pytest.raises(NotComparable, match="--against to name a result, got 'c'"):
+    with pytest.raises(NotComparable, match="--against: no such result .got 'c'."):
         compare.run([tmp_path], against="c")
     with pytest.raises(NotComparable, match="two results or more"):
         compare.run([tmp_path], only=["a-8-original"])
