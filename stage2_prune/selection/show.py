@@ -80,8 +80,8 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     features = selection.session.features
     if not is_grid(features):
         raise CannotShow(
-            f"expected patches in a grid, which {features.store.path} does not have: the CLS row is one of its tokens, or a "
-            "model's own code made them"
+            f"expected patches in a grid, which {features.store.path} lacks: the CLS row is one of its tokens, which has no "
+            "place, or a model's own code made them"
         )
     asked = _questions(experiment, features, wanted)
     _require_questions(selection.methods, asked)
