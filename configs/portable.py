@@ -29,7 +29,7 @@ def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of a config file; where `saved` wrote it, its paths lead from the working directory again."""
-    if MARKER not in raw:
+    if raw.get(MARKER) != HERE:
         return raw
     content = deepcopy({key: value for key, value in raw.items() if key != MARKER})
     for holder, field, _ in _paths(content):
@@ -40,7 +40,7 @@ def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def redacted(config: bytes) -> str:
     """Return a config for a copy that leaves this machine: of each path only its last part."""
-    content: Any = yaml.safe_load(config)
+    content = _mapping(yaml.safe_load(config))
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
             holder[field] = Path(holder[field]).name
@@ -49,8 +49,8 @@ def redacted(config: bytes) -> str:
 
 def moved(config: bytes, old: Path, new: Path) -> str:
     """Return a saved config for another folder, with paths that lead to the same places."""
-    content: Any = yaml.safe_load(config)
-    if MARKER in content:
+    content = _mapping(yaml.safe_load(config))
+    if content.get(MARKER) == HERE:
         content = {MARKER: HERE} | read(content, old)
         for holder, field, place in _paths(content):
             if place not in OR_A_NAME or is_folder(holder[field]):

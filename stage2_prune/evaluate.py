@@ -53,7 +53,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     folder = experiment.run_dir / "eval"
     with alone(folder):
         todo = open_progress(session, cells, digests, asked, overwrite)
-        check_layer_loop(session, [p.cell for p in todo if not p.file.path.is_file()], asked)
+        check_layer_loop(session, [one.cell for one in todo if one.file.left], asked)
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]

@@ -51,13 +51,20 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     stock: Any = huggingface_hub
     try:
         return Path(stock.hf_hub_download(source, name, revision=revision, local_files_only=not _hub_answers()))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
+    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointMissing(
+            f"expected {name} of {source} from the hub, it cannot be fetched ({' '.join(str(error).split()):.300}): try again "
+            "later, free space in the cache, or log in with `hf auth login` where the repository wants it"
+        ) from None
     except HFValidationError:
         raise CheckpointMissing(f"{source!r} is neither a folder nor a hub id: correct it in the config") from None
 

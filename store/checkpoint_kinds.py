@@ -78,7 +78,8 @@ def refuse_adapter(source: str, names: Collection[str], settings: Mapping[str, A
 def refuse_original(source: str, settings: Mapping[str, Any]) -> None:
     """Refuse a config.json of the original LLaVA repository, some of which call themselves `llava` too."""
     named = _ORIGINAL_CLASS.search(str(settings.get("architectures")))
-    if named is not None or _ORIGINAL_KEYS & settings.keys():
+    # Converted checkpoints may keep a key of the original beside the text_config that stock loading reads.
+    if named is not None or (_ORIGINAL_KEYS & settings.keys() and "text_config" not in settings):
         raise UnusableCheckpoint(f"config.json of {source} has {_ORIGINAL}")
 
 

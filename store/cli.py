@@ -13,7 +13,7 @@ from configs import portable
 from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
 from configs.flags import Commands, experiment_from, experiment_options
-from configs.seal import sealed
+from configs.seal import is_as_sealed, sealed
 
 
 @click.group(cls=Commands)
@@ -206,6 +206,12 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
     """The config of a copy. An archive is to be shared: its config names no place. Another copy's leads to the same places."""
     if config is None:
         return None
+    from store.errors import IntegrityError
+
+    if not is_as_sealed(config):
+        raise IntegrityError(
+            f"expected {path}/config.yaml as it was written, it has changed: run `python -m store repair {path}`, or delete it"
+        )
     if form == "store" and isinstance(path, Path):
         return sealed(portable.moved(config, path, out)).encode()
     return sealed(portable.redacted(config)).encode()

@@ -29,9 +29,7 @@ def misspelt(given: Iterable[str], known: Collection[str]) -> dict[str, str]:
     absent = [name for name in known if name not in given]
     found: dict[str, str] = {}
     for name in given:
-        near = (
-            [] if name in known else [(likeness, one) for one in absent if (likeness := _likeness(name, one)) >= NEAR]
-        )
+        near = [(likeness, one) for one in absent if name not in known and (likeness := _likeness(name, one)) >= NEAR]
         if near:
             found[name] = max(near)[1]
     return found

@@ -2,8 +2,8 @@
 
 Answers are greedy in both stages, with the arguments of `GREEDY`. Everything else in `generation_config.json` is stock's to
 follow: stage 2 hands it the ids of the prompt beside the embeddings. What that cannot do is refused by name, before an
-image is encoded and before a question is asked. A setting that is in none of the three tables is refused too: a later
-transformers may know it.
+image is encoded and before a question is asked. A setting that is in none of the three tables is refused where the installed
+transformers knows it, as a later one may; what it does not know changes nothing in stock generation, and nothing here.
 """
 
 import json
@@ -127,7 +127,10 @@ def generation_settings(model: ModelSection) -> dict[str, Any]:
     file cannot be read or stock generation refuses it.
     """
     named, place = _written(model.checkpoint, model.revision)
-    refused = [f"  {name}: {value!r} ({why})\n" for name, value in named.items() if (why := _refusal(name, value))]
+    undecided = _undecided() if named.keys() - FOLLOWED - WITHOUT_EFFECT.keys() - REFUSED.keys() else frozenset[str]()
+    refused = [
+        f"  {name}: {value!r} ({why})\n" for name, value in named.items() if (why := _refusal(name, value, undecided))
+    ]
     if refused:
         raise GenerationRefused(
             f"expected generation settings in {place} that answers from cached features can follow, it has\n"
@@ -189,11 +192,21 @@ def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:
             small.generate(input_ids=torch.zeros(1, 2, dtype=torch.long), **arguments)
 
 
-def _refusal(name: str, value: Any) -> str | None:
-    """Why a setting cannot be followed; None where it can."""
+def _undecided() -> frozenset[str]:
+    """Settings of the installed transformers that none of the three tables decides on."""
+    import transformers
+
+    library: Any = transformers  # typed in part
+    return frozenset(vars(library.GenerationConfig())) - FOLLOWED - WITHOUT_EFFECT.keys() - REFUSED.keys()
+
+
+def _refusal(name: str, value: Any, undecided: frozenset[str]) -> str | None:
+    """Why a setting cannot be followed; None where it can, and where the installed transformers does not know it."""
     if value is None or name in FOLLOWED or name in WITHOUT_EFFECT:
         return None
-    if name not in REFUSED:
+    if name in undecided:
         return "unknown here, so what it would change is unknown"
+    if name not in REFUSED:
+        return None
     harmless, reason = REFUSED[name]
     return None if value in harmless else reason

@@ -83,7 +83,9 @@ def test_the_small_real_model_runs_unchanged_against_a_hub_cache_in_its_own_layo
     }
     assert FeatureStore.open(folder / "store").arrays.keys() == {"raw", "projected"}
     images, data = work / "data" / "llava" / "images", DataSection.model_validate(summary["config"]["data"])
-    asked = select(read_questions(data.model_copy(update={"questions": work / data.questions})), data, "test")
+    asked = select(
+        read_questions(data.model_copy(update={"questions": folder / "eval" / data.questions})), data, "test"
+    )
     asked = [one.model_copy(update={"question": one.question + data.post_prompt}) for one in asked]
     lines = (folder / "eval" / "predictions" / "keep_all-729-original.jsonl").read_text().splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == stock_answers(

@@ -56,7 +56,7 @@ class Bench:
         self.expected = fingerprints(self._experiment, self._config, self.encoder, numeric)
         self.compute = compute_axis(self.stored_dtype(), self.asked)
         data = experiment.data
-        self._source = open_images(data.images, data.format, data.image_column)
+        self._source = open_images(data.images, data.format, data.image_column, data.follow_links)
         self._images: OrderedDict[int, Image.Image] = OrderedDict()
         self._forwards: OrderedDict[Hashable, EveryLayer] = OrderedDict()
         self._projectors: dict[Dtype, Projector] = {}

@@ -51,6 +51,8 @@ def find_sources(experiment: Experiment) -> Sources:
     if questions:
         say(questions, data, SPLITS)
     names = images.names() if data.questions is None else image_names(used(questions, data))
+    if not names and data.questions is not None:
+        raise DataMissing(f"expected questions about images in {data.questions}, found none: check data.questions")
     if not names:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
     by_content = data.identity == "content"

@@ -11,7 +11,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from stage2_prune.canary import check_layer_loop
 from stage2_prune.cell_progress import Progress, open_progress
 from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.choose import choose_scored
-from stage2_prune.errors import Infeasible, PrunerMisused
+from stage2_prune.errors import Infeasible
 from stage2_prune.features import Excluded
 from stage2_prune.predictions import PredictionFile, alone, read_cells
 from stage2_prune.session import Session, open_session
@@ -53,8 +52,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         grid = build(session, named)
         grid.unavailable[:0] = unavailable
         asked, excluded = session.features.answerable(chosen.questions)
-        with suppress(PrunerMisused):  # of a model that the loop does not know; such cells are listed below
-            check_layer_loop(session, grid.cells, asked)
+        check_layer_loop(session, grid.cells, asked)
         _drop_impossible(session, grid, asked)
         todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
         measured = _measure(session, todo, asked, overwrite)

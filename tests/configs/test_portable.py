@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from configs import portable
 from configs.cli import run_to_exit_code
+from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.load import load, save_resolved
 from stage1_extract.cli import group as stage1
@@ -150,3 +151,19 @@ def test_fingerprints_of_earlier_versions_with_whole_paths_are_spelt_as_they_are
     other = {"raw": Fingerprint(semantic={"checkpoint": "/home/alice/other", "dtype": "float32"}, numeric={})}
     hub = {"raw": Fingerprint(semantic={"checkpoint": "llava-hf/checkpoint", "dtype": "float32"}, numeric={})}
     assert spelt_as(ours, other) == ours and spelt_as(ours, hub) == ours and spelt_as(hub, earlier) == hub
+
+
+def test_a_config_that_was_changed_is_not_sealed_anew_by_a_copy(home, capsys):
+    assert run(stage1, "extract", "--config", home / "tiny.yaml") == 0
+    saved = home / "runs" / "tiny" / "store" / "config.yaml"
+    saved.write_bytes(saved.read_bytes().replace(b"cpu", b"cpX"))
+    for form in ("archive", "store"):
+        assert run(store_group, "export", saved.parent, f"--{form}", home / form) == 4
+        assert "config.yaml" in capsys.readouterr().err and not (home / form).exists()
+
+
+def test_a_key_of_that_name_in_a_persons_config_is_an_unknown_key(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"paths": {"x": 1}, "model": {"checkpoint": "c"}, "data": {"images": "i"}}))
+    with pytest.raises(ConfigError, match="paths"):
+        load(path, {})

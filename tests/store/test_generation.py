@@ -40,7 +40,6 @@ OTHER = {
     "num_beam_groups": 2,
     "constraints": [1],
     "force_words_ids": [[1]],
-    "of_a_later_version": 1,
 }
 """A value of each refused setting that would change an answer."""
 PRUNE = {"methods": [{"name": "keep_all"}, {"name": "learned_scorer"}], "budgets": [8]}
@@ -89,7 +88,7 @@ def test_a_setting_that_cannot_be_followed_is_refused_by_name_value_and_file(gen
 
 
 def test_all_settings_that_cannot_be_followed_are_said_at_once(generation):
-    assert OTHER.keys() == REFUSED.keys() | {"of_a_later_version"}
+    assert OTHER.keys() == REFUSED.keys()
     with pytest.raises(GenerationRefused) as caught:
         generation_settings(generation(OTHER))
     assert all(f"  {name}: " in str(caught.value) for name in OTHER)
@@ -98,6 +97,28 @@ def test_all_settings_that_cannot_be_followed_are_said_at_once(generation):
 def test_refused_settings_at_their_defaults_and_unknown_ones_without_a_value_are_no_obstacle(generation):
     harmless = {name: value for name, (values, _) in REFUSED.items() for value in values[:1]}
     assert generation_settings(generation(harmless | {"of_a_later_version": None})) == {}
+
+
+def test_keys_that_the_installed_transformers_does_not_know_change_nothing_as_in_stock(generation):
+    others = {
+        "chat_format": "chatml",
+        "attn_implementation": "flash_attention_2",
+        "max_window_size": 6144,
+        "user_token_id": 3,
+    }
+    assert not others.keys() & vars(GenerationConfig()).keys()
+    assert generation_settings(generation(others | {"eos_token_id": 2})) == {}
+
+
+def test_a_setting_of_a_later_transformers_that_nobody_decided_on_is_refused(generation, monkeypatch):
+    class Later(GenerationConfig):
+        def __init__(self, **settings):
+            self.of_a_later_version = settings.pop("of_a_later_version", None)
+            super().__init__(**settings)
+
+    monkeypatch.setattr("transformers.GenerationConfig", Later)
+    with pytest.raises(GenerationRefused, match="of_a_later_version: 3 .unknown here"):
+        generation_settings(generation({"of_a_later_version": 3}))
 
 
 def test_only_what_changes_an_answer_is_among_the_settings_that_are_followed(generation):
