@@ -14,6 +14,7 @@ from stage1_extract.errors import UnsupportedModel
 from stage1_extract.families.whole_model import WholeModel
 from stage1_extract.family import Family
 from store.open_text import check_text_side
+from store.weights import require_all_files
 
 
 def find_family(config: Any) -> type[Family]:
@@ -31,10 +32,12 @@ def find_family(config: Any) -> type[Family]:
 def check_questions(experiment: Experiment, config: Any) -> None:
     """Refuse, before the first image, a checkpoint that the configured questions could not be asked.
 
-    Raises what `store.open_text.check_text_side` raises. The fallback's models are not looked at: no command asks them.
+    Raises what `store.open_text.check_text_side` raises, and CheckpointMissing (exit 5) naming a file of weights that a
+    folder lacks. The fallback's models are not looked at: no command asks them.
     """
     if experiment.data.questions is not None and find_family(config) is not WholeModel:
         check_text_side(config, experiment.model)
+        require_all_files(experiment.model.checkpoint, experiment.model.revision)
 
 
 def require_stage2(experiment: Experiment, config: Any) -> None:

@@ -109,8 +109,8 @@ def _open_encoder(source: str, config: Any, model: ModelSection) -> nn.Module:
     # Imported here: the module that defines it defines CLIP's vision tower too, which no other run has to load.
     from transformers import CLIPTextModelWithProjection
 
-    weight_files(source, model.clip_revision)  # says what is missing before transformers would
     text = copy.deepcopy(config.text_config)
+    text.transformers_weights = weight_files(source, model.clip_revision).name  # the files that stage 1 read
     text.projection_dim = config.projection_dim  # the one that CLIP uses, whatever the config of its half says
     with quiet_loading(), stock_reading(source, "CLIP's text encoder"):
         stock: Any = CLIPTextModelWithProjection
@@ -123,6 +123,14 @@ def _open_encoder(source: str, config: Any, model: ModelSection) -> nn.Module:
         raise WeightsMismatch(
             f"expected every weight of CLIP's text encoder in {source}, {len(missing)} are missing or of another shape "
             f"({', '.join(missing[:3])}…): name a whole CLIP, or download it again"
+        )
+    unexpected = sorted(
+        name for name in loading["unexpected_keys"] if name.startswith(("text_model.", "text_projection."))
+    )
+    if unexpected:
+        raise WeightsMismatch(
+            f"expected the tensors of CLIP's text encoder in {source}, {len(unexpected)} have no place in it "
+            f"({', '.join(unexpected[:3])}…): is its config that of its weights?"
         )
     require_finite(source, dict(encoder.named_parameters()))
     return encoder.eval()

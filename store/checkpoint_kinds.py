@@ -120,7 +120,12 @@ def refuse_kinds_of_numbers(source: str, kinds: Mapping[str, str]) -> None:
 
 
 def refuse_without(source: str, wanted: str, names: Collection[str]) -> None:
-    """Say what a checkpoint is that has no `wanted`, config.json or weights, among the `names` of its files."""
+    """Say what a checkpoint is that has no config.json, or no model.safetensors, among the `names` of its files.
+
+    Nothing is said of any other file that is `wanted`.
+    """
+    if wanted not in ("config.json", "model.safetensors"):
+        return
     expected = f"expected {wanted} in {source}, found "
     if gguf := _first(names, ".gguf"):
         raise UnusableCheckpoint(f"{expected}{_gguf(gguf)}")

@@ -95,6 +95,16 @@ def weight_files(source: str, revision: str | None = None) -> WeightFiles:
     return weights
 
 
+def require_all_files(source: str, revision: str | None = None) -> None:
+    """Demand every file of a folder's weights, those of the language half too, which `extract` itself does not open.
+
+    A hub repository is left alone: what stage 1 does not read of it is downloaded by stage 2.
+    """
+    if Path(source).is_dir():
+        for file in sorted(set(weight_files(source, revision).file_of.values())):
+            checkpoint_file(source, file, revision)
+
+
 def _chosen(source: str, revision: str | None) -> str | None:
     settings = read_settings(optional_checkpoint_file(source, "config.json", revision))
     named = settings.get("transformers_weights")

@@ -133,6 +133,18 @@ def test_what_is_no_clip_or_no_whole_one_is_refused_in_one_sentence(tmp_path, ll
         open_clip_text(model_of(clip), CPU)
 
 
+def test_a_tensor_without_a_place_in_the_text_encoder_is_refused_and_positions_of_an_old_clip_are_not(tmp_path, llava):
+    clip = clip_checkpoint(tmp_path / "clip", llava)
+    whole = load_file(clip / "model.safetensors")
+    for name in ("text_model.embeddings.position_ids", "text_projection.bias"):
+        save_file(whole | {name: torch.ones(3)}, clip / "model.safetensors", {"format": "pt"})
+        if name.endswith("position_ids"):
+            open_clip_text(model_of(clip), CPU)
+        else:
+            with pytest.raises(WeightsMismatch, match=r"text_projection\.bias"):
+                open_clip_text(model_of(clip), CPU)
+
+
 def test_the_projection_is_as_wide_as_clips_space_whatever_its_half_of_the_config_says(tmp_path, llava):
     clip = clip_checkpoint(tmp_path / "clip", llava)
     before = open_clip_text(model_of(clip), CPU).read(SHORT)

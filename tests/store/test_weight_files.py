@@ -128,3 +128,19 @@ def test_a_hub_cache_with_two_sets_is_read_as_a_folder_is(home, both, tmp_path, 
         monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
     assert weight_files("maker/model").name == SINGLE
     assert weight_files("maker/model").fetch(SINGLE).read_bytes() == (home / "model1" / SINGLE).read_bytes()
+
+
+def test_a_shard_of_the_language_half_that_is_not_there_is_named_before_the_first_image(home, both, tmp_path, capsys):
+    (both / SINGLE).unlink()
+    index = json.loads((both / INDEX).read_text())
+    head = index["weight_map"]["language_model.lm_head.weight"]
+    alone = "model-00003-of-00003.safetensors"
+    content = load_file(both / head)
+    save_file({"language_model.lm_head.weight": content.pop("language_model.lm_head.weight")}, both / alone)
+    save_file(content, both / head, {"format": "pt"})
+    index["weight_map"]["language_model.lm_head.weight"] = alone
+    (both / INDEX).write_text(json.dumps(index))
+    (both / alone).unlink()
+    config = ("--config", config_file(home, both), "--run-dir", tmp_path / "run")
+    assert f"expected {alone} in the checkpoint folder" in invoke(capsys, "extract", *config, expect=5)
+    assert not (tmp_path / "run").exists()
