@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from configs import portable
 from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
@@ -29,6 +30,7 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
     Raises ConfigError naming each problem by its line or its flag and by its dotted path, with the value received.
     """
     raw, places = _read_yaml(path)
+    raw = portable.read(raw, path.parent)
     for flag, value in overrides.items():
         _lay_over(raw, flag, value)
     problems = _retired_keys(raw)
@@ -49,8 +51,8 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
 
 
 def save_resolved(experiment: Experiment, folder: Path) -> None:
-    """Write the config that produced an output beside it, as `config.yaml`."""
-    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    """Write the config that produced an output beside it, as `config.yaml`, its paths relative to that file."""
+    text = yaml.safe_dump(portable.saved(experiment, folder), sort_keys=False)
     write_atomically(folder / "config.yaml", sealed(text))
 
 

@@ -105,7 +105,7 @@ def reference(batch_folder: Path) -> None:
 @click.option(
     "--tries",
     type=click.IntRange(min=0),
-    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: two minutes' worth.",
+    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: three minutes' worth.",
 )
 @json_option
 @click.pass_context

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from configs.experiment import ModelSection
 from stage1_extract.errors import WrongWeights
 from store.clip_head import DIGEST, NORM, PROJECTION, clip_config, clip_head, clip_source
+from store.fingerprint import source_name
 from store.weights import each_tensor, weights_digest
 
 TOWER = "vision_model."
@@ -76,7 +76,7 @@ def open_clip_space(
             "warning: %s holds no vision tower, so nothing says that it is the one that makes the features", source
         )
     origin = {
-        "clip": str(Path(source)) if Path(source).is_dir() else source,
+        "clip": source_name(source),
         "clip_revision": model.clip_revision,
         "clip_tower": "equal" if compared else "not compared",
         DIGEST: weights_digest(weights),

@@ -21,6 +21,7 @@ from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
 from store.commits import SUPERSEDED, read_commit
 from store.errors import StoreError
+from store.fingerprint import spelt_as
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
 from store.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
@@ -80,7 +81,9 @@ def extract(
     stall = experiment.extract.stall_seconds
     if overwrite:  # not before it is sure that there is something to replace it with
         _remove(path, stall)
-    wanted = plan_for(experiment, sources, description, opened.fingerprints())
+    stored = _stored_plan(path)
+    prints = opened.fingerprints() if stored is None else spelt_as(opened.fingerprints(), stored.fingerprints)
+    wanted = plan_for(experiment, sources, description, prints)
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
     leave = left_to_derive(plan, wanted.fingerprints)
     _require_shards_of(plan, experiment)

@@ -1,6 +1,5 @@
 """What made the features: the parts of each array's fingerprint."""
 
-from pathlib import Path
 from typing import Any
 
 import PIL
@@ -12,7 +11,7 @@ from stage1_extract.arrays import IMAGE_AREA
 from stage1_extract.attention import ATTENTION
 from stage1_extract.family import Encoder
 from store.environment import torch_environment
-from store.fingerprint import Fingerprint
+from store.fingerprint import Fingerprint, source_name
 from store.schema import PATCH_ORDER
 
 
@@ -38,7 +37,7 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
         if hasattr(config, name)
     }
     return {
-        "checkpoint": model.checkpoint if not Path(model.checkpoint).is_dir() else str(Path(model.checkpoint)),
+        "checkpoint": source_name(model.checkpoint),
         "revision": model.revision,
         "model_type": config.model_type,
         **features,

@@ -60,7 +60,9 @@ def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Qu
 def compare_with_stock(language: Language, prompt: Batch) -> None:
     """Answer a batch of one prompt as the stock model and through the layer loop; raises as `check_layer_loop` does."""
     depth: int = language.model.config.num_hidden_layers
-    unending = replace(language, eos_token_ids=(language.image_token_id,))  # models end answers early, but not with an image
+    unending = replace(
+        language, eos_token_ids=(language.image_token_id,)
+    )  # models end answers early, but not with an image
     looped = PruningLanguage(**vars(unending), hook=KeepsAll(range(1, depth)), positions="original")
     looped.answering(prompt.slots)  # refuses a model that the loop does not know
     stock = generate(unending, prompt, STEPS)

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.experiment import ModelSection
+from configs.portable import is_folder
 from stage2_prune.errors import StoreMismatch
 from stage2_prune.features import Features
 from stage2_prune.language import Family
@@ -56,7 +56,7 @@ def check_checkpoint(features: Features, family: type[Family], config: Any, mode
     store = features.store
     semantic = store.fingerprint(features.source).semantic
     expected = family.vision_choices(config) | {"patch_order": PATCH_ORDER}
-    if not Path(model.checkpoint).is_dir() and not Path(str(semantic.get("checkpoint"))).is_dir():
+    if not is_folder(model.checkpoint) and not is_folder(str(semantic.get("checkpoint"))):
         expected |= {"checkpoint": model.checkpoint, "revision": model.revision}
     if exact:
         expected["dtype"] = model.dtype

@@ -3,63 +3,30 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 import torch
 
 from configs.atomic import write_atomically
-from configs.experiment import EvalSection, Experiment
+from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune import report, weights
 from stage2_prune.ask import Prepared, ask, prepare
 from stage2_prune.canary import check_layer_loop
-from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, plan
+from stage2_prune.cell_progress import Progress, open_progress
+from stage2_prune.cells import Unavailable, Unmet, available, check_budgets, configured_pruners, plan
 from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.features import FeatureBatch
-from stage2_prune.identity import digest
 from stage2_prune.in_llm import InLLMPruner
 from stage2_prune.layer_loop import PruningLanguage, pruning_inside, require_loop
-from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
+from stage2_prune.predictions import alone, read_cells, write_cells
 from stage2_prune.prune_batch import prune_batch
 from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.session import Session, open_session
 from stage2_prune.summary import Evaluated, summarise
 from store.questions import Question
-
-_NOTHING: Mapping[str, Any] = {}
-_TIMES = ("selector_ms_per_image", "selector_ms_range")
-
-
-@dataclass
-class Progress:
-    """One cell while it is evaluated."""
-
-    cell: Cell
-    file: PredictionFile
-    identity: dict[str, Any]
-    section: EvalSection
-    selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
-    """Seconds of the method itself and images, of every batch answered now."""
-
-    def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
-        """What `cells.json` keeps of it; the time of its selector as it was before, where nothing was answered now."""
-        return {
-            "identity": self.identity,
-            "left_out": self.file.left_out,
-            "bootstrap": [self.section.bootstrap, self.section.seed],
-            "trained": isinstance(self.cell.pruner, TrainedPruner),
-            **(self._times() if self.selector else {name: before.get(name) for name in _TIMES}),
-        }
-
-    def _times(self) -> dict[str, Any]:
-        """Milliseconds per image: the mean, and the fastest and slowest batch, of which two or more tell the noise."""
-        batches = [1000 * seconds / images for seconds, images in self.selector]
-        mean = 1000 * sum(seconds for seconds, _ in self.selector) / sum(images for _, images in self.selector)
-        return dict(zip(_TIMES, (mean, [min(batches), max(batches)] if len(batches) > 1 else None), strict=True))
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -90,7 +57,9 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         answer(session, todo, asked)
         records = read_cells(folder)
         evaluated = [Evaluated(p.cell, p.file.rows, records[p.cell.name]) for p in todo]
-        summary = summarise(session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable)
+        summary = summarise(
+            session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable, folder=folder
+        )
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "table.md", report.table(summary))
         report.plot(summary, folder / "accuracy_vs_tokens.png")
@@ -201,58 +170,3 @@ def _now(session: Session) -> float:
     if session.language.device.type == "cuda":
         torch.cuda.synchronize(session.language.device)
     return time.perf_counter()
-
-
-def open_progress(
-    session: Session,
-    cells: Sequence[Cell],
-    digests: Mapping[str, str],
-    asked: Sequence[Question],
-    overwrite: bool,
-) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction.
-
-    Raises OtherRun (exit 2) for predictions of other settings, DamagedRun (exit 4) for files that are not as written.
-    """
-    experiment = session.experiment
-    folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session)
-    identities = {
-        cell.name: common
-        | {
-            "pruner": cell.label,
-            "parameters": json.loads(json.dumps(cell.pruner.parameters())),
-            "code": sha256(cell.pruner.file.read_bytes()).hexdigest(),
-            "code_with_imports": cell.pruner.code,
-            "weights": digests.get(cell.label),
-            "features": {
-                name: digest(fingerprint)
-                for name, fingerprint in features.fingerprints(cell.pruner.needs | {features.source}).items()
-            },
-            "keep": cell.keep,
-            "positions": cell.positions,
-            "seed": cell.seed,
-        }
-        | ({"tokens_per_layer": list(cell.schedule.tokens_per_layer)} if cell.pruner.place == "in_llm" else {})
-        for cell in cells
-    }
-    if not overwrite:
-        refuse_other_runs(folder, identities)
-    todo: list[Progress] = []
-    recorded = {} if overwrite else read_cells(folder)
-    for cell in cells:
-        path = folder / "predictions" / f"{cell.name}.jsonl"
-        if overwrite:
-            PredictionFile.remove(path)
-        identity = identities[cell.name]
-        file = PredictionFile(path, experiment.eval.batch_size, asked, identity, cell.name in recorded)
-        todo.append(Progress(cell, file, identity, experiment.eval))
-    records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
-    write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
-    return todo
-
-
-def _identity(session: Session) -> dict[str, Any]:
-    """Everything but the cell itself and the question that a prediction depends on."""
-    section = session.experiment.eval
-    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from configs import portable
 from stage2_prune import budget
 from stage2_prune.ask import Prediction
 from stage2_prune.cells import Cell, Unavailable, Unmet
@@ -39,8 +41,10 @@ def summarise(
     excluded: Sequence[Excluded],
     unmet: Sequence[Unmet] = (),
     unavailable: Sequence[Unavailable] = (),
+    *,
+    folder: Path,
 ) -> dict[str, Any]:
-    """All that a program may want to read of an evaluation, as JSON."""
+    """Gather all that a program may want to read of an evaluation, as JSON that will lie in `folder`."""
     experiment = session.experiment
     text = _text_tokens(session, asked)
     groups = groupby(evaluated, key=lambda one: (one.cell.label, one.cell.keep, one.cell.positions))
@@ -59,7 +63,7 @@ def summarise(
         "template": session.language.template,
         "flops_conventions": {name: convention.description for name, convention in budget.CONVENTIONS.items()},
         "results": [_row(session, list(group), asked, text, _unpruned(evaluated)) for _, group in groups],
-        "config": experiment.model_dump(mode="json"),
+        "config": portable.saved(experiment, folder),
         "fingerprints": session.fingerprints,
     }
 

@@ -81,9 +81,13 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+    try:
+        repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+    except HFValidationError:
+        return None  # a path, as of a folder that is not there
     reference = repository / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or "main"
     snapshot = repository / "snapshots" / commit

@@ -9,9 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from configs import portable
 from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
 from configs.flags import Commands, experiment_from, experiment_options
+from configs.seal import sealed
 
 
 @click.group(cls=Commands)
@@ -194,8 +196,19 @@ def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None
         from store.contents import Contents
         from store.copies import write_copy
 
-        write_copy(Contents.of(store), out, "zstd" if form == "archive" else "none", store.config)
+        write_copy(
+            Contents.of(store), out, "zstd" if form == "archive" else "none", _config_for(store.config, path, form, out)
+        )
     click.echo(f"written to {out}", err=True)
+
+
+def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path) -> bytes | None:
+    """The config of a copy. An archive is to be shared: its config names no place. Another copy's leads to the same places."""
+    if config is None:
+        return None
+    if form == "store" and isinstance(path, Path):
+        return sealed(portable.moved(config, path, out)).encode()
+    return sealed(portable.redacted(config)).encode()
 
 
 @group.command("import")

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.fingerprint import without_paths
 from store.ids import ImageIds
 from store.plan import Plan
 from store.reader import FeatureStore, ProjectorState
 
 _log = logging.getLogger(__name__)
+
+
+def _redacted(plan: Plan) -> Plan:
+    """The plan without paths of the machine that made the store, which plans of earlier versions hold."""
+    return plan.model_copy(update={"fingerprints": {n: without_paths(one) for n, one in plan.fingerprints.items()}})
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Contents:
                 "note: %d images have some arrays and lack others, so they are left out; `drop` takes an array away",
                 len(lacking),
             )
-        return cls(store.plan.flattened(), store.ids, store.projector, shards, failures, store.gather)
+        return cls(_redacted(store.plan.flattened()), store.ids, store.projector, shards, failures, store.gather)
 
     def rows(self, shard: int) -> list[int]:
         """Rows of a shard that hold features."""

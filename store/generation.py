@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from configs.experiment import ModelSection
-from store.checkpoint import checkpoint_file, load_config, optional_checkpoint_file, stock_reading
+from store.checkpoint import load_config, stock_reading
+from store.checkpoint_files import checkpoint_file, optional_checkpoint_file
 from store.errors import DamagedCheckpoint, GenerationRefused
 
 FILE = "generation_config.json"

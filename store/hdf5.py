@@ -84,7 +84,7 @@ def seal_of(contents: Contents, checksums: Mapping[str, NDArray[Any]]) -> str:
                 name,
                 projector.dtypes[name],
                 weight.shape,
-                hashlib.sha256(np.ascontiguousarray(weight)).hexdigest(),
+                hashlib.sha256(weight.tobytes()).hexdigest(),
             ]
     for name, values in sorted(checksums.items()):
         parts += [name, values.tolist()]

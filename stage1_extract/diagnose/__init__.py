@@ -41,7 +41,7 @@ def run(
         as_json: Whether to print JSON.
         seed: Decides which images are sampled, spread over the store.
         whole: Whether the checks that need no tower look at every row.
-        tries: Forwards of the tower that other pictures may cost; None is some two minutes' worth.
+        tries: Forwards of the tower that other pictures may cost; None is some three minutes' worth.
 
     Returns:
         0 for a store that is what its config asks for, 4 otherwise.

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from configs.portable import is_folder
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import Checked
 from stage1_extract.diagnose.evidence import Evidence, Finding
 from stage1_extract.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
-from store.fingerprint import differences
+from store.fingerprint import SOURCES, differences
 from store.ids import printable
 
 CLOSEST = 0.05
@@ -27,9 +27,7 @@ def refusals(bench: Bench) -> Iterable[str]:
             yield f"{name}: this checkpoint makes no such array"
             continue
         expected, found = bench.expected[name].semantic, bench.store.fingerprint(name).semantic
-        moved = [
-            key for key in ("checkpoint", "clip") if all(Path(str(one.get(key))).is_dir() for one in (expected, found))
-        ]
+        moved = [key for key in SOURCES if all(is_folder(str(one.get(key))) for one in (expected, found))]
         expected, found = (
             {key: value for key, value in one.items() if key not in moved}
             for one in (json.loads(json.dumps(expected)), found)

@@ -7,7 +7,7 @@ import torch
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
 from stage1_extract.worker import OpenEncoder, Worker, use_threads_of
-from store.fingerprint import require_equal
+from store.fingerprint import require_equal, spelt_as
 from store.growth import left_to_derive
 from store.opening import stored_ids
 from store.plan import read_plan
@@ -29,7 +29,7 @@ class Joined:
         self.sources = stored_sources(experiment, self.plan, self.ids)
         use_threads_of(self.plan)
         self.opened = OpenEncoder.load(experiment, device)
-        prints = self.opened.fingerprints()
+        prints = spelt_as(self.opened.fingerprints(), self.plan.fingerprints)
         self._leave = left_to_derive(self.plan, prints)
         for name, found in prints.items():
             if name in self._leave:

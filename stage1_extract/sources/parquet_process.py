@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 BATCH_ROWS = 8
 """Rows decoded at a time: a dictionary may repeat one huge value in every row."""
@@ -59,9 +59,7 @@ class ParquetProcess:
             code = process.wait()
             raise ParquetUnreadable(f"the library that reads it ended its process with {_said(code)}") from None
         finally:
-            if (
-                not whole
-            ):  # ended, or whoever asked had enough: what is left in the pipe is no answer to the next question
+            if not whole:  # whoever asked had enough, or it ended: what is left in the pipe answers no other question
                 self._process = None
                 _end(process)
 
@@ -89,18 +87,18 @@ def _said(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _exactly(pipe: BinaryIO, count: int) -> bytes:
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
     data = pipe.read(count)
     if len(data) != count:
         raise EOFError
     return data
 
 
-def _framed(pipe: BinaryIO) -> bytes:
+def _framed(pipe: IO[bytes]) -> bytes:
     return _exactly(pipe, _LENGTH.unpack(_exactly(pipe, _LENGTH.size))[0])
 
 
-def _serve(questions: BinaryIO, answers: BinaryIO) -> None:
+def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     for line in questions:
         try:
             for value in _answer(json.loads(line)):

@@ -90,7 +90,15 @@ def _verdict(findings: Findings) -> str:
     if findings.identical is None:
         return f"INCOMPLETE: {asked}, what could run is the same bits, but {', '.join(findings.without)} could not run"
     apart = [f"{pair.a} - {pair.b}" for pair in findings.pairs if not pair.equal]
+    return f"DIFFERENT: {asked}, {len(apart)} of {len(findings.pairs)} pairs differ ({', '.join(apart)}); {_where(findings)}"
+
+
+def _where(findings: Findings) -> str:
+    """Say where to look for a difference: in the store only where features differ."""
+    if not all(pair.features.bit_equal for pair in findings.pairs):
+        return f"`python -m stage1_extract diagnose {findings.store}` names the cause"
     return (
-        f"DIFFERENT: {asked}, {len(apart)} of {len(findings.pairs)} pairs differ ({', '.join(apart)}); "
-        f"`python -m stage1_extract diagnose {findings.store}` names the cause"
+        "every feature is the same bits in all modes, so the store is not the cause: the same features were answered in "
+        "another way; the notes and the limits in docs/exactness.md (device, attention kernel, threads, versions) say why "
+        "that can be"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from configs import portable
 from configs.atomic import write_atomically
 from configs.experiment import Experiment
 from configs.load import save_resolved
@@ -66,7 +67,7 @@ def run(
     if not cells:
         raise Infeasible("expected a method that keeps something, there is none: check prune.methods and prune.budgets")
     folder = experiment.run_dir / "selection"
-    settings = _settings(selection, cells, asked)
+    settings = _settings(selection, cells, asked, folder)
     _refuse_other(folder, settings, asked, overwrite)
     truth, unknown = find_truth(experiment, asked, features.grid) if is_grid(features) else ({}, NO_GRID)
     measured = measure(selection, cells, asked, truth)
@@ -85,7 +86,7 @@ def run(
         "results": _results(experiment, cells, measured),
         "jaccard": _jaccard(experiment, cells, measured, features.patches),
         "settings": settings,
-        "config": experiment.model_dump(mode="json"),
+        "config": portable.saved(experiment, folder),
         "fingerprints": features.fingerprints(features.needs),
     }
     written = _write(folder, found)
@@ -99,15 +100,15 @@ def _swept(experiment: Experiment) -> dict[str, Pruner]:
     return {one.label: one.pruner for one in wanted(experiment.model_copy(update={"sweep": once}))}
 
 
-def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question]) -> dict[str, Any]:
-    """All that the numbers depend on, as JSON."""
+def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question], folder: Path) -> dict[str, Any]:
+    """All that the numbers depend on, as JSON that will lie in `folder`."""
     section = selection.session.experiment.eval
     settings = {
         "pruners": {cell.name: cell.pruner.parameters() for cell in cells},
         "weights": dict(selection.weights),
         "questions": of_questions(asked),
         "post_prompt": selection.session.experiment.data.post_prompt,
-        "store": str(selection.session.features.store.path),
+        "store": portable.location(selection.session.features.store.path, folder),
         "bootstrap": section.bootstrap,
         "seed": section.seed,
     }

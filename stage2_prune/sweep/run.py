@@ -21,10 +21,10 @@ from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage2_prune.canary import check_layer_loop
+from stage2_prune.cell_progress import Progress, open_progress
 from stage2_prune.cells import Cell, Unavailable, Unmet
 from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible, PrunerMisused
-from stage2_prune.evaluate import Progress, open_progress
 from stage2_prune.features import Excluded
 from stage2_prune.predictions import PredictionFile, alone, read_cells
 from stage2_prune.session import Session, open_session
@@ -132,7 +132,7 @@ def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: 
         )
         for cell in grid.cells
     ]
-    return summarise(session, evaluated, asked, excluded, grid.infeasible, grid.unavailable)
+    return summarise(session, evaluated, asked, excluded, grid.infeasible, grid.unavailable, folder=folder.parent)
 
 
 def _write(experiment: Experiment, summary: dict[str, Any]) -> None:

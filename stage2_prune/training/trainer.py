@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from configs import portable
 from configs.experiment import Positions
 from configs.progress import ProgressBar, say
 from stage2_prune import weights
@@ -179,7 +180,7 @@ class Trainer:
             "train_questions": len(self.train),
             "val_questions": len(self.val),
             "identity": dict(self.identity),
-            "config": self.session.experiment.model_dump(mode="json"),
+            "config": portable.saved(self.session.experiment, self.folder),
         }
         belongs_to = weights.belongings(self.session.features, self.pruner, self.session.language_digest)
         weights.save(self.pruner, self.label, self.spec, self.folder, belongs_to, record)
