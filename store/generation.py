@@ -197,7 +197,13 @@ def _undecided() -> frozenset[str]:
     import transformers
 
     library: Any = transformers  # typed in part
-    return frozenset(vars(library.GenerationConfig())) - FOLLOWED - WITHOUT_EFFECT.keys() - REFUSED.keys()
+    return frozenset(
+        vars(library.GenerationConfig()).keys()
+        - FOLLOWED
+        - WITHOUT_EFFECT.keys()
+        - REFUSED.keys()
+        - {"_original_object_hash"}
+    )
 
 
 def _refusal(name: str, value: Any, undecided: frozenset[str]) -> str | None:
