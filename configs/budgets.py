@@ -19,7 +19,7 @@ def _budget(given: Any) -> int | float | str:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError("expected tokens per image such as 64 or 206.5, or a published schedule such as published:192")
+        raise ValueError("expected tokens such as 64 or 206.5, or published:192")
     return int(number) if number.is_integer() else number
 
 

@@ -17,8 +17,8 @@ import yaml
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store import commits
 from store.commits import CommitRecord, read_commits
+from store.compacted import write_compacted
 from store.compare import differences_between
 from store.reader import FeatureStore
 from store.shard import FileRecord
@@ -240,8 +240,8 @@ def huge(tmp_path_factory) -> Path:
 
     assert record(7) == seventh.sealed().model_dump_json()
     (path / "commits").mkdir()
-    shards = list(range(99_990))
-    commits._write(path / "commits", shards, map(record, shards))
+    shards = range(99_990)
+    write_compacted(path / "commits", [shards], map(record, shards))
     return path
 
 

@@ -184,7 +184,7 @@ def test_nothing_is_guessed_where_nothing_is_close(home, tmp_path, capsys):
 def test_one_wrong_row_of_forty_is_found_with_whole_and_named_by_its_image(tmp_path, capsys):
     forty = Home(tmp_path / "home", images=40)
     for number, change in enumerate((one_value, same_as_the_first, noise_in_the_last)):
-        store = damaged(forty.folder / "store", tmp_path / f"store-{number}", change)
+        store = damaged(forty.folder / "store", forty.folder / f"store-{number}", change)
         told = CliRunner().invoke(
             group, ["diagnose", str(store), "--sample", "1", "--whole", "--json", "--tries", "5"], standalone_mode=False
         )

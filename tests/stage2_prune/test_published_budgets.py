@@ -43,7 +43,7 @@ def test_a_budget_is_a_number_or_a_published_name_and_whole_numbers_are_integers
     "wrong", [0, -3, "published:", "published", "many", True, float("nan"), float("inf"), None, []]
 )
 def test_what_is_no_budget_is_refused_with_what_one_looks_like(wrong):
-    with pytest.raises(ValueError, match="expected tokens per image such as 64 or 206.5, or .* published:192"):
+    with pytest.raises(ValueError, match="expected tokens such as 64 or 206.5, or published:192"):
         PruneSection(budgets=[wrong])
 
 
