@@ -25,7 +25,7 @@ from store.fingerprint import spelt_as
 from store.growth import left_to_derive, plan_to_follow
 from store.plan import Plan, newest_generation, read_plan
 from store.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
-from store.repair import withdraw_failures
+from store.retry import withdraw_failures
 from store.schema import default_shard_images
 from store.writer import StoreWriter, lock, require_no_archive
 

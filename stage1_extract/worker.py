@@ -30,6 +30,7 @@ from store.fingerprint import Fingerprint
 from store.ids import printable
 from store.leases import Lease
 from store.plan import Plan
+from store.retry import Kept
 from store.tensors import pick_device, to_storage
 from store.writer import StoreWriter
 
@@ -64,10 +65,15 @@ class OpenEncoder:
                 else f"encoded {self.batch} at a time as asked for, parity may be only close",
             )
 
+    @property
+    def alone_as_in_company(self) -> bool:
+        """Whether an image has the same features whichever others it is encoded with."""
+        return self.invariant or self.batch == 1
+
     def fingerprints(self) -> dict[str, Fingerprint]:
         """By array. Where no batch changes a bit, the batch is no part of it."""
         recorded = 1 if self.invariant else self.batch
-        numeric = environment(self.device, recorded, self.invariant or recorded == 1)
+        numeric = environment(self.device, recorded, self.alone_as_in_company)
         return fingerprints(self.experiment, self.config, self.encoder, numeric)
 
     def side_costs(self) -> list[str]:
@@ -140,6 +146,7 @@ class Worker:
         self.label, self.tick, self.begin = label, tick, begin
         self.failures: dict[int, str] = {}
         self._leases: deque[Lease] = deque()
+        self._kept: dict[int, Kept] = {}
 
     def extract(self, shards: Iterable[int], allowed: int) -> None:
         """Encode and commit those of `shards` that are nobody else's; what is not finished is given up.
@@ -153,8 +160,12 @@ class Worker:
                 lease = self._leases[0]
                 self.begin(lease.shard)
                 began = time.time()
-                rows = len(plan.rows(lease.shard))
-                arrays, failures = self._encode_shard(lease, islice(chain([first], decoded), rows))
+                kept = self._kept.pop(lease.shard)
+                rows = [row for row in plan.rows(lease.shard) if row not in kept.rows]
+                self.tick(len(kept.rows))
+                arrays, failures = self._encode_shard(
+                    lease.shard, rows, kept, islice(chain([first], decoded), len(rows))
+                )
                 self.failures |= failures
                 require_few(self.failures, allowed, self.sources)
                 if pending is not None:
@@ -162,7 +173,7 @@ class Worker:
                 telemetry = {
                     "began": began,
                     "ended": time.time(),
-                    "tower_images": rows - len(failures),
+                    "tower_images": len(rows) - len(failures),
                     "worker": self.label,
                 }
                 self._leases.popleft()
@@ -186,13 +197,21 @@ class Worker:
         for shard in shards:
             lease = self.writer.claim(shard)
             if lease is not None:
+                kept = self.writer.kept(shard) if self.opened.alone_as_in_company else Kept()
+                self._kept[shard] = kept
                 self._leases.append(lease)
-                yield from self.writer.plan.rows(shard)
+                yield from (row for row in self.writer.plan.rows(shard) if row not in kept.rows)
 
-    def _encode_shard(self, lease: Lease, decoded: Iterable[Decoded]) -> tuple[Arrays, dict[int, str]]:
-        """Arrays and failures of one shard. Batches are cut inside the shard, in row order: where a run began changes nothing."""
-        rows = self.writer.plan.rows(lease.shard)
-        arrays = {s.name: np.full((len(rows), *s.shape), s.fill, s.storage) for s in self.writer.plan.arrays}
+    def _encode_shard(
+        self, shard: int, rows: Sequence[int], kept: Kept, decoded: Iterable[Decoded]
+    ) -> tuple[Arrays, dict[int, str]]:
+        """Arrays of a shard with `rows` encoded and all others as they were kept, and failures among `rows`.
+
+        Batches are cut inside the shard, in row order: where a run began changes nothing.
+        """
+        of_shard = self.writer.plan.rows(shard)
+        arrays = {s.name: np.full((len(of_shard), *s.shape), s.fill, s.storage) for s in self.writer.plan.arrays}
+        arrays |= kept.arrays
         failures: dict[int, str] = {}
         waiting: list[tuple[int, Pixels]] = []
 
@@ -204,11 +223,11 @@ class Worker:
             for held in self._leases:
                 held.beat()
 
-        for place, one in enumerate(decoded):
+        for row, one in zip(rows, decoded, strict=True):
             if isinstance(one, BadImage):
-                failures[rows[place]] = one.reason
+                failures[row] = one.reason
             else:
-                waiting.append((place, one))
+                waiting.append((row - of_shard.start, one))
             if len(waiting) == self.opened.batch:
                 flush()
             self.tick(1)

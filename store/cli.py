@@ -217,7 +217,7 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
 def import_(hdf5: Path, store: Path) -> None:
     """Make a new store at STORE of the file that `export --hdf5` wrote."""
     from store.copies import write_copy
-    from store.hdf5 import opened
+    from store.hdf5_import import opened
 
     with opened(hdf5) as contents:
         write_copy(contents, store)

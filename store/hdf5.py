@@ -2,8 +2,7 @@
 # (h5py has no types)
 """HDF5 out of a store and back into one, for tools that read nothing else.
 
-Never a working format: a writer that is killed leaves it unreadable. Files come from anywhere, so what `opened` reads is
-compared with what a store must be, links out of the file are not followed, and nothing is unpickled.
+Never a working format: a writer that is killed leaves it unreadable. `store.hdf5_import` reads it back.
 
 out.h5               attribute `plan`: the store's plan, as one generation
   <array>            (image, …) float32, float16, or bfloat16 as a 16-bit float that h5py reads as float32
@@ -15,34 +14,29 @@ and, so that `import` makes the same store of it:
   failures           the same as JSON
   ids/               sha256, names_utf8, name_offsets, name_rows of every row, as in `features.zarr/ids`
   projector/         its weights; attributes kind, config (JSON) and sha256
+  checksums/<array>  (image,) crc32c of each row's bytes
+and the attribute `sha256`: of everything else that is read back, see `seal_of`
 """
 
+import hashlib
 import json
-import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from configs.progress import ProgressBar
 from store.aside import written_aside
 from store.contents import Contents
-from store.errors import StoreError, StoreMissing
-from store.ids import ImageIds
-from store.plan import Plan
 from store.reader import PROJECTOR, FeatureStore, ProjectorState
 from store.schema import ArraySpec, Dtype, storage_dtype
+from store.shard import crc
 
-_TAKEN = {"rows", "sha256", "names", "failed", "failures", "ids", PROJECTOR}
-"""Names that no array may have."""
-_IDS = {"sha256": "|u1", "names_utf8": "|u1", "name_offsets": "<i8", "name_rows": "<i8"}
-_NAME = re.compile(r"\w[\w.-]*")
+CHECKSUMS, SEAL = "checksums", "sha256"
+IDS = {"sha256": "|u1", "names_utf8": "|u1", "name_offsets": "<i8", "name_rows": "<i8"}
 
 
 def export_hdf5(store: FeatureStore, out: Path, overwrite: bool) -> None:
@@ -51,41 +45,52 @@ def export_hdf5(store: FeatureStore, out: Path, overwrite: bool) -> None:
     with written_aside(out, overwrite) as aside, h5py.File(aside, "w") as file:
         file.attrs["plan"] = contents.plan.to_json()
         _write_names(file, contents)
-        for name, values in store.ids.columns(_IDS).items():
+        for name, values in store.ids.columns(IDS).items():
             file[f"ids/{name}"] = values
         if contents.projector is not None:
             _write_projector(file.create_group(PROJECTOR), contents.projector)
-        for spec in contents.plan.arrays:
-            _write_array(file, contents, spec)
-
-
-@contextmanager
-def opened(path: Path) -> Generator[Contents, None, None]:
-    """The store in a file that `export_hdf5` wrote.
-
-    Raises StoreMissing (exit 5) where there is no such file, StoreError where it holds no store that fits together.
-    """
-    if not path.is_file():
-        raise StoreMissing(f"expected an HDF5 file at {path}, there is none: name one that `export --hdf5` wrote")
-    with _refusing(path):
-        file = h5py.File(path, "r")
-    with file:
-        with _refusing(path):
-            contents = _read_contents(file, path)
-        yield contents
+        checksums = {spec.name: _write_array(file, contents, spec) for spec in contents.plan.arrays}
+        for name, values in checksums.items():
+            file[f"{CHECKSUMS}/{name}"] = values
+        file.attrs[SEAL] = seal_of(contents, checksums)
 
 
 def _write_names(file: h5py.File, contents: Contents) -> None:
+    file["rows"] = np.array(contents.all_rows, np.int64)
+    for name, lines in texts_of(contents).items():
+        file.create_dataset(name, (len(lines),), h5py.string_dtype(), lines)
+    file["failures"] = json.dumps(dict(contents.failures))
+
+
+def texts_of(contents: Contents) -> dict[str, list[bytes]]:
+    """Return what other tools read of ids, names and failures, by the name of the dataset."""
     rows, ids = contents.all_rows, contents.ids
-    file["rows"] = np.array(rows, np.int64)
-    texts = {
-        "sha256": [ids.sha_of_row(row) for row in rows],
+    return {
+        "sha256": [ids.sha_of_row(row).encode() for row in rows],
         "names": [_text("\n".join(ids.names(row))) for row in rows],
         "failed": [_text(f"{row}\t{reason}") for row, reason in contents.failures.items()],
     }
-    for name, lines in texts.items():
-        file.create_dataset(name, (len(lines),), h5py.string_dtype(), lines)
-    file["failures"] = json.dumps(dict(contents.failures))
+
+
+def seal_of(contents: Contents, checksums: Mapping[str, NDArray[Any]]) -> str:
+    """Return a sha256 over all that an import reads but the rows, which have checksums of their own."""
+    digest = hashlib.sha256()
+    failures = {str(row): why for row, why in contents.failures.items()}
+    parts: list[Any] = [contents.plan.to_json(), contents.all_rows, failures]
+    if (projector := contents.projector) is not None:
+        parts += [projector.kind, dict(projector.config), projector.sha256]
+        for name, weight in sorted(projector.weights.items()):
+            parts += [
+                name,
+                projector.dtypes[name],
+                weight.shape,
+                hashlib.sha256(weight.tobytes()).hexdigest(),
+            ]
+    for name, values in sorted(checksums.items()):
+        parts += [name, values.tolist()]
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _text(name: str) -> bytes:
@@ -102,181 +107,44 @@ def _write_projector(group: h5py.Group, projector: ProjectorState) -> None:
         "kind": projector.kind, "config": json.dumps(dict(projector.config)), "sha256": projector.sha256
     })  # fmt: skip
     for name, values in projector.weights.items():
-        data = group.create_dataset(name, values.shape, _hdf5_type(projector.dtypes[name]))
+        data = group.create_dataset(name, values.shape, hdf5_type(projector.dtypes[name]))
         # Written with the file's own type, here and below, so that the bits go through unconverted.
         data.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), data.id.get_type())
 
 
-def _write_array(file: h5py.File, contents: Contents, spec: ArraySpec) -> None:
-    data = file.create_dataset(spec.name, (len(contents.all_rows), *spec.shape), _hdf5_type(spec.dtype))
+def _write_array(file: h5py.File, contents: Contents, spec: ArraySpec) -> NDArray[Any]:
+    """Write the rows of an array, and return their checksums."""
+    checksums: list[int] = []
+    data = file.create_dataset(spec.name, (len(contents.all_rows), *spec.shape), hdf5_type(spec.dtype))
     data.attrs["axes"] = ["image", *spec.axes]
     first = 0
     for shard in ProgressBar(contents.shards, f"export {spec.name}", unit="shards"):
         if not (rows := contents.rows(shard)):
             continue
         values = contents.read(spec.name, rows)
-        memory, place = _places(data, first, values.shape)
+        memory, place = places(data, first, values.shape)
         data.id.write(memory, place, values, data.id.get_type())
+        checksums += map(crc, values)
         first += len(values)
+    return np.array(checksums, "<u4")
 
 
-def _values(data: h5py.Dataset, first: int, count: int, storage: np.dtype[Any]) -> NDArray[Any]:
-    values = np.empty((count, *data.shape[1:]), storage)
-    if count:
-        memory, place = _places(data, first, values.shape)
-        data.id.read(memory, place, values, data.id.get_type())
-    return values
-
-
-def _places(data: h5py.Dataset, first: int, shape: tuple[int, ...]) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
-    """Where rows lie in memory, and where in the file."""
+def places(data: h5py.Dataset, first: int, shape: tuple[int, ...]) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
+    """Say where rows lie in memory, and where in the file."""
     space = data.id.get_space()
     space.select_hyperslab((first, *[0] * (len(shape) - 1)), shape)
     return h5py.h5s.create_simple(shape), space
 
 
-def _hdf5_type(dtype: Dtype) -> h5py.Datatype:
-    return h5py.Datatype(_bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(storage_dtype(dtype)))
+def hdf5_type(dtype: Dtype) -> h5py.Datatype:
+    """How values of a dtype lie in a file."""
+    return h5py.Datatype(bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(storage_dtype(dtype)))
 
 
-def _bfloat16() -> h5py.h5t.TypeFloatID:
-    """HDF5's description of bfloat16: sign, 8 bits of exponent, 7 of mantissa."""
+def bfloat16() -> h5py.h5t.TypeFloatID:
+    """Return HDF5's description of bfloat16: sign, 8 bits of exponent, 7 of mantissa."""
     kind = h5py.h5t.IEEE_F32LE.copy()
     kind.set_fields(15, 7, 8, 0, 7)
     kind.set_size(2)
     kind.set_ebias(127)
     return kind
-
-
-@contextmanager
-def _refusing(path: Path) -> Generator[None, None, None]:
-    """Whatever a file that is no export makes h5py, numpy or this module say, said in one sentence."""
-    try:
-        yield
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise StoreError(
-            f"expected a whole HDF5 export of a store, {path} is none ({said}): write it again with "
-            "`python -m store export STORE --hdf5 OUT`"
-        ) from None
-
-
-def _require(is_so: bool, expected: str, found: object) -> None:
-    if not is_so:
-        raise ValueError(f"expected {expected}, found {found}")
-
-
-def _dataset(group: h5py.Group, name: str, dtype: str | np.dtype[Any]) -> h5py.Dataset:
-    """A dataset whose bytes lie in this file."""
-    link = group.get(name, getlink=True)
-    _require(isinstance(link, h5py.HardLink), f"the dataset {name}", "none" if link is None else "a link")
-    data: Any = group[name]
-    _require(isinstance(data, h5py.Dataset), f"the dataset {name}", "a group")
-    _require(not data.is_virtual and data.external is None, f"{name} in the file itself", "values in another")
-    wanted = _bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    _require(data.id.get_type().equal(wanted), f"{name} as {dtype}", data.dtype)
-    return data
-
-
-def _group(file: h5py.File, name: str) -> h5py.Group:
-    found: Any = file.get(name)
-    _require(isinstance(file.get(name, getlink=True), h5py.HardLink), f"the group {name}", "none, or a link")
-    _require(isinstance(found, h5py.Group), f"the group {name}", "a dataset")
-    return found
-
-
-def _read_contents(file: h5py.File, path: Path) -> Contents:
-    plan = _read_plan(file)
-    failures, rows = _read_failures(file, plan), _dataset(file, "rows", "<i8")[...]
-    arrays = {spec.name: _dataset(file, spec.name, spec.dtype) for spec in plan.arrays}
-    for spec in plan.arrays:
-        wanted, found = (len(rows), *spec.shape), arrays[spec.name].shape
-        _require(found == wanted, f"{spec.name} as {wanted}", found)
-
-    def read(name: str, wanted: Sequence[int]) -> NDArray[Any]:
-        with _refusing(path):
-            first = int(np.searchsorted(rows, wanted[0])) if wanted else 0
-            return _values(arrays[name], first, len(wanted), plan.array(name).storage)
-
-    shards = tuple(sorted({row // plan.shard_images for row in [*rows.tolist(), *failures]}))
-    contents = Contents(plan, _read_ids(file, plan), _read_projector(file), shards, failures, read)
-    _require(contents.all_rows == rows.tolist(), "all rows of the shards that `rows` names", f"{len(rows)} others")
-    return contents
-
-
-def _read_plan(file: h5py.File) -> Plan:
-    """The plan, if it is one of a first generation whose parts fit together."""
-    try:
-        plan = Plan.model_validate_json(str(file.attrs["plan"]))
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        raise ValueError(f"plan.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    _require(plan == plan.flattened(), "the plan of a first generation", f"generation {plan.generation}")
-    names = [spec.name for spec in plan.arrays]
-    odd = [name for name in names if name in _TAKEN or names.count(name) > 1 or not _NAME.fullmatch(name)]
-    _require(bool(names) and not odd, "arrays under names of their own", odd)
-    for spec in plan.arrays:
-        sizes = spec.shape if len(spec.shape) == len(spec.axes) else ()
-        _require(bool(sizes) and min(sizes) > 0, f"axes of {spec.name} with their sizes", spec.shape)
-    _require(plan.shard_images > 0 and plan.n_images >= 0, "numbers of images", (plan.shard_images, plan.n_images))
-    apart = all(b.first_row >= a.first_row + a.n_images for a, b in pairwise(plan.parts))
-    begin = all(one.first_row % plan.shard_images == 0 <= min(one.first_row, one.n_images) for one in plan.parts)
-    total = sum(one.n_images for one in plan.parts)
-    _require(apart and begin and total == plan.n_images, "segments at shard boundaries", plan.segments)
-    return plan
-
-
-def _read_ids(file: h5py.File, plan: Plan) -> ImageIds:
-    """Made again of ids and names, so that what lookups go by cannot say something else."""
-    group = _group(file, "ids")
-    stored = {name: _dataset(group, name, dtype) for name, dtype in _IDS.items()}
-    _require(stored["sha256"].shape == (plan.n_rows, 32), f"{plan.n_rows} ids", stored["sha256"].shape)
-    ids = ImageIds.of_columns(*(stored[name][...] for name in _IDS))
-    _require(ids.digest() == plan.ids_digest, "the ids of the plan", "others")
-    return ids
-
-
-def _read_failures(file: h5py.File, plan: Plan) -> dict[int, str]:
-    text = _dataset(file, "failures", h5py.string_dtype()).asstr()[()]
-    failures = {int(row): why for row, why in json.loads(str(text)).items()}
-    _require(all(isinstance(why, str) for why in failures.values()), "failures with a reason", "others")
-    for row in failures:
-        _require(row in plan.rows(row // plan.shard_images), "rows of images that failed", row)
-    return dict(sorted(failures.items()))
-
-
-def _read_projector(file: h5py.File) -> ProjectorState | None:
-    if PROJECTOR not in file:
-        return None
-    group = _group(file, PROJECTOR)
-    kind, config, sha256 = (str(group.attrs[name]) for name in ("kind", "config", "sha256"))
-    weights: dict[str, NDArray[Any]] = {}
-    dtypes: dict[str, Dtype] = {}
-    for name in map(str, group):
-        _require(bool(_NAME.fullmatch(name)), "weights under names", name)
-        dtypes[name] = _dtype_of(group, name)
-        data = _dataset(group, name, dtypes[name])
-        weights[name] = np.empty(data.shape, storage_dtype(dtypes[name]))
-        data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, weights[name], data.id.get_type())
-        spec = ArraySpec(name=name, axes=(), shape=(), dtype=dtypes[name])
-        _require(bool(spec.finite(weights[name].reshape(1, -1)).all()), f"finite weights {name}", "NaN or infinity")
-    parsed = json.loads(config)
-    _require(isinstance(parsed, dict), "the projector's config", config)
-    return ProjectorState(kind, parsed, weights, dtypes, sha256)
-
-
-def _dtype_of(group: h5py.Group, name: str) -> Dtype:
-    found = h5py.h5d.open(group.id, name.encode()).get_type()
-    for dtype in get_args(Dtype):
-        if found.equal(_hdf5_type(dtype).id):
-            return dtype
-    raise ValueError(f"expected {name} as one of {', '.join(get_args(Dtype))}, found {found.dtype}")

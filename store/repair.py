@@ -1,13 +1,13 @@
 """Make a store whole: what follows from the rest of it is written again, damaged shards are withdrawn to be computed again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.commits import read_commits, withdraw
+from store.commits import withdraw
 from store.errors import ArchiveReadOnly
 from store.finding import ARCHIVE, MOVE, REPAIR, Finding
-from store.plan import Plan, read_plan
+from store.plan import read_plan
 from store.progress import stored_codec
 from store.rebuild import rebuild
 from store.spare import differing, restore
@@ -68,19 +68,3 @@ def _require_no_archive(store: Path, damaged: Mapping[int, list[int]]) -> None:
             f"{sorted(shard for bad in damaged.values() for shard in bad)} "
             f"are damaged: {ARCHIVE}; `python -m store export {store} --store OUT` unpacks it when it is whole"
         )
-
-
-def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool]) -> list[int]:
-    """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone.
-
-    Those that failed for the reason `but` would fail again. Returns shards that stay, because they hold features of rows
-    that cannot be made any more.
-    """
-    spared: set[int] = set()
-    for generation in range(plan.generation + 1):
-        failures = read_commits(store, generation).failures
-        shards = {row // plan.shard_images for row, why in failures.items() if why != but}
-        good = {shard: [row for row in plan.rows(shard) if row not in failures] for shard in shards}
-        spared |= {shard for shard, rows in good.items() if not all(map(can_be_made, rows))}
-        withdraw(store, sorted(shards - spared), generation)
-    return sorted(spared)

@@ -28,6 +28,7 @@ from store.plan import Plan
 from store.prepare import prepare
 from store.progress import missing_parts, stored_codec
 from store.reader import FEATURES, ProjectorState
+from store.retry import Kept, forget, kept_of
 from store.schema import ArraySpec, Codec, Layout
 from store.shard import PARTIAL, Aside, FileRecord, write_aside
 
@@ -123,6 +124,10 @@ class StoreWriter:
         generations = {self.plan.generation_of(name, shard) for name in arrays}
         return [one for one in sorted(generations) if read_commit(self.path, shard, one) is None]
 
+    def kept(self, shard: int) -> Kept:
+        """What is there of a shard that was withdrawn to try its failures again."""
+        return kept_of(self.path, self.plan, self.ids, shard, self.missing_generations(shard))
+
     def missing_arrays(self, shard: int) -> list[str]:
         """Names of the arrays of which a shard is not committed."""
         return [spec.name for one in self.missing_generations(shard) for spec in self.plan.arrays_of(one, shard)]
@@ -175,6 +180,7 @@ class StoreWriter:
         )
         self._require_held(lease, generation)
         publish(self.path, record, generation)
+        forget(self.path, shard, generation)
         return record.sealed()
 
     def _write(

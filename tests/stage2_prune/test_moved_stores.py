@@ -7,7 +7,8 @@ from stage2_prune import evaluate
 from store.contents import Contents
 from store.copies import write_copy
 from store.errors import ArchiveReadOnly
-from store.hdf5 import export_hdf5, opened
+from store.hdf5 import export_hdf5
+from store.hdf5_import import opened
 from store.reader import FeatureStore
 from tests.helpers.s3 import Copy, s3_server
 from tests.stage2_prune.conftest import extract

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from store.compare import differences_between
 from store.copies import write_copy
 from store.errors import NonFinite, StoreError, StoreMissing, TargetExists
-from store.hdf5 import export_hdf5, opened
+from store.hdf5 import export_hdf5
+from store.hdf5_import import opened
 from store.ids import ImageIds
 from store.reader import FeatureStore
 from store.verify import verify
@@ -221,7 +223,16 @@ ODD = {
 @pytest.fixture(scope="module")
 def exported_bytes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    return exported(store_of(folder / "store", 5, failures=FAILED), folder / "out.h5").read_bytes()
+    file = exported(store_of(folder / "store", 5, failures=FAILED), folder / "out.h5")
+    unseal(file)  # so that what is changed meets the check that is made for it, and not the checksums
+    return file.read_bytes()
+
+
+def unseal(path):
+    """Make a file such as earlier versions wrote."""
+    with h5py.File(path, "r+") as file:
+        del file["checksums"]
+        del file.attrs["sha256"]
 
 
 @pytest.mark.parametrize("case", ODD)
@@ -282,3 +293,56 @@ def test_bits_of_bfloat16_come_back_from_the_file(tmp_path):
         assert (
             again.gather(one.name, range(4)).tobytes() == FeatureStore.open(path).gather(one.name, range(4)).tobytes()
         )
+
+
+def test_no_flipped_bit_of_an_export_is_imported_as_another_value(tmp_path):
+    path = store_of(tmp_path / "store", 5, "bfloat16", failures=FAILED)
+    file = exported(path, tmp_path / "out.h5")
+    whole = file.read_bytes()
+    large = whole.index(FeatureStore.open(path).gather("large", [0]).tobytes()[:64])
+    rng = np.random.default_rng(4)
+    bits = rng.integers(0, 8 * len(whole), 30).tolist() + rng.integers(0, 8 * large, 50).tolist()
+    bits += rng.integers(8 * (len(whole) - 30_000), 8 * len(whole), 50).tolist()
+    refused = 0
+    for bit in bits:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        try:
+            again = imported(file, tmp_path / "again")
+        except StoreError as error:
+            assert error.exit_code == 4
+            refused += 1
+        else:  # what nobody reads: free space, times
+            assert differences_between(path, again) == [], bit
+            shutil.rmtree(again)
+        assert not (tmp_path / "again").exists()
+    assert refused > 30
+
+
+@pytest.mark.parametrize("name", ["checksums", "checksums/large", "sha256"])
+def test_a_file_that_lost_a_part_of_its_checksums_is_refused(tmp_path, name):
+    file = exported(store_of(tmp_path / "store", 5), tmp_path / "out.h5")
+    with h5py.File(file, "r+") as opened_file:
+        if name == "sha256":
+            del opened_file.attrs[name]
+        else:
+            del opened_file[name]
+    with pytest.raises(StoreError, match="expected a whole HDF5 export"):
+        imported(file, tmp_path / "again")
+
+
+def test_a_file_of_an_earlier_version_is_imported_and_said_to_have_no_checksums(tmp_path, caplog):
+    path = store_of(tmp_path / "store", 5, failures=FAILED)
+    file = exported(path, tmp_path / "out.h5")
+    unseal(file)
+    assert differences_between(path, imported(file, tmp_path / "again")) == []
+    assert "no checksums" in caplog.text
+
+
+def test_names_and_ids_for_other_tools_are_checked_too(tmp_path):
+    file = exported(store_of(tmp_path / "store", 5), tmp_path / "out.h5")
+    with h5py.File(file, "r+") as opened_file:
+        opened_file["names"][2] = "another.png"
+    with pytest.raises(StoreError, match="names as they were written"):
+        imported(file, tmp_path / "again")
