@@ -197,13 +197,9 @@ def _undecided() -> frozenset[str]:
     import transformers
 
     library: Any = transformers  # typed in part
-    return frozenset(
-        vars(library.GenerationConfig()).keys()
-        - FOLLOWED
-        - WITHOUT_EFFECT.keys()
-        - REFUSED.keys()
-        - {"_original_object_hash"}
-    )
+    known: dict[str, Any] = vars(library.GenerationConfig())
+    decided = {*FOLLOWED, *WITHOUT_EFFECT, *REFUSED, "_original_object_hash"}
+    return frozenset(name for name in known if name not in decided)
 
 
 def _refusal(name: str, value: Any, undecided: frozenset[str]) -> str | None:
