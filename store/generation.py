@@ -197,7 +197,7 @@ def _undecided() -> frozenset[str]:
     import transformers
 
     library: Any = transformers  # typed in part
-    known: dict[str, Any] = vars(library.GenerationConfig())
+    known = cast("dict[str, Any]", vars(library.GenerationConfig()))
     decided = {*FOLLOWED, *WITHOUT_EFFECT, *REFUSED, "_original_object_hash"}
     return frozenset(name for name in known if name not in decided)
 
