@@ -10,6 +10,11 @@ def sealed(text: str) -> str:
     return text + _seal_of(text.encode()).decode()
 
 
+def sealed_as(text: str, original: bytes) -> str:
+    """A text that takes the place of another: with a seal where that has one."""
+    return sealed(text) if _SEAL in original else text
+
+
 def is_as_sealed(data: bytes) -> bool:
     """Whether a file is as it was written; a file without a seal is of an earlier version, and nobody can tell."""
     lines, _, last = data.rstrip(b"\n").rpartition(b"\n")

@@ -13,7 +13,7 @@ from configs import portable
 from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
 from configs.flags import Commands, experiment_from, experiment_options
-from configs.seal import is_as_sealed, sealed
+from configs.seal import is_as_sealed, sealed_as
 
 
 @click.group(cls=Commands)
@@ -213,8 +213,8 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
             f"expected {path}/config.yaml as it was written, it has changed: run `python -m store repair {path}`, or delete it"
         )
     if form == "store" and isinstance(path, Path):
-        return sealed(portable.moved(config, path, out)).encode()
-    return sealed(portable.redacted(config)).encode()
+        return sealed_as(portable.moved(config, path, out), config).encode()
+    return sealed_as(portable.redacted(config), config).encode()
 
 
 @group.command("import")
