@@ -10,9 +10,9 @@ record before its first row is read.
 
 import shutil
 import weakref
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
@@ -27,7 +27,7 @@ from zarr.storage import ObjectStore, StorePath
 from configs.experiment import StoreLocation, store_location
 from store.errors import IntegrityError, StoreError, StoreMissing
 from store.manifest import HEAL, read_manifest
-from store.plan import FEATURES, newest_generation, read_plan
+from store.plan import FEATURES, newest_generation, plan_path, read_plan, read_plan_file
 from store.schema import Layout
 from store.scratch import scratch_folder
 from store.seal import committed_checksums, other_file, stored_index
@@ -107,13 +107,22 @@ class RemoteStore:
         self._fetch([*found, "config.yaml"])
         if newest_generation(self.folder) is None:
             raise StoreMissing(f"expected a feature store at {self.url}, there is none: copy one there with its plans")
-        manifest = read_manifest(self.folder, read_plan(self.folder).generation)
-        self._fetch([f"{FEATURES}/{name}" for name in manifest.files])
+        newest = read_plan(self.folder).generation
+        manifest = read_manifest(self.folder, newest)
+        self._fetch([f"{FEATURES}/{name}" for name in [*manifest.files, *self._earlier_ids(newest)]])
         damaged = manifest.damaged(self.folder / FEATURES)
         if damaged:
             raise IntegrityError(
                 f"{self.url}/{FEATURES}/{damaged[0]} is damaged or missing: copy the store there again"
             )
+
+    def _earlier_ids(self, newest: int) -> Iterator[str]:
+        """Files of ids that generations before the newest wrote, which `verify` compares with their manifests."""
+        for generation in range(newest):
+            with suppress(IntegrityError):  # said by verify
+                plan = read_plan_file(plan_path(self.folder, generation), HEAL)
+                files = read_manifest(self.folder, generation).files
+                yield from [name for name in files if name.startswith(f"{plan.ids_group}/")]
 
     def _fetch(self, names: Iterable[str]) -> None:
         """Copy files into the folder; what is not there is missed when it is compared with the manifest."""
