@@ -14,6 +14,7 @@ from store.ids import ImageIds
 from store.manifest import HEAL, file_digest, manifest_path, read_manifest
 from store.plan import FEATURES, PLAN, Plan
 from store.record import CommitRecord
+from store.regular_files import RegularFiles
 
 
 def open_features(path: Path) -> zarr.Group:
@@ -28,7 +29,7 @@ def open_features(path: Path) -> zarr.Group:
         raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run `make extract` to go on")
     library: Any = zarr  # typed in part
     with damage(folder):
-        return library.open_group(folder, mode="r")
+        return library.open_group(RegularFiles(folder), mode="r")
 
 
 def stored_ids(path: Path, plan: Plan) -> ImageIds:

@@ -3,6 +3,10 @@
 Figures of ywh187/FitPrune at 36bb116; the last layer's is never used.
 """
 
+from itertools import accumulate
+
+from stage2_prune.schedule_budget import PUBLISHED_PATCHES
+
 DELETES = {
     10: (0, 0, 1, 2, 1, 0, 1, 4, 5, 5, 11, 4, 2, 2, 0, 0, 1, 1, 2, 4, 2, 10, 1, 1, 1, 2, 1, 1, 0, 1, 0, 0),
     20: (0, 0, 3, 3, 1, 1, 4, 16, 14, 15, 24, 4, 2, 3, 2, 0, 6, 0, 5, 13, 4, 19, 2, 1, 1, 1, 1, 1, 2, 1, 0, 0),
@@ -15,3 +19,17 @@ DELETES = {
     80: (128, 127, 118, 35, 26, 8, 13, 3, 2, 1, 0, 0, 0, 2, 1, 8, 7, 8, 5, 11, 2, 6, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0),
     90: (262, 153, 80, 19, 13, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
 }  # fmt: skip
+
+
+def published_schemes(patches: int) -> dict[str, list[float]]:
+    """Counts that enter each layer but the first under the published schemes, from the sparsest on."""
+    share = patches / PUBLISHED_PATCHES
+    return {
+        f"{percent}%": [count * share for count in left(DELETES[percent], PUBLISHED_PATCHES)]
+        for percent in sorted(DELETES, reverse=True)
+    }
+
+
+def left(deletes: tuple[int, ...], patches: int) -> list[float]:
+    """Visual tokens that enter each layer but the first."""
+    return [float(patches - gone) for gone in accumulate(deletes[:-1])]

@@ -8,7 +8,6 @@ them to any model. Original positions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -18,8 +17,8 @@ from torch import Tensor
 from configs.experiment import Match
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruners._fit_prune_tables import DELETES
-from stage2_prune.schedule_budget import PUBLISHED_LAYERS, PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
+from stage2_prune.pruners._fit_prune_tables import left, published_schemes
+from stage2_prune.schedule_budget import PUBLISHED_LAYERS, Schedule, between, fit, resolved, staged
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class FitPrune(InLLMPruner):
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Counts that fall as the schemes say."""
         if self.deletes is None:
-            layers, schemes = resolved(range(1, PUBLISHED_LAYERS), depth), list(_schemes(patches).values())
+            layers, schemes = resolved(range(1, PUBLISHED_LAYERS), depth), list(published_schemes(patches).values())
         else:
-            layers, schemes = tuple(range(1, depth)), [_left(self._checked(self.deletes, patches, depth), patches)]
+            layers, schemes = tuple(range(1, depth)), [left(self._checked(self.deletes, patches, depth), patches)]
         tables = [[0.0] * len(layers), *schemes, [float(patches)] * len(layers)]
         places = [number / (len(tables) - 1) for number in range(1, len(tables) - 1)]
         return fit(
@@ -52,7 +51,7 @@ class FitPrune(InLLMPruner):
         if self.deletes is not None:
             return {}
         layers = resolved(range(1, PUBLISHED_LAYERS), depth)
-        return {name: staged(patches, depth, layers, counts) for name, counts in _schemes(patches).items()}
+        return {name: staged(patches, depth, layers, counts) for name, counts in published_schemes(patches).items()}
 
     def _checked(self, deletes: tuple[int, ...], patches: int, depth: int) -> tuple[int, ...]:
         if len(deletes) == depth and sum(deletes) <= patches:
@@ -73,17 +72,3 @@ def masses(site: Site) -> tuple[Float[Tensor, " visual"], Float[Tensor, " visual
     rows = torch.arange(site.start, len(site.hidden), device=site.hidden.device)
     weights = site.attention(rows).amax(0)[:, site.image]
     return weights[site.visual :].mean(0), weights[: site.visual].mean(0)
-
-
-def _schemes(patches: int) -> dict[str, list[float]]:
-    """Counts that enter each layer but the first under the published schemes, from the sparsest on."""
-    share = patches / PUBLISHED_PATCHES
-    return {
-        f"{percent}%": [count * share for count in _left(DELETES[percent], PUBLISHED_PATCHES)]
-        for percent in sorted(DELETES, reverse=True)
-    }
-
-
-def _left(deletes: tuple[int, ...], patches: int) -> list[float]:
-    """Visual tokens that enter each layer but the first."""
-    return [float(patches - gone) for gone in accumulate(deletes[:-1])]

@@ -29,13 +29,11 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.pruner import Order, Pruner
+from stage2_prune.pruners._even_sample import at_equal_steps, denser_than
 from stage2_prune.pruners._neighbours import Neighbours
 from stage2_prune.pruners._outliers import outliers, ragged
 from stage2_prune.tokens import Merge, Pruned, VisualTokens
 from stage2_prune.top_k import ranking
-
-SAMPLE_DENSITY = 3
-"""How many times as dense as the outliers the sample of PruMerge+ is."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ class PruMerge(Pruner):
 
     def _budgeted(self, attention: Float[Tensor, " patch"], count: int) -> Int[Tensor, " {count}"]:
         patches, sampled = len(attention), count // 2 if self.plus else 0
-        step = patches // max(sampled, 1)
-        sample = torch.arange(sampled, device=attention.device) * step + step // 2
+        sample = at_equal_steps(patches, sampled).to(attention.device)
         if self.quirks == "official":
             return torch.cat([ranking(attention)[: count - sampled], sample])
         return ranking(attention.index_fill(0, sample, torch.inf))[:count].sort().values
@@ -80,9 +77,6 @@ class PruMerge(Pruner):
         patches, most = len(attention), outliers(attention)
         kept = ranking(attention)[:most]
         if self.plus:
-            step = (
-                int(1 / (most / patches)) // SAMPLE_DENSITY if most else patches
-            )  # outliers are a quarter of all at the most
-            sample = torch.arange(0, max(patches - 1, 1), step, device=kept.device)  # never the last patch
+            sample = denser_than(most, patches).to(kept.device)
             kept = torch.cat([kept, sample[~torch.isin(sample, kept)]])
         return kept if self.quirks == "official" else kept.sort().values

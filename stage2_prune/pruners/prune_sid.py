@@ -6,11 +6,10 @@ prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formu
 over heads, compact positions; order: group by group, in each first what survives the suppression and then the rest, by
 falling attention.
 
-Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of them are
-those of the official budget keep + 1. Its principal components come from a randomised decomposition without a seed, and other
-draws keep other patches; here it is drawn for each image. Groups with equally many survivors are filled up in the order of an
-unstable sort; here the first is next. At keep = patches the official code does not return, here everything is kept in raster
-order.
+Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of them
+are those of the official budget keep + 1. Its principal components come from a randomised decomposition without a seed; here
+it is drawn for each image. Groups with equally many survivors are filled up in the order of an unstable sort; here the first
+is next. At keep = patches the official code does not return, here everything is kept in raster order.
 """
 
 import math
@@ -23,10 +22,10 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.chunks import apportion
 from stage2_prune.draw import image_seed
 from stage2_prune.pruner import Order, Pruner
 from stage2_prune.pruners._components import heaviest_component
+from stage2_prune.pruners._group_quotas import group_quotas
 from stage2_prune.similarity import cosine_similarity
 from stage2_prune.suppression import survivors
 from stage2_prune.tokens import VisualTokens
@@ -36,17 +35,13 @@ TOKENS_PER_GROUP = 4
 """Tokens of the budget for which there is one group."""
 TOKENS_PER_MEAN_SIMILARITY = 32
 """Tokens of the budget at which patches repeat each other from the image's mean similarity on; twice that from twice as many."""
-MOST_PER_GROUP = 5
-"""Tokens that a group gives at most, for every `TOKENS_PER_LIMIT` of the budget."""
-TOKENS_PER_LIMIT = 64
 
 
 @dataclass(frozen=True)
 class PruneSid(Pruner):
     """A group for every four tokens of the budget, by principal component; each gives its most attended patches.
 
-    Inside a group a patch is suppressed by a more attended one that it resembles; what survives comes first, and
-    decides how many tokens the group gets.
+    Inside a group a more attended patch suppresses those like it; what survives comes first, and decides the group's share.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
@@ -85,9 +80,6 @@ class PruneSid(Pruner):
         survives = survivors(repeats[order][:, order])
         order = torch.cat([order[survives], order[~survives]])
         members, surviving = component.bincount(), component[order[: survives.sum()]].bincount()
-        most = torch.minimum(surviving, members).clamp(max=MOST_PER_GROUP * math.ceil(budget / TOKENS_PER_LIMIT))
-        while most.sum() < budget:
-            most = torch.minimum(most + 1, members)
-        quotas = apportion(keep, surviving, members.clamp(max=1), most)
+        quotas = group_quotas(keep, budget, members, surviving)
         groups = [order[component[order] == group] for group in range(len(members))]
         return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])

@@ -5,7 +5,7 @@ SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient V
 the words), and the attention and output of layers 2, 6 and 15 of 32; published counts for 64, 96, 128 and 192 tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,16 +16,11 @@ from torch import Tensor
 from configs.experiment import Match, Positions
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._clusters import clusters
-from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
+from stage2_prune.pruners._sparse_vlm_counts import Published, made, recycled
+from stage2_prune.schedule_budget import Schedule
 
 COUNTS = {"64": (66, 30, 17), "96": (238, 48, 26), "128": (303, 110, 36), "192": (300, 200, 110)}
 """Visual tokens kept after layers 2, 6 and 15, by the nominal budget that the code gives them."""
-FIRST_SHORTER_LAYERS = (3, 7, 16)
-"""Layers that are the first to see fewer tokens, of 32: tokens are dropped after layers 2, 6 and 15 have run."""
-RECYCLED_SHARE = 0.3
-"""Share of the dropped tokens, the best of them, that go into clusters."""
-TOKENS_PER_CLUSTER = 10
-"""Recycled tokens for which one cluster is made."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class SparseVlm(InLLMPruner):
         if not self.recycle:
             return drop
         rest = scores.index_fill(0, drop.index, -torch.inf).sort(descending=True, stable=True).indices
-        best = rest[: _recycled(site.visual - keep)]
+        best = rest[: recycled(site.visual - keep)]
         states = site.hidden[site.image][best]
-        return Drop(drop.index, clusters(states.float(), _made(site.visual - keep)).to(states.dtype))
+        return Drop(drop.index, clusters(states.float(), made(site.visual - keep)).to(states.dtype))
 
 
 def raters(site: Site) -> Int[Tensor, " row"]:
@@ -71,45 +66,3 @@ def raters(site: Site) -> Int[Tensor, " row"]:
     drawn = (patches @ words.T).softmax(-1).mean(0)
     chosen = site.text[drawn > drawn.mean()]
     return chosen if len(chosen) else site.text
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published counts on a model of `depth` layers and an image of `patches`, and the lines between them."""
-
-    counts: Mapping[str, Sequence[int]]
-    """By nominal budget, ascending; of 576 patches."""
-    patches: int
-    depth: int
-    recycle: bool
-    """Whether clusters of dropped tokens are kept too."""
-
-    def schedules(self) -> Mapping[str, Schedule]:
-        """The published schedules by nominal budget."""
-        return {name: self._member(place) for name, place in zip(self.counts, self._places(), strict=True)}
-
-    def fit(self, keep: int | float, match: Match) -> Schedule:
-        """The schedule between the published ones that meets `keep`, from no token to all of them."""
-        return fit(keep, self.patches, self.depth, self._member, match, self._places())
-
-    def _places(self) -> list[float]:
-        """Where the published tables stand among all."""
-        return [number / (len(self.counts) + 1) for number in range(1, len(self.counts) + 1)]
-
-    def _member(self, place: float) -> Schedule:
-        layers = resolved(FIRST_SHORTER_LAYERS, self.depth)
-        share = self.patches / PUBLISHED_PATCHES
-        middle = [[count * share for count in row] for row in self.counts.values()]
-        tables = [[0.0] * len(layers), *middle, [float(self.patches)] * len(layers)]
-        made = _made if self.recycle else (lambda dropped: 0)
-        return staged(self.patches, self.depth, layers, between(tables, place), made)
-
-
-def _recycled(dropped: int) -> int:
-    """Dropped tokens that go into clusters."""
-    return int(RECYCLED_SHARE * dropped) + 1
-
-
-def _made(dropped: int) -> int:
-    """Clusters that are made of them."""
-    return _recycled(dropped) // TOKENS_PER_CLUSTER + 1

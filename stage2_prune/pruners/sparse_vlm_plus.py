@@ -12,7 +12,8 @@ from pydantic import PositiveFloat
 
 from configs.experiment import Match
 from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruners.sparse_vlm import Published, raters
+from stage2_prune.pruners._sparse_vlm_counts import Published
+from stage2_prune.pruners.sparse_vlm import raters
 from stage2_prune.schedule_budget import Schedule
 
 COUNTS = {"64": (66, 34, 20), "96": (246, 54, 28), "128": (238, 108, 60), "192": (300, 200, 118)}

@@ -9,13 +9,13 @@ import importlib.abc, importlib.util, os, signal, sys, time
 
 def change(worker):
     encode_shard = worker.Worker._encode_shard
-    def broken(self, lease, decoded):
+    def broken(self, shard, *more):
         marks = {folder!r}
-        met = [mark for mark in os.listdir(marks) if mark.startswith(str(lease.shard) + "-")]
-        if lease.shard in {shards!r} and len(met) < {times}:
-            open(os.path.join(marks, str(lease.shard) + "-" + str(time.time())), "w").close()
+        met = [mark for mark in os.listdir(marks) if mark.startswith(str(shard) + "-")]
+        if shard in {shards!r} and len(met) < {times}:
+            open(os.path.join(marks, str(shard) + "-" + str(time.time())), "w").close()
             {how}
-        return encode_shard(self, lease, decoded)
+        return encode_shard(self, shard, *more)
     worker.Worker._encode_shard = broken
 
 class Changing(importlib.abc.MetaPathFinder):  # so that no process pays for imports that it does not make itself

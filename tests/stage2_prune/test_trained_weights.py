@@ -76,7 +76,7 @@ def test_weights_of_another_run_serve_every_command_and_the_result_says_which_th
 def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, named):
     from stage2_prune.cells import configured_pruners
     from stage2_prune.language import open_language
-    from stage2_prune.parity.findings import Findings
+    from stage2_prune.parity.findings import Findings, Scorer
     from stage2_prune.parity.run import _bound
     from stage2_prune.session import open_features
 
@@ -84,12 +84,12 @@ def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, na
     experiment = Experiment.model_validate(content)
     ((label, pruner),) = configured_pruners(experiment).items()
     features = open_features(experiment, pruner.needs | {"raw"})
-    findings = Findings(experiment.store_location, [], [], {}, {}, [])
+    findings = Findings(experiment.store_location, [], [], {}, {}, [], Scorer(label, pruner.parameters()))
     bound = _bound(experiment, features, label, pruner, open_language(experiment.model), findings)
     assert isinstance(bound, TrainedPruner)
     saved = load_file(f"{named['weights']}/weights.safetensors")
     assert all((tensor == saved[name]).all() for name, tensor in bound.module.state_dict().items())
-    assert not findings.notes
+    assert not findings.notes and findings.scorer.weights == "trained"
 
 
 def test_a_test_split_that_changes_its_size_keeps_answers_and_weights(home, tmp_path, named, capsys):
