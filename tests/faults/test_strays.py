@@ -162,7 +162,6 @@ KINDS_EACH = 2
 """How many of the kinds are tried in each place; all six are in every third place."""
 
 
-@pytest.mark.timeout(1200)  # two odd things in each of more than sixty places, several commands each
 def test_whatever_lies_in_place_of_anything_in_a_store_no_command_ends_in_a_traceback(whole, tmp_path):
     """Each command says what is wrong (exit 4 or 5) or is right, and what is advised makes the store as it was."""
     places = places_of(whole)
