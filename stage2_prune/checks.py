@@ -101,7 +101,7 @@ def _projector_of(features: Features, model: ModelSection) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def check_reprojection(features: Features, allow_foreign_device: bool) -> Reprojection | None:
-    """Project a few images again and demand the stored features, bit for bit; None where only one is stored.
+    """Project a few images again and demand the stored features, bit for bit; None where only one is stored, or no image.
 
     Raises StoreMismatch (exit 4) if they differ. `allow_foreign_device` accepts what another device's kernels
     explain: then the difference is reported and results cannot claim to be exact.
@@ -110,6 +110,8 @@ def check_reprojection(features: Features, allow_foreign_device: bool) -> Reproj
     if not {"raw", "projected"} <= store.arrays.keys() or features.projector is None:
         return None
     rows = features.sample(REPROJECTED_IMAGES)
+    if not rows:  # no image could be encoded
+        return None
     stored = features.read("projected", rows)
     again = features.project(features.read("raw", rows))
     difference = (stored.float() - again.float()).abs().max().item()

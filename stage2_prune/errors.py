@@ -37,6 +37,12 @@ class CannotShow(PruneError, ConfigError):
     exit_code = 2
 
 
+class NothingToAsk(PruneError):
+    """No question is about an image that could be encoded."""
+
+    exit_code = 3
+
+
 class StoreMismatch(PruneError):
     """The store's features are not those that this checkpoint would make."""
 

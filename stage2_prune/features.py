@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from stage2_prune.errors import NotExtracted, PrunerMisused
+from stage2_prune.errors import NotExtracted, NothingToAsk, PrunerMisused
 from stage2_prune.pruner import ModuleSpec, Pruner
 from stage2_prune.tokens import VisualTokens
 from store.environment import threads_of
@@ -19,7 +19,7 @@ from store.prefetch import prefetched
 from store.projectors import Projector, build, project_image
 from store.questions import Question
 from store.reader import FeatureStore
-from store.tensors import from_storage
+from store.tensors import from_storage, torch_dtype
 
 Source = Literal["projected", "raw"]
 AHEAD = 2
@@ -95,7 +95,9 @@ class Features:
         """Width of the projected features."""
         if self.source == "projected":
             return self.store.arrays["projected"].shape[1]
-        return self.project(self.read("raw", self.sample(1))).shape[-1]
+        raw = self.store.arrays["raw"]
+        blank = torch.zeros((1, *raw.shape), dtype=torch_dtype(raw.dtype), device=self.device)
+        return self.project(blank).shape[-1]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -128,7 +130,8 @@ class Features:
     def answerable(self, questions: Sequence[Question]) -> tuple[list[Question], list[Excluded]]:
         """The questions whose image is in the store, and those whose image could not be encoded.
 
-        Raises NotExtracted (exit 5) if an image was never given to stage 1 or its shard is not committed yet.
+        Raises NotExtracted (exit 5) if an image was never given to stage 1 or its shard is not committed yet, NothingToAsk
+        (exit 3) if the image of no question could be encoded.
         """
         absent = sorted({q.image for q in questions if self.store.ids.row_of_name(q.image) is None})
         if absent:
@@ -141,6 +144,12 @@ class Features:
         self.store.require_complete(self.needs | {self.source}, sorted(set(rows.values()) - reasons.keys()))
         failed = {q.question_id: reasons.get(rows[q.question_id]) for q in questions}
         kept = [q for q in questions if failed[q.question_id] is None]
+        if questions and not kept:
+            first = questions[0]
+            raise NothingToAsk(
+                f"expected a question whose image was encoded, none of {len(questions)} has one ({first.image}: "
+                f"{failed[first.question_id]}): mend the images and run `make extract ARGS=--retry-failed`"
+            )
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
     def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:

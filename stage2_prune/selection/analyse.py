@@ -18,7 +18,7 @@ from configs.experiment import Experiment
 from configs.load import save_resolved
 from stage2_prune.cells import Cell, Unavailable, configured_pruners
 from stage2_prune.choose import choose
-from stage2_prune.errors import DamagedRun, Infeasible, OtherRun, PrunerMisused
+from stage2_prune.errors import DamagedRun, Infeasible, OtherRun
 from stage2_prune.features import Features
 from stage2_prune.identity import differences, of_questions
 from stage2_prune.intervals import interval, intervals
@@ -59,8 +59,6 @@ def run(
     selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features
     asked, excluded = features.answerable(questions)
-    if not asked:
-        raise PrunerMisused(f"expected an image that was encoded, all failed: {excluded[0].reason}")
     cells, unmet = selection.cells(asked[0])
     left_out = [*selection.left_out, *(Unavailable(cell.label, "keeps nothing") for cell in cells if cell.keep == 0)]
     cells = [cell for cell in cells if cell.keep != 0]

@@ -190,3 +190,22 @@ def test_a_misspelt_field_is_refused_before_anything_is_asked(tiny, tmp_path, ca
 def test_reasons_are_counted_and_the_commonest_three_listed():
     assert left_out([]) == []
     assert left_out(["b", "a", "a", "c", "d"]) == ["5 questions were left out: a (2), b (1), c (1), …."]
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "sweep", "parity", "analyse", "calibrate"])
+def test_where_no_image_could_be_encoded_every_command_says_so_and_what_to_do(tiny, tmp_path, capsys, command):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(9):
+        (images / f"image_{number:03d}.png").write_bytes(b"not an image")
+    data = {"images": str(images), "questions": questions(tmp_path)}
+    experiment = tiny(
+        data=data, store={"path": str(tmp_path / "store")}, extract={"max_failures": 9}, prune__budgets=[4],
+        prune__methods=[{"name": "learned_scorer" if command == "train" else "uniform_grid"}],
+    )  # fmt: skip
+    invoke(experiment, tmp_path, stage1, "extract")
+    capsys.readouterr()
+    invoke(experiment, tmp_path, stage2, command, *(["--keep", 4] if command == "calibrate" else []), expect=3)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: expected a question whose image was encoded, none of ")
+    assert "not_an_image" in said and "make extract ARGS=--retry-failed" in said
