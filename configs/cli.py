@@ -15,7 +15,7 @@ import click
 
 from configs.errors import EncodeOnceError, Interrupted
 from configs.experiment import StoreLocation, store_location
-from configs.redact import Redacting, without_credentials
+from configs.parsing.redact import Redacting, without_credentials
 
 NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 

@@ -88,7 +88,9 @@ class DataSection(Section):
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
     train: PositiveInt | None = None
-    """Questions of the training split, at most; null takes all. Where the questions name no split, store/splits.py deals them."""
+    """Questions of the training split, at most; null takes all. store/questions/splits.py deals out those
+    that name no split.
+    """
     val: PositiveInt | None = None
     """Questions of the validation split, at most; null takes all."""
     test: PositiveInt | None = None

@@ -8,8 +8,8 @@ import click
 
 from configs.errors import ConfigError
 from configs.experiment import Experiment
-from configs.field_types import bounds, flag_value, in_words, value_in_words
 from configs.load import load
+from configs.parsing.field_types import bounds, flag_value, in_words, value_in_words
 from configs.section import Section
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from configs import portable
-from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
-from configs.nearest import no_such
-from configs.problems import Problem, fields_of, listed, problems_of, short
-from configs.seal import sealed
-from configs.strict_yaml import Places, parse
+from configs.files import portable
+from configs.files.atomic import write_atomically
+from configs.files.seal import sealed
+from configs.parsing.nearest import no_such
+from configs.parsing.problems import Problem, fields_of, listed, problems_of, short
+from configs.parsing.strict_yaml import Places, parse
 from configs.variants import variants
 
 MAX_CONFIG_BYTES = 1_000_000

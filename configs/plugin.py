@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from configs.errors import ConfigError
-from configs.nearest import no_such
+from configs.parsing.nearest import no_such
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from configs.field_types import as_list
+from configs.parsing.field_types import as_list
 
 MAX_NAME_BYTES = 100
 """Bytes of an experiment's name, which other names are appended to."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from configs.experiment import Experiment, Method
-from configs.nearest import did_you_mean, no_such
-from configs.problems import Problem
+from configs.parsing.nearest import did_you_mean, no_such
+from configs.parsing.problems import Problem
 
 Values = Literal["every"] | tuple[Any, ...]
 

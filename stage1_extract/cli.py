@@ -11,7 +11,7 @@ from configs.cli import STORE
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 from configs.flags import Commands, experiment_from, experiment_options
-from store.versions import note_untested
+from store.checkpoint.versions import note_untested
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -37,8 +37,8 @@ def extract(
     """Encode the images that the store does not have yet."""
     experiment = experiment_from(config_path, flags)
     from stage1_extract import extract as stage
-    from stage1_extract import price
-    from store.ids import printable
+    from stage1_extract.work import price
+    from store.layout.ids import printable
 
     if dry_run:
         found = stage.dry_run(experiment, overwrite, append or retry_failed)
@@ -73,7 +73,7 @@ def verify(
     the business of `python -m store verify`.
     """
     experiment = _of_store(context, store, config_path, flags)
-    from stage1_extract import verify as stage
+    from stage1_extract.checking import verify as stage
 
     asked = 4 if live is None and not sources else live
     found = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
@@ -89,7 +89,7 @@ def verify(
 @click.argument("batch_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def reference(batch_folder: Path) -> None:
     """Answer a batch that `stage2_prune parity` wrote, with the full model: the only command that loads one."""
-    from stage1_extract import reference
+    from stage1_extract.checking import reference
 
     reference.run(batch_folder)
 

@@ -12,22 +12,22 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
-from stage1_extract.arrays import with_captured
+from stage1_extract.encoding.arrays import with_captured
+from stage1_extract.encoding.family import Description, checkpoint_config
 from stage1_extract.engines import local, ray, slurm
-from stage1_extract.family import Description, checkpoint_config
 from stage1_extract.find_family import check_questions, find_family, require_stage2
-from stage1_extract.price import price, require_space
 from stage1_extract.sources import Sources, find_sources, rows_of
-from stage1_extract.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
-from store.commits import SUPERSEDED, read_commit
+from stage1_extract.work.price import price, require_space
+from stage1_extract.work.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
 from store.errors import StoreError
-from store.fingerprint import spelt_as
-from store.growth import left_to_derive, plan_to_follow
-from store.plan import Plan, newest_generation, read_plan
-from store.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
-from store.retry import withdraw_failures
-from store.schema import default_shard_images
-from store.writer import StoreWriter, lock, require_no_archive
+from store.layout.fingerprint import spelt_as
+from store.layout.plan import Plan, newest_generation, read_plan
+from store.layout.schema import default_shard_images
+from store.log.commits import SUPERSEDED, read_commit
+from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
+from store.writing.growth import left_to_derive, plan_to_follow
+from store.writing.retry import withdraw_failures
+from store.writing.writer import StoreWriter, lock, require_no_archive
 
 _log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForImageTextToText
 from configs import plugin
 from configs.experiment import Experiment
 from stage1_extract import families
+from stage1_extract.encoding.family import Family
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.families.whole_model import WholeModel
-from stage1_extract.family import Family
-from store.open_text import check_text_side
-from store.weights import require_all_files
+from store.checkpoint.open_text import check_text_side
+from store.checkpoint.weights import require_all_files
 
 
 def find_family(config: Any) -> type[Family]:
@@ -32,8 +32,8 @@ def find_family(config: Any) -> type[Family]:
 def check_questions(experiment: Experiment, config: Any) -> None:
     """Refuse, before the first image, a checkpoint that the configured questions could not be asked.
 
-    Raises what `store.open_text.check_text_side` raises, and CheckpointMissing (exit 5) naming a file of weights that a
-    folder lacks. The fallback's models are not looked at: no command asks them.
+    Raises what `check_text_side` raises, and CheckpointMissing (exit 5) naming a file of weights that a folder lacks.
+    The fallback's models are not looked at: no command asks them.
     """
     if experiment.data.questions is not None and find_family(config) is not WholeModel:
         check_text_side(config, experiment.model)

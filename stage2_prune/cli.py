@@ -9,7 +9,7 @@ import click
 from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
-from store.versions import note_untested
+from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -34,7 +34,7 @@ def group() -> None:
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score every configured pruner at every budget; interrupted runs are resumed."""
     experiment = _experiment(config_path, flags)
-    from stage2_prune import evaluate, report
+    from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else report.table(summary), nl=as_json)
@@ -81,7 +81,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
     """Fit fit_prune's `deletes` to the configured model on training questions; prints the line for a config."""
     experiment = _experiment(config_path, flags)
-    from stage2_prune import calibrate
+    from stage2_prune.training import calibrate
 
     click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
 
@@ -138,8 +138,8 @@ def analyse(
     Reads the store and, for methods that read the question, text embeddings; no language model is run.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune.selection import analyse
-    from stage2_prune.selection import report as selection_report
+    from stage2_prune.analysis import analyse
+    from stage2_prune.analysis import report as selection_report
 
     found = analyse.run(experiment, sweep, limit, overwrite)
     click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
@@ -169,7 +169,7 @@ def show(
     The picture is what the image processor leaves of the file; no model is run.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune.selection import show
+    from stage2_prune.analysis import show
 
     named = None if methods is None else tuple(methods.split(","))
     wanted = show.Wanted(images, named, keep, question, columns, dpi)
@@ -185,7 +185,7 @@ def show(
 @json_option
 def list_pruners(as_json: bool) -> None:
     """List the pruning methods: parameters with defaults, arrays they need, where and how they budget."""
-    from stage2_prune import report
+    from stage2_prune.evaluation import report
 
     rows = report.describe_pruners()
     click.echo(json.dumps(rows) if as_json else report.pruner_table(rows), nl=as_json)
@@ -194,6 +194,6 @@ def list_pruners(as_json: bool) -> None:
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
     from configs import plugin
     from stage2_prune import pruners
-    from stage2_prune.pruner import Pruner
+    from stage2_prune.pruning.pruner import Pruner
 
     return experiment_from(config_path, flags, plugin.find_all(pruners, Pruner))

@@ -9,11 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs import portable
 from configs.cli import STORE
 from configs.experiment import StoreLocation, local_folder
+from configs.files import portable
+from configs.files.seal import is_as_sealed, sealed_as
 from configs.flags import Commands, experiment_from, experiment_options
-from configs.seal import is_as_sealed, sealed_as
 
 
 @click.group(cls=Commands)
@@ -35,7 +35,7 @@ def _folder(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
     """Print arrays, fingerprints, committed and missing shards and failures of PATH (default: the config's store)."""
-    from store.inspect import as_text, report
+    from store.care.inspect import as_text, report
 
     found = report(_location(path, config_path, flags))
     click.echo(json.dumps(found) if as_json else as_text(found))
@@ -55,7 +55,7 @@ def verify(
     """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
     from dataclasses import asdict
 
-    from store.verify import verify
+    from store.care.verify import verify
 
     location = _location(path, config_path, flags)
     found = verify(location, quick)
@@ -92,7 +92,7 @@ def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags
     """Print how far a run is: the extraction into PATH (a store or a run folder; default: the config's), and what is
     evaluated, swept and trained in the run folder. May be asked while they run.
     """
-    from store.status import as_text, status_of_run
+    from store.care.status import as_text, status_of_run
 
     experiment = None if path else experiment_from(config_path, flags)
     store, run = (path, None) if experiment is None else (experiment.store_location, experiment.run_dir)
@@ -108,7 +108,7 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
     """Write what follows from the rest of PATH (default: the config's store) again, and withdraw exactly the damaged shards,
     for `make extract` to compute; exit 4 if something is left that neither mends.
     """
-    from store.repair import repair
+    from store.care.repair import repair
 
     done = repair(_folder(path, config_path, flags), quick)
     for file in done.written:
@@ -130,8 +130,8 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
 
     Each shard has a small file of its own until then. Workers and readers may go on meanwhile, and it may be done again.
     """
-    from store.commits import COMPACTED, compact, log_folder
-    from store.plan import read_plan
+    from store.layout.plan import read_plan
+    from store.log.commits import COMPACTED, compact, log_folder
 
     store = _folder(path, config_path, flags)
     for generation in range(read_plan(store).generation + 1):
@@ -146,7 +146,7 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
 @click.option("--device", default="auto", show_default=True, help="Device to compute on.")
 def derive(array: str, path: StoreLocation | None, config_path: Path, device: str, **flags: Any) -> None:
     """Make `projected` of PATH (default: the config's store) from its `raw` and its projector, without any image."""
-    from store.derive import derive_projected
+    from store.care.derive import derive_projected
 
     store = _folder(path, config_path, flags)
     shards = derive_projected(store, device)
@@ -159,7 +159,7 @@ def derive(array: str, path: StoreLocation | None, config_path: Path, device: st
 @experiment_options("store")
 def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
     """Take ARRAY out of PATH (default: the config's store), and its bytes off the disk."""
-    from store.drop import drop
+    from store.care.drop import drop
 
     store = _folder(path, config_path, flags)
     click.echo(f"{drop(store, array) / 1e9:.3f} GB freed in {store}")
@@ -181,20 +181,20 @@ def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None
     [(form, out)] = named.items()
     if overwrite and form != "hdf5":
         raise click.UsageError(f"--overwrite replaces a file, --{form} writes a folder: remove {out} first")
-    from store.reader import FeatureStore
+    from store.reading.reader import FeatureStore
 
     store = FeatureStore.open(path)
     if form == "hdf5":
-        from store.hdf5 import export_hdf5
+        from store.copies.hdf5 import export_hdf5
 
         export_hdf5(store, out, overwrite)
     elif form == "safetensors":
-        from store.safetensors_export import export_safetensors
+        from store.copies.safetensors_export import export_safetensors
 
         export_safetensors(store, out)
     else:
-        from store.contents import Contents
-        from store.copies import write_copy
+        from store.copies.contents import Contents
+        from store.copies.copies import write_copy
 
         write_copy(
             Contents.of(store), out, "zstd" if form == "archive" else "none", _config_for(store.config, path, form, out)
@@ -222,8 +222,8 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
 @click.argument("store", type=click.Path(path_type=Path))
 def import_(hdf5: Path, store: Path) -> None:
     """Make a new store at STORE of the file that `export --hdf5` wrote."""
-    from store.copies import write_copy
-    from store.hdf5_import import opened
+    from store.copies.copies import write_copy
+    from store.copies.hdf5_import import opened
 
     with opened(hdf5) as contents:
         write_copy(contents, store)

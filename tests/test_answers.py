@@ -8,8 +8,8 @@ import yaml
 
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment
-from store.questions import read_questions
-from store.splits import select
+from store.questions.question import read_questions
+from store.questions.splits import select
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 from tests.helpers.stock import stock_answers

@@ -53,7 +53,7 @@ def test_a_spawned_worker_finds_the_packages_from_any_folder_even_beside_folders
         (tmp_path / name).mkdir()
     script = (
         "import multiprocessing\n"
-        "from store.schema import ArraySpec, default_shard_images\n"
+        "from store.layout.schema import ArraySpec, default_shard_images\n"
         "if __name__ == '__main__':\n"
         "    spec = ArraySpec(name='raw', axes=('patch',), shape=(576,), dtype='float16')\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"

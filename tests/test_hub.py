@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from configs.experiment import DataSection
-from store.questions import read_questions
-from store.reader import FeatureStore
-from store.splits import select
+from store.questions.question import read_questions
+from store.questions.splits import select
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 from tests.helpers.interleave import small_interleave

@@ -15,7 +15,7 @@ from packaging.version import Version
 from configs.cli import run_to_exit_code
 from stage1_extract.cli import group as stage_1
 from stage2_prune.cli import group as stage_2
-from store import versions
+from store.checkpoint import versions
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +80,7 @@ def test_a_transformers_outside_the_tested_versions_is_noted_once_with_both_vers
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             run_to_exit_code(lambda: group.main([command, "--config", str(config)], standalone_mode=False))
-    notes = [record.getMessage() for record in caplog.records if record.name == "store.versions"]
+    notes = [record.getMessage() for record in caplog.records if record.name == "store.checkpoint.versions"]
     assert notes == [f"note: transformers {transformers.__version__} {said}"]
     versions.note_untested.cache_clear()
 

@@ -5,8 +5,8 @@ import math
 import shutil
 from pathlib import Path
 
-from configs.atomic import write_atomically
 from configs.errors import ConfigError
+from configs.files.atomic import write_atomically
 from configs.progress import ProgressBar
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.scenes import scene

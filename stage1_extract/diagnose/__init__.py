@@ -15,14 +15,14 @@ import click
 
 from configs.experiment import Experiment
 from configs.progress import say
+from stage1_extract.checking.sample import drawn, readable
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import check, price
 from stage1_extract.diagnose.evidence import Evidence
 from stage1_extract.diagnose.pictures import Pictures, affordable
 from stage1_extract.diagnose.search import Search
 from stage1_extract.diagnose.verdict import as_text, conclude
-from stage1_extract.sample import drawn, readable
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 
 SOUND, WRONG = 0, 4
 """Exit codes."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.fit import Base, Trial, compare, finish, fit, through
-from stage1_extract.encode import EveryLayer
-from stage1_extract.suspects import Cause, Choice, Hypothesis, layer_axis, order_axis, rounding_axis, row_axis
+from stage1_extract.diagnose.suspects import Cause, Choice, Hypothesis, layer_axis, order_axis, rounding_axis, row_axis
+from stage1_extract.encoding.encode import EveryLayer
 from store.projectors import project_image
 
 FEATURES = ("raw", "projected", "cls_hidden", "cls_attention")

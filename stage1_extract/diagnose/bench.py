@@ -12,23 +12,23 @@ from PIL import Image
 from torch import Tensor
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import NAMES
-from stage1_extract.encode import EveryLayer, Selection, encode, encode_every_layer
+from stage1_extract.diagnose.suspect_pictures import PIXEL_AXES
+from stage1_extract.diagnose.suspects import Hypothesis, compute_axis
+from stage1_extract.encoding.arrays import NAMES
+from stage1_extract.encoding.encode import EveryLayer, Selection, encode, encode_every_layer
+from stage1_extract.encoding.family import checkpoint_config
+from stage1_extract.encoding.fingerprint import environment, fingerprints
 from stage1_extract.errors import ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
-from stage1_extract.family import checkpoint_config
 from stage1_extract.find_family import find_family
-from stage1_extract.fingerprint import environment, fingerprints
-from stage1_extract.images import content_id, decode_image
 from stage1_extract.sources.detect import open_images
-from stage1_extract.suspect_pictures import PIXEL_AXES
-from stage1_extract.suspects import Hypothesis, compute_axis
-from stage1_extract.worker import use_threads_of
-from store.fingerprint import differences
+from stage1_extract.sources.images import content_id, decode_image
+from stage1_extract.work.worker import use_threads_of
+from store.layout.fingerprint import differences
+from store.layout.schema import Dtype
+from store.layout.tensors import dtype_name, from_storage, pick_device, torch_dtype
 from store.projectors import Projector, build
-from store.reader import FeatureStore
-from store.schema import Dtype
-from store.tensors import dtype_name, from_storage, pick_device, torch_dtype
+from store.reading.reader import FeatureStore
 
 CACHED_FORWARDS = 12
 """What the tower made of an image, every layer of it, that is kept: some 60 MB each for CLIP ViT-L/14-336 in float32."""

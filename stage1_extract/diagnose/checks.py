@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.progress import ProgressBar
-from stage1_extract.arrays import IMAGE_AREA
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.fit import compare, same_bits
+from stage1_extract.diagnose.suspects import ONE_VALUE, ZEROS, Cause
+from stage1_extract.encoding.arrays import IMAGE_AREA
 from stage1_extract.errors import BadImage
-from stage1_extract.suspects import ONE_VALUE, ZEROS, Cause
+from store.layout.tensors import from_storage
 from store.projectors import Projector, project_image
-from store.tensors import from_storage
 
 CONSPICUOUS = 8.0
 """Distance of a row's size from the median, in median distances, beyond which it is encoded again too."""

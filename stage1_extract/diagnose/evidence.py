@@ -10,7 +10,7 @@ from configs.progress import ProgressBar
 from stage1_extract.diagnose.bases import FEATURES, Rows
 from stage1_extract.diagnose.bench import SMALLEST_CLOSE, Bench
 from stage1_extract.diagnose.fit import Trial, compare, finish
-from stage1_extract.suspects import OTHER_IMAGES, Cause, Choice, Hypothesis, causes_key
+from stage1_extract.diagnose.suspects import OTHER_IMAGES, Cause, Choice, Hypothesis, causes_key
 
 PEAK = 16
 """How many times the tolerated relative difference a single value may differ."""

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage1_extract.suspects import UNIT, Cause, Choice, Hypothesis, causes_of, permuted, scaled
-from store.schema import Dtype
-from store.tensors import torch_dtype
+from stage1_extract.diagnose.suspects import UNIT, Cause, Choice, Hypothesis, causes_of, permuted, scaled
+from store.layout.schema import Dtype
+from store.layout.tensors import torch_dtype
 
 FEW = 3
 """Layers, and arrangements of them, that are looked at closely: those whose difference is smallest at a first glance."""

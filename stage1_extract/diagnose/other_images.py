@@ -4,9 +4,9 @@ from stage1_extract.diagnose.bases import FEATURES
 from stage1_extract.diagnose.checks import Checked
 from stage1_extract.diagnose.evidence import Evidence, Finding
 from stage1_extract.diagnose.fit import finish
+from stage1_extract.diagnose.suspects import OTHER_IMAGES, Hypothesis
 from stage1_extract.errors import BadImage
-from stage1_extract.suspects import OTHER_IMAGES, Hypothesis
-from store.tensors import to_storage
+from store.layout.tensors import to_storage
 
 MOST = 8
 """Images whose features are looked for in a row that is not theirs."""

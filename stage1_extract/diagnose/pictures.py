@@ -9,8 +9,8 @@ from configs.progress import ProgressBar
 from stage1_extract.diagnose.bases import FEATURES
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.search import Search
-from stage1_extract.suspect_pictures import LIKELY_FIRST, pixel_axes, together
-from stage1_extract.suspects import Hypothesis, causes_key
+from stage1_extract.diagnose.suspect_pictures import LIKELY_FIRST, pixel_axes, together
+from stage1_extract.diagnose.suspects import Hypothesis, causes_key
 
 EXEMPLARS = 2
 """Unexplained rows on which other pictures are tried."""

@@ -12,8 +12,8 @@ from stage1_extract.diagnose.checks import Checked, follows
 from stage1_extract.diagnose.evidence import Evidence, Finding
 from stage1_extract.diagnose.fit import NEAR, finish
 from stage1_extract.diagnose.other_images import OtherImages
-from stage1_extract.suspect_pictures import LIKELY_FIRST
-from stage1_extract.suspects import OTHER_IMAGES, Choice, Hypothesis, causes_key
+from stage1_extract.diagnose.suspect_pictures import LIKELY_FIRST
+from stage1_extract.diagnose.suspects import OTHER_IMAGES, Choice, Hypothesis, causes_key
 
 
 class Search:

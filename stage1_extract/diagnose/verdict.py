@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from configs.portable import is_folder
+from configs.files.portable import is_folder
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import Checked
 from stage1_extract.diagnose.evidence import Evidence, Finding
-from stage1_extract.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
-from store.fingerprint import SOURCES, differences
-from store.ids import printable
+from stage1_extract.diagnose.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
+from store.layout.fingerprint import SOURCES, differences
+from store.layout.ids import printable
 
 CLOSEST = 0.05
 """Relative difference up to which an array that nothing explains is said to be close to something."""

@@ -6,13 +6,13 @@ import torch
 
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
-from stage1_extract.worker import OpenEncoder, Worker, use_threads_of
-from store.fingerprint import require_equal, spelt_as
-from store.growth import left_to_derive
-from store.opening import stored_ids
-from store.plan import read_plan
-from store.progress import committed_failures
-from store.writer import StoreWriter
+from stage1_extract.work.worker import OpenEncoder, Worker, use_threads_of
+from store.layout.fingerprint import require_equal, spelt_as
+from store.layout.plan import read_plan
+from store.log.progress import committed_failures
+from store.reading.opening import stored_ids
+from store.writing.growth import left_to_derive
+from store.writing.writer import StoreWriter
 
 
 class Joined:

@@ -16,8 +16,8 @@ from configs.errors import Interrupted
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import Joined, devices, in_turn
 from stage1_extract.errors import WorkerFailed
-from store.leases import Lease
-from store.writer import StoreWriter
+from store.log.leases import Lease
+from store.writing.writer import StoreWriter
 
 RETRIES = 2
 """How often a shard is tried again after the worker on it died."""

@@ -11,7 +11,7 @@ import torch
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import Joined
 from stage1_extract.errors import EngineMissing, WorkerFailed
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 
 RETRIES = 2
 """How often a shard is tried again after the actor on it died."""

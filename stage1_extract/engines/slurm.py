@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import Joined, in_turn
 from stage1_extract.errors import EngineMissing, WorkerFailed
-from store.plan import read_plan
-from store.writer import StoreWriter
+from store.layout.plan import read_plan
+from store.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
     import submitit

@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import CLIP_SPACE, IMAGE_AREA, NAMES, SIDE, lacking, specs
-from stage1_extract.attention import ATTENTION
-from stage1_extract.clip_space import clip_width, open_clip_space
-from stage1_extract.encode import Selection, VisionHalf, encode
+from stage1_extract.encoding.arrays import CLIP_SPACE, IMAGE_AREA, NAMES, SIDE, lacking, specs
+from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.clip_space import clip_width, open_clip_space
+from stage1_extract.encoding.encode import Selection, VisionHalf, encode
+from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
+from stage1_extract.encoding.processor import ImageArea, ImageProcessor
+from stage1_extract.encoding.tower import TowerFacts
 from stage1_extract.errors import UnsupportedModel, WrongWeights
-from stage1_extract.family import Description, Encoder, Family, Pixels
-from stage1_extract.processor import ImageArea, ImageProcessor
-from stage1_extract.tower import TowerFacts, kind_of_tower
-from store.checkpoint import quiet_loading
-from store.plan import Geometry
+from stage1_extract.find_tower import kind_of_tower
+from store.checkpoint.opening import quiet_loading
+from store.checkpoint.weights import load_tensors, weights_digest
+from store.layout.plan import Geometry
+from store.layout.schema import Dtype
+from store.layout.tensors import dtype_name, to_storage, torch_dtype
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
-from store.reader import ProjectorState
-from store.schema import Dtype
-from store.tensors import dtype_name, to_storage, torch_dtype
-from store.weights import load_tensors, weights_digest
+from store.reading.reader import ProjectorState
 
 TOWER = "vision_tower."
 RUNS = 5

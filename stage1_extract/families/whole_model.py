@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from configs.experiment import Experiment
-from stage1_extract.attention import ATTENTION
+from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
+from stage1_extract.encoding.processor import TRIED_SIZES, ImageProcessor
 from stage1_extract.errors import UnsupportedModel
-from stage1_extract.family import Description, Encoder, Family, Pixels
-from stage1_extract.processor import TRIED_SIZES, ImageProcessor
-from store.checkpoint import quiet_loading, stock_reading
-from store.plan import Geometry
-from store.schema import ArraySpec
-from store.tensors import torch_dtype
-from store.weights import weight_files, weights_digest
+from store.checkpoint.opening import quiet_loading, stock_reading
+from store.checkpoint.weights import weight_files, weights_digest
+from store.layout.plan import Geometry
+from store.layout.schema import ArraySpec
+from store.layout.tensors import torch_dtype
 
 NOTE = (
     "only `projected` is stored: this model's vision tower and projector cannot be reached apart, so its features come from "

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage
-from stage1_extract.images import content_id, name_id
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.image_source import ImageSource
+from stage1_extract.sources.images import content_id, name_id
 from store.errors import DataMissing
-from store.ids import ImageIds
-from store.plan import Plan
-from store.questions import image_names, read_questions
-from store.splits import SPLITS, say, used
+from store.layout.ids import ImageIds
+from store.layout.plan import Plan
+from store.questions.question import image_names, read_questions
+from store.questions.splits import SPLITS, say, used
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from configs.experiment import ImageFormat
 from stage1_extract.errors import UnusableImages
-from stage1_extract.images import has_image_suffix
 from stage1_extract.sources.folder import FolderSource
 from stage1_extract.sources.image_source import ImageSource
+from stage1_extract.sources.images import has_image_suffix
 from stage1_extract.sources.parquet import ParquetSource
 from stage1_extract.sources.tar import TarSource
 from store.errors import DataMissing

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from stage1_extract.images import has_image_suffix, image_format, read_image_bytes, read_start
 from stage1_extract.sources.image_source import ImageSource
+from stage1_extract.sources.images import has_image_suffix, image_format, read_image_bytes, read_start
 from stage1_extract.sources.walk import Walk, first
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage, DamagedArchive, UnusableImages
-from stage1_extract.images import MAX_IMAGE_BYTES, has_image_suffix
 from stage1_extract.sources.image_source import Catalogue, ImageSource
+from stage1_extract.sources.images import MAX_IMAGE_BYTES, has_image_suffix
 
 MAX_HEADER_BYTES = 1 << 20
 """Of one header, extended ones included."""

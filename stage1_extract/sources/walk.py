@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from stage1_extract.errors import UnusableImages
-from stage1_extract.images import has_image_suffix
-from store.ids import printable
+from stage1_extract.sources.images import has_image_suffix
+from store.layout.ids import printable
 
 MAX_WAYS = 1000
 """Ways by which links may lead to one folder: folders full of links to each other have no end."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from stage1_extract.tower import Tower
+from stage1_extract.encoding.tower import Tower
 
 
 class Clip(Tower):

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-from stage2_prune.ask import Prediction
 from stage2_prune.compare.results import Result
 from stage2_prune.errors import NotComparable
+from stage2_prune.session.ask import Prediction
 
 Factor = Literal["model", "store", "prompt", "positions", "dtype", "answer-length"]
 FACTORS: tuple[Factor, ...] = get_args(Factor)

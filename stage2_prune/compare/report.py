@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stage2_prune.report import markdown
+from stage2_prune.evaluation.report import markdown
 
 EXPLANATION = (
     "Interval: bootstrap over images, the same draws for both results of a pair, not widened for many pairs. Flips: questions "

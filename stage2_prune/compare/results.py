@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from stage2_prune.ask import Prediction
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
-from stage2_prune.prediction_lines import made_with, read_lines
-from stage2_prune.predictions import PARTIAL, read_cells
-from stage2_prune.summary import UNPRUNED
+from stage2_prune.evaluation.prediction_lines import made_with, read_lines
+from stage2_prune.evaluation.predictions import PARTIAL, read_cells
+from stage2_prune.evaluation.summary import UNPRUNED
+from stage2_prune.session.ask import Prediction
 
 _SEED = re.compile(r"-seed\d+$")
 

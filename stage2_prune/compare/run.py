@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from configs.experiment import EvalSection
-from configs.nearest import did_you_mean
+from configs.parsing.nearest import did_you_mean
 from stage2_prune.compare import conditions
 from stage2_prune.compare.results import Result, load, unpruned_beside
 from stage2_prune.compare.significance import holm, kl_divergence, sign_flips
 from stage2_prune.errors import NotComparable
-from stage2_prune.intervals import accuracy_interval, number_clusters
-from stage2_prune.shortcuts import shortcut
-from store.answers import normalise
+from stage2_prune.evaluation.intervals import accuracy_interval, number_clusters
+from stage2_prune.evaluation.shortcuts import shortcut
+from store.questions.answers import normalise
 
 ENOUGH_SEEDS = 5
 _SHOWN = 5

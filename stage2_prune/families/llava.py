@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from configs.experiment import ModelSection
 from stage2_prune.errors import WeightsMismatch
-from stage2_prune.language import Family, Language
-from store.checkpoint import quiet_loading, stock_reading
-from store.open_text import check_text_side
-from store.tensors import torch_dtype
-from store.text import Text
-from store.weights import WeightFiles, canonical, load_tensors, require_finite, weight_files
+from stage2_prune.language.family import Family
+from stage2_prune.language.language import Language
+from store.checkpoint.open_text import check_text_side
+from store.checkpoint.opening import quiet_loading, stock_reading
+from store.checkpoint.text import Text
+from store.checkpoint.weights import WeightFiles, canonical, load_tensors, require_finite, weight_files
+from store.layout.tensors import torch_dtype
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
 """By its canonical name, in any of the layouts."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.experiment import StoreLocation
-from stage2_prune.assemble import Layout
-from stage2_prune.features import Excluded
+from stage2_prune.language.assemble import Layout
 from stage2_prune.parity.differences import Pair
-from store.exchange import Asked
-from store.questions import Question
+from stage2_prune.session.features import Excluded
+from store.questions.exchange import Asked
+from store.questions.question import Question
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.assemble import Layout, fill
-from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.generate import generate
-from stage2_prune.language import Language
-from stage2_prune.prune_batch import Reader, prune_batch
-from stage2_prune.pruner import Pruner, TrainedPruner
+from stage2_prune.language.assemble import Layout, fill
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.session.features import FeatureBatch, Features
+from stage2_prune.session.prune_batch import Reader, prune_batch
 
 BASELINE, EMB_DIRECT, EMB_REPLACED, SOFT_PRUNING = MODES = ("baseline", "emb_direct", "emb_replaced", "soft_pruning")
 

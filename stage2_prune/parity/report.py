@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from stage2_prune.features import left_out
 from stage2_prune.parity.differences import ATOL, Pair
 from stage2_prune.parity.findings import Findings, Scorer
 from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING
+from stage2_prune.session.features import left_out
 
 
 def as_json(findings: Findings) -> dict[str, Any]:

@@ -17,17 +17,15 @@ import click
 import torch
 from torch import Tensor
 
-from configs.atomic import write_atomically
 from configs.experiment import Experiment
+from configs.files.atomic import write_atomically
 from configs.progress import ProgressBar
-from stage2_prune import weights
-from stage2_prune.ask import prepare
-from stage2_prune.assemble import lay_out
-from stage2_prune.cells import available, configured_pruners
-from stage2_prune.choose import choose
 from stage2_prune.errors import NotTrained, PrunerMisused, ReferenceFailed
-from stage2_prune.features import FeatureBatch, Features
-from stage2_prune.language import Language, open_language, open_text
+from stage2_prune.evaluation.cells import available, configured_pruners
+from stage2_prune.find_family import open_language, open_text
+from stage2_prune.language.assemble import lay_out
+from stage2_prune.language.language import Language
+from stage2_prune.language.score import is_right
 from stage2_prune.parity.differences import Pair
 from stage2_prune.parity.findings import Batch, Findings, Scorer
 from stage2_prune.parity.modes import (
@@ -41,17 +39,20 @@ from stage2_prune.parity.modes import (
     slot_features,
 )
 from stage2_prune.parity.report import as_json, as_text
-from stage2_prune.prune_batch import Reader
-from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.score import is_right
-from stage2_prune.session import check_width, open_features
-from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
-from store.fingerprint import differences
-from store.questions import Question
-from store.reader import FeatureStore
-from store.scratch import scratch
-from store.text import Text
-from store.weights import weights_digest
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.session import weights
+from stage2_prune.session.ask import prepare
+from stage2_prune.session.choose import choose
+from stage2_prune.session.features import FeatureBatch, Features
+from stage2_prune.session.prune_batch import Reader
+from stage2_prune.session.session import check_width, open_features
+from store.checkpoint.text import Text
+from store.checkpoint.weights import weights_digest
+from store.layout.fingerprint import differences
+from store.log.scratch import scratch
+from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
+from store.questions.question import Question
+from store.reading.reader import FeatureStore
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes."""

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from stage2_prune.chunks import EPSILON
-from stage2_prune.similarity import cosine_similarity
+from stage2_prune.primitives.chunks import EPSILON
+from stage2_prune.primitives.similarity import cosine_similarity
 
 
 def chunk_weight(

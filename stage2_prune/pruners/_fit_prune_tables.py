@@ -5,7 +5,7 @@ Figures of ywh187/FitPrune at 36bb116; the last layer's is never used.
 
 from itertools import accumulate
 
-from stage2_prune.schedule_budget import PUBLISHED_PATCHES
+from stage2_prune.pruning.schedule import PUBLISHED_PATCHES
 
 DELETES = {
     10: (0, 0, 1, 2, 1, 0, 1, 4, 5, 5, 11, 4, 2, 2, 0, 0, 1, 1, 2, 4, 2, 10, 1, 1, 1, 2, 1, 1, 0, 1, 0, 0),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.chunks import apportion
+from stage2_prune.primitives.chunks import apportion
 
 MOST_PER_GROUP = 5
 """Tokens that a group gives at most, for every `TOKENS_PER_LIMIT` of the budget."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.nearest import complement, one_hot
+from stage2_prune.primitives.nearest import complement, one_hot
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stage2_prune.tokens import Merge, Pruned
+from stage2_prune.pruning.tokens import Merge, Pruned
 
 
 def outliers(scores: Float[Tensor, " patch"]) -> int:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from stage2_prune.tokens import Project
+from stage2_prune.pruning.tokens import Project
 
 
 def slope(

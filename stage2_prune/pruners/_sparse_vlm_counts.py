@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.experiment import Match
-from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
+from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
 
 FIRST_SHORTER_LAYERS = (3, 7, 16)
 """Layers that are the first to see fewer tokens, of 32: tokens are dropped after layers 2, 6 and 15 have run."""

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.nearest import complement, one_hot
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.nearest import complement, one_hot
+from stage2_prune.primitives.top_k import top_k
 
 
 def text_guided(

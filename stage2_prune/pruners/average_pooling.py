@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
+from stage2_prune.primitives.windows import bands, per_line
 from stage2_prune.pruners.uniform_grid import UniformGrid
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.windows import bands, per_line
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import Beside, VisualTokens
+from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Beside, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from configs import plugin
 from configs.experiment import Match
 from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.pruner import Pruner, TrainedPruner
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged, whole
-from stage2_prune.tokens import Pruned, VisualTokens
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged, whole
+from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Match
-from stage2_prune.in_llm import Drop, InLLMPruner, Site
-from stage2_prune.schedule_budget import PUBLISHED_PATCHES, Schedule, fit, resolved, staged
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site
+from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, fit, resolved, staged
 
 PUBLISHED_COUNTS = {"64": 60, "128": 124, "192": 188}
 """Visual tokens kept of 576, by the nominal budget."""

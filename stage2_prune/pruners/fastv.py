@@ -13,8 +13,8 @@ import torch
 from pydantic import PositiveInt
 
 from configs.experiment import Match
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
 
 PUBLISHED_SHARES = {"75%": 0.25, "50%": 0.5}
 """Share of the tokens kept, by the share that the paper calls dropped."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from configs.experiment import Match
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._fit_prune_tables import left, published_schemes
-from stage2_prune.schedule_budget import PUBLISHED_LAYERS, Schedule, between, fit, resolved, staged
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import PUBLISHED_LAYERS, Schedule, between, fit, resolved, staged
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 NO_EDGE = -5000.0
 """The logit of two patches without an edge: finite, so that a patch without any edge walks anywhere."""

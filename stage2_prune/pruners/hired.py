@@ -16,9 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

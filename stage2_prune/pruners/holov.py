@@ -21,13 +21,13 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.chunks import crops, divide, relieve, runs
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.nearest import one_hot
-from stage2_prune.pruner import Order, Pruner
+from stage2_prune.primitives.chunks import crops, divide, relieve, runs
+from stage2_prune.primitives.nearest import one_hot
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._chunk_weight import chunk_weight
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.top_k import ranking
+from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.pruner import Budget, Pruner
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

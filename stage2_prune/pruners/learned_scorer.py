@@ -9,17 +9,17 @@ from jaxtyping import Float, Int
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from stage2_prune.pruner import ModuleSpec, TrainedPruner
-from stage2_prune.soft_topk import soft_top_k
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.soft_topk import soft_top_k
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.pruning.pruner import ModuleSpec, TrainedPruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
 class LearnedScorer(TrainedPruner):
     """Top-k of a score per patch, learned from its raw feature, the image's mean and its CLS attention.
 
-    It does not look at the question. Trained with a soft top-k (stage2_prune/soft_topk.py) at random budgets,
+    It does not look at the question. Trained with a soft top-k (stage2_prune/primitives/soft_topk.py) at random budgets,
     so one network serves every budget.
     """
 

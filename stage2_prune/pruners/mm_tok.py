@@ -20,10 +20,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
+from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.pruners._coverage import cover
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import Beside, VisualTokens
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Beside, VisualTokens
 
 
 @dataclass(frozen=True)

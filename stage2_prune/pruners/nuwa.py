@@ -23,11 +23,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.nearest import one_hot
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.top_k import top_k
-from stage2_prune.windows import rank_in_window, windows
+from stage2_prune.primitives.nearest import one_hot
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.windows import rank_in_window, windows
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

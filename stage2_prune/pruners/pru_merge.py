@@ -28,12 +28,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Order, Pruner
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._even_sample import at_equal_steps, denser_than
 from stage2_prune.pruners._neighbours import Neighbours
 from stage2_prune.pruners._outliers import outliers, ragged
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.top_k import ranking
+from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

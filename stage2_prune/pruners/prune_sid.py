@@ -22,14 +22,14 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.draw import image_seed
-from stage2_prune.pruner import Order, Pruner
+from stage2_prune.primitives.draw import image_seed
+from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.primitives.suppression import survivors
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._components import heaviest_component
 from stage2_prune.pruners._group_quotas import group_quotas
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.suppression import survivors
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.top_k import ranking
+from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 TOKENS_PER_GROUP = 4
 """Tokens of the budget for which there is one group."""

@@ -12,8 +12,8 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from configs.experiment import Match, Positions
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
 
 PUBLISHED_RATIO = 0.5
 """Share of the tokens of one stage that the next keeps."""

@@ -9,9 +9,9 @@ from jaxtyping import Int
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from stage2_prune.draw import permutation
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.primitives.draw import permutation
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.pruner import Pruner
+from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.pruners._coverage import cover
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs.experiment import Match, Positions
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._clusters import clusters
 from stage2_prune.pruners._sparse_vlm_counts import Published, made, recycled
-from stage2_prune.schedule_budget import Schedule
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import Schedule
 
 COUNTS = {"64": (66, 30, 17), "96": (238, 48, 26), "128": (303, 110, 36), "192": (300, 200, 110)}
 """Visual tokens kept after layers 2, 6 and 15, by the nominal budget that the code gives them."""

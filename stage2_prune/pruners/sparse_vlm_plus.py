@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pydantic import PositiveFloat
 
 from configs.experiment import Match
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
 from stage2_prune.pruners._sparse_vlm_counts import Published
 from stage2_prune.pruners.sparse_vlm import raters
-from stage2_prune.schedule_budget import Schedule
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import Schedule
 
 COUNTS = {"64": (66, 34, 20), "96": (246, 54, 28), "128": (238, 108, 60), "192": (300, 200, 118)}
 """Visual tokens kept after layers 2, 6 and 15, by the nominal budget that the code gives them."""

@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.nearest import complement, one_hot
-from stage2_prune.pruner import Order, Pruner
+from stage2_prune.primitives.nearest import complement, one_hot
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._outliers import outliers, ragged
-from stage2_prune.tokens import Beside, Merge, Pruned, VisualTokens
-from stage2_prune.top_k import ranking
+from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.tokens import Beside, Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

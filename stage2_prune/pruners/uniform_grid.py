@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.windows import per_line
+from stage2_prune.primitives.windows import per_line
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
 class UniformGrid(Pruner):
     """Exactly `keep` patches for every budget, as square a spread as the grid allows.
 
-    The image is cut into horizontal bands of equal height (stage2_prune/windows.py, `per_line`). Within a band patches
+    The image is cut into horizontal bands of equal height (stage2_prune/primitives/windows.py, `per_line`). Within a band patches
     stand at the centres of equal intervals of its middle row.
     """
 

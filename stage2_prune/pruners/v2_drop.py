@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pydantic import PositiveInt
 
 from configs.experiment import Match
-from stage2_prune.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.schedule_budget import Schedule, fit, resolved, staged
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
+from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
 
 PUBLISHED_RATIO = 0.5
 """Share of the tokens that each stage but the last keeps in the released code."""

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.pruner import Pruner
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import VisualTokens
-from stage2_prune.top_k import ranking
+from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.primitives.top_k import ranking
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.nearest import assigned, complement, one_hot
-from stage2_prune.pruner import Order, Pruner
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.nearest import assigned, complement, one_hot
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from pydantic import PositiveInt
 
 from configs.experiment import Match
-from stage2_prune.in_llm import Drop, InLLMPruner, Site
-from stage2_prune.pruner import Budget
-from stage2_prune.schedule_budget import Schedule, Stage, resolve
+from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site
+from stage2_prune.pruning.pruner import Budget
+from stage2_prune.pruning.schedule import Schedule, Stage, resolve
 
 
 @dataclass(frozen=True)

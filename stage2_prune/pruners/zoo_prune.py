@@ -20,12 +20,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.draw import image_seed
-from stage2_prune.pruner import Pruner
+from stage2_prune.primitives.draw import image_seed
+from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.pruners._farthest import farthest_first
 from stage2_prune.pruners._slope import slope
-from stage2_prune.similarity import cosine_similarity
-from stage2_prune.tokens import Beside, Project, VisualTokens
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Beside, Project, VisualTokens
 
 
 @dataclass(frozen=True)

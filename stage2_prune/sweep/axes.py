@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from stage2_prune.report import si
+from stage2_prune.evaluation.report import si
 
 Row = dict[str, Any]
 

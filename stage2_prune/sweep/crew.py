@@ -18,14 +18,14 @@ import torch
 from configs.cli import run_to_exit_code, stop_on_sigterm
 from configs.errors import Interrupted
 from configs.experiment import Experiment
-from stage2_prune.cell_progress import Progress
-from stage2_prune.cells import Cell
 from stage2_prune.errors import WorkerFailed
-from stage2_prune.evaluate import answer
-from stage2_prune.predictions import PredictionFile
-from stage2_prune.session import Session, open_session
+from stage2_prune.evaluation.cell_progress import Progress
+from stage2_prune.evaluation.cells import Cell
+from stage2_prune.evaluation.evaluate import answer
+from stage2_prune.evaluation.predictions import PredictionFile
+from stage2_prune.session.session import Session, open_session
 from stage2_prune.sweep.grid import build, needs, servable, wanted
-from store.questions import Question
+from store.questions.question import Question
 
 PATIENCE_SECONDS = 5.0
 """How long workers may take to end when the sweep does."""

@@ -8,16 +8,25 @@ from configs import plugin
 from configs.experiment import Experiment, Match
 from configs.variants import variants
 from stage2_prune import pruners
-from stage2_prune.cells import Cell, Unavailable, Unmet, available, check_budgets, configured_pruners, label_with, plan
-from stage2_prune.cells import build as build_method
 from stage2_prune.errors import NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
-from stage2_prune.evaluate import bind
-from stage2_prune.layer_loop import require_loop
-from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.session import Session
+from stage2_prune.evaluation.cells import (
+    Cell,
+    Unavailable,
+    Unmet,
+    available,
+    check_budgets,
+    configured_pruners,
+    label_with,
+    plan,
+)
+from stage2_prune.evaluation.cells import build as build_method
+from stage2_prune.evaluation.evaluate import bind
+from stage2_prune.language.layer_loop import require_loop
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.session.session import Session
 from stage2_prune.sweep.raster_order import RasterOrder
-from store.absent import how_to_add
-from store.reader import FeatureStore
+from store.reading.absent import how_to_add
+from store.reading.reader import FeatureStore
 
 Order = Literal["default", "raster"]
 

@@ -12,19 +12,19 @@ import torch
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.ask import Prepared, prepare, prompts
-from stage2_prune.cells import Cell
 from stage2_prune.errors import DamagedRun, Infeasible, PrunerMisused
-from stage2_prune.features import FeatureBatch
-from stage2_prune.identity import digest
-from stage2_prune.in_llm import InLLMPruner
-from stage2_prune.layer_loop import pruning_inside
-from stage2_prune.prune_batch import prune_batch
-from stage2_prune.pruner import Pruner
-from stage2_prune.schedule_budget import Schedule
-from stage2_prune.sealed import read_object, write_object
-from stage2_prune.session import Session
-from store.questions import Question
+from stage2_prune.evaluation.cells import Cell
+from stage2_prune.language.layer_loop import pruning_inside
+from stage2_prune.pruning.in_llm import InLLMPruner
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.schedule import Schedule
+from stage2_prune.session.ask import Prepared, prepare, prompts
+from stage2_prune.session.features import FeatureBatch
+from stage2_prune.session.identity import digest
+from stage2_prune.session.prune_batch import prune_batch
+from stage2_prune.session.sealed import read_object, write_object
+from stage2_prune.session.session import Session
+from store.questions.question import Question
 
 UNPRUNED = "keep_all"
 _SAVED_EVERY = 50

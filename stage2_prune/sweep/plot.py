@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from configs.atomic import write_atomically
-from stage2_prune.budget import one_convention
-from stage2_prune.plot import COLOURS, ends
+from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import COLOURS, ends
+from stage2_prune.language.price import one_convention
 from stage2_prune.sweep.axes import AXES, Axis, Row
 
 REFERENCES = {"keep_all": "all tokens", "keep_none": "none"}

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import Merge, Pruned, VisualTokens
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
 @dataclass(frozen=True)

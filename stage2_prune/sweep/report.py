@@ -5,9 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from configs.budgets import ascending, in_words
-from stage2_prune.budget import one_convention
-from stage2_prune.features import left_out
-from stage2_prune.report import markdown, si
+from stage2_prune.evaluation.report import markdown, si
+from stage2_prune.language.price import one_convention
+from stage2_prune.session.features import left_out
 
 Row = dict[str, Any]
 PUBLISHED = (

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from stage2_prune.budget import CONVENTIONS
-from stage2_prune.cells import Cell
+from stage2_prune.evaluation.cells import Cell
+from stage2_prune.language.price import CONVENTIONS
 from stage2_prune.sweep.grid import Grid, Variant
 from stage2_prune.sweep.latency import Latency
 

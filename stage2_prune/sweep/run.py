@@ -15,26 +15,26 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from configs.atomic import write_atomically
 from configs.experiment import Experiment
+from configs.files.atomic import write_atomically
 from configs.load import save_resolved
 from configs.progress import ProgressBar
-from stage2_prune.canary import check_layer_loop
-from stage2_prune.cell_progress import Progress, open_progress
-from stage2_prune.cells import Cell, Unavailable, Unmet
-from stage2_prune.choose import choose_scored
 from stage2_prune.errors import Infeasible
-from stage2_prune.features import Excluded
-from stage2_prune.predictions import PredictionFile, alone, read_cells
-from stage2_prune.session import Session, open_session
-from stage2_prune.summary import Evaluated, summarise
+from stage2_prune.evaluation.canary import check_layer_loop
+from stage2_prune.evaluation.cell_progress import Progress, open_progress
+from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet
+from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cells
+from stage2_prune.evaluation.summary import Evaluated, summarise
+from stage2_prune.session.choose import choose_scored
+from stage2_prune.session.features import Excluded
+from stage2_prune.session.session import Session, open_session
 from stage2_prune.sweep import latency
 from stage2_prune.sweep import plot as sweep_plot
 from stage2_prune.sweep import report as sweep_report
 from stage2_prune.sweep import rows as sweep_rows
 from stage2_prune.sweep.crew import Work, cpu_threads, inner, share
 from stage2_prune.sweep.grid import Grid, build, needs, servable, wanted
-from store.questions import Question
+from store.questions.question import Question
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:

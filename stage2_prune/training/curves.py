@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from configs.atomic import write_atomically
-from stage2_prune.plot import COLOURS
+from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import COLOURS
 
 SMOOTHED = 0.05
 """Share of all steps that the smooth loss averages over."""

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.assemble import cast
-from stage2_prune.language import Language
-from store.text import Prompt
+from stage2_prune.language.assemble import cast
+from stage2_prune.language.language import Language
+from store.checkpoint.text import Prompt
 
 
 @dataclass(frozen=True)

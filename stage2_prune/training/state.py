@@ -23,10 +23,10 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from configs.atomic import write_atomically
+from configs.files.atomic import write_atomically
 from stage2_prune.errors import DamagedRun, OtherRun
-from stage2_prune.sealed import read_bytes, say_unsealed, seal, unseal
-from store.weights import weights_digest
+from stage2_prune.session.sealed import read_bytes, say_unsealed, seal, unseal
+from store.checkpoint.weights import weights_digest
 
 STATE = "state.safetensors"
 LOG = "log.jsonl"

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stage2_prune.errors import PruneError
-from stage2_prune.features import FeatureBatch
-from stage2_prune.language import Language
-from stage2_prune.pruner import TrainedPruner
+from stage2_prune.language.language import Language
+from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.session.features import FeatureBatch
 from stage2_prune.training.packed import Lesson, Packed, answer_logits, pack
-from store.questions import Question
+from store.questions.question import Question
 
 
 class NonFiniteLoss(PruneError):

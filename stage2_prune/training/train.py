@@ -13,17 +13,17 @@ from typing import Any
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import say
-from stage2_prune import weights
-from stage2_prune.cells import configured_pruners
-from stage2_prune.choose import choose_scored
 from stage2_prune.errors import OtherRun, PrunerMisused
-from stage2_prune.identity import differences, digest, of_questions
-from stage2_prune.predictions import alone
-from stage2_prune.pruner import TrainedPruner
-from stage2_prune.session import Session, open_session
+from stage2_prune.evaluation.cells import configured_pruners
+from stage2_prune.evaluation.predictions import alone
+from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.session import weights
+from stage2_prune.session.choose import choose_scored
+from stage2_prune.session.identity import differences, digest, of_questions
+from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
-from store.questions import Question
+from store.questions.question import Question
 
 CONFIG = "config.yaml"
 

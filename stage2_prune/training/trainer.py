@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from configs import portable
 from configs.experiment import Positions
+from configs.files import portable
 from configs.progress import ProgressBar, say
-from stage2_prune import weights
-from stage2_prune.ask import Prepared, ask
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.features import FeatureBatch
-from stage2_prune.prune_batch import prune_batch
-from stage2_prune.pruner import TrainedPruner
-from stage2_prune.session import Session
+from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.session import weights
+from stage2_prune.session.ask import Prepared, ask
+from stage2_prune.session.features import FeatureBatch
+from stage2_prune.session.prune_batch import prune_batch
+from stage2_prune.session.session import Session
 from stage2_prune.training import curves
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
 from stage2_prune.training.state import (
@@ -30,7 +30,7 @@ from stage2_prune.training.state import (
     save_state,
 )
 from stage2_prune.training.step import accumulate_gradients, frozen, lesson, seeded
-from store.questions import Question
+from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
 """Between two saved states inside an epoch; where they fall changes no result."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs import plugin
 
 if TYPE_CHECKING:
-    from store.reader import ProjectorState
+    from store.reading.reader import ProjectorState
 
 
 class Projector(nn.Module):
@@ -31,7 +31,7 @@ class Projector(nn.Module):
 
 def build(state: "ProjectorState", device: str | torch.device = "cpu") -> Projector:
     """The projector whose kind, config and weights a store carries."""
-    from store.tensors import from_storage
+    from store.layout.tensors import from_storage
 
     kind = plugin.find(sys.modules[__name__], state.kind, Projector)
     weights = {name: from_storage(array, state.dtypes[name]) for name, array in state.weights.items()}

@@ -6,10 +6,10 @@ from statistics import median
 
 import torch
 
-from stage2_prune.assemble import Batch
-from stage2_prune.canary import STEPS, compare_with_stock
-from stage2_prune.generate import generate
-from stage2_prune.language import Language
+from stage2_prune.evaluation.canary import STEPS, compare_with_stock
+from stage2_prune.language.assemble import Batch
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
 from tests.benchmarks.pruners.inputs import QUICK, REAL, Scale, language
 from tests.benchmarks.pruners.prefill import with_patches
 

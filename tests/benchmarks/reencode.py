@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from configs.load import load
-from stage1_extract.family import checkpoint_config
+from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.find_family import find_family
-from stage1_extract.images import decode_image, read_image_bytes
-from stage2_prune.ask import ask, prepare
-from stage2_prune.cells import configured_pruners
-from stage2_prune.features import FeatureBatch
-from stage2_prune.language import open_language
-from stage2_prune.tokens import VisualTokens
-from store.questions import Question, read_questions
-from store.splits import select
+from stage1_extract.sources.images import decode_image, read_image_bytes
+from stage2_prune.evaluation.cells import configured_pruners
+from stage2_prune.find_family import open_language
+from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune.session.ask import ask, prepare
+from stage2_prune.session.features import FeatureBatch
+from store.questions.question import Question, read_questions
+from store.questions.splits import select
 
 
 def main(path: Path) -> None:

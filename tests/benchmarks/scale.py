@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from store.commits import COMPACTED, FOLDER, CommitRecord, compact, publish, read_commits
-from store.ids import ImageIds
-from store.plan import Geometry, Plan
-from store.reader import FEATURES, FeatureStore
-from store.schema import ArraySpec, default_shard_images
-from store.shard import FileRecord
-from store.status import status
-from store.writer import StoreWriter
+from store.care.status import status
+from store.layout.ids import ImageIds
+from store.layout.plan import Geometry, Plan
+from store.layout.schema import ArraySpec, default_shard_images
+from store.layout.shard import FileRecord
+from store.log.commits import COMPACTED, FOLDER, CommitRecord, compact, publish, read_commits
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.writer import StoreWriter
 from tests.benchmarks.store.lines import table
 from tests.benchmarks.store.stores import SPECS, image_name, no_fsync
 

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from configs.experiment import Experiment
+from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.extract import plan_for
-from stage1_extract.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.sources import find_sources
-from stage1_extract.worker import OpenEncoder, Worker
-from store.writer import StoreWriter
+from stage1_extract.work.worker import OpenEncoder, Worker
+from store.writing.writer import StoreWriter
 from tests.helpers.checkpoints import WORDS, save_processor
 
 DEMO = Path(__file__).parents[2] / "stage1_extract" / "demo" / "checkpoint"

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stage2_prune.features import Features
-from store.ids import ImageIds
-from store.plan import Geometry, Plan
-from store.questions import Question
-from store.reader import FeatureStore
-from store.schema import ArraySpec, default_shard_images
-from store.writer import StoreWriter
+from stage2_prune.session.features import Features
+from store.layout.ids import ImageIds
+from store.layout.plan import Geometry, Plan
+from store.layout.schema import ArraySpec, default_shard_images
+from store.questions.question import Question
+from store.reading.reader import FeatureStore
+from store.writing.writer import StoreWriter
 
 STEP_SECONDS = 0.030
 IMAGES, BATCH, STEPS = 160, 10, 300

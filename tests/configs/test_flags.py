@@ -12,9 +12,9 @@ from pydantic import PositiveInt
 from configs.cli import run_to_exit_code
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
-from configs.field_types import bounds, in_words, value_in_words
 from configs.flags import SectionedCommand, experiment_from, experiment_options
 from configs.load import load
+from configs.parsing.field_types import bounds, in_words, value_in_words
 from stage2_prune.cli import group as stage2
 from tests.configs.test_load import MINIMAL, Warm, write
 

@@ -107,7 +107,7 @@ def test_the_resolved_config_reads_back_as_itself(tmp_path):
 def test_every_shipped_config_is_valid(path):
     from configs import plugin
     from stage2_prune import pruners
-    from stage2_prune.pruner import Pruner
+    from stage2_prune.pruning.pruner import Pruner
 
     assert load(path, {}, plugin.find_all(pruners, Pruner)).name == path.stem
 

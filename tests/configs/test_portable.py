@@ -7,16 +7,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from configs import portable
 from configs.cli import run_to_exit_code
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
+from configs.files import portable
 from configs.load import load, save_resolved
 from stage1_extract.cli import group as stage1
 from stage2_prune.cli import group as stage2
 from store.cli import group as store_group
-from store.fingerprint import Fingerprint, spelt_as, without_paths
-from store.reader import FeatureStore
+from store.layout.fingerprint import Fingerprint, spelt_as, without_paths
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 

@@ -7,7 +7,7 @@ import pytest
 from configs.cli import run_to_exit_code
 from configs.errors import ConfigError
 from configs.load import load
-from configs.redact import Redacting
+from configs.parsing.redact import Redacting
 from store.cli import group
 from tests.configs.test_load import MINIMAL, write
 

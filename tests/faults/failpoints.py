@@ -13,9 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from store import shard as shard_module
-from store.reader import FEATURES
-from store.shard import PARTIAL
+from store.layout import shard as shard_module
+from store.layout.shard import PARTIAL
+from store.reading.reader import FEATURES
 from tests.store.stores import image_ids, plan_of, store_of, write_store
 
 COUNT = 3

@@ -21,10 +21,10 @@ from configs.errors import ConfigError, EncodeOnceError
 from configs.experiment import Experiment
 from configs.load import load
 from stage1_extract.extract import dry_run, extract
-from store.checkpoint import load_config
+from store.checkpoint.opening import load_config
+from store.checkpoint.weights import load_tensors
 from store.errors import CheckpointMissing, CustomCode, DamagedCheckpoint
-from store.reader import FeatureStore
-from store.weights import load_tensors
+from store.reading.reader import FeatureStore
 from tests.faults.runs import ROOT, config_file, invoke, snapshot
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions

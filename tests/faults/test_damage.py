@@ -8,12 +8,12 @@ import pytest
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store.commits import COMPACTED, compact
-from store.compare import differences_between
+from store.care.compare import differences_between
+from store.care.verify import verify
 from store.errors import StoreError
-from store.plan import PLAN
-from store.reader import FEATURES, FeatureStore
-from store.verify import verify
+from store.layout.plan import PLAN
+from store.log.commits import COMPACTED, compact
+from store.reading.reader import FEATURES, FeatureStore
 from tests.faults.runs import invoke, trial
 from tests.store.stores import flip, image_ids, plan_of, projector, store_of, values
 

@@ -16,14 +16,14 @@ import pytest
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store import leases
-from store import shard as shard_module
-from store.commits import read_commits
-from store.compare import differences_between
+from store.care.compare import differences_between
+from store.care.verify import verify
 from store.errors import StoreMissing
-from store.leases import live_leases
-from store.reader import FEATURES, FeatureStore
-from store.verify import verify
+from store.layout import shard as shard_module
+from store.log import leases
+from store.log.commits import read_commits
+from store.log.leases import live_leases
+from store.reading.reader import FEATURES, FeatureStore
 from tests.faults import failpoints
 from tests.faults.conftest import IMAGES
 from tests.faults.runs import invoke, run, snapshot, trial
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_up_is_said_with_path_and_bytes_and_a_larger_one_is_go
 
 LIMITED = """
 import resource, sys
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 commit = StoreWriter.commit_shard
 def limited(self, shard, *arguments):
     if shard == 3:

@@ -17,14 +17,14 @@ import yaml
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store.commits import CommitRecord, read_commits
-from store.compacted import write_compacted
-from store.compare import differences_between
-from store.reader import FeatureStore
-from store.shard import FileRecord
-from store.status import as_text, status
-from store.verify import verify
-from store.writer import StoreWriter
+from store.care.compare import differences_between
+from store.care.status import as_text, status
+from store.care.verify import verify
+from store.layout.shard import FileRecord
+from store.log.commits import CommitRecord, read_commits
+from store.log.compacted import write_compacted
+from store.reading.reader import FeatureStore
+from store.writing.writer import StoreWriter
 from tests.faults.conftest import IMAGES
 from tests.faults.runs import invoke, run, snapshot, trial
 from tests.helpers.broken import site_of
@@ -110,7 +110,7 @@ def test_a_token_is_in_no_output_of_stage_2_either(home, whole, tmp_path, capsys
 
 BUG = """
 import sys
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 def broken(self, shard, *arguments):
     raise RuntimeError("a bug of the tests")
 StoreWriter.commit_shard = broken
@@ -195,7 +195,7 @@ def test_without_any_network_it_gives_up_within_seconds(home, tmp_path):
 READ_ALL = """
 import sys, zlib
 from pathlib import Path
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 sums = []
 for access in ("mmap", "preadv"):
     store = FeatureStore.open(Path(sys.argv[2]), access=access)

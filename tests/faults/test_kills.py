@@ -20,13 +20,13 @@ import pytest
 from configs.experiment import Experiment
 from configs.load import load
 from stage1_extract.extract import extract
-from store.commits import read_commits
-from store.compare import differences_between
+from store.care.compare import differences_between
+from store.care.verify import verify
 from store.errors import StoreMissing
-from store.leases import live_leases
-from store.plan import PLAN
-from store.reader import FEATURES, FeatureStore
-from store.verify import verify
+from store.layout.plan import PLAN
+from store.log.commits import read_commits
+from store.log.leases import live_leases
+from store.reading.reader import FEATURES, FeatureStore
 from tests.faults import failpoints
 from tests.faults.conftest import IMAGES
 from tests.faults.runs import ROOT, trial
@@ -38,7 +38,7 @@ SHARDS = IMAGES // 2
 REAL = ["-m", "stage1_extract"]
 SLOWLY = """
 import sys, time
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 commit = StoreWriter.commit_shard
 def slowly(self, shard, *arguments):
     time.sleep({seconds})

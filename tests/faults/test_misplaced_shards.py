@@ -11,13 +11,13 @@ import pytest
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store.compare import differences_between
-from store.contents import Contents
-from store.copies import write_copy
+from store.care.compare import differences_between
+from store.care.verify import verify
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
 from store.errors import IntegrityError
-from store.reader import FEATURES, FeatureStore
-from store.shard import write_shard
-from store.verify import verify
+from store.layout.shard import write_shard
+from store.reading.reader import FEATURES, FeatureStore
 from tests.faults.runs import ROOT, invoke, trial
 from tests.helpers.s3 import Copy, s3_server
 from tests.store.stores import flip, store_of, values
@@ -142,7 +142,7 @@ CUT = """
 import os, sys
 from pathlib import Path
 from store.errors import IntegrityError
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 store = FeatureStore.open(Path(sys.argv[1]))
 store.gather("large", [0])
 os.truncate(sys.argv[2], 0)

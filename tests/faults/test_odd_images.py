@@ -17,11 +17,11 @@ import pytest
 from PIL import Image, ImageFile
 
 from configs.load import load
+from stage1_extract.encoding.processor import MAX_RESIZED_PIXELS, ImageProcessor
 from stage1_extract.errors import BadImage
 from stage1_extract.extract import extract
-from stage1_extract.images import REASONS, decode_image
-from stage1_extract.processor import MAX_RESIZED_PIXELS, ImageProcessor
-from store.reader import FeatureStore
+from stage1_extract.sources.images import REASONS, decode_image
+from store.reading.reader import FeatureStore
 from tests.faults.runs import ROOT, config_file, run
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
@@ -145,7 +145,7 @@ def test_a_bombs_file_is_small_and_its_pixels_would_not_be():
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from stage1_extract.images import decode_image
+from stage1_extract.sources.images import decode_image
 from stage1_extract.errors import BadImage
 
 def peak():

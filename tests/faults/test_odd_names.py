@@ -12,9 +12,9 @@ from configs.experiment import DataSection
 from configs.load import load
 from stage1_extract.extract import extract
 from store.errors import InvalidQuestions
-from store.questions import read_questions
-from store.reader import FeatureStore
-from store.splits import select
+from store.questions.question import read_questions
+from store.questions.splits import select
+from store.reading.reader import FeatureStore
 from tests.faults.runs import config_file, invoke, run, snapshot
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images

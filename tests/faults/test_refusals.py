@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from configs.load import load
-from stage1_extract import processor
+from stage1_extract.checking.verify import changed_sources
+from stage1_extract.encoding import processor
 from stage1_extract.extract import extract
 from stage1_extract.families.llava import LlavaEncoder
-from stage1_extract.verify import changed_sources
-from store.commits import read_commits
-from store.compare import differences_between
+from store.care.compare import differences_between
+from store.care.verify import verify
 from store.errors import RowUnavailable
-from store.reader import FeatureStore
-from store.verify import verify
+from store.log.commits import read_commits
+from store.reading.reader import FeatureStore
 from tests.faults.conftest import IMAGES
 from tests.faults.runs import config_file, invoke, run, snapshot, trial
 from tests.helpers.checkpoints import edit_config, tiny_llava

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from configs.cli import run_to_exit_code
-from configs.seal import is_as_sealed, sealed
+from configs.files.seal import is_as_sealed, sealed
+from store.care.compare import differences_between
+from store.care.repair import repair
+from store.care.status import status
+from store.care.verify import verify
 from store.cli import group
-from store.commits import COMPACTED, compact, read_commits
-from store.compare import differences_between
-from store.disk import STRAYS
 from store.errors import IntegrityError, StoreError
-from store.finding import MOVE, REPAIR
-from store.plan import PLAN
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.status import status
-from store.verify import verify
+from store.files.disk import STRAYS
+from store.layout.plan import PLAN
+from store.log.commits import COMPACTED, compact, read_commits
+from store.log.finding import MOVE, REPAIR
+from store.reading.reader import FEATURES, FeatureStore
 from tests.faults.runs import invoke
 from tests.store.stores import image_ids, plan_of, store_of, values, write_store
 from tests.store.test_healing import grown_store
@@ -214,7 +214,7 @@ def mend(path):
 
 
 def test_a_disk_that_fails_to_deliver_a_file_is_a_finding(path, monkeypatch):
-    import store.shard as module
+    import store.layout.shard as module
 
     real = module.crc
 

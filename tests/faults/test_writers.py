@@ -16,16 +16,16 @@ import pytest
 
 from configs.load import load
 from stage1_extract.extract import extract
-from store import leases
-from store.commits import read_commits
-from store.compare import differences_between
+from store.care.compare import differences_between
+from store.care.status import status
 from store.errors import LeaseLost, RowUnavailable, StoreLocked
-from store.leases import Lease, live_leases
-from store.plan import read_plan
-from store.reader import FeatureStore
-from store.shard import Aside
-from store.status import status
-from store.writer import StoreWriter
+from store.layout.plan import read_plan
+from store.layout.shard import Aside
+from store.log import leases
+from store.log.commits import read_commits
+from store.log.leases import Lease, live_leases
+from store.reading.reader import FeatureStore
+from store.writing.writer import StoreWriter
 from tests.faults.conftest import IMAGES
 from tests.faults.runs import ROOT, invoke, run, trial
 from tests.faults.test_kills import SLOWLY, started, wait_for
@@ -160,7 +160,7 @@ WRITING = """
 import sys, time
 from pathlib import Path
 from tests.store.stores import image_ids, plan_of, projector, shard_values
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 ids = image_ids(60)
 plan = plan_of(ids)
 with StoreWriter.open(Path(sys.argv[1]), plan, ids, projector()) as writer:

@@ -20,7 +20,7 @@ def change(worker):
 
 class Changing(importlib.abc.MetaPathFinder):  # so that no process pays for imports that it does not make itself
     def find_spec(self, name, path, target=None):
-        if name != "stage1_extract.worker":
+        if name != "stage1_extract.work.worker":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from store.checkpoint import load_config
-from store.weights import load_tensors
+from store.checkpoint.opening import load_config
+from store.checkpoint.weights import load_tensors
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WIDTH = 24

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from store.questions import Question
+from store.questions.question import Question
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from configs.atomic import write_atomically
-from store.commits import CommitRecord, read_commits
-from store.manifest import make_manifest, write_manifest
-from store.plan import PLAN, Plan, read_plan, write_plan
-from store.reader import FEATURES, PROJECTOR, FeatureStore
-from store.shard import write_shard
+from configs.files.atomic import write_atomically
+from store.layout.manifest import make_manifest, write_manifest
+from store.layout.plan import PLAN, Plan, read_plan, write_plan
+from store.layout.shard import write_shard
+from store.log.commits import CommitRecord, read_commits
+from store.reading.reader import FEATURES, PROJECTOR, FeatureStore
 
 Rows = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs.experiment import Experiment
 from stage1_extract.extract import extract
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 from tests.helpers import stores
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images

@@ -20,18 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.experiment import Experiment
-from stage1_extract import diagnose, reference
+from stage1_extract import diagnose
+from stage1_extract.checking import reference
 from stage1_extract.errors import BadImage, DamagedArchive, ReaderMissing, UnusableImages
 from stage1_extract.extract import extract
-from stage1_extract.images import MAX_IMAGE_BYTES, content_id, read_image_bytes
 from stage1_extract.sources import find_sources, image_source, parquet, stored_sources
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.image_source import Catalogue
+from stage1_extract.sources.images import MAX_IMAGE_BYTES, content_id, read_image_bytes
 from stage2_prune.parity import run as parity
-from store.compare import differences_between
+from store.care.compare import differences_between
 from store.errors import DataMissing
-from store.opening import stored_ids
-from store.plan import read_plan
+from store.layout.plan import read_plan
+from store.reading.opening import stored_ids
 from tests.faults.runs import snapshot
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions

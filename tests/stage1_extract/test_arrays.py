@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import CAPTURED, CLIP_SPACE, CORE, NAMES, hidden_mean_states
+from stage1_extract.checking.verify import encode_again
 from stage1_extract.diagnose import run as diagnose
+from stage1_extract.encoding.arrays import CAPTURED, CLIP_SPACE, CORE, NAMES, hidden_mean_states
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import dry_run, extract
-from stage1_extract.verify import encode_again
-from store.reader import FeatureStore
-from store.tensors import from_storage, torch_dtype
+from store.layout.tensors import from_storage, torch_dtype
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.clip import clip_checkpoint
 from tests.helpers.data import tiny_images

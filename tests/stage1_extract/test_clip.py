@@ -12,15 +12,15 @@ from transformers import CLIPModel
 
 from configs.errors import ConfigError
 from configs.experiment import Experiment
-from stage1_extract.arrays import CLIP_SPACE, NAMES
+from stage1_extract.checking.verify import encode_again
 from stage1_extract.cli import group
 from stage1_extract.diagnose import run as diagnose
+from stage1_extract.encoding.arrays import CLIP_SPACE, NAMES
 from stage1_extract.errors import WrongWeights
 from stage1_extract.extract import dry_run, extract
-from stage1_extract.verify import encode_again
 from store.errors import CheckpointMissing, DamagedCheckpoint, FingerprintMismatch
-from store.reader import FeatureStore
-from store.tensors import from_storage, torch_dtype
+from store.layout.tensors import from_storage, torch_dtype
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.clip import CLIP_WIDTH, clip_checkpoint
 from tests.helpers.data import tiny_images

@@ -141,7 +141,7 @@ def test_the_cause_is_found_in_a_store_whose_fingerprint_lies(cause, home, tmp_p
 @pytest.mark.parametrize("cause", HONEST)
 def test_a_store_with_an_honest_fingerprint_is_refused_with_the_field_that_differs(cause, home, tmp_path, capsys):
     from stage2_prune.errors import StoreMismatch
-    from stage2_prune.session import open_features
+    from stage2_prune.session.session import open_features
 
     store = wrong_store(home, cause, tmp_path / "store")
     with pytest.raises(StoreMismatch) as caught:

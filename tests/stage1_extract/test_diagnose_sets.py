@@ -15,8 +15,8 @@ from configs.experiment import Experiment
 from stage1_extract import diagnose
 from stage1_extract.cli import group
 from stage1_extract.extract import extract
-from store.derive import derive_projected
-from store.tensors import to_storage
+from store.care.derive import derive_projected
+from store.layout.tensors import to_storage
 from tests.helpers.wrong_stores import ARRAYS, CHECKPOINTS, PICTURES, Home, damaged
 
 TOWERS = {"clip": {}, "siglip": {"vision": "siglip", "strategy": "full"}, "dinov2": {"vision": "dinov2"}}

@@ -12,9 +12,9 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 from configs.experiment import Experiment
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import dry_run, extract
+from store.layout.tensors import from_storage, torch_dtype
 from store.projectors import build, project_image
-from store.reader import FeatureStore
-from store.tensors import from_storage, torch_dtype
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images
 

@@ -15,10 +15,10 @@ import yaml
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import in_turn
 from stage1_extract.extract import extract
-from store.commits import read_commits
-from store.compare import differences_between
-from store.leases import live_leases, process_start
-from store.status import status
+from store.care.compare import differences_between
+from store.care.status import status
+from store.log.commits import read_commits
+from store.log.leases import live_leases, process_start
 from tests.helpers.broken import DIE, HANG, breaking, site_of
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images

@@ -13,9 +13,9 @@ from configs.experiment import Experiment
 from stage1_extract.errors import DeviceTooSmall
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.families.llava import LlavaEncoder
-from store.compare import differences_between
+from store.care.compare import differences_between
 from store.errors import CheckpointMissing, DataMissing, FingerprintMismatch, NoSpace, StoreError
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions
 
@@ -279,7 +279,7 @@ def test_the_key_layout_of_the_checkpoint_changes_no_byte(tmp_path, images, layo
 
 def test_by_name_two_names_are_two_images_and_no_file_is_hashed(tmp_path, checkpoint, images, monkeypatch):
     shutil.copy(images / "image_000.png", images / "twin.png")
-    monkeypatch.setattr("stage1_extract.worker.content_id", None)
+    monkeypatch.setattr("stage1_extract.work.worker.content_id", None)
     monkeypatch.setattr("stage1_extract.sources.content_id", None)
     wanted = experiment(tmp_path / "run", checkpoint, images, data={"identity": "name"})
     done = extract(wanted, overwrite=False)
@@ -362,12 +362,12 @@ def test_an_empty_folder_and_a_missing_one_are_said_to_be_so(tmp_path, checkpoin
 def test_a_disk_that_is_too_small_is_known_before_anything_is_encoded(tmp_path, checkpoint, images, monkeypatch):
     needed = dry_run(experiment(tmp_path / "run", checkpoint, images))["bytes_total"]
     wanted = experiment(tmp_path / "run", checkpoint, images)
-    monkeypatch.setattr("stage1_extract.price.free_bytes", lambda path: needed - 1)
+    monkeypatch.setattr("stage1_extract.work.price.free_bytes", lambda path: needed - 1)
     with pytest.raises(NoSpace, match=f"{needed:,} bytes") as caught:
         extract(wanted, overwrite=False)
     assert caught.value.exit_code == 7
     assert FeatureStore.open(wanted.store_path).committed_shards == []
-    monkeypatch.setattr("stage1_extract.price.free_bytes", lambda path: needed)
+    monkeypatch.setattr("stage1_extract.work.price.free_bytes", lambda path: needed)
     assert extract(wanted, overwrite=False)["tower_images"] == IMAGES
 
 

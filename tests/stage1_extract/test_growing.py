@@ -13,17 +13,19 @@ from PIL import Image
 
 from configs.errors import ConfigError
 from configs.experiment import Experiment
+from stage1_extract.checking.verify import changed_sources, encode_again
 from stage1_extract.diagnose import run as diagnose
 from stage1_extract.errors import TooManyFailures, WorkerFailed
 from stage1_extract.extract import dry_run, extract
-from stage1_extract.verify import changed_sources, encode_again
-from store.compare import differences_between
-from store.contents import Contents
-from store.copies import write_copy
-from store.dataset import StoreDataset
-from store.derive import derive_projected
-from store.drop import drop
-from store.environment import torch_environment
+from store.care.compare import differences_between
+from store.care.derive import derive_projected
+from store.care.drop import drop
+from store.care.inspect import as_text as inspected
+from store.care.inspect import report
+from store.care.status import status
+from store.care.verify import verify
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
 from store.errors import (
     CheckpointMissing,
     FingerprintMismatch,
@@ -32,11 +34,9 @@ from store.errors import (
     StoreError,
     StoreMissing,
 )
-from store.inspect import as_text as inspected
-from store.inspect import report
-from store.reader import FeatureStore
-from store.status import status
-from store.verify import verify
+from store.layout.environment import torch_environment
+from store.reading.dataset import StoreDataset
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 from tests.helpers.stores import flip_bit
@@ -289,7 +289,7 @@ def elsewhere(monkeypatch):
     @contextmanager
     def there():
         with monkeypatch.context() as patched:
-            patched.setattr("store.derive.torch_environment", lambda device: here(device) | {"device": "another"})
+            patched.setattr("store.care.derive.torch_environment", lambda device: here(device) | {"device": "another"})
             yield
 
     here = torch_environment

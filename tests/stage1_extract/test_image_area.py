@@ -11,13 +11,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from configs.experiment import Experiment
-from stage1_extract.arrays import CORE
+from stage1_extract.checking.verify import encode_again
+from stage1_extract.encoding.arrays import CORE
+from stage1_extract.encoding.processor import ImageArea, ImageProcessor
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import extract
-from stage1_extract.processor import ImageArea, ImageProcessor
-from stage1_extract.verify import encode_again
-from store.reader import FeatureStore
-from store.tensors import from_storage
+from store.layout.tensors import from_storage
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 

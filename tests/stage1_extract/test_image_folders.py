@@ -13,11 +13,11 @@ from PIL import Image
 from configs.cli import run_to_exit_code
 from stage1_extract.cli import group
 from stage1_extract.errors import BadImage, UnusableImages
-from stage1_extract.images import image_format, read_image_bytes
 from stage1_extract.sources.folder import FolderSource
+from stage1_extract.sources.images import image_format, read_image_bytes
 from stage1_extract.sources.walk import MAX_WAYS
-from store.image_files import FORMATS
-from store.reader import FeatureStore
+from store.questions.image_files import FORMATS
+from store.reading.reader import FeatureStore
 from tests.faults.runs import config_file
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
@@ -80,7 +80,7 @@ def test_avif_is_decoded_as_stock_processors_would_open_it(tmp_path, checkpoint)
     with Image.open(images / "image_000.png") as image:
         image.save(images / "a.avif")
     assert extracted(tmp_path, checkpoint) == {"a.avif": None, "image_000.png": None}
-    from stage1_extract.images import decode_image
+    from stage1_extract.sources.images import decode_image
 
     with Image.open(images / "a.avif") as stock:
         decoded = decode_image((images / "a.avif").read_bytes(), "a.avif", 10**6)

@@ -7,7 +7,7 @@ from transformers.image_processing_backends import PilBackend
 
 from configs.cli import run_to_exit_code
 from stage1_extract.cli import group
-from store.image_processor import open_image_processor
+from store.checkpoint.image_processor import open_image_processor
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 

@@ -16,10 +16,10 @@ from PIL import Image
 from configs.experiment import Experiment
 from stage1_extract.errors import BadImage, TooManyFailures
 from stage1_extract.extract import dry_run, extract
-from stage1_extract.images import REASONS, decode_image, read_image_bytes
-from stage1_extract.worker import allowed_failures
+from stage1_extract.sources.images import REASONS, decode_image, read_image_bytes
+from stage1_extract.work.worker import allowed_failures
 from store.errors import RowUnavailable
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 

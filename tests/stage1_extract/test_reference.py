@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from stage1_extract import reference
+from stage1_extract.checking import reference
 from stage1_extract.errors import BadImage, ChangedImage, WrongWeights
-from stage1_extract.images import content_id
+from stage1_extract.sources.images import content_id
 from store.errors import StoreError
-from store.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
+from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 

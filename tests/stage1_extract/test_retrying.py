@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from stage1_extract.extract import extract
-from store.commits import read_commits
-from store.compare import differences_between
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.retry import FOLDER, kept_of, withdraw_failures
-from store.status import status
-from store.verify import verify
+from store.care.compare import differences_between
+from store.care.repair import repair
+from store.care.status import status
+from store.care.verify import verify
+from store.log.commits import read_commits
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.retry import FOLDER, kept_of, withdraw_failures
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage1_extract.test_growing import by_name, experiment
 from tests.store.stores import flip, image_ids, plan_of, store_of, values

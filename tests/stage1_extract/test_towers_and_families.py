@@ -22,12 +22,12 @@ from stage1_extract.cli import group as stage1
 from stage1_extract.find_family import stage2_families
 from stage2_prune import families
 from stage2_prune.cli import group as stage2
-from stage2_prune.language import Family
-from store.absent import NEED_CLS_ROW
+from stage2_prune.language.family import Family
 from store.cli import group as store_group
-from store.plan import Geometry
-from store.reader import FeatureStore
-from store.tensors import from_storage
+from store.layout.plan import Geometry
+from store.layout.tensors import from_storage
+from store.reading.absent import NEED_CLS_ROW
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
 from tests.stage1_extract.test_whole_model import tiny_checkpoint
@@ -192,6 +192,6 @@ def test_an_array_that_a_tower_cannot_give_is_refused_where_it_is_named_and_nobo
 
 
 def test_the_store_knows_which_arrays_are_made_of_a_cls_row():
-    from stage1_extract.arrays import CAPTURED
+    from stage1_extract.encoding.arrays import CAPTURED
 
     assert {"cls_hidden", *(name for name, one in CAPTURED.items() if one.needs_cls)} == NEED_CLS_ROW

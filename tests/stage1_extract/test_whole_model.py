@@ -23,16 +23,16 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from configs.experiment import Experiment
+from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.families.llava import Llava, LlavaEncoder
 from stage1_extract.families.whole_model import NOTE, WholeModel
-from stage1_extract.family import checkpoint_config
 from stage1_extract.find_family import find_family
-from store.compare import differences_between
+from store.care.compare import differences_between
 from store.errors import StoreMissing
-from store.reader import FeatureStore
-from store.tensors import from_storage, torch_dtype
+from store.layout.tensors import from_storage, torch_dtype
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
@@ -216,7 +216,8 @@ def test_a_llava_with_a_tower_that_no_file_serves_is_refused_by_naming_the_file_
 def test_no_two_towers_serve_the_same_type_of_vision_config():
     from configs import plugin
     from stage1_extract import towers
-    from stage1_extract.tower import Tower, kind_of_tower
+    from stage1_extract.encoding.tower import Tower
+    from stage1_extract.find_tower import kind_of_tower
 
     served = [name for kind in plugin.find_all(towers, Tower).values() for name in kind.model_types]
     assert len(served) == len(set(served))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stage2_prune.assemble import Batch
+from stage2_prune.language.assemble import Batch
 
 
 @dataclass

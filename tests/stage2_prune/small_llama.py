@@ -5,12 +5,12 @@ import copy
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stage2_prune.assemble import Batch, assemble
-from stage2_prune.generate import generate
-from stage2_prune.in_llm import Scheduled
-from stage2_prune.language import Language
-from stage2_prune.layer_loop import LayerLoop, Stopwatch, pruning_inside
-from store.text import Prompt
+from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.language.layer_loop import LayerLoop, Stopwatch, pruning_inside
+from stage2_prune.pruning.in_llm import Scheduled
+from store.checkpoint.text import Prompt
 
 LAYERS, WIDTH, PATCHES, VOCABULARY = 8, 32, 24, 40
 PROMPTS = (

@@ -9,7 +9,7 @@ import pytest
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.pruner import Pruner
+from stage2_prune.pruning.pruner import Pruner
 from tests.benchmarks.pruners.inputs import QUICK, REAL, tower_layer_flops
 from tests.benchmarks.pruners.page import Results, saved_layers
 from tests.benchmarks.pruners.prefill import Prefill

@@ -20,14 +20,14 @@ from transformers import (
 )
 
 from configs.experiment import Flops
-from stage2_prune.budget import CONVENTIONS, LanguageShape, one_convention, price, shape_of
 from stage2_prune.errors import NotComparable
-from stage2_prune.layer_loop import pruning_inside
+from stage2_prune.language.layer_loop import pruning_inside
+from stage2_prune.language.price import CONVENTIONS, LanguageShape, one_convention, price, shape_of
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
 from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.vtw import Vtw
-from stage2_prune.schedule_budget import Schedule, Stage
+from stage2_prune.pruning.schedule import Schedule, Stage
 from tests.stage2_prune.small_llama import LAYERS, PATCHES, PROMPTS, questions, small_language
 
 LLAVA_7B = LanguageShape(layers=32, width=4096, heads=32, kv_heads=32, head=128, mlp=11008, itemsize=2)

@@ -8,14 +8,14 @@ import transformers
 import yaml
 
 from configs.cli import run_to_exit_code
-from stage2_prune import canary
-from stage2_prune.cache_argument import CACHE
-from stage2_prune.canary import compare_with_stock
 from stage2_prune.cli import group
 from stage2_prune.errors import StockDiffers
-from stage2_prune.generate import Answers, generate
-from stage2_prune.layer_loop import LayerLoop
-from store.versions import NEWEST_TESTED
+from stage2_prune.evaluation import canary
+from stage2_prune.evaluation.canary import compare_with_stock
+from stage2_prune.language.cache_argument import CACHE
+from stage2_prune.language.generate import Answers, generate
+from stage2_prune.language.layer_loop import LayerLoop
+from store.checkpoint.versions import NEWEST_TESTED
 from tests.stage2_prune.small_llama import PROMPTS, questions, small_language
 
 INSIDE = [{"name": "keep_all"}, {"name": "fastv"}]

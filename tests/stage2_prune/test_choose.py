@@ -9,10 +9,10 @@ import yaml
 from configs.cli import run_to_exit_code
 from configs.experiment import DataSection
 from stage1_extract.cli import group as stage1
-from stage2_prune import evaluate
-from stage2_prune.choose import NO_ANSWER
 from stage2_prune.cli import group as stage2
-from stage2_prune.features import left_out
+from stage2_prune.evaluation import evaluate
+from stage2_prune.session.choose import NO_ANSWER
+from stage2_prune.session.features import left_out
 from tests.helpers.data import COLORS
 
 KEEP = {

@@ -46,7 +46,7 @@ def test_eval_holds_no_vision_tower_and_no_stage_1(home, tmp_path, tiny):
 @pytest.mark.parametrize("device", ["cuda", "nothing"])
 def test_a_device_that_is_not_here_is_a_config_error(tiny, device):
     from configs.errors import ConfigError
-    from stage2_prune.session import open_features
+    from stage2_prune.session.session import open_features
 
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("it is here")

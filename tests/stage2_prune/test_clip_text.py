@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, CLIPModel
 
 from configs.errors import ConfigError
 from configs.experiment import ModelSection
-from stage2_prune.clip_text import check_clip, open_clip_text
 from stage2_prune.errors import StoreMismatch, WeightsMismatch
+from stage2_prune.language.clip_text import check_clip, open_clip_text
 from store.errors import CheckpointMissing, DamagedCheckpoint
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.clip import CLIP_WIDTH, clip_checkpoint
 
@@ -100,7 +100,7 @@ def test_no_vision_tower_is_made_and_none_of_its_weights_is_read(tmp_path, llava
 
 
 def test_importing_it_loads_no_code_of_clip():
-    script = "import sys, stage2_prune.clip_text\nassert not [m for m in sys.modules if 'modeling_clip' in m]"
+    script = "import sys, stage2_prune.language.clip_text\nassert not [m for m in sys.modules if 'modeling_clip' in m]"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 

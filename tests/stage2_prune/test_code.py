@@ -7,11 +7,12 @@ from importlib import import_module
 import pytest
 
 from configs import plugin
-from stage2_prune import code, pruners
-from stage2_prune.code import code_digest
-from stage2_prune.pruner import Pruner
+from stage2_prune import pruners
 from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.prune_sid import PruneSid
+from stage2_prune.pruning import code
+from stage2_prune.pruning.code import code_digest
+from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.sweep.raster_order import RasterOrder
 
 HERE = PruneSid().code
@@ -41,13 +42,13 @@ def test_an_edit_of_what_a_method_imports_however_far_is_other_code_and_of_anyth
     before = code_digest(copied / "stage2_prune" / "pruners" / "prune_sid.py")
     assert before == HERE, "wherever the project lies"
     assert edited(copied, "stage2_prune/pruners/fastv.py") == before
-    assert edited(copied, "stage2_prune/report.py") == before
+    assert edited(copied, "stage2_prune/evaluation/report.py") == before
     seen = {before}
     for file in (
         "stage2_prune/pruners/prune_sid.py",
         "stage2_prune/pruners/_components.py",
-        "stage2_prune/suppression.py",
-        "stage2_prune/tokens.py",
+        "stage2_prune/primitives/suppression.py",
+        "stage2_prune/pruning/tokens.py",
         "stage2_prune/errors.py",
         "configs/errors.py",
     ):

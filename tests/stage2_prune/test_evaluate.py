@@ -12,18 +12,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from configs import plugin
-from stage2_prune import budget, evaluate, pruners, report
-from stage2_prune.cells import check_budgets, configured_pruners, plan
+from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, NotComparable, NotExtracted, OtherRun, PrunerMisused, StoreMismatch
-from stage2_prune.language import open_text
-from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.schedule_budget import Schedule
-from stage2_prune.score import is_right
-from stage2_prune.session import open_session
-from store.answers import normalise
+from stage2_prune.evaluation import evaluate, report
+from stage2_prune.evaluation.cells import check_budgets, configured_pruners, plan
+from stage2_prune.find_family import open_text
+from stage2_prune.language import price as budget
+from stage2_prune.language.score import is_right
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.schedule import Schedule
+from stage2_prune.session.session import open_session
 from store.errors import StoreError
-from store.questions import read_questions
-from store.splits import select
+from store.questions.answers import normalise
+from store.questions.question import read_questions
+from store.questions.splits import select
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import extract
 

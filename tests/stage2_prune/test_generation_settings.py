@@ -8,11 +8,11 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from configs.experiment import ModelSection
-from stage2_prune.assemble import assemble
-from stage2_prune.generate import generate
-from stage2_prune.language import open_language
-from stage2_prune.layer_loop import PruningLanguage
-from store.generation import FOLLOWED, WITHOUT_EFFECT
+from stage2_prune.find_family import open_language
+from stage2_prune.language.assemble import assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.language.layer_loop import PruningLanguage
+from store.checkpoint.generation import FOLLOWED, WITHOUT_EFFECT
 from tests.helpers.checkpoints import WORDS, tiny_llava
 
 QUESTIONS = ("what color is the circle ?", "is there a red square ?", "how many ?")

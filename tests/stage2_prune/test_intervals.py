@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stage2_prune.intervals import by_kind, interval
+from stage2_prune.evaluation.intervals import by_kind, interval
 
 
 def test_the_interval_contains_the_mean_and_is_a_function_of_the_seed():
@@ -36,7 +36,7 @@ def test_questions_that_hang_together_widen_the_interval():
 def test_resampling_in_parts_changes_nothing(monkeypatch):
     right, image = np.arange(12) % 3 / 2, np.arange(12) // 2
     whole = interval(right, image, 50, 0)
-    monkeypatch.setattr("stage2_prune.intervals._DRAWS_AT_ONCE", 1)
+    monkeypatch.setattr("stage2_prune.evaluation.intervals._DRAWS_AT_ONCE", 1)
     assert interval(right, image, 50, 0) == whole
 
 

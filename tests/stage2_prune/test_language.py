@@ -9,11 +9,11 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from configs.experiment import ModelSection
-from stage2_prune.assemble import assemble, cast_is_exact
 from stage2_prune.errors import PrunerMisused, WeightsMismatch
-from stage2_prune.generate import generate
-from stage2_prune.language import find_family, open_language
-from store.checkpoint import load_config
+from stage2_prune.find_family import find_family, open_language
+from stage2_prune.language.assemble import assemble, cast_is_exact
+from stage2_prune.language.generate import generate
+from store.checkpoint.opening import load_config
 from store.errors import CheckpointMissing, InvalidQuestions
 from tests.helpers.checkpoints import tiny_llava
 

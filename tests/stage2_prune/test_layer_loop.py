@@ -8,14 +8,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.cache_argument import CACHE, name_in
 from stage2_prune.errors import Infeasible, PrunerMisused, StockDiffers
-from stage2_prune.flow import causal_mask
-from stage2_prune.generate import generate
-from stage2_prune.in_llm import Drop
-from stage2_prune.language import Language
-from stage2_prune.layer_loop import PruningLanguage, pruning_inside
-from stage2_prune.pruner import Pruner
+from stage2_prune.language.cache_argument import CACHE, name_in
+from stage2_prune.language.flow import causal_mask
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside
+from stage2_prune.language.score import choice_scores, likeliest
 from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.dart import Dart
 from stage2_prune.pruners.fastv import FastV
@@ -25,7 +24,8 @@ from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
-from stage2_prune.score import choice_scores, likeliest
+from stage2_prune.pruning.in_llm import Drop
+from stage2_prune.pruning.pruner import Pruner
 from tests.stage2_prune.eager_oracle import Eager, of_question
 from tests.stage2_prune.small_llama import (
     LAYERS,

@@ -3,13 +3,13 @@
 import pytest
 
 from configs.errors import ConfigError
-from stage2_prune import evaluate
-from store.contents import Contents
-from store.copies import write_copy
+from stage2_prune.evaluation import evaluate
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
+from store.copies.hdf5 import export_hdf5
+from store.copies.hdf5_import import opened
 from store.errors import ArchiveReadOnly
-from store.hdf5 import export_hdf5
-from store.hdf5_import import opened
-from store.reader import FeatureStore
+from store.reading.reader import FeatureStore
 from tests.helpers.s3 import Copy, s3_server
 from tests.stage2_prune.conftest import extract
 

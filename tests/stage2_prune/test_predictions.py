@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 import click
 import pytest
 
-from stage2_prune.ask import Prediction
 from stage2_prune.errors import DamagedRun, OtherRun, RunLocked
-from stage2_prune.prediction_lines import read_lines
-from stage2_prune.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
-from store.questions import Question
+from stage2_prune.evaluation.prediction_lines import read_lines
+from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
+from stage2_prune.session.ask import Prediction
+from store.questions.question import Question
 
 IDENTITY = {"keep": 4, "template": "A"}
 

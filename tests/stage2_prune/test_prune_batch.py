@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.features import FeatureBatch
-from stage2_prune.prune_batch import Reader, joined, per_question, prune_batch
-from stage2_prune.pruner import Pruner
-from stage2_prune.tokens import ClipText, Merge, Pruned
-from store.questions import Question
-from tests.stage2_prune.tokens import visual_tokens
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import ClipText, Merge, Pruned
+from stage2_prune.session.features import FeatureBatch
+from stage2_prune.session.prune_batch import Reader, joined, per_question, prune_batch
+from store.questions.question import Question
+from tests.stage2_prune.pruning.tokens import visual_tokens
 
 GRID = (3, 4)
 WORDS = ("a", "b c", "d e f", "g", "h i", "a")
@@ -151,7 +151,7 @@ def test_joined_results_are_those_of_the_parts_in_the_order_asked_for(parts, dat
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_images_that_keep_different_numbers_of_tokens_are_laid_out_as_each_would_be_alone(positions):
-    from stage2_prune.assemble import assemble
+    from stage2_prune.language.assemble import assemble
     from tests.stage2_prune.small_llama import PROMPTS, small_language
 
     language = small_language()

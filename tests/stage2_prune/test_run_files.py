@@ -9,11 +9,11 @@ import yaml
 from configs.cli import run_to_exit_code
 from stage2_prune.cli import group
 from stage2_prune.errors import DamagedRun
-from stage2_prune.predictions import alone
-from stage2_prune.pruner import ModuleSpec
+from stage2_prune.evaluation.predictions import alone
 from stage2_prune.pruners.learned_scorer import LearnedScorer
+from stage2_prune.pruning.pruner import ModuleSpec
+from stage2_prune.session.weights import read_record
 from stage2_prune.training import state
-from stage2_prune.weights import read_record
 from tests.stage2_prune.conftest import settings
 
 CONFIG = {

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
-from stage2_prune.in_llm import InLLMPruner
-from stage2_prune.pruner import Pruner
 from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.dart import Dart
 from stage2_prune.pruners.fastv import FastV
@@ -18,7 +16,9 @@ from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
-from stage2_prune.schedule_budget import Schedule, Stage, between, fit, published, resolve, resolved, staged, whole
+from stage2_prune.pruning.in_llm import InLLMPruner
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.schedule import Schedule, Stage, between, fit, published, resolve, resolved, staged, whole
 
 INSIDE = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if issubclass(found, InLLMPruner)}
 

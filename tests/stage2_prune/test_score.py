@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.experiment import ModelSection
-from stage2_prune.assemble import assemble
-from stage2_prune.generate import generate
-from stage2_prune.language import open_language
-from stage2_prune.score import choice_scores, is_right, likeliest, log_probabilities
-from store.answers import normalise
+from stage2_prune.find_family import open_language
+from stage2_prune.language.assemble import assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.language.score import choice_scores, is_right, likeliest, log_probabilities
+from store.questions.answers import normalise
 from tests.helpers.checkpoints import tiny_llava
 
 QUESTIONS = ("what color is the circle ?", "is there a red square ?")

@@ -5,12 +5,12 @@ import torch
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.assemble import assemble
-from stage2_prune.generate import generate
-from stage2_prune.pruner import Pruner
+from stage2_prune.language.assemble import assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.pruning.pruner import Pruner
 from tests.stage2_prune.eager_oracle import Eager, of_question
+from tests.stage2_prune.pruning.tokens import merges, ready, visual_tokens
 from tests.stage2_prune.small_llama import PATCHES, PROMPTS, WIDTH, eager_twin, small_language
-from tests.stage2_prune.tokens import merges, ready, visual_tokens
 
 GRID = (4, PATCHES // 4)
 STEPS = 4

@@ -7,16 +7,17 @@ import torch
 
 from configs import plugin
 from configs.experiment import Experiment
-from stage1_extract.arrays import NAMES
+from stage1_extract.encoding.arrays import NAMES
 from stage1_extract.extract import extract as extract_stage
-from stage2_prune import evaluate, pruners
-from stage2_prune.features import Features
-from stage2_prune.prune_batch import prune_batch
-from stage2_prune.pruner import Pruner
-from stage2_prune.session import open_session
-from store.questions import read_questions
-from store.reader import FeatureStore
-from store.splits import select
+from stage2_prune import pruners
+from stage2_prune.evaluation import evaluate
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.session.features import Features
+from stage2_prune.session.prune_batch import prune_batch
+from stage2_prune.session.session import open_session
+from store.questions.question import read_questions
+from store.questions.splits import select
+from store.reading.reader import FeatureStore
 from tests.helpers.clip import clip_checkpoint
 from tests.stage2_prune.conftest import extract, settings
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.soft_topk import soft_top_k
-from stage2_prune.top_k import top_k
+from stage2_prune.primitives.soft_topk import soft_top_k
+from stage2_prune.primitives.top_k import top_k
 
 SCORES = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=40)
 TEMPERATURE = st.floats(0.01, 10)

@@ -1,6 +1,6 @@
 """Layer numbers that are published for a tower of 24 layers, in towers of other depths."""
 
-from stage2_prune.tower_layers import PUBLISHED_LAYERS, tower_layer
+from stage2_prune.pruning.tower_layers import PUBLISHED_LAYERS, tower_layer
 
 
 def test_in_a_tower_of_the_published_depth_a_layer_is_itself():

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment, Method
 from stage2_prune.cli import group
-from stage2_prune.prediction_lines import as_line, read_lines
-from stage2_prune.pruner import TrainedPruner
-from stage2_prune.shortcuts import shortcut
+from stage2_prune.evaluation.prediction_lines import as_line, read_lines
+from stage2_prune.evaluation.shortcuts import shortcut
+from stage2_prune.pruning.pruner import TrainedPruner
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import settings
 
@@ -74,11 +74,11 @@ def test_weights_of_another_run_serve_every_command_and_the_result_says_which_th
 
 
 def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, named):
-    from stage2_prune.cells import configured_pruners
-    from stage2_prune.language import open_language
+    from stage2_prune.evaluation.cells import configured_pruners
+    from stage2_prune.find_family import open_language
     from stage2_prune.parity.findings import Findings, Scorer
     from stage2_prune.parity.run import _bound
-    from stage2_prune.session import open_features
+    from stage2_prune.session.session import open_features
 
     content = settings(home, run_dir=str(tmp_path / "other"), prune={"methods": [named], "budgets": [4]})
     experiment = Experiment.model_validate(content)

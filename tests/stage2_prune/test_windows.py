@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stage2_prune.windows import bands, per_line, rank_in_window, windows
+from stage2_prune.primitives.windows import bands, per_line, rank_in_window, windows
 
 
 @pytest.mark.parametrize("length", range(1, 15))

@@ -2,8 +2,8 @@
 
 import torch
 
-from stage2_prune.pruner import ModuleSpec, Pruner, TrainedPruner
-from stage2_prune.tokens import ClipText, Project, VisualTokens
+from stage2_prune.pruning.pruner import ModuleSpec, Pruner, TrainedPruner
+from stage2_prune.pruning.tokens import ClipText, Project, VisualTokens
 
 TINY = (8, 2, 12)
 """Width of `raw`, heads of `cls_attention`, width of `projected`."""

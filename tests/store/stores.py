@@ -10,13 +10,13 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from store.fingerprint import Fingerprint
-from store.ids import ImageIds
-from store.plan import Geometry, Plan
-from store.reader import ProjectorState
-from store.schema import ArraySpec, Dtype
-from store.tensors import from_storage
-from store.writer import StoreWriter
+from store.layout.fingerprint import Fingerprint
+from store.layout.ids import ImageIds
+from store.layout.plan import Geometry, Plan
+from store.layout.schema import ArraySpec, Dtype
+from store.layout.tensors import from_storage
+from store.reading.reader import ProjectorState
+from store.writing.writer import StoreWriter
 
 SMALL, LARGE = (3, 5), (160, 210)
 """Shapes below and above 64 kB per image, whatever the dtype."""

@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
+from store.care.inspect import as_text, report
+from store.copies.hdf5 import export_hdf5
 from store.errors import TargetExists
-from store.hdf5 import export_hdf5
-from store.ids import ImageIds
-from store.inspect import as_text, report
-from store.plan import PLAN
-from store.reader import FEATURES, FeatureStore
+from store.layout.ids import ImageIds
+from store.layout.plan import PLAN
+from store.reading.reader import FEATURES, FeatureStore
 from tests.store.stores import DTYPES, as_floats, image_ids, plan_of, sha, store_of, values, write_store
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_inspect_imports_no_framework(path):
     script = (
         "import sys, json\n"
         "from pathlib import Path\n"
-        "from store.inspect import report\n"
+        "from store.care.inspect import report\n"
         f"print(json.dumps(report(Path({str(path)!r}))))\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

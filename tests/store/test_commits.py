@@ -13,9 +13,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store import commits as module
+from store.care.compare import differences_between
+from store.care.repair import repair
+from store.care.verify import verify
 from store.cli import group
-from store.commits import (
+from store.errors import IntegrityError, NoSpace
+from store.log import commits as module
+from store.log.commits import (
     COMPACTED,
     CommitRecord,
     compact,
@@ -26,11 +30,7 @@ from store.commits import (
     read_commits,
     withdraw,
 )
-from store.compare import differences_between
-from store.errors import IntegrityError, NoSpace
-from store.reader import FeatureStore
-from store.repair import repair
-from store.verify import verify
+from store.reading.reader import FeatureStore
 from tests.store.stores import flip, image_ids, plan_of, quick, store_of, write_store
 
 SHARDS = range(6)

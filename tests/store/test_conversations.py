@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from store.conversations import SPEAKERS
 from store.errors import InvalidQuestions
-from store.questions import read_questions
+from store.questions.conversations import SPEAKERS
+from store.questions.question import read_questions
 from tests.store.test_questions import data
 
 HUMAN, MODEL = {"from": "human"}, {"from": "gpt"}

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import zarr
 
-from store.compare import differences_between
-from store.contents import Contents
-from store.copies import write_copy
-from store.drop import drop
+from store.care.compare import differences_between
+from store.care.drop import drop
+from store.care.inspect import as_text, report
+from store.care.repair import repair
+from store.care.status import status
+from store.care.verify import verify
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
 from store.errors import ArchiveReadOnly, IntegrityError, NoSpace, StoreMissing, TargetExists
-from store.growth import grown
-from store.inspect import as_text, report
-from store.plan import read_plan
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.shard import FileRecord
-from store.status import status
-from store.verify import verify
-from store.writer import StoreWriter
+from store.layout.plan import read_plan
+from store.layout.shard import FileRecord
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.growth import grown
+from store.writing.writer import StoreWriter
 from tests.store.stores import (
     DTYPES,
     flip,

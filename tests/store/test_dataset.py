@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from store.dataset import StoreDataset
-from store.reader import FeatureStore
+from store.reading.dataset import StoreDataset
+from store.reading.reader import FeatureStore
 from tests.store.stores import store_of
 
 

@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment, ModelSection
+from store.checkpoint.generation import FOLLOWED, REFUSED, WITHOUT_EFFECT, generation_settings
 from store.errors import DamagedCheckpoint, GenerationRefused
-from store.generation import FOLLOWED, REFUSED, WITHOUT_EFFECT, generation_settings
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_questions
 from tests.stage2_prune.conftest import settings

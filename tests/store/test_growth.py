@@ -10,18 +10,18 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.commits import compact, read_commits
-from store.drop import drop
+from store.care.drop import drop
+from store.care.repair import repair
+from store.care.status import status
+from store.care.verify import verify
 from store.errors import FingerprintMismatch, IntegrityError, RowUnavailable, StoreError, StoreMissing
-from store.fingerprint import Fingerprint
-from store.growth import grown, plan_to_follow, without
-from store.ids import ImageIds
-from store.plan import Plan, plan_path, read_plan
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.status import status
-from store.verify import verify
-from store.writer import StoreWriter
+from store.layout.fingerprint import Fingerprint
+from store.layout.ids import ImageIds
+from store.layout.plan import Plan, plan_path, read_plan
+from store.log.commits import compact, read_commits
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.growth import grown, plan_to_follow, without
+from store.writing.writer import StoreWriter
 from tests.store.stores import (
     flip,
     image_ids,

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 
-from store.compare import differences_between
-from store.copies import write_copy
+from store.care.compare import differences_between
+from store.care.verify import verify
+from store.copies.copies import write_copy
+from store.copies.hdf5 import export_hdf5
+from store.copies.hdf5_import import opened
 from store.errors import NonFinite, StoreError, StoreMissing, TargetExists
-from store.hdf5 import export_hdf5
-from store.hdf5_import import opened
-from store.ids import ImageIds
-from store.reader import FeatureStore
-from store.verify import verify
+from store.layout.ids import ImageIds
+from store.reading.reader import FeatureStore
 from tests.store.stores import DTYPES, image_ids, plan_of, sha, small_and_large, store_of, write_store
 from tests.store.test_cli import ROOT, store_command
 from tests.store.test_copies import grown_store, write_store_without_projector

@@ -4,19 +4,19 @@ import shutil
 
 import pytest
 
-from store.contents import Contents
-from store.copies import write_copy
+from store.care.repair import repair
+from store.care.verify import verify
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
 from store.errors import IntegrityError, StoreError
-from store.finding import ARCHIVE, COPY, REPAIR
-from store.fingerprint import Fingerprint
-from store.growth import grown, plan_to_follow
-from store.ids import ARRAYS, ImageIds
-from store.manifest import manifest_path, read_manifest
-from store.plan import plan_path, read_plan, spare_of
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.verify import verify
-from store.writer import StoreWriter
+from store.layout.fingerprint import Fingerprint
+from store.layout.ids import ARRAYS, ImageIds
+from store.layout.manifest import manifest_path, read_manifest
+from store.layout.plan import plan_path, read_plan, spare_of
+from store.log.finding import ARCHIVE, COPY, REPAIR
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.growth import grown, plan_to_follow
+from store.writing.writer import StoreWriter
 from tests.store.stores import flip, image_ids, plan_of, projector, sha, small_and_large, spec, store_of, write_store
 from tests.store.test_cli import store_command
 

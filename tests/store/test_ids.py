@@ -9,9 +9,9 @@ import zarr
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from store import ids as module
 from store.errors import IntegrityError
-from store.ids import ImageIds
+from store.layout import ids as module
+from store.layout.ids import ImageIds
 from tests.store.stores import quick
 
 # Also lone surrogates (undecodable file names), newlines, NUL, and names longer than any path.

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from store.commits import read_commits
+from store.care.repair import repair
+from store.care.verify import verify
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
-from store.plan import PLAN
-from store.reader import FEATURES, FeatureStore
-from store.repair import repair
-from store.verify import verify
+from store.layout.plan import PLAN
+from store.log.commits import read_commits
+from store.reading.reader import FEATURES, FeatureStore
 from tests.store.stores import as_floats, flip, image_ids, plan_of, projector, store_of, values, write_store
 
 COUNT = 5

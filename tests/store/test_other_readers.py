@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from store.plan import FEATURES
-from store.reader import FeatureStore
+from store.layout.plan import FEATURES
+from store.reading.reader import FeatureStore
 from tests.store.stores import DTYPES, store_of
 from tests.store.test_copies import archived, grown_store
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
-from store.questions import Question, image_names, read_questions
+from store.questions.question import Question, image_names, read_questions
 
 
 def row(number, **fields):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from store.reader import FeatureStore
-from store.recycled import Recycled
+from store.files.recycled import Recycled
+from store.reading.reader import FeatureStore
 from tests.store.stores import image_ids, plan_of, spec, values, write_store
 
 SHAPE, DTYPE = (4, 512, 1024), np.dtype("<f2")

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from configs.load import load
-from store.commits import compact
-from store.compare import differences_between
-from store.contents import Contents
-from store.copies import write_copy
+from store.care.compare import differences_between
+from store.care.status import status
+from store.care.verify import verify
+from store.copies.contents import Contents
+from store.copies.copies import write_copy
 from store.errors import IntegrityError, RowUnavailable, StoreMissing
-from store.plan import FEATURES
-from store.reader import FeatureStore
-from store.status import status
-from store.verify import verify
+from store.layout.plan import FEATURES
+from store.log.commits import compact
+from store.reading.reader import FeatureStore
 from tests.helpers.s3 import Copy, s3_server
 from tests.store.stores import DTYPES, store_of
 from tests.store.test_cli import store_command
@@ -145,7 +145,7 @@ def test_damage_beside_the_features_is_found_when_a_store_is_opened(copy, name):
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(copy, tmp_path):
-    from store.manifest import Manifest
+    from store.layout.manifest import Manifest
 
     manifest = Manifest.model_validate_json(copy.get("plans/0.manifest.json"))
     odd = Manifest(plan=manifest.plan, files=manifest.files | {"../../../../escaped": "0" * 64}).sealed()
@@ -188,7 +188,7 @@ def test_where_there_is_no_store_no_bucket_or_no_server_is_exit_5(monkeypatch):
         FeatureStore.open("s3://bucket/nothing")
     with pytest.raises(StoreMissing, match="cannot read s3://nobucket/x .*AWS_ENDPOINT_URL"):
         FeatureStore.open("s3://nobucket/x")
-    monkeypatch.setattr("store.remote._RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("store.reading.remote._RETRIES", {"max_retries": 0})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreMissing, match="cannot read s3://bucket/x") as caught:
         FeatureStore.open("s3://bucket/x")
@@ -196,7 +196,7 @@ def test_where_there_is_no_store_no_bucket_or_no_server_is_exit_5(monkeypatch):
 
 
 def test_a_server_that_stops_while_a_store_is_read_is_not_taken_for_damage(path, monkeypatch):
-    monkeypatch.setattr("store.remote._RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("store.reading.remote._RETRIES", {"max_retries": 0})
     with s3_server():
         copy = Copy(path)
         store = FeatureStore.open(copy.url)
@@ -226,7 +226,8 @@ def test_what_was_mirrored_is_removed_with_the_reader(copy, mirrors):
 
 def test_opening_imports_no_framework(copy):
     script = (
-        "import sys\nfrom store.inspect import report\nfrom store.status import status\nfrom store.verify import verify\n"
+        "import sys\nfrom store.care.inspect import report\nfrom store.care.status import status\n"
+        "from store.care.verify import verify\n"
         f"report({copy.url!r}); status({copy.url!r}); verify({copy.url!r}, quick=True)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )

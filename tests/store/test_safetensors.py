@@ -7,10 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from store.copies.safetensors_export import INDEX, export_safetensors
 from store.errors import IntegrityError, TargetExists
-from store.reader import FEATURES, FeatureStore
-from store.safetensors_export import INDEX, export_safetensors
-from store.tensors import to_storage, torch_dtype
+from store.layout.tensors import to_storage, torch_dtype
+from store.reading.reader import FEATURES, FeatureStore
 from tests.store.stores import DTYPES, flip, sha, store_of, values
 from tests.store.test_cli import store_command
 from tests.store.test_copies import grown_store

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from store.aside import written_aside
-from store.leases import FOLDER
-from store.scratch import owned_name, remove_of_the_dead, scratch, scratch_folder
-from store.writer import StoreWriter
+from store.log.leases import FOLDER
+from store.log.scratch import owned_name, remove_of_the_dead, scratch, scratch_folder
+from store.writing.aside import written_aside
+from store.writing.writer import StoreWriter
 from tests.store.stores import image_ids, plan_of, projector, write_store
 
 
@@ -24,7 +24,7 @@ def killed(script: str) -> None:
 
 
 def test_a_scratch_folder_of_a_killed_process_is_removed_by_the_next_and_that_of_a_living_one_is_not(tmp_path):
-    killed(f"from pathlib import Path; from store.scratch import scratch_folder\n"
+    killed(f"from pathlib import Path; from store.log.scratch import scratch_folder\n"
            f"(scratch_folder('parity', Path({str(tmp_path)!r})) / 'file').write_bytes(b'x')")  # fmt: skip
     left = list(tmp_path.iterdir())
     ours = scratch_folder("other", tmp_path)
@@ -38,7 +38,7 @@ def test_a_scratch_folder_of_a_killed_process_is_removed_by_the_next_and_that_of
 
 def test_a_half_written_export_of_a_killed_process_is_removed_by_the_next(tmp_path):
     target = tmp_path / "out[1].h5"  # a name that glob would take for a pattern
-    killed(f"from pathlib import Path; from store.aside import written_aside\n"
+    killed(f"from pathlib import Path; from store.writing.aside import written_aside\n"
            f"held = written_aside(Path({str(target)!r})); held.__enter__().write_bytes(b'half')")  # fmt: skip
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     with written_aside(target) as aside:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.errors import NonFinite, RowUnavailable, StoreError
-from store.reader import FEATURES, FeatureStore
-from store.schema import default_shard_images
-from store.shard import write_shard
-from store.tensors import dtype_name, from_storage, to_storage, torch_dtype
-from store.writer import StoreWriter
+from store.layout.schema import default_shard_images
+from store.layout.shard import write_shard
+from store.layout.tensors import dtype_name, from_storage, to_storage, torch_dtype
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing.writer import StoreWriter
 from tests.store.stores import (
     DTYPES,
     LARGE,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from configs.experiment import DataSection
 from store.errors import InvalidQuestions
-from store.questions import Question
-from store.splits import account, answer_is_a_choice, divided, select, used
+from store.questions.question import Question
+from store.questions.splits import account, answer_is_a_choice, divided, select, used
 from tests.store.stores import quick
 
 SPLITS = ("train", "val", "test")

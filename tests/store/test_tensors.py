@@ -2,7 +2,7 @@
 
 import torch
 
-from store.tensors import pick_device
+from store.layout.tensors import pick_device
 
 
 def test_a_device_is_opened_without_the_attention_kernel_that_changes_bits_from_call_to_call():

@@ -10,9 +10,9 @@ from transformers import AutoProcessor
 from configs.experiment import ModelSection
 from configs.load import load
 from stage1_extract.extract import extract
-from store.checkpoint import load_config
+from store.checkpoint.open_text import check_text_side
+from store.checkpoint.opening import load_config
 from store.errors import DamagedCheckpoint
-from store.open_text import check_text_side
 from tests.faults.runs import config_file, invoke
 from tests.helpers.checkpoints import CHAT_TEMPLATE, WORDS, edit_config, tiny_llava
 from tests.helpers.data import tiny_questions

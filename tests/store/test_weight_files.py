@@ -12,9 +12,9 @@ from transformers import LlavaForConditionalGeneration
 
 from configs.load import load
 from stage1_extract.extract import extract
-from stage2_prune.language import open_language
-from store.reader import FeatureStore
-from store.weights import weight_files
+from stage2_prune.find_family import open_language
+from store.checkpoint.weights import weight_files
+from store.reading.reader import FeatureStore
 from tests.faults.runs import config_file, invoke, run
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_questions

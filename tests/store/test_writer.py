@@ -10,11 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import prepare as prepare_module
-from store import shard as shard_module
-from store import writer as writer_module
-from store.commits import CommitRecord, publish, read_commits
-from store.compare import differences_between
+from store.care.compare import differences_between
 from store.errors import (
     FingerprintMismatch,
     IntegrityError,
@@ -24,10 +20,14 @@ from store.errors import (
     StoreLocked,
     StoreMissing,
 )
-from store.ids import ImageIds
-from store.plan import PLAN, read_plan
-from store.reader import FEATURES, FeatureStore
-from store.writer import HOLDER, StoreWriter
+from store.layout import shard as shard_module
+from store.layout.ids import ImageIds
+from store.layout.plan import PLAN, read_plan
+from store.log.commits import CommitRecord, publish, read_commits
+from store.reading.reader import FEATURES, FeatureStore
+from store.writing import prepare as prepare_module
+from store.writing import writer as writer_module
+from store.writing.writer import HOLDER, StoreWriter
 from tests.store.stores import image_ids, plan_of, projector, shard_values, spec, store_of, values, write_store
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ SECOND = """
 import sys
 from pathlib import Path
 from store.errors import StoreError
-from store.writer import StoreWriter
+from store.writing.writer import StoreWriter
 from tests.store.stores import image_ids, plan_of
 try:
     with StoreWriter.open(Path(sys.argv[1]), plan_of(image_ids(5)), image_ids(5), None):

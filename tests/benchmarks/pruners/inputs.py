@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from stage2_prune.language import Language
-from stage2_prune.tokens import ClipText, VisualTokens
-from store.text import Prompt
-from tests.stage2_prune.tokens import visual_tokens
+from stage2_prune.language.language import Language
+from stage2_prune.pruning.tokens import ClipText, VisualTokens
+from store.checkpoint.text import Prompt
+from tests.stage2_prune.pruning.tokens import visual_tokens
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import torch
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.assemble import Batch, assemble
-from stage2_prune.budget import shape_of
 from stage2_prune.errors import Infeasible
-from stage2_prune.generate import generate
-from stage2_prune.in_llm import InLLMPruner
-from stage2_prune.language import Language
-from stage2_prune.layer_loop import PruningLanguage, pruning_inside
-from stage2_prune.pruner import Pruner
-from stage2_prune.schedule_budget import Schedule
+from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside
+from stage2_prune.language.price import shape_of
+from stage2_prune.pruning.in_llm import InLLMPruner
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.schedule import Schedule
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, language, prompts
 from tests.benchmarks.pruners.prefill import flops, with_patches
 from tests.benchmarks.pruners.timing import Bench

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stage2_prune.budget import CONVENTIONS, LanguageShape
+from stage2_prune.language.price import CONVENTIONS, LanguageShape
 from tests.benchmarks.pruners.inputs import AFTER, BEFORE, Scale, tower_layer_flops
 from tests.benchmarks.pruners.inside import Inside
 from tests.benchmarks.pruners.prefill import Prefill

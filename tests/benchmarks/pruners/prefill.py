@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stage2_prune.assemble import Batch, assemble
-from stage2_prune.budget import CONVENTIONS, LanguageShape, shape_of
-from stage2_prune.generate import generate
-from stage2_prune.language import Language
+from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.language.price import CONVENTIONS, LanguageShape, shape_of
 from tests.benchmarks.pruners.inputs import AFTER, BEFORE, Scale, language, prompts
 from tests.benchmarks.pruners.timing import Bench
 

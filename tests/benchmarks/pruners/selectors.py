@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from configs import plugin
 from stage2_prune import pruners
-from stage2_prune.features import FeatureBatch
-from stage2_prune.merging import make_merged
-from stage2_prune.pruner import Pruner, TrainedPruner
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune.session.features import FeatureBatch
+from stage2_prune.session.merging import make_merged
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, tower_layer
 from tests.benchmarks.pruners.timing import Bench
-from tests.stage2_prune.tokens import ready
+from tests.stage2_prune.pruning.tokens import ready
 
 Run = Callable[[], object]
 YARDSTICK = "one layer of the tower"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from store.dataset import StoreDataset
-from store.reader import FeatureStore
+from store.reading.dataset import StoreDataset
+from store.reading.reader import FeatureStore
 from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, map_flat
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.reading import WARM

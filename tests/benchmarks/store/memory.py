@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from store.prefetch import prefetched
-from store.reader import FeatureStore
+from store.reading.prefetch import prefetched
+from store.reading.reader import FeatureStore
 from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, row_bytes
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.timing import random_rows

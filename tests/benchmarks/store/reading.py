@@ -16,7 +16,7 @@ import zarr
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from store.reader import FEATURES, FeatureStore
+from store.reading.reader import FEATURES, FeatureStore
 from tests.benchmarks.store.data import BATCH, IMAGES, QUICK, SHAPES, evict, make_shards, map_flat, row_bytes, sync
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.timing import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from store.reader import FeatureStore
-from store.writer import StoreWriter
+from store.reading.reader import FeatureStore
+from store.writing.writer import StoreWriter
 from tests.benchmarks.store.data import QUICK
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.stores import commit_without_shards, image_name, planned

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from store.commits import CommitRecord, publish
-from store.ids import ImageIds
-from store.plan import Geometry, Plan
-from store.schema import ArraySpec
-from store.shard import FileRecord
-from store.writer import StoreWriter
+from store.layout.ids import ImageIds
+from store.layout.plan import Geometry, Plan
+from store.layout.schema import ArraySpec
+from store.layout.shard import FileRecord
+from store.log.commits import CommitRecord, publish
+from store.writing.writer import StoreWriter
 from tests.benchmarks.store.data import IMAGES, SHAPES, SHARD_IMAGES, make_shards
 
 SPECS = {

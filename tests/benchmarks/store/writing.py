@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from store.schema import Layout
-from store.shard import write_shard
+from store.layout.schema import Layout
+from store.layout.shard import write_shard
 from tests.benchmarks.store.data import IMAGES, SHAPES, SHARD_IMAGES, Rows, make_shards, row_bytes
 from tests.benchmarks.store.lines import Line
 from tests.benchmarks.store.stores import SPECS, no_fsync
@@ -22,7 +22,10 @@ def shards(folder: Path, name: str) -> list[Line]:
             write_shard(target, Layout(SPECS[name], SHARD_IMAGES), 0, rows)
 
     def unchecked() -> None:
-        with no_fsync(), mock.patch("store.shard.crc", lambda *_: 0):  # in this process only: what checksums cost
+        with (
+            no_fsync(),
+            mock.patch("store.layout.shard.crc", lambda *_: 0),
+        ):  # in this process only: what checksums cost
             write_shard(target, Layout(SPECS[name], SHARD_IMAGES), 0, rows)
 
     def durable() -> None:

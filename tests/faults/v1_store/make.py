@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from store.fingerprint import Fingerprint
-from store.ids import ImageIds
-from store.plan import Geometry, Plan
-from store.reader import ProjectorState
-from store.schema import ArraySpec
-from store.writer import LOCK, StoreWriter
+from store.layout.fingerprint import Fingerprint
+from store.layout.ids import ImageIds
+from store.layout.plan import Geometry, Plan
+from store.layout.schema import ArraySpec
+from store.reading.reader import ProjectorState
+from store.writing.writer import LOCK, StoreWriter
 
 NAMES = [["a.png", "copy of a.png"], ["b/ü 图.png"], ["c.png"]]
 

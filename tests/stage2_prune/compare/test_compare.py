@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.cli import run_to_exit_code
-from stage2_prune import cli, evaluate
-from stage2_prune.ask import Prediction
+from stage2_prune import cli
 from stage2_prune.compare import report as compare_report
 from stage2_prune.compare import run as compare
 from stage2_prune.compare.conditions import Factor
 from stage2_prune.compare.significance import holm, mcnemar, sign_flips
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
-from stage2_prune.intervals import interval
+from stage2_prune.evaluation import evaluate
+from stage2_prune.evaluation.intervals import interval
+from stage2_prune.session.ask import Prediction
 
 MADE = {
     "language_model": "m",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage2_prune.compare.significance import holm, kl_divergence, mcnemar, sign_flips
-from stage2_prune.intervals import interval
+from stage2_prune.evaluation.intervals import interval
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.experiment import Experiment
-from stage1_extract import reference
+from stage1_extract.checking import reference
 from stage1_extract.extract import extract
 from stage2_prune.parity import run as parity
 from tests.helpers.checkpoints import tiny_llava

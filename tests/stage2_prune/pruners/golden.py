@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stage2_prune.errors import Infeasible
-from stage2_prune.language import Language
+from stage2_prune.language.language import Language
 from tests.stage2_prune.eager_oracle import Eager, View, best, of_question
 from tests.stage2_prune.small_llama import (
     LAYERS,

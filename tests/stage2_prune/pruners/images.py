@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.pruning.tokens import VisualTokens
 
 NAMES = tuple(f"{number:064x}" for number in range(8))
 

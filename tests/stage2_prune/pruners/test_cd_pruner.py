@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stage2_prune.pruners.cd_pruner import CdPruner
-from stage2_prune.tokens import ClipText, VisualTokens
+from stage2_prune.pruning.tokens import ClipText, VisualTokens
 from tests.stage2_prune.pruners.images import at_angles, best, clustered, cosines, given
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stage2_prune.pruners.dart import Dart
-from stage2_prune.schedule_budget import staged
+from stage2_prune.pruning.schedule import staged
 from tests.stage2_prune.pruners.golden import check, layers_of
 from tests.stage2_prune.small_llama import LAYERS, PATCHES
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.pruners.scope import Scope
-from stage2_prune.similarity import cosine_similarity
 from tests.stage2_prune.pruners.images import at_angles, best, clustered, cosines, given
 
 

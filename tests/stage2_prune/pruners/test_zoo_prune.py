@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stage2_prune.pruners.zoo_prune import ZooPrune
-from stage2_prune.tokens import VisualTokens
+from stage2_prune.pruning.tokens import VisualTokens
 from store.projectors import project_image
 from tests.stage2_prune.pruners.images import NAMES, at_angles, best, clustered, cosines, given
 

@@ -16,11 +16,13 @@ from configs.errors import ConfigError, Interrupted
 from configs.experiment import Experiment
 from configs.load import load
 from configs.variants import variants
-from stage2_prune import evaluate, pruners
+from stage2_prune import pruners
 from stage2_prune.cli import group
 from stage2_prune.errors import PrunerMisused, RunLocked
-from stage2_prune.predictions import alone
-from stage2_prune.pruner import Pruner
+from stage2_prune.evaluation import evaluate
+from stage2_prune.evaluation.predictions import alone
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned
 from stage2_prune.sweep import crew as sweep_crew
 from stage2_prune.sweep import latency
 from stage2_prune.sweep import plot as sweep_plot
@@ -28,9 +30,8 @@ from stage2_prune.sweep import run as sweep
 from stage2_prune.sweep.grid import wanted
 from stage2_prune.sweep.raster_order import RasterOrder, in_raster_order
 from stage2_prune.sweep.rows import CLOCK, COLUMNS
-from stage2_prune.tokens import Merge, Pruned
 from tests.stage2_prune.conftest import settings
-from tests.stage2_prune.tokens import visual_tokens
+from tests.stage2_prune.pruning.tokens import visual_tokens
 
 CLASSES = plugin.find_all(pruners, Pruner)
 METHODS = [

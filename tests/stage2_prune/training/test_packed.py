@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stage2_prune.language import Language
-from stage2_prune.soft_topk import soft_top_k
+from stage2_prune.language.language import Language
+from stage2_prune.primitives.soft_topk import soft_top_k
 from stage2_prune.training.packed import Lesson, answer_logits, log_weight, pack
-from store.text import Prompt
+from store.checkpoint.text import Prompt
 
 PATCHES, WIDTH = 16, 32
 LESSONS = [

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from stage2_prune.errors import OtherRun, PrunerMisused
-from stage2_prune.pruner import ModuleSpec
 from stage2_prune.pruners.learned_scorer import LearnedScorer
+from stage2_prune.pruning.pruner import ModuleSpec
 from stage2_prune.training import train, trainer
 
 SECTION = {"epochs": 2, "batch_size": 2, "min_keep": 2, "max_keep": 12, "val_keep": 4, "learning_rate": 0.01}

@@ -1,0 +1,1 @@
+"""Reading and watching files on a disk where anything may lie."""

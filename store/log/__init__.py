@@ -1,0 +1,1 @@
+"""The commit log of a store, and who works on it."""
