@@ -14,7 +14,8 @@ from stage1_extract.engines.joined import devices
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import stored_sources
 from stage1_extract.sources.images import content_id
-from stage1_extract.work.worker import OpenEncoder, decode, use_threads_of
+from stage1_extract.work.decoding import decode
+from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
 from store.layout.tensors import from_storage

@@ -23,7 +23,7 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.images import content_id, decode_image
-from stage1_extract.work.worker import use_threads_of
+from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, from_storage, pick_device, torch_dtype

@@ -14,7 +14,7 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import encode_again
 from stage1_extract.cli import group
-from stage1_extract.diagnose import run as diagnose
+from stage1_extract.diagnose.run import run as diagnose
 from stage1_extract.encoding.arrays import CLIP_SPACE, NAMES
 from stage1_extract.errors import WrongWeights
 from stage1_extract.extract import dry_run, extract
