@@ -24,12 +24,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
+from configs.published_layers import tower_layer
 from stage2_prune.primitives.nearest import one_hot
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruners._text_guided import text_guided
 from stage2_prune.pruning.pruner import Order, Pruner
 from stage2_prune.pruning.tokens import Beside, Merge, Pruned, VisualTokens
-from stage2_prune.pruning.tower_layers import tower_layer
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from configs.budgets import in_words, published_name
 from configs.experiment import Match
+from configs.published_layers import half_up
 from stage2_prune.errors import Infeasible
 
-PUBLISHED_LAYERS = 32
 PUBLISHED_PATCHES = 576
 TOLERANCE = 0.5
 """Tokens that a mean may lie from its budget: the finest step of a family, one token in all later layers, is below 1."""
@@ -73,20 +73,6 @@ class Schedule:
 NAMED: dict[Match, str] = {"mean-tokens": "a mean", "kept": "a count", "kv": "a mean cache"}
 
 
-def resolve(layer: int, depth: int) -> int:
-    """A published layer on a model of `depth` layers; never the first, which no rule of this kind can precede.
-
-    >>> [resolve(layer, 32) for layer in (2, 8, 31)], [resolve(layer, 4) for layer in (2, 8, 16, 31)]
-    ([2, 8, 31], [1, 1, 2, 3])
-    """
-    return min(max(_rounded(layer * depth / PUBLISHED_LAYERS), 1), depth - 1)
-
-
-def resolved(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Published layers in ascending order on a model of `depth` layers; some may coincide on a shallow one."""
-    return tuple(resolve(layer, depth) for layer in sorted(layers))
-
-
 def staged(
     entering: int,
     depth: int,
@@ -103,7 +89,7 @@ def staged(
     stages: list[Stage] = []
     left = entering
     for layer, count in wanted.items():
-        keep = min(max(_rounded(count), 1), left)
+        keep = min(max(half_up(count), 1), left)
         if keep < left and layer:  # a single layer has nowhere to drop
             stages.append(Stage(layer, keep, min(merged(left - keep), left - keep)))
             left = keep + stages[-1].merged
@@ -169,7 +155,7 @@ def whole(budget: int | float | str, patches: int) -> int:
     if not isinstance(budget, str):
         count = budget
     elif (name := published_name(budget)).isdecimal():
-        count = _rounded(int(name) * patches / PUBLISHED_PATCHES)
+        count = half_up(int(name) * patches / PUBLISHED_PATCHES)
     else:
         raise Infeasible(f"this method is published by tokens per image, not as {name}: change the budget")
     if count != int(count) or not 1 <= count <= patches:
@@ -189,7 +175,3 @@ def between(tables: Sequence[Sequence[int | float]], place: float) -> list[float
     segment = min(int(place * (len(tables) - 1)), len(tables) - 2)
     share = place * (len(tables) - 1) - segment
     return [low + share * (high - low) for low, high in zip(tables[segment], tables[segment + 1], strict=True)]
-
-
-def _rounded(value: int | float) -> int:
-    return int(value + 0.5)  # Python's round() goes to even: 2.5 layers would be 2, 3.5 layers 4
