@@ -161,7 +161,6 @@ def write_compacted(folder: Path, shards: Sequence[range], lines: Iterable[str])
         folder: the log folder of a generation.
         shards: the shards that the lines are about, as ascending ranges.
         lines: the JSON of each shard's record, in order.
-
     """
     make_way(store_of(folder), folder / COMPACTED)
     with replacing(folder / COMPACTED) as file:
