@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, also after a power cut."""
+"""Writing files that are either whole or absent, even after a power cut."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content`: written aside, fsynced, renamed, directory fsynced."""
+    """Write `content` to `path`, replacing what is there: write it aside, fsync, rename, fsync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(_write_aside(path, content))
     try:
@@ -18,7 +18,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def publish_once(path: Path, content: bytes | str) -> bool:
-    """Create `path` with `content` unless it exists already; True if this call created it (the first wins)."""
+    """Create `path` with `content` unless `path` exists already: the first writer wins.
+
+    Returns:
+        True if this call created the file.
+
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _write_aside(path, content)
     try:
@@ -41,6 +46,7 @@ def sync_directory(folder: Path) -> None:
 
 
 def _write_aside(path: Path, content: bytes | str) -> str:
+    """Write and fsync `content` to a new hidden file in the folder of `path`; return the new file's path."""
     data = content.encode() if isinstance(content, str) else content
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
