@@ -52,7 +52,7 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
     sources = stored_sources(experiment, store.plan, store.ids)
     in_no_array = set[int].intersection(*(set(store.failed([name])) for name in store.arrays))
     named = [(name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in in_no_array]
-    named.sort(key=lambda named_row: sources.images.place(named_row[0]))
+    named.sort(key=lambda named_row: sources.images.position(named_row[0]))
 
     def look(named_row: tuple[str, int]) -> Changed | None:
         name, row = named_row

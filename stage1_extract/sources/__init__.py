@@ -81,7 +81,7 @@ def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadabl
             unreadable[name] = bad.reason
             return name_id(name)
 
-    in_file_order = sorted(names, key=images.place)
+    in_file_order = sorted(names, key=images.position)
     with ThreadPoolExecutor(threads) as pool:
         hashed = ProgressBar(pool.map(hash_one, in_file_order), "hash", len(names), unit="images")
         shas = dict(zip(in_file_order, hashed, strict=True))

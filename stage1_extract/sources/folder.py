@@ -44,6 +44,6 @@ class FolderSource(ImageSource):
         """Read the bytes of a file; raises BadImage for a path that leads out of the folder or to no regular file."""
         return read_image_bytes(self._root, name, self._follow_links)
 
-    def place(self, name: str) -> int:
+    def position(self, name: str) -> int:
         """Return 0 for every name, as files can be read in any order equally fast."""
         return 0

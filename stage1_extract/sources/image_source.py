@@ -22,7 +22,7 @@ class ImageSource(ABC):
         """Read the bytes of an image; raises BadImage where that is impossible."""
 
     @abstractmethod
-    def place(self, name: str) -> int:
+    def position(self, name: str) -> int:
         """Return the position of an image in the files; many images are read fastest in the order of their positions."""
 
 

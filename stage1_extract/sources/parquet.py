@@ -67,7 +67,7 @@ class ParquetSource(ImageSource):
         """List the images of each file after the other, by their rows."""
         return self._catalogue.names()
 
-    def place(self, name: str) -> int:
+    def position(self, name: str) -> int:
         """Return the row of an image, counted over all files; 0 for a name that cannot be found."""
         try:
             return self._find(name)

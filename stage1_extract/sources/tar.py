@@ -54,7 +54,7 @@ class TarSource(ImageSource):
         """List the members of each shard after the other, in the order in which they lie there."""
         return self._catalogue.names()
 
-    def place(self, name: str) -> int:
+    def position(self, name: str) -> int:
         """Return the number of a member, counted over all shards; 0 for a name that cannot be found."""
         try:
             return self._find(name)
