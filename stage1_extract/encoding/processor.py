@@ -84,8 +84,8 @@ class ImageArea:
         contrast = measure_contrast(lambda image: processor(image)["pixel_values"][0])
         if contrast is None:
             raise UnsupportedModel(
-                "expected an image processor whose pixels differ between a black and a white image, by which its padding is "
-                "found, this one's are equal: leave image_area out of --capture"
+                "expected an image processor that tells black from white, by which its padding is found, this one's pixels are "
+                "equal: leave image_area out of --capture"
             )
         self._contrast = contrast
         self.of = lru_cache(MEASURED_SIZES)(self._measure)

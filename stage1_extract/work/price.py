@@ -53,5 +53,6 @@ def require_space(needed: int, path: Path) -> None:
     free = free_bytes(path)
     if needed > free:
         raise NoSpace(
-            f"expected {needed:,} bytes of free space for the missing part of {path}, {free:,} are free: make room, then run again"
+            f"expected {needed:,} bytes of free space for the missing part of {path}, {free:,} are free: make room, then run "
+            "again"
         )
