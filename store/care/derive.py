@@ -42,7 +42,6 @@ def derive_projected(path: Path, device_name: str) -> int:
         FingerprintMismatch: `projected` was begun in another environment (exit 4).
         StoreLocked: another process writes (exit 6).
         NoSpace: the disk is full or read-only (exit 7).
-
     """
     device = pick_device(device_name)
     store = FeatureStore.open(path)

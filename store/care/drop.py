@@ -18,7 +18,6 @@ def drop(path: Path, name: str) -> int:
     Raises:
         StoreMissing: the store has no such array, or no other array (exit 5).
         StoreLocked: another process writes (exit 6).
-
     """
     store = FeatureStore.open(path)
     folder = path / FEATURES / name

@@ -47,7 +47,6 @@ def repair(store: Path, quick: bool) -> Repaired:
     Raises:
         StoreLocked: another process writes (exit 6).
         ArchiveReadOnly: shards of an archive are damaged (exit 7).
-
     """
     written, moved = list[Path](), dict[Path, Path]()
     if differing(store):

@@ -54,7 +54,6 @@ def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str,
 
     Raises:
         StoreMissing: there is neither a store nor a run that has begun (exit 5).
-
     """
     local = location if isinstance(location, Path) else None
     folder = run if run is not None or local is None else run_folder_of(local)
@@ -75,7 +74,6 @@ def images_per_second(ended: list[tuple[float, int]]) -> float | None:
 
     Args:
         ended: For each commit, the time at which it ended, in seconds, and its number of images.
-
     """
     last = sorted(ended)[-RECENT:]
     gaps = [(after - before, images) for (before, _), (after, images) in pairwise(last)]

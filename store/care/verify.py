@@ -65,7 +65,6 @@ def verify(location: StoreLocation, quick: bool) -> list[Finding]:
     Raises:
         StoreMissing: there is no store (exit 5).
         IntegrityError: the plan itself cannot be read (exit 4).
-
     """
     with reached(location) as (store, remote):
         if remote is None:

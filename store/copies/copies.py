@@ -26,7 +26,6 @@ def write_copy(contents: Contents, out: Path, codec: Codec = "none", config: byt
         NonFinite: features are not numbers (exit 3).
         StoreMissing: there is nothing to archive (exit 5).
         NoSpace: the disk is full or read-only (exit 7).
-
     """
     if codec != "none" and not contents.shards:
         raise StoreMissing("expected committed shards to archive, there are none yet: run `make extract` first")

@@ -43,7 +43,6 @@ def opened(path: Path) -> Generator[Contents, None, None]:
     Raises:
         StoreMissing: there is no such file (exit 5).
         StoreError: the file holds no store, or a store whose parts do not fit together (exit 4).
-
     """
     if not path.is_file():
         raise StoreMissing(f"expected an HDF5 file at {path}, there is none: name one that `export --hdf5` wrote")

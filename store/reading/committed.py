@@ -34,7 +34,6 @@ class CommittedStore:
             logs: The commit log of each generation.
             ids: The ids of all rows.
             believe_plan: Accept records that were written for another plan.
-
         """
         self.path, self.plan, self.logs, self.ids = path, plan, logs, ids
         self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in plan.arrays}
@@ -86,7 +85,6 @@ class CommittedStore:
 
         Args:
             names: The arrays to look at; default: all arrays of the store.
-
         """
         failures = [self._failed_of(name) for name in (self.arrays if names is None else names)]
         return dict(sorted({row: why for rows in failures for row, why in rows.items()}.items()))
@@ -96,7 +94,6 @@ class CommittedStore:
 
         Raises:
             IntegrityError: the record is not about this plan (exit 4).
-
         """
         generation = self.plan.generation_of(name, shard)
         record = self.logs[generation].get(shard)

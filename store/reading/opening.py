@@ -23,7 +23,6 @@ def open_features(path: Path) -> zarr.Group:
     Raises:
         StoreMissing: the store has a plan, but no features yet (exit 5).
         IntegrityError: the group is damaged, or it is missing though shards may be committed (exit 4).
-
     """
     folder = path / FEATURES
     if not folder.is_dir() and os.path.lexists(path / COMMITS):
@@ -71,7 +70,6 @@ def require_fits_plan(
         record: The commit record to check.
         generation: The generation in whose log the record lies.
         believe_plan: Accept a record that was written for another plan, to look into a store whose plan was changed.
-
     """
     shard = record.shard
     rows = plan.rows(shard) if 0 <= shard < plan.n_shards else range(0)

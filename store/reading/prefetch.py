@@ -28,7 +28,6 @@ def prefetched(
         depth: How many results may wait to be taken.
         announce: Called with each request before the request in front of it is read, so that the operating system can
             fetch data ahead.
-
     """
     ready: queue.Queue[tuple[Result] | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()

@@ -41,7 +41,6 @@ def read_projector(store: Path, features: zarr.Group) -> ProjectorState | None:
 
     Raises:
         IntegrityError: the group is damaged, or chunks of it are missing (exit 4).
-
     """
     with as_integrity_error(store / FEATURES / PROJECTOR):
         if PROJECTOR not in features:

@@ -75,7 +75,6 @@ class FeatureStore(CommittedStore):
         Raises:
             StoreMissing: there is no store at `path`, or it has no features yet (exit 5).
             IntegrityError: the plan, the log, the metadata or the ids are damaged (exit 4).
-
         """
         with reached(path) as (folder, remote):
             while True:
@@ -118,7 +117,6 @@ class FeatureStore(CommittedStore):
         Raises:
             RowUnavailable: a row failed, or is not committed (exit 4).
             IntegrityError: bytes differ from the bytes that were committed (exit 4).
-
         """
         spec = self.arrays[name]
         if out is None:

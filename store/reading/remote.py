@@ -53,7 +53,6 @@ class RemoteStore:
         Raises:
             StoreMissing: obstore is not installed, or there is no store at the URL (exit 5).
             IntegrityError: a small file is damaged or missing (exit 4).
-
         """
         self.url = url.rstrip("/")
         self._arrays: dict[str, zarr.Array[Any]] = {}

@@ -110,7 +110,6 @@ class StoredShard(ShardFile):
             repair: What a user can do if the file is damaged, for messages.
             checked: The result of comparing the file when this process opened it before, if it has.
             verify: When checksums of rows are compared.
-
         """
         self._path, self._layout, self._repair, self.rows = path, layout, repair, rows
         self._verify, self._size = verify, record.bytes

@@ -6,9 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.files.atomic import sync_directory
+from configs.files.atomic import PARTIAL, sync_directory
 from store.errors import TargetExists
-from store.layout.shard import PARTIAL
 from store.log.scratch import owned_name, remove_of_the_dead
 
 
@@ -24,7 +23,6 @@ def written_aside(target: Path, overwrite: bool = False) -> Generator[Path, None
 
     Raises:
         TargetExists: something lies at `target` and is not to be replaced (exit 2).
-
     """
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
         advice = "name another, or remove it first" if target.is_dir() else "name another, or add --overwrite"

@@ -46,7 +46,6 @@ def plan_to_follow(
     Raises:
         StoreError: the store lacks something, and `append` is not given (exit 4).
         FingerprintMismatch: the store was made by something else (exit 4).
-
     """
     newest = newest_generation(path)
     if newest is None:
@@ -79,7 +78,6 @@ def left_to_derive(plan: Plan, prints: Mapping[str, Fingerprint]) -> frozenset[s
     Args:
         plan: The store's plan.
         prints: The fingerprints that these arrays would have if this extraction made them.
-
     """
     return frozenset(name for name in plan.derived if prints.get(name) != plan.fingerprints[name])
 
@@ -100,7 +98,6 @@ def grown(
 
     Returns:
         The new plan, and the ids that it is made for.
-
     """
     generation = plan.generation + 1
     changes: dict[str, Any] = {

@@ -5,7 +5,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from store.layout.shard import PARTIAL
+from configs.files.atomic import PARTIAL
 from store.log.leases import FOLDER as LEASES
 from store.log.leases import PROBE, TAKEN_AWAY, disk_time
 
@@ -16,7 +16,6 @@ def sweep(path: Path, idle_seconds: float) -> None:
     Args:
         path: Folder of the store.
         idle_seconds: Spare everything that was touched within this many seconds: a living worker may be at it.
-
     """
     now = disk_time(path)
     for leftover in [entry for entry in path.rglob("*") if _is_leftover(entry)]:

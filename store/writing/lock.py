@@ -40,7 +40,6 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
         path: Folder of the store; it is created if necessary.
         presence: How the process is going to write.
         stall_seconds: Seconds without progress after which a worker that holds a lease is taken for dead.
-
     """
     path.mkdir(parents=True, exist_ok=True)
     make_way(path, path / LEASES / "0.json")

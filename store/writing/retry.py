@@ -50,7 +50,6 @@ def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[
     Returns:
         Shards that were not withdrawn, because they hold good features of rows that cannot be computed any more: if the
         process were killed while it writes such a shard again, these features would be lost.
-
     """
     spared: set[int] = set()
     for generation in range(plan.generation + 1):

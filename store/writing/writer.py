@@ -20,7 +20,7 @@ from store.log.leases import FOLDER as LEASES
 from store.log.leases import Lease
 from store.log.progress import missing_parts, stored_codec
 from store.reading.projector_state import ProjectorState
-from store.writing.disk_errors import as_no_space
+from store.writing.disk_errors import naming_free_bytes
 from store.writing.leftovers import sweep
 from store.writing.lock import STALL_SECONDS, Presence, lock
 from store.writing.prepare import prepare
@@ -70,11 +70,10 @@ class StoreWriter:
             StoreLocked: another process writes (exit 6).
             ArchiveReadOnly: the store is an archive (exit 7).
             NoSpace: the disk is full or read-only (exit 7).
-
         """
         with ExitStack() as held:
             if presence != "joined":
-                with as_no_space(path, plan.total_bytes), ExitStack() as creating:
+                with naming_free_bytes(path, plan.total_bytes), ExitStack() as creating:
                     creating.enter_context(lock(path, presence, stall_seconds))
                     require_no_archive(path)
                     prepare(path, plan, ids, projector, codec)
@@ -153,7 +152,6 @@ class StoreWriter:
         Raises:
             NonFinite: features are not numbers; names the images (exit 3). Nothing is published.
             LeaseLost: another worker took the shard over (exit 6). Nothing is published.
-
         """
         try:
             rows = self.plan.rows(shard)
@@ -165,7 +163,7 @@ class StoreWriter:
             lease = lease or Lease.take(self.path, shard, self.stall_seconds)
             if lease is None:
                 raise LeaseLost(f"another worker is at shard {shard} of {self.path}: leave the shard to that worker")
-            with as_no_space(self.path, self.plan.total_bytes):
+            with naming_free_bytes(self.path, self.plan.total_bytes):
                 return [
                     self._publish(number, shard, {s.name: filled[s.name] for s in part}, failures, telemetry, lease)
                     for number, part in parts.items()
