@@ -10,7 +10,7 @@ from configs.experiment import Experiment
 from stage1_extract.extract import extract
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_questions
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.experiment import Experiment
+from configs.published_layers import tower_hidden_state
 from stage1_extract.encoding.attention import (
     AttentionTap,
     Reduction,
@@ -22,10 +23,8 @@ from stage1_extract.encoding.attention import (
 from stage1_extract.encoding.tower import TowerFacts
 from store.layout.schema import ArraySpec, Dtype
 
-PUBLISHED_LAYERS = 24
-"""Layers of the tower for which papers give their layer numbers; on another depth they are rescaled."""
 HIDDEN_MEAN = (16, 24)
-"""First and last of the hidden states that `hidden_mean` averages, published for that depth."""
+"""First and last of the hidden states that `hidden_mean` averages, published for a tower of 24 layers."""
 Where = Literal["features", "every", "last"]
 
 
@@ -157,5 +156,5 @@ def hidden_mean(states: Sequence[Tensor], facts: TowerFacts) -> Tensor:
 
 def hidden_mean_states(layers: int) -> range:
     """Which hidden states those are in a tower of so many layers."""
-    first, last = (round(state * layers / PUBLISHED_LAYERS) for state in HIDDEN_MEAN)
+    first, last = (tower_hidden_state(state, layers) for state in HIDDEN_MEAN)
     return range(first, last + 1)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.experiment import Match
-from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, between, fit, resolved, staged
+from configs.published_layers import language_layers
+from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, between, fit, staged
 
 FIRST_SHORTER_LAYERS = (3, 7, 16)
 """Layers that are the first to see fewer tokens, of 32: tokens are dropped after layers 2, 6 and 15 have run."""
@@ -38,7 +39,7 @@ class Published:
         return [number / (len(self.counts) + 1) for number in range(1, len(self.counts) + 1)]
 
     def _member(self, place: float) -> Schedule:
-        layers = resolved(FIRST_SHORTER_LAYERS, self.depth)
+        layers = language_layers(FIRST_SHORTER_LAYERS, self.depth)
         share = self.patches / PUBLISHED_PATCHES
         middle = [[count * share for count in row] for row in self.counts.values()]
         tables = [[0.0] * len(layers), *middle, [float(self.patches)] * len(layers)]

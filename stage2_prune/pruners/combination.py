@@ -14,11 +14,12 @@ from pydantic import Field, PositiveInt
 
 from configs import plugin
 from configs.experiment import Match
+from configs.published_layers import half_up, language_layers
 from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged, whole
+from stage2_prune.pruning.schedule import Schedule, fit, staged, whole
 from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
 
@@ -54,14 +55,14 @@ class Combination(PyramidDrop):
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """As many enter as make the mean; each stage keeps its share of them."""
-        layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
+        layers, powers = language_layers(self.layers, depth), range(1, len(self.layers) + 1)
 
         def selected(entering: int) -> Schedule:
             return staged(entering, depth, layers, [entering * self.ratio**power for power in powers])
 
         if match == "kept" and keep < patches:  # the selection is the first drop
             return selected(whole(keep, patches))
-        return fit(keep, patches, depth, lambda share: selected(max(int(share * patches + 0.5), 1)), match)
+        return fit(keep, patches, depth, lambda share: selected(max(half_up(share * patches), 1)), match)
 
     def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
         """None: its two parts are published apart."""

@@ -17,8 +17,9 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Match
+from configs.published_layers import language_layers
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site
-from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, fit, resolved, staged
+from stage2_prune.pruning.schedule import PUBLISHED_PATCHES, Schedule, fit, staged
 
 PUBLISHED_COUNTS = {"64": 60, "128": 124, "192": 188}
 """Visual tokens kept of 576, by the nominal budget."""
@@ -53,7 +54,7 @@ class Dart(InLLMPruner):
         }
 
     def _member(self, patches: int, depth: int, share: float) -> Schedule:
-        return staged(patches, depth, resolved([self.layer], depth), [share * patches])
+        return staged(patches, depth, language_layers([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The image's pivots and, in turns, what is least similar to each pivot."""

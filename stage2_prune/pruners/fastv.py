@@ -13,8 +13,9 @@ import torch
 from pydantic import PositiveInt
 
 from configs.experiment import Match
+from configs.published_layers import language_layers
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
+from stage2_prune.pruning.schedule import Schedule, fit, staged
 
 PUBLISHED_SHARES = {"75%": 0.25, "50%": 0.5}
 """Share of the tokens kept, by the share that the paper calls dropped."""
@@ -42,7 +43,7 @@ class FastV(InLLMPruner):
         return {name: self._member(patches, depth, share) for name, share in PUBLISHED_SHARES.items()}
 
     def _member(self, patches: int, depth: int, share: float) -> Schedule:
-        return staged(patches, depth, resolved([self.layer], depth), [share * patches])
+        return staged(patches, depth, language_layers([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
         """The `keep` most attended tokens."""

@@ -15,10 +15,11 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from configs.experiment import Match
+from configs.published_layers import LANGUAGE_LAYERS, language_layers
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruners._fit_prune_tables import left, published_schemes
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruning.schedule import PUBLISHED_LAYERS, Schedule, between, fit, resolved, staged
+from stage2_prune.pruning.schedule import Schedule, between, fit, staged
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class FitPrune(InLLMPruner):
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Counts that fall as the schemes say."""
         if self.deletes is None:
-            layers, schemes = resolved(range(1, PUBLISHED_LAYERS), depth), list(published_schemes(patches).values())
+            layers, schemes = (
+                language_layers(range(1, LANGUAGE_LAYERS), depth),
+                list(published_schemes(patches).values()),
+            )
         else:
             layers, schemes = tuple(range(1, depth)), [left(self._checked(self.deletes, patches, depth), patches)]
         tables = [[0.0] * len(layers), *schemes, [float(patches)] * len(layers)]
@@ -50,7 +54,7 @@ class FitPrune(InLLMPruner):
         """The published schemes, by the percentage of FLOPs that they save; none where `deletes` are of another model."""
         if self.deletes is not None:
             return {}
-        layers = resolved(range(1, PUBLISHED_LAYERS), depth)
+        layers = language_layers(range(1, LANGUAGE_LAYERS), depth)
         return {name: staged(patches, depth, layers, counts) for name, counts in published_schemes(patches).items()}
 
     def _checked(self, deletes: tuple[int, ...], patches: int, depth: int) -> tuple[int, ...]:

@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from configs.experiment import Positions
+from configs.published_layers import tower_layer
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
-from stage2_prune.pruning.tower_layers import tower_layer
 
 PLUS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 """An anchor and its neighbours, in rows and columns."""

@@ -12,8 +12,9 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from configs.experiment import Match, Positions
+from configs.published_layers import language_layers
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
+from stage2_prune.pruning.schedule import Schedule, fit, staged
 
 PUBLISHED_RATIO = 0.5
 """Share of the tokens of one stage that the next keeps."""
@@ -42,7 +43,7 @@ class PyramidDrop(InLLMPruner):
         return {"270": self._member(patches, depth, PUBLISHED_RATIO)}
 
     def _member(self, patches: int, depth: int, ratio: float) -> Schedule:
-        layers, powers = resolved(self.layers, depth), range(1, len(self.layers) + 1)
+        layers, powers = language_layers(self.layers, depth), range(1, len(self.layers) + 1)
         return staged(patches, depth, layers, [patches * ratio**power for power in powers])
 
     def drop(self, site: Site, keep: int) -> Drop:

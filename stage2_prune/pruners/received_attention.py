@@ -6,10 +6,10 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
+from configs.published_layers import tower_layer
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
-from stage2_prune.pruning.tower_layers import tower_layer
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pydantic import PositiveFloat
 
 from configs.experiment import Match
+from configs.published_layers import half_up
 from stage2_prune.pruners._sparse_vlm_counts import Published
 from stage2_prune.pruners.sparse_vlm import raters
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
@@ -48,6 +49,6 @@ class SparseVlmPlus(InLLMPruner):
         cos, sin = site.cos.float(), site.sin.float()
         gravity = (cos[rows] @ cos[site.image].T + sin[rows] @ sin[site.image].T) / cos.shape[-1] ** 0.5
         weights = site.attention(rows)[..., site.image] / gravity
-        count = min(max(int(self.heads * len(weights) + 0.5), 1), len(weights))
+        count = min(max(half_up(self.heads * len(weights)), 1), len(weights))
         chosen = weights.sum((1, 2)).sort(descending=True, stable=True).indices[:count]
         return highest(weights[chosen].mean((0, 1)), keep)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pydantic import PositiveInt
 
 from configs.experiment import Match
+from configs.published_layers import language_layers
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site, highest
-from stage2_prune.pruning.schedule import Schedule, fit, resolved, staged
+from stage2_prune.pruning.schedule import Schedule, fit, staged
 
 PUBLISHED_RATIO = 0.5
 """Share of the tokens that each stage but the last keeps in the released code."""
@@ -39,7 +40,7 @@ class V2Drop(InLLMPruner):
         return {"192": self._member(patches, depth, PUBLISHED_RATIO)}
 
     def _member(self, patches: int, depth: int, ratio: float) -> Schedule:
-        layers, powers = resolved(self.layers, depth), range(1, len(self.layers))
+        layers, powers = language_layers(self.layers, depth), range(1, len(self.layers))
         return staged(patches, depth, layers, [*(patches * ratio**power for power in powers), 1.0])
 
     def drop(self, site: Site, keep: int) -> Drop:

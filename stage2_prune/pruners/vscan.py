@@ -21,12 +21,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from configs.experiment import Positions
+from configs.published_layers import tower_layer
 from stage2_prune.primitives.nearest import assigned, complement, one_hot
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.primitives.windows import rank_in_window, windows
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
-from stage2_prune.pruning.tower_layers import tower_layer
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 from pydantic import PositiveInt
 
 from configs.experiment import Match
+from configs.published_layers import language_layer
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site
 from stage2_prune.pruning.pruner import Budget
-from stage2_prune.pruning.schedule import Schedule, Stage, resolve
+from stage2_prune.pruning.schedule import Schedule, Stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Vtw(InLLMPruner):
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
         """Everything, then nothing; `keep` is not looked at."""
-        stages = (Stage(resolve(self.layer, depth), 0),) if depth > 1 else ()
+        stages = (Stage(language_layer(self.layer, depth), 0),) if depth > 1 else ()
         return Schedule(depth, patches, stages)
 
     def drop(self, site: Site, keep: int) -> Drop:

@@ -13,7 +13,7 @@ from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.merging import make_merged
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (1, 1), (8, 9), (24, 24)]
 NEIGHBOURS = 33

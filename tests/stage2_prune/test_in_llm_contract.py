@@ -10,8 +10,8 @@ from stage2_prune.language.assemble import assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.pruning.in_llm import InLLMPruner
 from stage2_prune.pruning.pruner import Pruner
-from tests.stage2_prune.pruning.tokens import visual_tokens
 from tests.stage2_prune.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, answers, kept_by, small_language
+from tests.stage2_prune.tokens import visual_tokens
 
 CLASSES = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if found.place == "in_llm"}
 DTYPES = [torch.float32, torch.bfloat16]

@@ -7,7 +7,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.merging import make_merged
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 PATCHES, EMBED = 16, 5
 

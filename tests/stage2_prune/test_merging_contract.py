@@ -11,7 +11,7 @@ from stage2_prune import pruners
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.merging import make_merged
-from tests.stage2_prune.pruning.tokens import REAL, merges, visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (6, 2)]
 CLASSES = [

@@ -15,7 +15,7 @@ from stage2_prune.pruning.tokens import ClipText, Merge, Pruned
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.prune_batch import Reader, joined, per_question, prune_batch
 from store.questions.question import Question
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 GRID = (3, 4)
 WORDS = ("a", "b c", "d e f", "g", "h i", "a")

@@ -14,7 +14,7 @@ from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from tests.stage2_prune.pruning.tokens import REAL, merges, ready, visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, ready, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)

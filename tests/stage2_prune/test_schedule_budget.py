@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import plugin
+from configs.published_layers import language_layer, language_layers
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.pruners.combination import Combination
@@ -18,7 +19,7 @@ from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
 from stage2_prune.pruning.in_llm import InLLMPruner
 from stage2_prune.pruning.pruner import Pruner
-from stage2_prune.pruning.schedule import Schedule, Stage, between, fit, published, resolve, resolved, staged, whole
+from stage2_prune.pruning.schedule import Schedule, Stage, between, fit, published, staged, whole
 
 INSIDE = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if issubclass(found, InLLMPruner)}
 
@@ -56,7 +57,7 @@ def test_pyramid_drop_at_270_tokens_is_the_published_pyramid():
 )
 def test_sparse_vlm_has_its_published_counts_at_their_true_means(recycle, mean, counts):
     made = (lambda dropped: (int(0.3 * dropped) + 1) // 10 + 1) if recycle else (lambda dropped: 0)
-    published = staged(576, 32, resolved([3, 7, 16], 32), counts, made)
+    published = staged(576, 32, language_layers([3, 7, 16], 32), counts, made)
     assert keeps(published) == counts and published.mean == pytest.approx(mean, abs=0.05)
     near = SparseVlm(recycle=recycle).schedule(576, 32, round(mean))
     assert near.mean == pytest.approx(mean, abs=1)
@@ -148,14 +149,14 @@ def test_a_low_mean_behind_layers_that_see_everything_is_infeasible_and_never_an
 
 
 def test_published_layers_are_rescaled_and_never_the_first():
-    assert [resolve(layer, 32) for layer in (1, 2, 16, 31)] == [1, 2, 16, 31]
-    assert [resolve(layer, 4) for layer in (2, 8, 16, 24, 31)] == [1, 1, 2, 3, 3]
-    assert [resolve(layer, 40) for layer in (2, 16, 24)] == [3, 20, 30]
-    assert resolve(2, 1) == 0  # a single layer: nowhere to drop
+    assert [language_layer(layer, 32) for layer in (1, 2, 16, 31)] == [1, 2, 16, 31]
+    assert [language_layer(layer, 4) for layer in (2, 8, 16, 24, 31)] == [1, 1, 2, 3, 3]
+    assert [language_layer(layer, 40) for layer in (2, 16, 24)] == [3, 20, 30]
+    assert language_layer(2, 1) == 0  # a single layer: nowhere to drop
 
 
 def test_of_stages_that_coincide_on_a_shallow_model_the_last_counts():
-    assert staged(100, 4, resolved([3, 7, 16], 4), [50, 40, 30]).stages == (Stage(1, 40), Stage(2, 30))
+    assert staged(100, 4, language_layers([3, 7, 16], 4), [50, 40, 30]).stages == (Stage(1, 40), Stage(2, 30))
 
 
 def test_counts_between_tables_lie_on_straight_lines():

@@ -9,8 +9,8 @@ from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.pruning.pruner import Pruner
 from tests.stage2_prune.eager_oracle import Eager, of_question
-from tests.stage2_prune.pruning.tokens import merges, ready, visual_tokens
 from tests.stage2_prune.small_llama import PATCHES, PROMPTS, WIDTH, eager_twin, small_language
+from tests.stage2_prune.tokens import merges, ready, visual_tokens
 
 GRID = (4, PATCHES // 4)
 STEPS = 4

@@ -11,7 +11,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.tokens import ClipText, VisualTokens
 from store.checkpoint.text import Prompt
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.merging import make_merged
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, tower_layer
 from tests.benchmarks.pruners.timing import Bench
-from tests.stage2_prune.pruning.tokens import ready
+from tests.stage2_prune.tokens import ready
 
 Run = Callable[[], object]
 YARDSTICK = "one layer of the tower"

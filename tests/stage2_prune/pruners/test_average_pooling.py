@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stage2_prune.pruners.average_pooling import AveragePooling
 from stage2_prune.pruners.uniform_grid import UniformGrid
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 @pytest.mark.parametrize(("keep", "side"), [(144, 2), (64, 3), (36, 4), (16, 6), (576, 1), (1, 24)])

@@ -11,8 +11,8 @@ from stage2_prune.pruners.combination import Combination
 from tests.stage2_prune.eager_oracle import Eager, best, of_question
 from tests.stage2_prune.pruners.golden import model
 from tests.stage2_prune.pruners.test_pyramid_drop import by_the_last_token_of_the_next_layer
-from tests.stage2_prune.pruning.tokens import visual_tokens
 from tests.stage2_prune.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, kept_by
+from tests.stage2_prune.tokens import visual_tokens
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 import pytest
 
 from stage2_prune.pruners.first_last import FirstLast
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 @pytest.mark.parametrize(("end", "kept"), [("first", [0, 1, 2, 3]), ("last", [11, 12, 13, 14])])

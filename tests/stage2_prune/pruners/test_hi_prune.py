@@ -6,7 +6,7 @@ import torch
 from stage2_prune.pruners.hi_prune import HiPrune
 from stage2_prune.pruning.tokens import VisualTokens
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 def five_of_sixteen(anchor: int, quirks: str) -> list[int]:

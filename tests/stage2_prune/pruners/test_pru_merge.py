@@ -9,7 +9,7 @@ import torch
 from stage2_prune.pruners.pru_merge import PruMerge
 from stage2_prune.pruning.tokens import VisualTokens
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 ATTENTION = [0.05, 0.20, 0.10, 0.30, 0.15]
 KEYS = [[1.0, 0], [0, 1], [1, 0.5], [1, 0.1], [-1, -1]]

@@ -5,7 +5,7 @@ import torch
 from stage2_prune.pruners.random import Random
 from stage2_prune.pruners.random_inside import RandomInside
 from tests.stage2_prune.pruners.images import given
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 LETTERBOX = [0.0] * 8 + [0.25] * 8 + [1.0] * 16 + [0.0] * 8
 """5 rows of 8: the second is a quarter image, 24 patches show some of it."""

@@ -2,7 +2,7 @@
 
 from stage2_prune.pruners.received_attention import ReceivedAttention
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 def test_it_keeps_the_best_of_the_layer_that_makes_the_features():

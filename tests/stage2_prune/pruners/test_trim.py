@@ -9,7 +9,7 @@ import torch
 from stage2_prune.pruners.trim import Trim
 from stage2_prune.pruning.tokens import ClipText, VisualTokens
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 def asked(products: list[float], grid: tuple[int, int]) -> VisualTokens:

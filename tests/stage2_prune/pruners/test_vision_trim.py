@@ -10,7 +10,7 @@ from stage2_prune.pruners.vision_trim import VisionTrim
 from stage2_prune.pruning.tokens import ClipText, VisualTokens
 from tests.stage2_prune.pruners import naive
 from tests.stage2_prune.pruners.images import at_angles
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 HEADS, LAYERS = 3, 4
 

@@ -7,7 +7,7 @@ import torch
 from stage2_prune.pruners.vision_zip import VisionZip
 from stage2_prune.pruning.tokens import VisualTokens
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 PUBLISHED = [(64, 54, 10), (128, 108, 20), (192, 162, 30)]
 """Tokens, dominant ones (with the CLS row), contextual ones."""

@@ -7,7 +7,7 @@ import torch
 from stage2_prune.pruners.vscan import VScan
 from stage2_prune.pruning.tokens import VisualTokens
 from tests.stage2_prune.pruners import naive
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 
 def test_two_windows_by_hand():

@@ -31,7 +31,7 @@ from stage2_prune.sweep.grid import wanted
 from stage2_prune.sweep.raster_order import RasterOrder, in_raster_order
 from stage2_prune.sweep.rows import CLOCK, COLUMNS
 from tests.stage2_prune.conftest import settings
-from tests.stage2_prune.pruning.tokens import visual_tokens
+from tests.stage2_prune.tokens import visual_tokens
 
 CLASSES = plugin.find_all(pruners, Pruner)
 METHODS = [
