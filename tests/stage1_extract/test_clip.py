@@ -234,8 +234,8 @@ def test_the_command_takes_the_clip_as_clip(tmp_path, checkpoint, clip):
 @pytest.mark.parametrize(
     ("llava", "reason"),
     [
-        ({"vision": "siglip", "strategy": "full"}, "none of a CLIP"),
-        ({"vision": "dinov2"}, "none of a CLIP"),
+        ({"vision": "siglip", "strategy": "full"}, "not a CLIP's"),
+        ({"vision": "dinov2"}, "not a CLIP's"),
         ({"feature_layer": [-2, -3]}, "several hidden states"),
     ],
     ids=["siglip", "dinov2", "two_layers"],
