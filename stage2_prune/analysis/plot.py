@@ -1,7 +1,6 @@
 """Draw pictures of what methods keep: a heat map per budget, and all metrics side by side."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from configs.budgets import ascending, in_words
-from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import save_figure
 
 _GREY = "#777777"
 _LIKENESS, _BUDGETS = "YlGnBu", "cividis"
 """Colour maps that colour-blind readers can read, and that stay readable in grey."""
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the PNG of a figure; the same figure gives the same bytes."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
 
 
 def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
@@ -51,7 +43,7 @@ def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> 
         f"Jaccard index, mean of {found['n_images']} images; two random choices: {matrix['by_chance']:.2f}",
         loc="left", size=9,
     )  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def metrics(found: Mapping[str, Any], path: Path) -> None:
@@ -75,7 +67,7 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
         f"What is kept of {found['n_images']} images ({found['config']['name']}, {found['split']}); bars: 95 % intervals",
         x=0.01, ha="left", size=10,
     )  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _dot(axes: Axes, line: int, value: Mapping[str, Any] | None, colour: Any) -> None:

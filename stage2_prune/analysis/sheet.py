@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import save_figure
 
 Pixels = Float[np.ndarray, "height width 3"]
 Patches = Bool[np.ndarray, "rows columns"]
@@ -76,9 +75,7 @@ def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
             _original(axes, band) if number == 0 else _panel(axes, band.picture, band.panels[number - 1])
         top -= count * (high + _TITLE + _GAP)
     _legend(figure, bands, size)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _head(figure: Figure, band: Band, left: float, top: float, size: tuple[float, float]) -> None:

@@ -25,6 +25,7 @@ from stage2_prune.evaluation.evaluate import answer
 from stage2_prune.evaluation.predictions import PredictionFile
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.sweep.grid import build, needs, servable, wanted
+from store.layout.tensors import worker_devices
 from store.questions.question import Question
 
 PATIENCE_SECONDS = 5.0
@@ -48,17 +49,10 @@ class Work:
     @property
     def workers(self) -> int:
         """The number of workers: the config's, else one per GPU or as many as the cores have room for; at most one a task."""
-        section, here = self.experiment.sweep, devices(self.experiment)
-        on_cpu = here == ["cpu"] or not torch.cuda.is_available()
-        many = _cores() // section.threads if on_cpu else len(here)
-        return max(1, min(section.workers or many, len(self.tasks)))
-
-
-def devices(experiment: Experiment) -> list[str]:
-    """List the devices of this machine that workers are spread over."""
-    name = experiment.model.device
-    count = torch.cuda.device_count()
-    return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]
+        section, devices = self.experiment.sweep, worker_devices(self.experiment.model.device)
+        on_cpu = devices == ["cpu"] or not torch.cuda.is_available()
+        room = _cores() // section.threads if on_cpu else len(devices)
+        return max(1, min(section.workers or room, len(self.tasks)))
 
 
 @contextmanager
@@ -91,9 +85,9 @@ def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Calla
     """
     context = multiprocessing.get_context("spawn")
     taken, answered = context.Value("q", 0), context.Value("q", 0)  # tasks taken by anyone; answers of spawned workers
-    here = devices(work.experiment)
+    devices = worker_devices(work.experiment.model.device)
     members = [
-        context.Process(target=_main, args=(work, here[index % len(here)], taken, answered), daemon=True)
+        context.Process(target=_main, args=(work, devices[index % len(devices)], taken, answered), daemon=True)
         for index in range(1, work.workers)
     ]
     seen = 0

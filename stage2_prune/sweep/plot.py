@@ -1,7 +1,6 @@
 """Draw the pictures of a sweep: a small panel for each method, with all other methods in grey behind it."""
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from math import ceil
 from pathlib import Path
 from textwrap import fill
@@ -11,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from configs.files.atomic import write_atomically
-from stage2_prune.evaluation.plot import COLOURS, ends
+from stage2_prune.evaluation.plot import COLOURS, ends, save_figure
 from stage2_prune.language.price import one_convention
 from stage2_prune.sweep.axes import AXES, Axis, Row
 
@@ -51,9 +49,7 @@ def plot(summary: dict[str, Any], name: str, path: Path) -> None:
         panels += _panels(figure, methods, upper, rows, summary, axis)
     if panels:  # a sweep of the references alone has no panel
         _scales(panels, rows, axis)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _methods(rows: Sequence[Row], place: str) -> Curves:
