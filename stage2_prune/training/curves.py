@@ -1,7 +1,6 @@
-"""The picture of a training: loss per step, validation accuracy per epoch."""
+"""Draw the picture of a training: loss per step, validation accuracy per epoch."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from configs.files.atomic import write_atomically
-from stage2_prune.evaluation.plot import COLOURS
+from stage2_prune.evaluation.plot import COLOURS, save_figure
 
 SMOOTHED = 0.05
-"""Share of all steps that the smooth loss averages over."""
+"""Share of all steps that each point of the smoothed loss averages."""
 
 
 def draw(rows: Sequence[Mapping[str, Any]], title: str, best_epoch: int, path: Path) -> None:
-    """Write the PNG of a training log."""
+    """Write the PNG of a training log; `rows` are the log's lines."""
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     _losses(losses, [row for row in rows if row["event"] == "step"])
@@ -28,9 +26,7 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, best_epoch: int, path: P
         axes.grid(axis="y", alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title, x=0.01, ha="left", size=10)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
