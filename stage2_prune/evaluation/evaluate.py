@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,11 +73,16 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         summary = summarise(
             session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable, folder=folder
         )
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "table.md", evaluation_report.table(summary))
-        evaluation_report.plot(summary, folder / "accuracy_vs_tokens.png")
-        save_resolved(experiment, folder)
+        _write(experiment, folder, summary)
     return summary
+
+
+def _write(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> None:
+    """Write the summary, its table, its plot and the resolved config."""
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", evaluation_report.table(summary))
+    evaluation_report.plot(summary, folder / "accuracy_vs_tokens.png")
+    save_resolved(experiment, folder)
 
 
 def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str:
