@@ -28,7 +28,6 @@ def choose(experiment: Experiment, split: Split, limit: int | None = None) -> li
 
     Raises:
         PrunerMisused: (exit 2) if the split has no question.
-
     """
     return _chosen(experiment, [split], limit)[split]
 
@@ -40,7 +39,6 @@ def choose_scored(experiment: Experiment, *splits: Split) -> list[Chosen]:
 
     Raises:
         PrunerMisused: (exit 2) for a split without such a question.
-
     """
     splits_chosen: list[Chosen] = []
     for split, questions in _chosen(experiment, splits, None).items():
