@@ -53,7 +53,6 @@ def run(
         sweep: whether to take the methods of a `sweep`, whatever their order and `match`, in place of those of `prune`.
         limit: the largest number of questions; None for the whole split.
         overwrite: whether to replace an analysis of other settings.
-
     """
     questions = choose(experiment, experiment.eval.split, limit)
     methods = _swept(experiment) if sweep else configured_pruners(experiment)
@@ -102,7 +101,6 @@ def _cells(selection: Selection, question: Question) -> tuple[list[Cell], list[U
 
     Raises:
         Infeasible: (exit 2) if no cell keeps something.
-
     """
     cells, unmet = selection.cells(question)
     keep_nothing = [Unavailable(cell.label, "keeps nothing") for cell in cells if cell.keep == 0]

@@ -38,7 +38,6 @@ def describe(
         images: the image of each question.
         resamples: the number of resamples for the interval.
         seed: the seed of the resamples.
-
     """
     unpruned = _unpruned(result, results)
     row: dict[str, Any] = {

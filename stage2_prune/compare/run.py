@@ -41,7 +41,6 @@ def run(
 
     Raises:
         NotComparable: (exit 4) if results differ in more than method, budget and the named `factors`.
-
     """
     results, notes = load(paths, only)
     pairs = _pairs(results, against)

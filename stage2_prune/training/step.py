@@ -88,7 +88,6 @@ def accumulate_gradients(
 
     Raises:
         NonFiniteLoss: (exit 3) if the training has diverged.
-
     """
     tokens = sum(len(lesson.answer) for lesson in lessons)
     answer = torch.zeros((), device=language.device)
