@@ -128,7 +128,7 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
         experiment = with_stored_arrays(experiment)
         if (stored := stored_plan(path)) is not None:
             use_threads_of(stored)
-    opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
+    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
     description = opened.encoder.description
     _warn(description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
