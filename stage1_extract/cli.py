@@ -79,7 +79,7 @@ def verify(
     result = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
     changed = [vars(image) for image in stage.changed_sources(experiment)] if sources else result["changed"]
     result |= {"changed": changed}
-    click.echo(json.dumps(result) if as_json else stage.as_text(result))
+    click.echo(json.dumps(result) if as_json else stage.as_text(result, experiment.store_location))
     return 4 if result["unequal"] or changed else 0
 
 

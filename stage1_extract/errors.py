@@ -49,6 +49,22 @@ class BadImage(ExtractError):
         self.reason = f"{reason} ({addition})" if addition else reason
 
 
+class GoneImage(BadImage):
+    """An image of a store cannot be read any more."""
+
+    exit_code = 4
+
+    def __init__(self, bad: BadImage, name: str, root: object) -> None:
+        """Make the error: `bad` says why the image `name` cannot be read below `root`."""
+        advice = "name the images that the store was made from with --data.images"
+        if bad.reason == "too_many_pixels":
+            advice = "raise --extract.max_pixels"
+        ExtractError.__init__(
+            self, f"expected the image {name} below {root} to encode it again, it is {bad.reason}: {advice}"
+        )
+        self.reason = bad.reason
+
+
 class UnusableImages(ExtractError):
     """`data.images` cannot be read in place, or holds several kinds of input."""
 

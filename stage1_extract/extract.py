@@ -1,7 +1,6 @@
 """Images -> store: plan the extraction here, let workers encode it. A killed run continues where it stopped."""
 
 import logging
-import shutil
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.sources import Sources, find_sources, rows_of
-from stage1_extract.work.failures import allowed_failures, require_few
+from stage1_extract.work.failures import allowed_failures, require_few, surplus
 from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
 from stage1_extract.work.planning import (
     known_failures,
@@ -31,12 +30,12 @@ from stage1_extract.work.price import price, require_space
 from stage1_extract.work.worker import Worker
 from store.layout.fingerprint import spelt_as
 from store.layout.ids import ImageIds
-from store.layout.plan import Plan, newest_generation
+from store.layout.plan import Plan
 from store.layout.tensors import worker_devices
 from store.log.commits import SUPERSEDED, read_commit
 from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
-from store.writing.lock import lock
+from store.writing.own_entries import remove_store, require_store_or_empty
 from store.writing.retry import withdraw_failures
 from store.writing.writer import StoreWriter, require_no_archive
 
@@ -48,17 +47,17 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
 
     No weights are loaded, except for a model whose parts cannot be reached apart.
     """
-    experiment = with_captured(experiment)
-    experiment = experiment if overwrite else with_stored_arrays(experiment)
+    _check_before_work(experiment)
+    experiment = with_captured(experiment) if overwrite else with_stored_arrays(with_captured(experiment))
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
     description = find_family(config).describe(experiment, config)
-    sources = find_sources(experiment)
-    path = experiment.store_path
+    sources, path = find_sources(experiment), experiment.store_path
     wanted = plan_for(experiment, sources, description, {})
     plan, _ = (wanted, None) if overwrite else plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
-    return price(plan, sources, description, path)
+    stops = surplus(dict(known_failures(sources)), experiment.extract.max_failures, sources)
+    return price(plan, sources, description, path, stops)
 
 
 def extract(
@@ -88,6 +87,7 @@ def extract(
     share = worker_share(experiment)
     if share is not None:
         refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
+    _check_before_work(experiment)
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
@@ -98,6 +98,13 @@ def extract(
     result = _run(job, share, retry_failed)
     _warn_of_underived(job)
     return result | {"seconds": round(time.monotonic() - begun, 2)}
+
+
+def _check_before_work(experiment: Experiment) -> None:
+    """Refuse a folder that is no store, and parameters that the engine does not know (exit 2)."""
+    require_store_or_empty(experiment.store_path)
+    if experiment.extract.engine == "slurm":
+        slurm.check_parameters(experiment.extract.slurm)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
     opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
     _warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
-        _remove(path, stall_seconds)
+        remove_store(path, stall_seconds)
     stored = stored_plan(path)
     prints = opened.fingerprints() if stored is None else spelt_as(opened.fingerprints(), stored.fingerprints)
     wanted = plan_for(experiment, sources, opened.encoder.description, prints)
@@ -217,13 +224,6 @@ def _counts(job: _Job, parts: list[tuple[int, int]]) -> dict[str, Any]:
         "bytes_written": sum(file.bytes for record in records for file in record.files.values()),
         "failures": {", ".join(names[row]): reason for row, reason in failures.items() if names[row]},
     }
-
-
-def _remove(path: Path, stall_seconds: float) -> None:
-    """Remove the store at `path`, if there is one."""
-    if newest_generation(path) is not None:
-        with lock(path, "exclusive", stall_seconds):
-            shutil.rmtree(path)
 
 
 def _warn(notes: Iterable[str]) -> None:

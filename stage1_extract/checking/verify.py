@@ -38,8 +38,10 @@ class Unequal:
     array: str
     values: int
     """How many values differ."""
-    largest: float
-    """Largest absolute difference."""
+    largest: float | None
+    """Largest absolute difference; None where rows of another shape or dtype lie in the store, which differ as a whole."""
+    kind: str | None = None
+    """What is expected of a row and what the store has, where shape or dtype differ."""
 
 
 def changed_sources(experiment: Experiment) -> list[Changed]:
@@ -113,13 +115,23 @@ def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Un
     stored = store.gather(name, [row])[0]
     if stored.tobytes() == made.tobytes():
         return None
+    if (stored.shape, stored.dtype) != (made.shape, made.dtype):
+        return Unequal(store.ids.names(row)[0], name, stored.size, None, _other_kind(stored, made))
     dtype = store.arrays[name].dtype
     difference = (from_storage(stored, dtype).double() - from_storage(made, dtype).double()).abs()
     values = int(np.count_nonzero(stored != made))
     return Unequal(store.ids.names(row)[0], name, values, float(difference.max()))
 
 
-def as_text(result: dict[str, Any]) -> str:
+def _other_kind(stored: NDArray[Any], made: NDArray[Any]) -> str:
+    """Say that stored rows have another shape than rows that are made now, or else another dtype."""
+    want, have = ("x".join(map(str, row.shape)) for row in (made, stored))
+    if want == have:
+        want, have = f"{want} {made.dtype}", f"{have} {stored.dtype}"
+    return f"expected rows of {want}, the store has {have}"
+
+
+def as_text(result: dict[str, Any], store: object = "STORE") -> str:
     """Write the result of `encode_again`, or the changed images alone, as lines of text."""
     lines = [
         f"image differs from what was encoded: {printable(image['name'])} ({image['reason']})"
@@ -128,12 +140,18 @@ def as_text(result: dict[str, Any]) -> str:
     if result["changed"]:
         lines += ["bring the files back, or let `extract --append` encode what changed as it is now"]
     lines += [
-        f"{printable(array['name'])}: {array['array']} differs in {array['values']:,} values, by up to {array['largest']:.3g}"
+        f"{printable(array['name'])}: {array['array']}: {array['kind']}"
+        if array["kind"]
+        else f"{printable(array['name'])}: {array['array']} differs in {array['values']:,} values, by up to {array['largest']:.3g}"
         for array in result["unequal"]
     ]
+    if any(array["kind"] for array in result["unequal"]):
+        lines += [f"something else made this store: `python -m stage1_extract diagnose {store}` looks for the cause"]
     if result["unequal"] and result["other_environment"]:
         lines += ["the store was made in another environment, where other bits are to be expected:"]
         lines += [f"  {difference}" for difference in result["other_environment"]]
-    if "compared" in result and not result["unequal"]:
+    if result.get("compared") == 0:
+        lines += ["no image was encoded again, so nothing was compared"]
+    elif "compared" in result and not result["unequal"]:
         lines += [f"{result['compared']} images encoded again: every array is equal, bit for bit"]
     return "\n".join(lines or ["every image file is the one that was encoded"])

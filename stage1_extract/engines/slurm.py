@@ -1,11 +1,14 @@
 """SLURM jobs through submitit (extra `[slurm]`): one array with a job per worker; a preempted job is queued again."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import ConfigError
 from configs.experiment import Experiment
+from configs.parsing.nearest import no_such
 from stage1_extract.engines.joined import Joined, in_turn
 from stage1_extract.errors import EngineMissing, WorkerFailed
 from store.layout.plan import read_plan
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     import submitit
 
 POLL_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,44 @@ class Worker:
         return submitit.helpers.DelayedSubmission(self)
 
 
+def check_parameters(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError (exit 2) for a parameter that submitit does not know, or that has another type than it expects.
+
+    Raises EngineMissing (exit 5) without submitit.
+    """
+    submitit = _submitit()
+    from submitit.core.plugins import get_executors
+
+    executors = get_executors()
+    shared: dict[str, type] = submitit.AutoExecutor._typed_parameters()
+    of_executors = {name: {*executor._valid_parameters()} for name, executor in executors.items()}
+    known = [*shared, *(f"{name}_{word}" for name, words in of_executors.items() for word in sorted(words)), "cluster"]
+    old_names = {*shared}.union(*of_executors.values())  # submitit takes them without a prefix, or with one, too
+    for name, value in settings.items():
+        prefix, _, rest = name.partition("_")
+        if name not in known and name not in old_names and not (prefix in executors and rest in shared):
+            raise ConfigError(f"extract.slurm: {no_such('parameter', name, known)}")
+        wanted = shared.get(name, object)
+        if value is not None and not isinstance(value, (int, float) if wanted is float else wanted):
+            raise ConfigError(f"extract.slurm.{name}: expected a value of type {wanted.__name__}, got {value!r}")
+    cluster = settings.get("cluster")
+    if cluster is not None and cluster not in executors:
+        raise ConfigError(f"extract.slurm.cluster: {no_such('cluster', cluster, executors)}")
+    if cluster == "slurm" and executors["slurm"].affinity() < 0:
+        raise ConfigError(
+            "extract.slurm.cluster: expected a machine with SLURM, no srun is found here: start the extraction where it is"
+        )
+
+
+def _submitit() -> Any:
+    """Import submitit; EngineMissing (exit 5) if it is not installed."""
+    try:
+        import submitit
+    except ImportError:
+        raise EngineMissing("expected submitit for the engine slurm: pip install 'encode-once[slurm]'") from None
+    return submitit
+
+
 def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None]) -> None:
     """Submit the jobs and wait for them; they continue when this process is stopped.
 
@@ -49,16 +91,22 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
 
     Raises EngineMissing (exit 5) without submitit, and WorkerFailed (exit 3) with the traceback of a job that failed.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise EngineMissing("expected submitit for the engine slurm: pip install 'encode-once[slurm]'") from None
+    submitit = _submitit()
     workers = experiment.extract.workers or 1
     settings: dict[str, Any] = dict(experiment.extract.slurm)
-    executor = submitit.AutoExecutor(experiment.run_dir / "slurm", cluster=settings.pop("cluster", None))
+    cluster = settings.pop("cluster", None)
+    executor = submitit.AutoExecutor(experiment.run_dir / "slurm", cluster=cluster)
+    if cluster is None and executor.cluster == "local":
+        _log.warning(
+            "note: this machine has no SLURM (no srun is found), so the jobs run on this machine: start the extraction where "
+            "SLURM is, or set extract.slurm to {cluster: local} if this is what you want"
+        )
     executor.update_parameters(**settings)
-    with executor.batch():
-        jobs = [executor.submit(Worker(experiment, index, workers, allowed)) for index in range(workers)]
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Worker(experiment, index, workers, allowed)) for index in range(workers)]
+    except submitit.core.utils.FailedJobError as error:
+        raise WorkerFailed(3, f"SLURM refused the jobs, see extract.slurm in the config: {error}") from None
     while not all(job.done() for job in jobs):
         look()
         time.sleep(POLL_SECONDS)

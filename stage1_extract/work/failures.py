@@ -18,6 +18,17 @@ def allowed_failures(max_failures: str, images: int) -> int:
     return int(max_failures)
 
 
+def surplus(failures: dict[int, str], max_failures: str, sources: Sources) -> list[str]:
+    """Say that an extraction will stop, if more images are known to fail than it tolerates; an empty list if not."""
+    allowed = allowed_failures(max_failures, len(sources.rows))
+    if len(failures) <= allowed:
+        return []
+    return [
+        f"the extraction will stop, as {len(failures)} images cannot be read and {allowed} are tolerated: correct these "
+        "images, or raise --max-failures"
+    ]
+
+
 def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> None:
     """Raise TooManyFailures (exit 3) and list the failed images when more than `allowed` failed.
 

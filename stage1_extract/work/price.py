@@ -1,6 +1,7 @@
 """What an extraction will cost in images, shards and bytes, said before any work is done."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def price(plan: Plan, sources: Sources, description: Description, path: Path) -> dict[str, Any]:
+def price(
+    plan: Plan, sources: Sources, description: Description, path: Path, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the images, shards, bytes per array and free bytes of an extraction, as JSON-able values."""
     return {
         "images": sources.names,
@@ -29,7 +32,7 @@ def price(plan: Plan, sources: Sources, description: Description, path: Path) ->
         "bytes_per_image": {spec.name: spec.row_bytes for spec in plan.arrays},
         "bytes_total": plan.total_bytes,
         "bytes_free": free_bytes(path),
-        "notes": list(description.notes),
+        "notes": [*description.notes, *notes],
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
-from stage2_prune.errors import Infeasible
+from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluation.canary import compare_with_stock
 from stage2_prune.language.assemble import Batch, assemble
 from stage2_prune.language.language import Language
@@ -100,10 +100,14 @@ def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
     """Calibrate on the first `limit` questions of the training split, from the store, to the budget `keep`."""
     chosen = choose(experiment, "train", limit)
     session = open_session(experiment, frozenset())
+    patches = session.features.patches
+    if keep > patches:
+        raise PrunerMisused(
+            f"--keep: expected at most {patches} visual tokens, the number of patches of this store, got {keep}: lower it"
+        )
     asked, excluded = session.features.answerable(chosen)
     for sentence in left_out(question.reason for question in excluded):
         _log.warning("note: %s", sentence)
-    patches = session.features.patches
     index: Int[Tensor, "1 patch"] = torch.arange(patches)[None]
     batches: list[Batch] = []
     for batch in session.features.batches([[question] for question in asked]):

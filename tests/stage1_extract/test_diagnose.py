@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from configs.experiment import Experiment
 from stage1_extract.diagnose import run as diagnose
+from stage1_extract.diagnose.bench import Bench
+from stage1_extract.errors import GoneImage
 from stage1_extract.extract import extract
+from store.reading.reader import FeatureStore
 from tests.helpers import stores
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_questions
@@ -176,6 +179,18 @@ def test_an_image_that_changed_since_is_not_diagnosed_from(home, tmp_path):
     try:
         with pytest.raises(ChangedImage, match="image_000"):
             diagnose.run(experiment(home), sample=5, as_json=True)
+    finally:
+        image.write_bytes(before)
+
+
+def test_an_image_that_is_gone_is_named_with_the_folder_where_it_was_expected(home):
+    image = home / "data" / "images" / "image_000.png"
+    before = image.read_bytes()
+    image.unlink()
+    expected = rf"expected the image image_000.png below {image.parent} .* missing_file: .* --data.images"
+    try:
+        with pytest.raises(GoneImage, match=expected):
+            Bench(experiment(home), FeatureStore.open(home / "store")).image(0)
     finally:
         image.write_bytes(before)
 

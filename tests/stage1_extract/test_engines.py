@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import in_turn
+from stage1_extract.engines.slurm import check_parameters
 from stage1_extract.extract import extract
 from store.care.compare import differences_between
 from store.care.status import status
@@ -234,3 +237,36 @@ def test_another_number_of_workers_and_another_engine_go_on_to_the_same_bytes(ho
     wanted = experiment(home, tmp_path / "run", workers=2)
     assert run(wanted, tmp_path).returncode == 0
     assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"slurm_partion": "gpu"}, "did you mean slurm_partition"),
+        ({"timeout_min": "five"}, "extract.slurm.timeout_min: expected a value of type int, got 'five'"),
+        ({"cluster": "locl"}, "did you mean local"),
+    ],
+)
+def test_a_parameter_that_submitit_would_refuse_is_refused_before_the_store_is_overwritten(
+    home, tmp_path, settings, said
+):
+    shutil.copytree(home / "whole" / "store", tmp_path / "run" / "store")
+    wanted = experiment(home, tmp_path / "run", engine="slurm", slurm=settings)
+    with pytest.raises(ConfigError, match=said) as caught:
+        extract(wanted, overwrite=True)
+    assert caught.value.exit_code == 2
+    assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+def test_parameters_that_submitit_takes_are_taken():
+    check_parameters({"slurm_partition": "gpu", "timeout_min": 5, "mem_gb": 4, "slurm_time": 3, "slurm_mem_gb": 2})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is here")
+def test_on_a_machine_without_slurm_it_is_said_that_the_jobs_run_here(home, tmp_path, caplog):
+    wanted = experiment(home, tmp_path / "run", engine="slurm", workers=1)
+    extract(wanted, overwrite=False)
+    assert sum("this machine has no SLURM" in record.message for record in caplog.records) == 1

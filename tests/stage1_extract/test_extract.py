@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from configs.experiment import Experiment
+from stage1_extract.checking.verify import as_text, encode_again
 from stage1_extract.errors import DeviceTooSmall
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.families.llava import LlavaEncoder
 from store.care.compare import differences_between
-from store.errors import CheckpointMissing, DataMissing, FingerprintMismatch, NoSpace, StoreError
+from store.errors import CheckpointMissing, DataMissing, FingerprintMismatch, NoSpace, StoreError, TargetExists
 from store.reading.reader import FeatureStore
+from store.writing.own_entries import remove_store
 from tests.helpers.checkpoints import edit_config, tiny_llava
 from tests.helpers.data import tiny_images, tiny_questions
 
@@ -388,3 +390,64 @@ def test_the_config_that_made_the_store_lies_in_it(tmp_path, checkpoint, images)
     wanted = experiment(tmp_path / "run", checkpoint, images)
     extract(wanted, overwrite=False)
     assert load(wanted.store_path / "config.yaml", {}) == wanted
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_store(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    wanted.store_path.mkdir(parents=True)
+    (wanted.store_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(TargetExists, match=r"an empty folder or a store at .*, it holds thesis.txt: name another"):
+            extract(wanted, overwrite=overwrite)
+    assert [path.name for path in wanted.store_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_killed_run_left_before_there_was_a_store_stops_no_other_run(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    (wanted.store_path / "leases").mkdir(parents=True)
+    for name in ("writer.lock", "writer.json", ".0.json.x1.partial"):
+        (wanted.store_path / name).write_text("")
+    assert extract(wanted, overwrite=False)["tower_images"] == IMAGES
+
+
+def test_overwriting_removes_the_store_and_nothing_that_lies_beside_it(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    (wanted.store_path / "notes").mkdir()
+    (wanted.store_path / "notes" / "thesis.txt").write_text("years of work")
+    assert extract(wanted, overwrite=True)["tower_images"] == IMAGES
+    assert (wanted.store_path / "notes" / "thesis.txt").read_text() == "years of work"
+    remove_store(wanted.store_path, 300.0)
+    assert [path.name for path in wanted.store_path.iterdir()] == ["notes"]
+    extract(other := experiment(tmp_path / "other", checkpoint, images), overwrite=False)
+    remove_store(other.store_path, 300.0)
+    assert not other.store_path.exists()
+
+
+def test_a_dry_run_says_that_the_extraction_would_stop_at_images_that_cannot_be_read(tmp_path, checkpoint, images):
+    (images / "empty.png").write_bytes(b"")
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    assert any("the extraction will stop, as 1 images cannot be read" in note for note in dry_run(wanted)["notes"])
+    tolerant = experiment(tmp_path / "run", checkpoint, images, extract={"max_failures": "1"})
+    assert not any("will stop" in note for note in dry_run(tolerant)["notes"])
+
+
+def test_verify_says_of_rows_of_another_shape_what_was_expected_and_what_the_store_has(tmp_path, images):
+    model = tiny_llava(tmp_path / "model")
+    wanted = experiment(tmp_path / "run", model, images)
+    extract(wanted, overwrite=False)
+    edit_config(model, vision_feature_select_strategy="full")
+    found = encode_again(wanted, 2)
+    assert {array["array"] for array in found["unequal"]} >= {"raw", "projected"}
+    said = as_text(found, wanted.store_path)
+    assert "raw: expected rows of 17x" in said and "the store has 16x" in said
+    assert f"diagnose {wanted.store_path}" in said and json.dumps(found)
+
+
+def test_verify_says_that_nothing_was_compared_where_no_image_could_be_read(tmp_path, checkpoint, images):
+    wanted = experiment(tmp_path / "run", checkpoint, images)
+    extract(wanted, overwrite=False)
+    for path in images.iterdir():
+        Image.new("RGB", (8, 8), "red").save(path)
+    said = as_text(encode_again(wanted, 2))
+    assert "nothing was compared" in said and "bit for bit" not in said

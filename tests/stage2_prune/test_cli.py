@@ -10,6 +10,8 @@ import yaml
 from click.testing import CliRunner
 
 from stage2_prune.cli import group
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.training import calibrate
 
 
 def test_pruners_lists_parameters_needs_place_and_budget():
@@ -60,3 +62,9 @@ def test_calibrate_prints_the_line_that_a_config_takes(tiny, tmp_path):
     done = CliRunner().invoke(group, ["calibrate", "--config", str(config), "--keep", "12", "--limit", "3"])
     deletes = yaml.safe_load(done.stdout.splitlines()[-1])["deletes"]
     assert done.exit_code == 0 and len(deletes) == 2 and 0 <= sum(deletes) <= 16
+
+
+def test_calibrate_refuses_a_budget_of_more_tokens_than_an_image_has(tiny):
+    with pytest.raises(PrunerMisused, match=r"--keep: expected at most 16 visual tokens, .* got 9999") as caught:
+        calibrate.run(tiny(), 9999, 3)
+    assert caught.value.exit_code == 2
