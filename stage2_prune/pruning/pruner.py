@@ -126,6 +126,11 @@ class TrainedPruner(Pruner, ABC):
         """For training: differentiable weights in [0, 1], exactly 1 everywhere at keep = patches."""
 
     @property
+    def has_module(self) -> bool:
+        """Whether a learned module is bound."""
+        return self._module is not None
+
+    @property
     def module(self) -> nn.Module:
         """The learned module."""
         if self._module is None:
