@@ -13,11 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from configs.errors import EncodeOnceError, Interrupted
+from configs.errors import NO_SPACE_OR_READ_ONLY, EncodeOnceError, Interrupted
 from configs.experiment import StoreLocation, store_location
 from configs.parsing.redact import Redacting, without_credentials
-
-NO_SPACE_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 WRONG_PATHS = {
     errno.ENOTDIR: (2, "expected a folder there, a file is in its place: remove it or name another path"),

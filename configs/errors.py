@@ -1,5 +1,10 @@
 """The one base of every error that a user can cause or fix; its `exit_code` is what `python -m …` returns."""
 
+import errno
+
+NO_SPACE_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG})
+"""The system's errors that mean that a disk is full or read-only: exit code 7."""
+
 
 class EncodeOnceError(Exception):
     """Something the user can act on: one sentence with what was expected, what came, and what to do next."""

@@ -1,20 +1,20 @@
-"""Errors of stage 2 that a user can act on."""
+"""Errors of stage 2 that a user can act on; each class holds the exit code of its command."""
 
 from configs.errors import ConfigError, EncodeOnceError
 
 
 class PruneError(EncodeOnceError):
-    """Base of every error of stage 2."""
+    """Base class of every error of stage 2."""
 
 
 class PrunerMisused(PruneError, ConfigError):
-    """A pruner or a budget that cannot do what the config asks of it."""
+    """A pruner or a budget cannot do what the config asks of it."""
 
     exit_code = 2
 
 
 class Infeasible(PruneError, ConfigError):
-    """A budget that a method cannot meet on this model; reported beside the results, never met by another number."""
+    """A method cannot meet a budget on this model. The cell is reported beside the results and never run at another number."""
 
     exit_code = 2
 
@@ -26,13 +26,13 @@ class OtherRun(PruneError, ConfigError):
 
 
 class UnknownImage(PruneError, ConfigError):
-    """An image that the store has no row for, or no features."""
+    """The store has no row for an image, or no features of it."""
 
     exit_code = 2
 
 
 class CannotShow(PruneError, ConfigError):
-    """An image, or an image processor, that no picture can be made of."""
+    """No picture can be made of an image, or with an image processor."""
 
     exit_code = 2
 
@@ -44,19 +44,19 @@ class NothingToAsk(PruneError):
 
 
 class StoreMismatch(PruneError):
-    """The store's features are not those that this checkpoint would make."""
+    """The store's features are not the features that this checkpoint would make."""
 
     exit_code = 4
 
 
 class WeightsMismatch(PruneError):
-    """Weights on disk are not those that this model or pruner needs."""
+    """Weights on disk are not the weights that this model or pruner needs."""
 
     exit_code = 4
 
 
 class StockDiffers(PruneError):
-    """The installed transformers does not do what this project makes anew of it, the layer loop."""
+    """The installed transformers does not compute what the layer loop computes in its place."""
 
     exit_code = 4
 
@@ -68,13 +68,13 @@ class RunLocked(PruneError):
 
 
 class DamagedRun(PruneError):
-    """A file of a run is not as it was written: damaged, cut, unreadable, or another's."""
+    """A file of a run is not as it was written: it is damaged, cut or unreadable, or it belongs to another run."""
 
     exit_code = 4
 
 
 class NotComparable(PruneError):
-    """Results that were not made alike, set side by side."""
+    """Results were set side by side that were not made alike."""
 
     exit_code = 4
 
@@ -92,13 +92,13 @@ class NotTrained(PruneError):
 
 
 class NotExtracted(PruneError):
-    """Features that stage 2 needs are not in the store."""
+    """The store lacks features that stage 2 needs."""
 
     exit_code = 5
 
 
 class ReferenceFailed(PruneError):
-    """The process that runs the full model ended with an error; its exit code is passed on."""
+    """The process that runs the full model ended with an error; this error passes its exit code on."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(
@@ -109,14 +109,14 @@ class ReferenceFailed(PruneError):
 
 
 class WorkerFailed(PruneError):
-    """A process of a sweep ended before its work did; the exit code of its error is passed on."""
+    """A process of a sweep ended before its work was done; this error passes the exit code of its error on."""
 
     def __init__(self, exit_code: int) -> None:
-        how = (
+        cause = (
             "with an error, its message is above" if exit_code > 0 else f"by signal {-exit_code}, as for want of memory"
         )
         super().__init__(
-            f"a worker of the sweep ended {how}: run the same command again, which computes no answer twice; fewer "
+            f"a worker of the sweep ended {cause}: run the same command again, which computes no answer twice; fewer "
             "--workers need less memory"
         )
         self.exit_code = exit_code if exit_code > 0 else 75

@@ -1,14 +1,51 @@
-"""Files that are either whole or absent, also after a power cut."""
+"""Files that are either whole or absent, even after a power cut."""
 
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial"
+"""Ends the name of a file or a folder that is still being written."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content`: written aside, fsynced, renamed, directory fsynced."""
+    """Replace the file at `path` by one that holds `content`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(_write_aside(path, content))
+    with replacing(path) as file:
+        file.write(_encoded(content))
+
+
+def publish_once(path: Path, content: bytes | str) -> bool:
+    """Create a file that holds `content` unless `path` exists.
+
+    Returns:
+        True if this call created the file. Of several processes that publish to one path, the first wins.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(path) as (file, aside):
+        file.write(_encoded(content))
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    sync_directory(path.parent)
+    return True
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[BinaryIO, None, None]:
+    """Lend a file to write to. When the block ends, move the file to `path`; if the block raises, remove the file.
+
+    The content is on the disk before the file gets its name, and the name is on the disk when this returns.
+    """
+    with _beside(path) as (file, aside):
+        yield file
     try:
         aside.replace(path)
     except BaseException:
@@ -17,18 +54,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     sync_directory(path.parent)
 
 
-def publish_once(path: Path, content: bytes | str) -> bool:
-    """Create `path` with `content` unless it exists already; True if this call created it (the first wins)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _write_aside(path, content)
+@contextmanager
+def durable(file: BinaryIO, path: Path) -> Generator[BinaryIO, None, None]:
+    """Close `file` when the block ends, with all its content on the disk; if the block raises, remove it from `path`."""
     try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    finally:
-        Path(aside).unlink()
-    sync_directory(path.parent)
-    return True
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync_directory(folder: Path) -> None:
@@ -40,16 +76,14 @@ def sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_aside(path: Path, content: bytes | str) -> str:
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    return aside
+@contextmanager
+def _beside(path: Path) -> Generator[tuple[BinaryIO, Path], None, None]:
+    """Lend a hidden file beside `path`, with its own path; see `durable`."""
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+    with durable(os.fdopen(descriptor, "wb"), Path(aside)) as file:
+        os.fchmod(descriptor, 0o644)
+        yield file, Path(aside)
+
+
+def _encoded(content: bytes | str) -> bytes:
+    return content.encode() if isinstance(content, str) else content

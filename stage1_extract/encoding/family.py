@@ -12,7 +12,7 @@ from torch import Tensor
 
 from configs.experiment import Experiment, ModelSection
 from store.checkpoint.opening import load_config
-from store.layout.plan import Geometry
+from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec
 from store.reading.reader import ProjectorState
 

@@ -27,7 +27,7 @@ from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.find_tower import kind_of_tower
 from store.checkpoint.opening import quiet_loading
 from store.checkpoint.weights import load_tensors, weights_digest
-from store.layout.plan import Geometry
+from store.layout.geometry import Geometry
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, to_storage, torch_dtype
 from store.projectors import Projector

@@ -21,7 +21,7 @@ from stage1_extract.encoding.processor import TRIED_SIZES, ImageProcessor
 from stage1_extract.errors import UnsupportedModel
 from store.checkpoint.opening import quiet_loading, stock_reading
 from store.checkpoint.weights import weight_files, weights_digest
-from store.layout.plan import Geometry
+from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec
 from store.layout.tensors import torch_dtype
 

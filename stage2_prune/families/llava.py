@@ -1,9 +1,8 @@
-"""LLaVA-1.5 and its like: a causal language model with visual tokens in place of one placeholder.
+"""LLaVA-1.5 and models like it: a causal language model with visual tokens in place of one placeholder.
 
-Stock `from_pretrained` with renamed keys, so that only the language half is built. `dtype=` is given there
-and never applied later: `.to(dtype)` would round RoPE's `inv_freq` too. Weights keep `requires_grad`, as in
-the stock model: torch folds a matrix product by that flag (also under no_grad), so freezing them here would
-change the last bits of the logits.
+Stock `from_pretrained` loads it with renamed keys, so that only the language half is built. `dtype=` is given there and never
+applied later: `.to(dtype)` would round RoPE's `inv_freq` too. Weights keep `requires_grad`, as in the stock model: torch folds
+a matrix product by that flag (also under no_grad), so freezing the weights here would change the last bits of the logits.
 """
 
 import copy
@@ -27,7 +26,7 @@ from store.checkpoint.weights import WeightFiles, canonical, load_tensors, requi
 from store.layout.tensors import torch_dtype
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
-"""By its canonical name, in any of the layouts."""
+"""The canonical name of the text embeddings, whatever the key layout of the checkpoint."""
 LANGUAGE = ("language_model.", "lm_head.")
 KEY_MAPPING = {
     r"^(model\.)?language_model\.model\.": "model.",
@@ -43,7 +42,7 @@ class Llava(Family):
 
     @classmethod
     def vision_choices(cls, config: Any) -> dict[str, Any]:
-        """Layer and select strategy."""
+        """Return the feature layer and the select strategy."""
         return {
             "vision_feature_layer": config.vision_feature_layer,
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
@@ -51,13 +50,13 @@ class Llava(Family):
 
     @classmethod
     def open(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
-        """The language half in eval mode, with SDPA attention."""
+        """Open the language half in eval mode, with SDPA attention."""
         source, revision = model.checkpoint, model.revision
-        said = cls.open_text(config, model)
+        text_side = cls.open_text(config, model)
         weights = weight_files(source, revision)
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
-        text.transformers_weights = weights.name  # so that stock code reads the files that the first stage read
+        text.transformers_weights = weights.name  # stock code then reads the files that stage 1 read
         with quiet_loading(), stock_reading(source, "a language model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -69,17 +68,17 @@ class Llava(Family):
                 use_safetensors=True,
                 trust_remote_code=model.trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the loading info, and refused with their names
+                ignore_mismatched_sizes=True,  # the loading info names them, and `_check` refuses them
             )
         causal, loading = loaded
         _check(weights, causal, loading)
         causal.eval().to(device)
         require_finite(source, dict(causal.named_parameters()))
-        return Language(model=causal, device=device, **vars(said))
+        return Language(model=causal, device=device, **vars(text_side))
 
     @classmethod
     def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:
-        """One tensor of the language half."""
+        """Open the one tensor of the language half that embeds text."""
         return Language(model=_Embeddings(model, device), device=device, **vars(cls.open_text(config, model)))
 
     @classmethod
@@ -90,22 +89,22 @@ class Llava(Family):
 
 @dataclass(frozen=True)
 class _Embeddings:
-    """All that a language model is asked for before it answers."""
+    """A stand-in for a model that has only its text embeddings; they are loaded at the first use."""
 
     section: ModelSection
     device: torch.device
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """As a stock model has it."""
+        """Return the embeddings, as a stock model does."""
         return self._loaded
 
     @cached_property
     def _loaded(self) -> nn.Embedding:
         source, revision = self.section.checkpoint, self.section.revision
-        found = load_tensors(source, [EMBEDDINGS], torch_dtype(self.section.dtype), revision)
-        if EMBEDDINGS not in found:
+        tensors = load_tensors(source, [EMBEDDINGS], torch_dtype(self.section.dtype), revision)
+        if EMBEDDINGS not in tensors:
             raise WeightsMismatch(f"expected {EMBEDDINGS} in {source}, it is missing: the checkpoint is incomplete")
-        return nn.Embedding.from_pretrained(found[EMBEDDINGS].to(self.device))
+        return nn.Embedding.from_pretrained(tensors[EMBEDDINGS].to(self.device))
 
 
 def _check(weights: WeightFiles, causal: Any, loading: Any) -> None:
@@ -131,6 +130,6 @@ def _check(weights: WeightFiles, causal: Any, loading: Any) -> None:
 
 
 def _language_names(weights: WeightFiles) -> set[str]:
-    """What the tensors of the language half are called inside the stock model."""
+    """Return the names that the tensors of the language half have inside the stock model."""
     names = (canonical(name) for name in weights.file_of)
     return {re.sub(r"^language_model\.", "model.", name) for name in names if name.startswith(LANGUAGE)}

@@ -1,7 +1,7 @@
 """The name that the installed transformers gives a key-value cache: `past_key_values` until 5.23, `cache` since 5.24.
 
-Forwards take a cache under this name, decoder layers are handed it, and outputs carry it. The signatures decide, not the
-version: a third name is refused instead of lost in some `**kwargs`.
+Forwards take a cache under this name, decoder layers receive it under this name, and outputs carry it. The signatures decide,
+not the version: a third name is refused instead of lost in some `**kwargs`.
 """
 
 import inspect
@@ -19,13 +19,13 @@ NAMES = ("cache", "past_key_values")
 
 
 def name_in(*owners: Callable[..., Any]) -> str:
-    """Return the one name that all `owners` take a cache under; StockDiffers (exit 4) where there is no such name."""
-    taken = {owner.__qualname__: inspect.signature(owner).parameters for owner in owners}
+    """Return the one name under which all `owners` take a cache; raise StockDiffers (exit 4) where there is none."""
+    signatures = {owner.__qualname__: inspect.signature(owner).parameters for owner in owners}
     for name in NAMES:
-        if all(name in parameters for parameters in taken.values()):
+        if all(name in parameters for parameters in signatures.values()):
             return name
     raise StockDiffers(
-        f"expected all of {', '.join(taken)} to take a cache as {' or as '.join(NAMES)}, they do not; {remedy()}"
+        f"expected all of {', '.join(signatures)} to take a cache as {' or as '.join(NAMES)}, they do not; {remedy()}"
     )
 
 

@@ -11,7 +11,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.in_llm import Drop
 
 TEXT, MADE = -2, -1
-"""What stands in `Flow.patches` for a token that is no visual one, and for one that was merged of several."""
+"""Values in `Flow.patches` for a token that is not visual, and for a token that was merged of several."""
 
 
 @dataclass(frozen=True)
@@ -20,33 +20,32 @@ class Flow:
 
     hidden: Float[Tensor, "question token embed"]
     before: Float[Tensor, "question token embed"]
-    """What entered the layer before."""
+    """Hidden states that entered the previous layer."""
     valid: Bool[Tensor, "question token"]
-    places: Int[Tensor, "question token"]
-    """Position ids."""
+    position_ids: Int[Tensor, "question token"]
     patches: Int[Tensor, "question token"]
-    """Which of the prompt's visual tokens a token is; MADE if it was merged of some, TEXT if it is none."""
+    """Index of each token among the prompt's visual tokens; MADE for a merged token, TEXT for a token of the text."""
 
     @property
     def visual(self) -> Bool[Tensor, "question token"]:
-        """The visual tokens."""
+        """Return which tokens are visual."""
         return self.patches != TEXT
 
 
 @dataclass(frozen=True)
-class Segment:
-    """The layers from `first` to the next segment's: they see the same tokens of the prompt."""
+class Span:
+    """A span of layers, from `first` to the next span's first: these layers see the same tokens of the prompt."""
 
     first: int
     valid: Bool[Tensor, "question token"]
     shift: Int[Tensor, "question 1"]
-    """How far the text behind the image has moved up."""
+    """How far the text behind the image has moved up, in positions."""
     kept: Int[Tensor, "question kept"]
     """The visual tokens that enter these layers, as `Flow.patches` counts them."""
 
 
 def shortened(flow: Flow, drops: list[Drop], positions: Positions) -> Flow:
-    """The sequences with what the drops leave of their visual tokens, merged ones behind those that stay."""
+    """Shorten the sequences by the drops: merged tokens stand behind the visual tokens that stay."""
     counts = {(len(drop.index), 0 if drop.merged is None else len(drop.merged)) for drop in drops}
     if len(counts) > 1:
         raise PrunerMisused(
@@ -54,41 +53,44 @@ def shortened(flow: Flow, drops: list[Drop], positions: Positions) -> Flow:
             "evaluate this method with eval.batch_size 1"
         )
     length, made = flow.hidden.shape[1], counts.pop()[1]
-    orders: list[Tensor] = []
+    sources: list[Tensor] = []
     for visual, drop in zip(flow.visual, drops, strict=True):
-        everything = torch.arange(length + made, device=visual.device)
+        indices = torch.arange(length + made, device=visual.device)
         at = visual.nonzero()[:, 0]
         first, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-        new = everything[length:]
-        orders.append(torch.cat([everything[:first], first + drop.index, new, everything[end:length]]))
-    order = torch.stack(orders)
+        merged = indices[length:]
+        sources.append(torch.cat([indices[:first], first + drop.index, merged, indices[end:length]]))
+    source = torch.stack(sources)
     hidden = flow.hidden
     if made:
         hidden = torch.cat([hidden, torch.stack([d.merged for d in drops if d.merged is not None]).to(hidden)], 1)
-    valid = _gathered(flow.valid, order, made, True)
-    places = _gathered(flow.places, order, made, 0)
+    valid = _gathered(flow.valid, source, made, True)
+    position_ids = _gathered(flow.position_ids, source, made, 0)
     if positions == "compact":
-        places = (valid.cumsum(-1) - 1).clamp(min=0)
-    patches = _gathered(flow.patches, order, made, MADE)
-    hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
-    return Flow(hidden, hidden, valid, places, patches)
+        position_ids = (valid.cumsum(-1) - 1).clamp(min=0)
+    patches = _gathered(flow.patches, source, made, MADE)
+    hidden = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
+    return Flow(hidden, hidden, valid, position_ids, patches)
 
 
 def causal_mask(valid: Bool[Tensor, "question key"], queries: int) -> Bool[Tensor, "question 1 query key"] | None:
-    """What SDPA layers expect of the last `queries` tokens; None, as in the stock model, where it can do without."""
+    """Make the mask that SDPA layers expect for the last `queries` tokens.
+
+    As in the stock model, the mask is None where SDPA needs none.
+    """
     keys = valid.shape[1]
     if queries in (1, keys) and bool(valid.all()):
         return None
-    everything = torch.arange(keys, device=valid.device)
-    return (everything <= everything[keys - queries :, None]) & valid[:, None, None, :]
+    tokens = torch.arange(keys, device=valid.device)
+    return (tokens <= tokens[keys - queries :, None]) & valid[:, None, None, :]
 
 
-def segment(first: int, flow: Flow, places: Int[Tensor, "question prompt"]) -> Segment:
-    """The segment that begins with layer `first`; `places` are the position ids of the whole prompt."""
-    kept = flow.patches[flow.visual].view(len(places), int(flow.visual[0].sum()))
-    return Segment(first, flow.valid, places[:, -1:] - flow.places[:, -1:], kept)
+def span_from(first: int, flow: Flow, position_ids: Int[Tensor, "question prompt"]) -> Span:
+    """Return the span that begins with layer `first`; `position_ids` belong to the whole prompt."""
+    kept = flow.patches[flow.visual].view(len(position_ids), int(flow.visual[0].sum()))
+    return Span(first, flow.valid, position_ids[:, -1:] - flow.position_ids[:, -1:], kept)
 
 
-def _gathered(values: Tensor, order: Tensor, made: int, fill: int | bool) -> Tensor:
-    """`values` in a new order, in which those behind the last are merged tokens."""
-    return torch.cat([values, values.new_full((len(values), made), fill)], 1).gather(1, order)
+def _gathered(values: Tensor, source: Tensor, made: int, fill: int | bool) -> Tensor:
+    """Return `values` in the order of `source`, whose indices behind the last value are merged tokens filled with `fill`."""
+    return torch.cat([values, values.new_full((len(values), made), fill)], 1).gather(1, source)

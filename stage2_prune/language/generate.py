@@ -15,23 +15,23 @@ from store.checkpoint.generation import GREEDY
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model said, and what it weighed at each step."""
+    """The tokens of the answers, and the logits of each step."""
 
     tokens: Int[Tensor, "question step"]
-    """New tokens only; after the end of an answer, padding."""
+    """New tokens only; behind the end of an answer stands padding."""
     logits: Float[Tensor, "question step vocab"]
-    """Step 0 is the prompt's last position."""
+    """Logits of each step; step 0 is the prompt's last position."""
 
 
 @torch.no_grad()
 def generate(language: Language, batch: Batch, max_new_tokens: int) -> Answers:
-    """Answer every row of the batch greedily, `max_new_tokens` at most.
+    """Answer every question of the batch greedily, with `max_new_tokens` at most.
 
-    The ids go in beside the embeddings: the model reads the embeddings, the checkpoint's generation settings read the
-    ids. The cache is asked for by name: generate() drops a mask without padding, and without mask *and* cache, gaps in
-    the position ids would be read as packed sequences.
+    The ids are passed beside the embeddings: the model reads the embeddings, the checkpoint's generation settings read the ids.
+    The cache is asked for by name: generate() drops a mask without padding, and without mask *and* cache, gaps in the position
+    ids would be read as packed sequences.
     """
-    said = language.answering(batch.slots).generate(
+    generated = language.answering(batch.slots).generate(
         input_ids=batch.input_ids,
         inputs_embeds=batch.inputs_embeds,
         attention_mask=batch.attention_mask,
@@ -42,17 +42,17 @@ def generate(language: Language, batch: Batch, max_new_tokens: int) -> Answers:
         **GREEDY,
         **_for_prompts(language, batch),
     )
-    return Answers(said.sequences[:, batch.input_ids.shape[1] :], torch.stack(said.logits, dim=1))
+    return Answers(generated.sequences[:, batch.input_ids.shape[1] :], torch.stack(generated.logits, dim=1))
 
 
 def _for_prompts(language: Language, batch: Batch) -> dict[str, Any]:
-    """Settings of the checkpoint that need more than its file says."""
+    """Return the settings of the checkpoint that need more than its file holds: the length before pruning, or a tokenizer."""
     own, arguments = language.generation, dict[str, Any]()
-    if "min_length" in own and "min_new_tokens" not in own:  # it counts the prompt: as it was before pruning
+    if "min_length" in own and "min_new_tokens" not in own:  # min_length counts the prompt, as it was before pruning
         dropped = batch.unpruned - batch.input_ids.shape[1]
         arguments["min_length"] = max(0, own["min_length"] - dropped)
     if "stop_strings" in own:
-        # Given as `tokenizer=`, which stock generation hands on to the model, the layer loop would refuse it.
+        # Not given as `tokenizer=`: stock generation hands that on to the model, and the layer loop refuses unknown arguments.
         stop = StopStringCriteria(language.tokenizer, own["stop_strings"])
         arguments |= {"stop_strings": None, "stopping_criteria": StoppingCriteriaList([stop])}
     return arguments

@@ -1,4 +1,4 @@
-"""What visual tokens cost inside the language model: tokens per layer, cache bytes, FLOPs by named convention."""
+"""What visual tokens cost inside the language model: tokens per layer, cache bytes, and FLOPs by named convention."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """All of a language model that a price depends on."""
+    """Everything about a language model that a price depends on."""
 
     layers: int
     width: int
@@ -33,15 +33,15 @@ class LanguageShape:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of one token in one layer, in bytes."""
+        """Return the bytes that keys and values of one token take in one layer."""
         return 2 * self.kv_heads * self.head * self.itemsize
 
 
 def shape_of(language: Language) -> LanguageShape:
     """Read the shape of an opened language model from its config.
 
-    What a config leaves out is what stock attention layers take in its place: heads that share the width, each with keys
-    of its own. Raises PrunerMisused (exit 2) naming a size that nothing stands in for.
+    Where a config leaves a size out, the shape holds what stock attention layers take in its place: heads that share the width,
+    each with keys of its own. Raises PrunerMisused (exit 2) naming a size for which there is no such default.
     """
     config = language.model.config
     sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SIZES}
@@ -49,7 +49,7 @@ def shape_of(language: Language) -> LanguageShape:
     if absent:
         raise PrunerMisused(
             f"expected {' and '.join(absent)} in the config of the language model, {type(config).__name__} has none: what "
-            "visual tokens cost inside it cannot be counted, take a language model that is made as Llama is"
+            "visual tokens cost inside it cannot be counted; use a language model with the sizes of a Llama"
         )
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     return LanguageShape(
@@ -65,25 +65,29 @@ def shape_of(language: Language) -> LanguageShape:
 
 @dataclass(frozen=True)
 class Convention:
-    """One way in which papers count the language model's prefill; never the tower, the projector or the head."""
+    """One way in which papers count the language model's prefill; none counts the tower, the projector or the head."""
 
     per_mac: Literal[1, 2]
     """1 counts multiply-accumulates, 2 counts a multiplication and an addition."""
     mlp_matrices: Literal[2, 3]
-    """3 is what a gated MLP has."""
+    """A gated MLP has 3 matrices; conventions of 2 leave its gate out."""
     text: bool
     """Whether the prompt's text tokens are counted with the visual ones."""
     users: str
+    """The papers and tools that count so."""
 
     @property
     def description(self) -> str:
-        """In words, for tables and summaries."""
+        """Return the convention in words, for tables and summaries."""
         operations = {1: "MACs", 2: "2 x MACs"}[self.per_mac]
         tokens = "visual and text tokens" if self.text else "visual tokens only"
         return f"{operations}, {self.mlp_matrices} MLP matrices, {tokens} ({self.users})"
 
     def count(self, shape: LanguageShape, tokens_per_layer: Iterable[int], text: int) -> int:
-        """Operations of one question's prefill: per layer 4nd^2 + 2n^2d + cndm (less where heads share keys)."""
+        """Count the operations of one question's prefill, with `text` text tokens.
+
+        Per layer they are 4nd^2 + 2n^2d + cndm, and fewer where heads share keys.
+        """
         attended = shape.heads * shape.head
         projections = 2 * shape.width * (attended + shape.kv_heads * shape.head)
         per_token = projections + self.mlp_matrices * shape.width * shape.mlp
@@ -107,18 +111,18 @@ class Price:
 
     tokens_per_layer: tuple[float, ...]
     kv_bytes: int
-    """Keys and values of the visual tokens over all layers: each layer caches what enters it."""
+    """Bytes of keys and values of the visual tokens over all layers: each layer caches what enters it."""
     flops: dict[Flops, float]
-    """Of the prefill, under every convention."""
+    """Operations of the prefill, under every convention."""
 
     @property
     def tokens_per_layer_mean(self) -> float:
-        """Mean over layers, the number that methods are compared at."""
+        """Return the mean over layers, the number at which methods are compared."""
         return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
 
 
 def price(shape: LanguageShape, asked: Iterable[tuple[Schedule, int]]) -> Price:
-    """The mean price of questions, each with its visual tokens and its number of text tokens."""
+    """Compute the mean price of questions, each given by its visual tokens and its number of text tokens."""
     counts = Counter(asked)
     total = counts.total()
 
@@ -135,12 +139,12 @@ def price(shape: LanguageShape, asked: Iterable[tuple[Schedule, int]]) -> Price:
     )
 
 
-def one_convention(rows: Sequence[Mapping[str, Any]]) -> Flops:
-    """The convention that rows of one table share; NotComparable (exit 4) where they mix several."""
-    found = sorted({row["flops_convention"] for row in rows})
-    if len(found) != 1:
+def one_convention(results: Sequence[Mapping[str, Any]]) -> Flops:
+    """Return the convention that the results of one table share; raise NotComparable (exit 4) where they mix several."""
+    conventions = sorted({result["flops_convention"] for result in results})
+    if len(conventions) != 1:
         raise NotComparable(
-            f"expected one FLOPs convention in a table, its rows were made with {' and '.join(found)}: "
+            f"expected one FLOPs convention in a table, its rows were made with {' and '.join(conventions)}: "
             "set eval.flops to one of them and run eval again, which computes no answer twice"
         )
-    return found[0]
+    return conventions[0]

@@ -1,4 +1,4 @@
-"""Parts of an image, and a budget divided among them."""
+"""Cutting an image into chunks, and dividing a budget among chunks or groups."""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,22 +7,23 @@ from torch import Tensor
 from stage2_prune.primitives.top_k import ranking
 
 EPSILON = 1e-6
+"""Added to a sum before a division by it, so that a sum of 0 divides too."""
 
 
 def runs(grid: tuple[int, int], count: int) -> list[Int[Tensor, "_"]]:
-    """The raster cut into `count` runs, as equal as can be: the first ones take what is left over."""
+    """Cut the raster into `count` runs, as equal as can be: the first runs take what is left over."""
     return [part for part in torch.arange(grid[0] * grid[1]).tensor_split(count) if len(part)]
 
 
 def crops(grid: tuple[int, int], side: int) -> list[Int[Tensor, "_"]]:
-    """The image cut into `side` bands of `side` rectangles each, as equal as can be."""
+    """Cut the image into `side` bands of `side` rectangles each, as equal as can be."""
     bands = torch.arange(grid[0] * grid[1]).view(grid).tensor_split(side)
     parts = [part.flatten() for band in bands for part in band.tensor_split(side, dim=1)]
     return [part for part in parts if len(part)]
 
 
 def divide(keep: int, weights: Float[Tensor, " chunk"]) -> list[int]:
-    """`keep` in proportion to `weights`: rounded down, and what is left goes one each to the largest."""
+    """Divide `keep` in proportion to `weights`: quotas are rounded down, and the largest get one more each until none is left."""
     quotas = (weights / (weights.sum() + EPSILON) * keep).floor().long().tolist()
     for chunk in ranking(weights)[: keep - sum(quotas)].tolist():
         quotas[chunk] += 1
@@ -30,7 +31,10 @@ def divide(keep: int, weights: Float[Tensor, " chunk"]) -> list[int]:
 
 
 def relieve(quotas: list[int], sizes: list[int], weights: Float[Tensor, " chunk"]) -> list[int]:
-    """The same number in all, where no chunk gets more than its size: the heaviest with room take the rest."""
+    """Change `quotas` so that no chunk gets more than its size; their sum stays.
+
+    What a full chunk cannot take goes to the heaviest chunks that have room.
+    """
     fitting = [min(quota, size) for quota, size in zip(quotas, sizes, strict=True)]
     while missing := sum(quotas) - sum(fitting):
         roomy = [chunk for chunk in ranking(weights).tolist() if fitting[chunk] < sizes[chunk]]
@@ -45,9 +49,11 @@ def apportion(
     least: Int[Tensor, " group"],
     most: Int[Tensor, " group"],
 ) -> list[int]:
-    """`keep` within bounds: what `least` leaves in proportion to `weights`, and what `most` cuts off to the heaviest.
+    """Divide `keep` among groups within bounds.
 
-    Shares are rounded where they end, not one by one, so that they add up; in float32, as halves are rounded to even.
+    Each group gets `least`; the rest is divided in proportion to `weights`, and what `most` cuts off goes to the heaviest
+    groups. Rounded are the ends of the shares laid one behind the other, not each share, so that the shares add up; in float32,
+    halves to even.
     """
     ends = ((weights / weights.sum()).cumsum(0) * (keep - least.sum())).round().long()
     quotas = torch.minimum(least + ends.diff(prepend=ends.new_zeros(1)), most)

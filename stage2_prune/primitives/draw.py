@@ -7,10 +7,10 @@ from jaxtyping import Int
 
 
 def image_seed(seed: int, image_id: str) -> int:
-    """128 bits to seed a generator with, for one image."""
+    """Compute 128 bits to seed a generator with, for one image."""
     return int.from_bytes(hashlib.sha256(f"{seed} {image_id}".encode()).digest()[:16], "big")
 
 
 def permutation(seed: int, image_id: str, patches: int) -> Int[np.ndarray, " patch"]:
-    """An image's patches in random order."""
+    """Return an image's patches in random order."""
     return np.random.Generator(np.random.PCG64(image_seed(seed, image_id))).permutation(patches)

@@ -11,12 +11,11 @@ BISECTIONS = 64
 
 
 def soft_top_k(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image patch"]:
-    """Weights in [0, 1] that sum to `keep` in each image: `sigmoid((score - threshold) / temperature)`.
+    """Compute weights in [0, 1] that sum to `keep` in each image: `sigmoid((score - threshold) / temperature)`.
 
-    The threshold is each image's own, found by bisection, and differentiated too. A low `temperature` (in units
-    of the scores) gives nearly hard weights. At keep = patches no finite threshold exists: the weights are
-    exactly 1 and their gradient is 0. Raises PrunerMisused for another keep than 1..patches and for scores that
-    are not finite.
+    Each image has its own threshold, found by bisection; gradients flow through the threshold too. A low `temperature` (in
+    units of the scores) gives nearly hard weights. At keep = patches no finite threshold exists: the weights are exactly 1 and
+    their gradient is 0. Raises PrunerMisused where `keep` is not in 1..patches and where scores are not finite.
     """
     patches = scores.shape[-1]
     if not 1 <= keep <= patches:
@@ -40,7 +39,7 @@ def soft_top_k(scores: Float[Tensor, "image patch"], keep: int, temperature: flo
 
 @torch.no_grad()
 def _threshold(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image 1"]:
-    """The threshold of each image: between where the lowest and the highest score weigh keep / patches."""
+    """Find the threshold of each image, between the values at which the lowest and the highest score weigh keep / patches."""
     share = torch.tensor(keep / scores.shape[-1], dtype=scores.dtype, device=scores.device)
     offset = temperature * torch.logit(share)
     low = scores.amin(-1, keepdim=True) - offset

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def survivors(repeats: Bool[Tensor, "patch patch"]) -> Bool[Tensor, " patch"]:
-    """Which patches, given by falling score, repeat no earlier survivor; on the CPU."""
+    """Return which patches, given by falling score, repeat no earlier survivor; the result is on the CPU."""
     suppresses = repeats.triu(1).cpu().numpy()
     survive = np.ones(len(suppresses), dtype=bool)
     for patch in range(len(suppresses)):

@@ -1,4 +1,4 @@
-"""The one top-k of all scoring methods: deterministic, ties go to the lower patch index."""
+"""The one top-k of all scoring methods: it is deterministic, and ties go to the lower patch index."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,10 +8,10 @@ from stage2_prune.errors import PrunerMisused
 
 
 def ranking(scores: Float[Tensor, "*image patch"]) -> Int[Tensor, "*image patch"]:
-    """Indices by falling score, of equals the lower index first.
+    """Return indices by falling score, of equal scores the lower index first.
 
-    `torch.topk` leaves the order of equal scores open, and with it the selection at the cut; a stable sort
-    does not. NaN would sort as the highest score, so it is refused.
+    `torch.topk` leaves the order of equal scores open, and with it the selection at the cut; a stable sort does not. A sort
+    would place NaN as the highest score, so NaN is refused with PrunerMisused.
     """
     if torch.isnan(scores).any():
         raise PrunerMisused(
@@ -21,5 +21,5 @@ def ranking(scores: Float[Tensor, "*image patch"]) -> Int[Tensor, "*image patch"
 
 
 def top_k(scores: Float[Tensor, "image patch"], keep: int) -> Int[Tensor, "image {keep}"]:
-    """Indices of the `keep` highest scores of each image, ascending."""
+    """Return the indices of the `keep` highest scores of each image, ascending."""
     return ranking(scores)[:, :keep].sort(dim=-1).values

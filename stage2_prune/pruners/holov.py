@@ -26,7 +26,7 @@ from stage2_prune.primitives.chunks import crops, divide, relieve, runs
 from stage2_prune.primitives.nearest import one_hot
 from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._chunk_weight import chunk_weight
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
@@ -36,7 +36,7 @@ class Holov(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected", "cls_attention"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
 
     chunks: PositiveInt = 16
     """Chunks of an image; as `paper`, its square root is the number of bands and of columns of crops."""

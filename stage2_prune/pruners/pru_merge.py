@@ -32,7 +32,7 @@ from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._even_sample import at_equal_steps, denser_than
 from stage2_prune.pruners._neighbours import Neighbours
 from stage2_prune.pruners._outliers import outliers, ragged
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
@@ -42,7 +42,7 @@ class PruMerge(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "last_layer_attention", "last_layer_keys"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
 
     plus: bool = False
     """PruMerge+: an even sample of the image is among the patches."""

@@ -28,7 +28,7 @@ from stage2_prune.primitives.suppression import survivors
 from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._components import heaviest_component
 from stage2_prune.pruners._group_quotas import group_quotas
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import VisualTokens
 
 TOKENS_PER_GROUP = 4
@@ -46,7 +46,7 @@ class PruneSid(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
     randomised: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0

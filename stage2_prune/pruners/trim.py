@@ -23,7 +23,7 @@ from configs.experiment import Positions
 from stage2_prune.primitives.nearest import complement, one_hot
 from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._outliers import outliers, ragged
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Beside, Merge, Pruned, VisualTokens
 
 
@@ -34,7 +34,7 @@ class Trim(Pruner):
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "clip_patches"})
     reads: ClassVar[frozenset[Beside]] = frozenset({"clip_text"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
 
     count: Literal["budget", "outliers"] = "budget"
     """How many patches: one fewer than the budget, or those whose score is an outlier, as published."""

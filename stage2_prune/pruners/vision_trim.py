@@ -28,7 +28,7 @@ from configs.published_layers import tower_layer
 from stage2_prune.primitives.nearest import one_hot
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruners._text_guided import text_guided
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Beside, Merge, Pruned, VisualTokens
 
 
@@ -41,7 +41,7 @@ class VisionTrim(Pruner):
     )
     reads: ClassVar[frozenset[Beside]] = frozenset({"clip_text"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
 
     cls_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the CLS row's attention; the rest is that of the patches'."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from configs.experiment import Positions
 from stage2_prune.primitives.nearest import assigned, complement, one_hot
 from stage2_prune.primitives.top_k import top_k
-from stage2_prune.pruning.pruner import Order, Pruner
+from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 
@@ -33,7 +33,7 @@ class VisionZip(Pruner):
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_hidden", "cls_attention", "keys"})
     positions: ClassVar[Positions] = "compact"
-    order: ClassVar[Order] = "own"
+    order: ClassVar[TokenOrder] = "own"
 
     contextual: Annotated[float, Field(ge=0, le=1)] = 10 / 64
     """Share of the kept tokens that are contextual."""

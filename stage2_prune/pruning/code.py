@@ -1,4 +1,4 @@
-"""The code that a method's choices depend on: its file, and what that imports of this project or from beside it."""
+"""The code that a method's choices depend on: its file and all files that it imports from this project or from beside it."""
 
 import ast
 from collections.abc import Iterator
@@ -12,25 +12,28 @@ PACKAGES = ("configs", "store", "stage1_extract", "stage2_prune")
 
 @cache
 def code_digest(file: Path) -> str:
-    """sha256 over a file and all that it imports, however far: files of this project, and files beside the importing one."""
-    found: set[Path] = set()
+    """Compute the sha256 over a file and all that it imports, directly or through other files.
+
+    Imports count where they lead to a file of this project or to a file beside the importing one; libraries do not.
+    """
+    files: set[Path] = set()
     waiting = [file.resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in files:
+            files.add(path)
             waiting += _imported(path)
-    contents = sorted((_name(path), sha256(path.read_bytes()).hexdigest()) for path in found)
+    contents = sorted((_name(path), sha256(path.read_bytes()).hexdigest()) for path in files)
     return sha256(repr(contents).encode()).hexdigest()
 
 
 def _name(path: Path) -> str:
-    """A name that does not depend on where this project and the method's file lie."""
+    """Return a name for a file that does not depend on where this project and the method's file lie."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def _imported(path: Path) -> Iterator[Path]:
-    """The files that one file imports."""
+    """Yield the files that one file imports."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -42,15 +45,18 @@ def _imported(path: Path) -> Iterator[Path]:
 
 
 def _files(importer: Path, parts: list[str], level: int) -> Iterator[Path]:
-    """The modules along a dotted name, its packages' `__init__` too; nothing of libraries, nor for a name in a module."""
+    """Yield the modules along a dotted name, with the `__init__` files of its packages.
+
+    Parts of the name that are no files, such as names inside a module, and libraries yield nothing.
+    """
     if level:
-        place = importer.parents[level - 1]
+        folder = importer.parents[level - 1]
     elif parts[0] in PACKAGES:
-        place = ROOT
+        folder = ROOT
     else:
-        place = importer.parent
+        folder = importer.parent
     for part in parts:
-        for candidate in (place / f"{part}.py", place / part / "__init__.py"):
+        for candidate in (folder / f"{part}.py", folder / part / "__init__.py"):
             if candidate.is_file():
                 yield candidate.resolve()
-        place /= part
+        folder /= part

@@ -5,9 +5,9 @@ Nothing reads them, so they stop nobody. `verify` lists them and `repair` moves 
 
 from pathlib import Path
 
+from configs.files.atomic import PARTIAL
 from store.files.disk import Unreadable, in_the_way, listed, move_out, numbered
 from store.layout.plan import PLAN, SPARE, Plan
-from store.layout.shard import PARTIAL
 from store.log.commits import log_folder
 from store.log.compacted import COMPACTED
 

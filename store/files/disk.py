@@ -7,13 +7,17 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from store.errors import IntegrityError
+from configs.errors import NO_SPACE_OR_READ_ONLY
+from store.errors import IntegrityError, NoSpace
 
 STRAYS = "strays"
 """Where `repair` moves what does not belong where it lies; nothing reads it."""
+_CANNOT_WRITE = NO_SPACE_OR_READ_ONLY | {errno.EACCES}
 _NUMBERED = re.compile(r"(0|[1-9][0-9]{0,17})\.json")
 
 
@@ -104,3 +108,19 @@ def move_out(store: Path, path: Path) -> Path:
     place.parent.mkdir(exist_ok=True)
     path.rename(place)
     return place
+
+
+@contextmanager
+def explaining_full_disks(explain: Callable[[str], str]) -> Generator[None, None, None]:
+    """Turn the system's errors about a disk that is full or may not be written to into NoSpace (exit 7).
+
+    Args:
+        explain: makes the message of NoSpace from what the system says, such as "No space left on device".
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise NoSpace(explain(str(error.strerror))) from None

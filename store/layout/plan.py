@@ -18,6 +18,7 @@ from configs.files.atomic import write_atomically
 from store.errors import IntegrityError, StoreMissing
 from store.files.disk import Unreadable, content, listed, numbered
 from store.layout.fingerprint import Fingerprint
+from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
@@ -29,41 +30,6 @@ FEATURES = "features.zarr"
 """The Zarr group."""
 CONFIG = "config.yaml"
 """The resolved config of the extraction."""
-
-
-class Geometry(BaseModel):
-    """The patches of one image."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    grid: tuple[int, int] | None
-    """Rows and columns of patches; None where tokens are no patches in a grid."""
-    has_cls: bool
-    """Whether the tower puts a CLS row before the patches."""
-    tokens: int
-    """Visual tokens per image that the language model gets: the patches, and the CLS row under `full`."""
-
-    @property
-    def patch_grid(self) -> tuple[int, int] | None:
-        """The grid that the tokens are, None where they are none: with the CLS row among them, or from a model's own code.
-
-        Earlier versions wrote (1, tokens) for a model's own code.
-        """
-        if self.grid is None or self.grid[0] * self.grid[1] != self.tokens:
-            return None
-        return None if self.grid[0] == 1 < self.tokens and not self.has_cls else self.grid
-
-    def as_recorded(self) -> dict[str, Any]:
-        """The geometry as fingerprints record it, which is how earlier versions wrote it."""
-        return self.model_dump(mode="json") | {"grid": list(self.grid or (1, self.tokens))}
-
-    def __eq__(self, other: object) -> bool:
-        """Whether two geometries are recorded alike: a store of an earlier version is gone on with."""
-        return isinstance(other, Geometry) and self.as_recorded() == other.as_recorded()
-
-    def __hash__(self) -> int:
-        """Of what `__eq__` compares."""
-        return hash((self.grid or (1, self.tokens), self.has_cls, self.tokens))
 
 
 class Segment(BaseModel):

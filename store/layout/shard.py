@@ -20,12 +20,11 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from configs.files.atomic import sync_directory
+from configs.files.atomic import PARTIAL, durable, sync_directory
 from store.errors import StoreError
 from store.files.disk import make_way
 from store.layout.schema import Codec, Layout
 
-PARTIAL = ".partial"
 ZSTD_LEVEL = 3
 _EMPTY = 2**64 - 1
 _BLOCK = 1 << 24
@@ -100,18 +99,12 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
     make_way(root.parent, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            if layout.codec == "none":
-                with suppress(OSError):  # two thirds of the price of growing it; where it fails, writing says why
-                    os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
-            checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with durable(partial.open("wb"), partial) as file:
+        if layout.codec == "none":
+            with suppress(OSError):  # two thirds of the price of growing it; where it fails, writing says why
+                os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
+        checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
+        size = file.tell()
     return Aside(partial, root, FileRecord(path=relative, bytes=size, crc32c=checksum, codec=layout.codec))
 
 

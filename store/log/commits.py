@@ -5,7 +5,6 @@ A record lies in a file of its own, `commits/<shard>.json`, or, once `compact` h
 What a later generation of the plan adds has a log of its own, `commits/<generation>/`.
 """
 
-import errno
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,8 +14,8 @@ import filelock
 
 from configs.files.atomic import publish_once, sync_directory
 from configs.progress import ProgressBar
-from store.errors import IntegrityError, NoSpace
-from store.files.disk import Unreadable, content, listed, make_lockable, move_out, numbered
+from store.errors import IntegrityError
+from store.files.disk import Unreadable, content, explaining_full_disks, listed, make_lockable, move_out, numbered
 from store.files.ranges import joined, ranges_of, without
 from store.layout.record import CommitRecord, intact_record
 from store.log.compacted import COMPACTED, FOLDER, CommitLog, Compacted, write_compacted
@@ -25,7 +24,6 @@ LOCK = "commits.lock"
 """Held by whoever moves or removes records; adding and reading them needs no lock."""
 SUPERSEDED = "superseded"
 """Why a row has no features whose file has other content by now: the image that it is now has a row of its own."""
-_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES}
 
 
 def log_folder(store: Path, generation: int) -> Path:
@@ -213,15 +211,15 @@ def _cached(path: Path, _identity: tuple[int, ...]) -> Compacted:
 
 @contextmanager
 def _moving(store: Path) -> Generator[None, None, None]:
-    """One at a time moves or removes records: two would each write a log without what the other had moved."""
-    try:
+    """Let only one process at a time move or remove records: a second one would write a log without what the first moved."""
+
+    def explain(reason: str) -> str:
+        return (
+            f"cannot write to {store / FOLDER} ({reason}): make room or make it writable, then run the same "
+            "command again; no record is lost"
+        )
+
+    with explaining_full_disks(explain):
         make_lockable(store, store / LOCK)
         with filelock.FileLock(store / LOCK):
             yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise NoSpace(
-            f"cannot write to {store / FOLDER} ({error.strerror}): make room or make it writable, then run the same "
-            "command again; no record is lost"
-        ) from None

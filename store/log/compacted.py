@@ -6,7 +6,6 @@ Its first line says which shards the others are about, each of which is the JSON
 import json
 import os
 import re
-import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from configs.files.atomic import sync_directory
+from configs.files.atomic import replacing
 from store.errors import IntegrityError
 from store.files.disk import make_way, without_waiting
 from store.files.ranges import ranges_of, without
 from store.layout.record import CommitRecord, intact_record
-from store.layout.shard import PARTIAL, crc
+from store.layout.shard import crc
 
 FOLDER = "commits"
 COMPACTED = "compacted.jsonl"
@@ -156,27 +155,24 @@ def _read_title(line: bytes) -> tuple[list[range] | None, int | None]:
 
 
 def write_compacted(folder: Path, shards: Sequence[range], lines: Iterable[str]) -> None:
-    """Replace the compacted log: written aside, fsynced, renamed, directory fsynced."""
+    """Replace the compacted log in a log folder, durably.
+
+    Args:
+        folder: the log folder of a generation.
+        shards: the shards that the lines are about, as ascending ranges.
+        lines: the JSON of each shard's record, in order.
+
+    """
     make_way(store_of(folder), folder / COMPACTED)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{COMPACTED}.", suffix=PARTIAL, dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(_title(shards, 0))
-            checksum = 0
-            for line in lines:
-                data = line.encode() + b"\n"
-                checksum = crc(data, checksum)
-                file.write(data)
-            file.seek(0)
-            file.write(_title(shards, checksum))
-            file.flush()
-            os.fsync(descriptor)
-        Path(aside).replace(folder / COMPACTED)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    sync_directory(folder)
+    with replacing(folder / COMPACTED) as file:
+        file.write(_title(shards, 0))
+        checksum = 0
+        for line in lines:
+            data = line.encode() + b"\n"
+            checksum = crc(data, checksum)
+            file.write(data)
+        file.seek(0)
+        file.write(_title(shards, checksum))
 
 
 class CommitLog(Mapping[int, CommitRecord]):

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.files.atomic import publish_once
 from store.files.disk import Unreadable, content, listed, numbered
+from store.log.processes import has_ended, own_start
 
 FOLDER = "leases"
 PROBE = ".now-"
@@ -42,7 +43,7 @@ class Holder:
     @property
     def provably_dead(self) -> bool:
         """Whether it ran on this machine and does not any more."""
-        return self.host == socket.gethostname() and process_start(self.pid) != self.started
+        return self.host == socket.gethostname() and has_ended(self.pid, self.started)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -68,7 +69,7 @@ class Lease:
                 return None
             if not _take_away(path, current):
                 return None
-        holder = Holder(socket.gethostname(), os.getpid(), process_start(os.getpid()) or 0, uuid4().hex)
+        holder = Holder(socket.gethostname(), os.getpid(), own_start(), uuid4().hex)
         return cls(path, shard, holder) if publish_once(path, json.dumps(vars(holder))) else None
 
     @property
@@ -151,22 +152,3 @@ def disk_time(folder: Path) -> float:
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-
-
-def process_start(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks (0 where that cannot be seen); None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None if Path("/proc/self/stat").exists() or not _answers(pid) else 0
-    return None if fields[0] == "Z" else int(fields[19])  # a zombie works no more
-
-
-def _answers(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from store.log.leases import process_start
+from store.log.processes import has_ended, own_start
 
 _OWNER = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)\.[0-9a-f]{32}$")
 
 
 def owned_name(prefix: str) -> str:
     """Make a new name that begins with `prefix` and says which process of which machine it belongs to."""
-    return f"{prefix}.{_host()}-{os.getpid()}-{process_start(os.getpid()) or 0}.{uuid4().hex}"
+    return f"{prefix}.{_host()}-{os.getpid()}-{own_start()}.{uuid4().hex}"
 
 
 def scratch_folder(prefix: str, parent: Path | None = None) -> Path:
@@ -48,7 +48,7 @@ def remove_of_the_dead(parent: Path, prefix: str, suffix: str = "") -> None:
     with suppress(OSError):  # a folder that may not be listed or written to is left as it is
         for found in parent.glob(f"{glob_escaped(prefix)}.*{suffix}"):
             owner = _OWNER.search(found.name.removesuffix(suffix))
-            if owner is None or owner["host"] != _host() or process_start(int(owner["pid"])) == int(owner["start"]):
+            if owner is None or owner["host"] != _host() or not has_ended(int(owner["pid"]), int(owner["start"])):
                 continue
             if found.is_dir() and not found.is_symlink():
                 shutil.rmtree(found, ignore_errors=True)

@@ -6,9 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.files.atomic import sync_directory
+from configs.files.atomic import PARTIAL, sync_directory
 from store.errors import TargetExists
-from store.layout.shard import PARTIAL
 from store.log.scratch import owned_name, remove_of_the_dead
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from configs.files.atomic import sync_directory
+from configs.files.atomic import PARTIAL, sync_directory
 from store.errors import IntegrityError, StoreError
 from store.files.disk import make_way
 from store.layout.fingerprint import require_equal
-from store.layout.ids import ImageIds, write_whole
+from store.layout.ids import ImageIds
 from store.layout.manifest import METADATA, make_manifest, read_manifest, write_manifest
 from store.layout.plan import FEATURES, Plan, plan_path, read_plan, write_plan
 from store.layout.schema import ArraySpec, Codec, fill_value
-from store.layout.shard import PARTIAL, ZSTD_LEVEL
+from store.layout.shard import ZSTD_LEVEL
+from store.layout.whole_arrays import write_whole
 from store.log.progress import missing_parts, require_nothing_lost
 from store.log.spare import content_of, known_digests, restore
 from store.reading.reader import PROJECTOR, ProjectorState

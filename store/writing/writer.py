@@ -1,6 +1,5 @@
 """Creating a store and committing shards to it, by one process or by many."""
 
-import errno
 import json
 import logging
 import os
@@ -18,12 +17,13 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, NoSpace, StoreError, StoreLocked
-from store.files.disk import Unreadable, content, make_lockable, make_way, numbered
+from configs.files.atomic import PARTIAL
+from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, StoreError, StoreLocked
+from store.files.disk import Unreadable, content, explaining_full_disks, make_lockable, make_way, numbered
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, Codec, Layout
-from store.layout.shard import PARTIAL, Aside, FileRecord, write_aside
+from store.layout.shard import Aside, FileRecord, write_aside
 from store.log.commits import CommitRecord, publish, read_commit
 from store.log.leases import FOLDER as LEASES
 from store.log.leases import PROBE, TAKEN_AWAY, Lease, disk_time, live_leases
@@ -309,15 +309,15 @@ def _require_alone(path: Path, stall_seconds: float) -> None:
 
 @contextmanager
 def _disk(path: Path, needed: int) -> Generator[None, None, None]:
-    """Disk errors, said with what was needed and what is there."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES}:
-            raise
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        raise NoSpace(
-            f"cannot write to {path} ({error.strerror}): the whole store needs {needed:,} bytes, {free:,} are free; "
+    """Say of a disk that cannot be written to how many bytes are needed and how many are free; NoSpace (exit 7)."""
+
+    def explain(reason: str) -> str:
+        folder = next(folder for folder in (path, *path.parents) if folder.exists())
+        return (
+            f"cannot write to {path} ({reason}): the whole store needs {needed:,} bytes, "
+            f"{shutil.disk_usage(folder).free:,} are free; "
             "make room or make it writable, then run the same command to go on"
-        ) from None
+        )
+
+    with explaining_full_disks(explain):
+        yield

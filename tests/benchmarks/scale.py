@@ -31,8 +31,9 @@ import numpy as np
 from tqdm import tqdm
 
 from store.care.status import status
+from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
-from store.layout.plan import Geometry, Plan
+from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, default_shard_images
 from store.layout.shard import FileRecord
 from store.log.commits import COMPACTED, FOLDER, CommitRecord, compact, publish, read_commits

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from stage2_prune.session.features import Features
+from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
-from store.layout.plan import Geometry, Plan
+from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, default_shard_images
 from store.questions.question import Question
 from store.reading.reader import FeatureStore

@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from configs.files.atomic import PARTIAL
 from store.layout import shard as shard_module
-from store.layout.shard import PARTIAL
 from store.reading.reader import FEATURES
 from tests.store.stores import image_ids, plan_of, store_of, write_store
 

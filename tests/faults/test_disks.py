@@ -20,7 +20,7 @@ from store.care.compare import differences_between
 from store.care.verify import verify
 from store.errors import StoreMissing
 from store.layout import shard as shard_module
-from store.log import leases
+from store.log import processes
 from store.log.commits import read_commits
 from store.log.leases import live_leases
 from store.reading.reader import FEATURES, FeatureStore
@@ -212,11 +212,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int | str, way: str) -> Itera
 @pytest.fixture
 def another_process(monkeypatch):
     """Whoever goes on is not the process that failed: that one is dead."""
-    begun, age = leases.process_start, count()
+    begun, age = processes.process_start, count()
 
     def later() -> None:
         passed = next(age)
-        monkeypatch.setattr(leases, "process_start", lambda pid: (begun(pid) or 0) + passed)
+        monkeypatch.setattr(processes, "process_start", lambda pid: (begun(pid) or 0) + passed)
 
     return later
 

@@ -18,7 +18,8 @@ from stage1_extract.extract import extract
 from store.care.compare import differences_between
 from store.care.status import status
 from store.log.commits import read_commits
-from store.log.leases import live_leases, process_start
+from store.log.leases import live_leases
+from store.log.processes import process_start
 from tests.helpers.broken import DIE, HANG, breaking, site_of
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images

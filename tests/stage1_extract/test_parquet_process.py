@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stage1_extract.errors import BadImage, DamagedArchive, UnusableImages
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.parquet_process import ParquetProcess, ParquetUnreadable
-from store.log.leases import process_start
+from store.log.processes import process_start
 from tests.stage1_extract.test_archive_sources import parquet_of, reason_of
 
 ROWS = [(f"{n}.png", bytes([n]) * 700) for n in range(4)]

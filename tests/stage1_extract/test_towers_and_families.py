@@ -24,7 +24,7 @@ from stage2_prune import families
 from stage2_prune.cli import group as stage2
 from stage2_prune.language.family import Family
 from store.cli import group as store_group
-from store.layout.plan import Geometry
+from store.layout.geometry import Geometry
 from store.layout.tensors import from_storage
 from store.reading.absent import NEED_CLS_ROW
 from store.reading.reader import FeatureStore

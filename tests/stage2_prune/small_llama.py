@@ -63,7 +63,7 @@ def kept_by(language: Language, pruner, schedule, positions: str, batch: Batch) 
     """For each question, the patches that enter the layers from each drop on."""
     loop = LayerLoop(language.model.model, Scheduled(pruner, schedule), positions, batch.slots, 0, Stopwatch())
     loop(inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
-    return [{one.first: one.kept[row].tolist() for one in loop.segments[1:]} for row in range(len(batch.slots))]
+    return [{span.first: span.kept[row].tolist() for span in loop.spans[1:]} for row in range(len(batch.slots))]
 
 
 def answers(language: Language, pruner, schedule, positions: str, batch: Batch, steps: int):

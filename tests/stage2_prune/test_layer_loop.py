@@ -151,11 +151,11 @@ def test_every_token_of_a_prompt_that_is_left_has_the_logits_of_the_masked_promp
     oracle = Eager(eager_twin(language))
     for row in range(len(PROMPTS)):
         prompt, start = of_question(batch, row)
-        stages = {one.first: [start + patch for patch in one.kept[row].tolist()] for one in model.model.segments[1:]}
+        stages = {span.first: [start + patch for patch in span.kept[row].tolist()] for span in model.model.spans[1:]}
         rules = {layer: lambda view, stay=stay: stay for layer, stay in stages.items()}
         masked = oracle.run(prompt, start, PATCHES, len(prompt), rules, positions)
         left = [*range(start), *stages[max(stages)], *range(start + PATCHES, len(prompt))]
-        found = shortened[row, model.model.segments[-1].valid[row]]
+        found = shortened[row, model.model.spans[-1].valid[row]]
         torch.testing.assert_close(found, masked[left], atol=1e-4, rtol=1e-4)
 
 
@@ -229,7 +229,7 @@ def test_what_continues_a_prompt_padded_on_its_right_changes_nothing_that_is_kep
     mask = torch.cat([batch.attention_mask.expand(2, -1), torch.tensor([[1, 1, 1], [1, 0, 0]])], 1)
     places = torch.arange(embeds.shape[1]).expand(2, -1)
     model(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False)
-    for one in model.model.segments[1:]:
+    for one in model.model.spans[1:]:
         assert one.kept.tolist() == [expected[one.first]] * 2
 
 

@@ -11,8 +11,9 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from store.layout.fingerprint import Fingerprint
+from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
-from store.layout.plan import Geometry, Plan
+from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, Dtype
 from store.layout.tensors import from_storage
 from store.reading.reader import ProjectorState

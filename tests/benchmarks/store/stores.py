@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
-from store.layout.plan import Geometry, Plan
+from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
 from store.layout.shard import FileRecord
 from store.log.commits import CommitRecord, publish

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from store.layout.fingerprint import Fingerprint
+from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
-from store.layout.plan import Geometry, Plan
+from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
 from store.reading.reader import ProjectorState
 from store.writing.writer import LOCK, StoreWriter
