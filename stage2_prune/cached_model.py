@@ -137,7 +137,7 @@ class CachedModel:
         stored = features.read(features.source, rows)
         projected = stored if features.source == "projected" else features.project(stored)
         tokens = VisualTokens((store.ids.sha_of_row(rows[0]),), features.grid, arrays, device=features.device)
-        asked = Question(question_id="", image=image, question=question, answers=())
+        asked = Question(question_id=image, image=image, question=question or "-", answers=())
         batch = FeatureBatch((asked,), torch.zeros(1, dtype=torch.long, device=features.device), tokens, projected)
         return batch, self._budget(pruner, keep), self.session.reader
 
