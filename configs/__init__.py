@@ -1,4 +1,4 @@
-"""One YAML per experiment, and the one loader that turns YAML + flags into a typed config."""
+"""One YAML per experiment, the loader that turns YAML and flags into a typed config, and what every command line shares."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a budget may be: a number of visual tokens per image, or the name of a schedule that a paper fixes."""
+"""Budgets: a number of visual tokens per image, or the name of a schedule that a paper fixes."""
 
 import math
 import re
@@ -11,7 +11,7 @@ _PUBLISHED = re.compile(PREFIX + r"[\w.%+-]+")
 
 
 def _budget(given: Any) -> int | float | str:
-    """Read one budget: whole numbers become integers, so that `64.0` and `64` are one budget in every file."""
+    """Read a budget; whole numbers become integers, so that `64.0` and `64` are the same budget in every file."""
     if isinstance(given, str) and _PUBLISHED.fullmatch(given):
         return given
     try:
@@ -33,7 +33,7 @@ def published_name(budget: str) -> str:
 
 
 def ascending(budget: int | float | str) -> tuple[bool, float, str]:
-    """Sort key of budgets: numbers by size, then published schedules by the number in their names.
+    """Return the sort key of a budget: numbers by size, then published schedules by the number in their names.
 
     >>> sorted(["published:96", 206.5, "published:192", 64], key=ascending)
     [64, 206.5, 'published:96', 'published:192']
@@ -45,7 +45,7 @@ def ascending(budget: int | float | str) -> tuple[bool, float, str]:
 
 
 def in_words(budget: int | float | str) -> str:
-    """Say a budget in a sentence or at the head of a column.
+    """Write a budget for a sentence or for the head of a column.
 
     >>> in_words(64), in_words(206.5), in_words("published:192")
     ('64 tokens', '206.5 tokens', 'published:192')

@@ -1,4 +1,4 @@
-"""What the three command lines share: signals, and errors turned into exit codes."""
+"""What the three command lines share: the handling of signals, and errors turned into exit codes."""
 
 import errno
 import io
@@ -29,7 +29,7 @@ WRONG_PATHS = {
     errno.EACCES: (7, "this user may not read or write it: change its permissions or name another path"),
     errno.EPERM: (7, "this user may not read or write it: change its permissions or name another path"),
 }
-"""What is wrong with a path that the user gave, by the system's error: the exit code and what to do."""
+"""For each error of the file system about a path that the user gave: the exit code and what to do."""
 
 
 class _StoreParameter(click.Path):
@@ -43,31 +43,42 @@ class _StoreParameter(click.Path):
 
 
 STORE = _StoreParameter()
-"""Type of an argument that is the folder or the URL of a store."""
+"""Type of a command-line argument that is the folder or the URL of a store."""
 
 
 def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a click group and leave the process with the exit code of the design's table."""
+    """Run a click group, then end the process with the group's exit code; see `run_to_exit_code`."""
     _require_utf8()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Redacting("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     stop_on_sigterm()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored for us
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # a shell may have told this process to ignore SIGINT
         signal.signal(signal.SIGINT, _on_sigint)
-    for stream in (sys.stdout, sys.stderr):  # no name, path or locale may turn a result into a UnicodeEncodeError
+    for stream in (sys.stdout, sys.stderr):  # so that no name, path or locale turns a result into a UnicodeEncodeError
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
 
 
 def run_to_exit_code(run: Callable[[], Any]) -> int:
-    """Run something that may raise; say what it raised, and return the exit code of the design's table."""
+    """Run a command, print the error that it raises on stderr, and return the exit code.
+
+    Returns:
+        What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, 7 no space or
+        read-only, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
+
+    Raises:
+        OSError: The error concerns no path that the user gave, so it is a bug; Python prints a traceback and returns 1.
+
+    """
     try:
         returned = run()
     except click.ClickException as error:
-        error.show(file=(said := io.StringIO()))
-        click.echo(without_credentials(said.getvalue()), err=True, nl=False)
+        error.show(file=(message := io.StringIO()))
+        click.echo(without_credentials(message.getvalue()), err=True, nl=False)
         return 2
     except click.Abort:
         click.echo("interrupted; what is done is kept: run the same command again to go on", err=True)
@@ -76,14 +87,17 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         click.echo(f"error: {without_credentials(str(error))}", err=True)
         return error.exit_code
     except OSError as error:
-        code, advice = _of_the_file_system(error)
+        code, advice = _code_and_advice(error)
         click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
         return code
     return returned if isinstance(returned, int) else 0
 
 
-def _of_the_file_system(error: OSError) -> tuple[int, str]:
-    """Exit code and advice for what the file system refuses; raises what is no matter of a path that the user gave."""
+def _code_and_advice(error: OSError) -> tuple[int, str]:
+    """Return the exit code and the advice for an error of the file system.
+
+    Raises `error` itself where it does not concern a path that the user gave.
+    """
     if error.errno in NO_SPACE_OR_READ_ONLY:
         return 7, "free space there and run again"
     if error.filename is None or error.errno not in WRONG_PATHS:
@@ -92,14 +106,14 @@ def _of_the_file_system(error: OSError) -> tuple[int, str]:
 
 
 def _printable(path: object) -> str:
-    """Write a path that an error names, also one of bytes or of no text."""
+    """Write the path that an error names, even if the path is bytes or cannot be encoded."""
     return os.fsdecode(path).encode(errors="backslashreplace").decode() if isinstance(path, str | bytes) else str(path)
 
 
 def _require_utf8() -> None:
-    """Begin again in Python's UTF-8 mode where the locale is not UTF-8: names of files are ids, which no locale may change.
+    """Restart this process in Python's UTF-8 mode if the locale is not UTF-8, because no locale may change file names (ids).
 
-    A process replaces itself, with the same arguments; its children inherit the mode.
+    The process replaces itself, with the same arguments; its children inherit the mode.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
@@ -107,7 +121,7 @@ def _require_utf8() -> None:
 
 
 def stop_on_sigterm() -> None:
-    """Let SIGTERM end this process in order: exit 75, to be gone on with."""
+    """Make SIGTERM end this process cleanly, with exit code 75: the same command continues the work."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
@@ -116,7 +130,7 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def _on_sigint(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C ends what is under way in order; whoever presses it again does not wait for that."""
+    """End the running work cleanly at the first Ctrl-C; a second Ctrl-C ends the process at once."""
     signal.signal(signal.SIGINT, _leave_now)
     raise KeyboardInterrupt
 

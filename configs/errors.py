@@ -1,4 +1,4 @@
-"""The one base of every error that a user can cause or fix; its `exit_code` is what `python -m …` returns."""
+"""The base of every error that a user can cause or fix; its `exit_code` is what `python -m …` returns."""
 
 import errno
 
@@ -7,18 +7,18 @@ NO_SPACE_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errn
 
 
 class EncodeOnceError(Exception):
-    """Something the user can act on: one sentence with what was expected, what came, and what to do next."""
+    """An error that the user can act on: one sentence with what was expected, what came, and what to do next."""
 
     exit_code = 1
 
 
 class ConfigError(EncodeOnceError):
-    """The configuration or the command line is wrong; nothing has been started."""
+    """The configuration or the command line is wrong; no work has begun."""
 
     exit_code = 2
 
 
 class Interrupted(EncodeOnceError):
-    """The process was asked to stop (SIGTERM); the same command goes on where it stopped."""
+    """The process was asked to stop (SIGTERM); running the same command again continues the work."""
 
     exit_code = 75

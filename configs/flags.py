@@ -1,4 +1,4 @@
-"""A flag for each field of the config, with type, choices, bounds and default as the field's model has them."""
+"""A flag for each field of the config; the field's model gives the type, the choices, the bounds and the default."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +14,14 @@ from configs.section import Section
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SHORT = {"model.clip", "prune.match"}
-"""Fields that answer to their bare name on every command that takes their section."""
+"""Fields whose flag also works without the section, on every command that takes their section."""
 
 
 class FieldOption(click.Option):
     """The flag of a config's field."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
-        """As click's, with the section of the config that the field is in."""
+        """Make a click option that also knows the section of its field."""
         super().__init__(*args, **kwargs)
         self.section = section
 
@@ -30,7 +30,7 @@ class SectionedCommand(click.Command):
     """A command whose help groups the flags of the config's fields by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the command's own flags, then those of each section under its name and what it is about."""
+        """Write the command's own flags, then the flags of each section under its name and its docstring."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx)
@@ -44,27 +44,31 @@ class SectionedCommand(click.Command):
         if len(sections) > 1:
             formatter.write_paragraph()
             formatter.write_text(
-                "A flag wins over the config; a default is what a config without the field gets. Lists are typed a,b or as "
-                "YAML, mappings as YAML; null takes a value away.",
+                "A flag wins over the config; a default applies where the config has no value. Type a list as a,b or as YAML, "
+                "a mapping as YAML; null takes a value away.",
             )
 
 
 class Commands(click.Group):
-    """A group of such commands."""
+    """A group of commands whose help groups the flags by section."""
 
     command_class = SectionedCommand
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As click's, as wide as a terminal is, within reason."""
+        """Make a click group whose help uses the width of the terminal, up to 110 columns."""
         super().__init__(*args, **kwargs)
         self.context_settings.setdefault("max_content_width", 110)
 
 
 def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
-    """Click decorator: `--config`, `--run-dir`, and one flag for each field of the named sections.
+    """Decorate a click command with `--config`, `--run-dir`, and one flag for each field of the named sections.
 
-    Fields of `own` and of SHORT answer to their bare name too: `--max-pixels` as well as `--extract.max-pixels`.
     The command receives the flags as keyword arguments; pass them to `experiment_from`.
+
+    Args:
+        own: The section whose flags also work without its name: `--max-pixels` as well as `--extract.max-pixels`.
+        others: Further sections; of their flags, only those of SHORT also work without the section.
+
     """
 
     def decorate(command: Command) -> Command:
@@ -84,7 +88,17 @@ def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
 
 
 def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
-    """Load the experiment of a config file with the flags that the user typed laid over it."""
+    """Load the experiment of a config file; the flags that the user typed win over the file.
+
+    Args:
+        config_path: The YAML file.
+        flags: The keyword arguments that a command decorated with `experiment_options` receives.
+        pruners: Pruner classes by name, to validate the parameters of methods; see `configs.load.load`.
+
+    Raises:
+        ConfigError: (exit 2) It lists every problem by its flag or its line.
+
+    """
     given: dict[str, Any] = {}
     for key, text in flags.items():
         if text is None:
@@ -107,9 +121,9 @@ def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:
             kind: Any = field.rebuild_annotation()
             default = "" if field.is_required() else value_in_words(field.get_default(call_default_factory=True))
             notes = [f"default: {default}"] * bool(default) + [bounds(kind)] * bool(bounds(kind))
-            said = " ".join((field.description or "").split()) + (f"  [{'; '.join(notes)}]" if notes else "")
+            text = " ".join((field.description or "").split()) + (f"  [{'; '.join(notes)}]" if notes else "")
             command = click.option(
-                *flags, f"{section}__{name}", cls=FieldOption, section=section, metavar=in_words(kind), help=said
+                *flags, f"{section}__{name}", cls=FieldOption, section=section, metavar=in_words(kind), help=text
             )(command)
         return command
 

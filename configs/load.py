@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (YAML may hold anything)
-"""YAML file + command-line overrides -> one frozen `Experiment`, with every problem reported at once."""
+"""Load a config: a YAML file and command-line overrides become one frozen `Experiment`; all problems are reported at once."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,10 +24,16 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None) -> Experiment:
-    """Read `path`, lay `overrides` (dotted key -> value) over it, validate everything once.
+    """Read a config file, lay the overrides over it, and validate the result.
 
-    `pruners` are the stage's pruner classes by name: with them the parameters of `prune.methods` are validated too.
-    Raises ConfigError naming each problem by its line or its flag and by its dotted path, with the value received.
+    Args:
+        path: The YAML file.
+        overrides: Values by dotted key, such as `train.epochs`; they win over the file.
+        pruners: The stage's pruner classes by name; with them the parameters of `prune.methods` are validated too.
+
+    Raises:
+        ConfigError: (exit 2) It names each problem by its line or its flag and by its dotted path, with the value received.
+
     """
     raw, places = _read_yaml(path)
     raw = portable.read(raw, path.parent)
@@ -41,8 +47,8 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         retired = {problem.path for problem in problems}
-        found = problems_of(error, raw, fields_of(Experiment))
-        problems += [problem for problem in found if problem.path not in retired]
+        invalid = problems_of(error, raw, fields_of(Experiment))
+        problems += [problem for problem in invalid if problem.path not in retired]
     if experiment is not None and pruners is not None:
         problems += _pruner_problems(experiment, pruners)
     if problems or experiment is None:
@@ -57,7 +63,7 @@ def save_resolved(experiment: Experiment, folder: Path) -> None:
 
 
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
-    """The pruner that `method` describes; ConfigError if its name or a parameter is wrong."""
+    """Build the pruner that `method` describes; ConfigError (exit 2) if its name or a parameter is wrong."""
     problems = _method_problems(method, pruners)
     if problems:
         raise ConfigError("; ".join(map(str, problems)))
@@ -70,7 +76,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
             f"expected a config file, found none at {path}: name one with --config, such as configs/demo.yaml"
         )
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: a config has at most {MAX_CONFIG_BYTES} bytes, this file has {path.stat().st_size}")
+        raise ConfigError(
+            f"{path}: expected a config of at most {MAX_CONFIG_BYTES} bytes, this file has {path.stat().st_size}"
+        )
     try:
         raw, places = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -92,17 +100,17 @@ def _lay_over(raw: dict[str, Any], flag: str, value: Any) -> None:
 
 
 def _retired_keys(node: Any, path: tuple[str, ...] = ()) -> list[Problem]:
-    """Keys of the hunt that this project replaces: told where the need is met now."""
+    """Find the keys of earlier projects that `parity` replaces; each problem names the command to run instead."""
     if not isinstance(node, dict):
         return []
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for key, value in node.items():
         below = (*path, str(key))
         if key == "debug_all_ones":
-            said = f"retired (got {short(value)}); run `make parity`, which proves all-ones equality with no edit"
-            found.append(Problem(below, said))
-        found += _retired_keys(value, below)
-    return found
+            message = f"retired (got {short(value)}); run `make parity`, which proves all-ones equality with no edit"
+            problems.append(Problem(below, message))
+        problems += _retired_keys(value, below)
+    return problems
 
 
 def _method_problems(method: Method, pruners: Mapping[str, type], below: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -118,29 +126,30 @@ def _method_problems(method: Method, pruners: Mapping[str, type], below: tuple[s
 
 
 def _pruner_problems(experiment: Experiment, pruners: Mapping[str, type]) -> list[Problem]:
-    """Everything that is wrong with the methods that the config names."""
-    methods = enumerate(experiment.prune.methods)
-    problems = [one for n, method in methods for one in _method_problems(method, pruners, ("prune", "methods", n))]
-    trained = experiment.train.pruner.partition("@")[0]  # a label has the parameters behind its @
+    """Find the problems of all methods that the config names."""
+    problems: list[Problem] = []
+    for index, method in enumerate(experiment.prune.methods):
+        problems += _method_problems(method, pruners, ("prune", "methods", index))
+    trained = experiment.train.pruner.partition("@")[0]  # a label has parameters behind its @
     if "pruner" in experiment.train.model_fields_set and trained not in pruners:
         problems.append(Problem(("train", "pruner"), no_such("pruner", trained, pruners)))
     return problems + variants(experiment, pruners)[1]
 
 
 def _report(path: Path, problems: list[Problem], places: Places, overrides: Mapping[str, Any]) -> str:
-    """Every problem on a line of its own, with the flag or the line of the file that it comes from."""
+    """Write every problem on a line of its own, with the flag or the line of the file that it comes from."""
     of_flags: dict[tuple[str | int, ...], str] = {
         tuple(flag.split(".")): "--" + flag.replace("_", "-") for flag in overrides
     }
 
-    def said(problem: Problem) -> str:
+    def with_source(problem: Problem) -> str:
         for length in range(len(problem.path), 0, -1):
             if (flag := of_flags.get(problem.path[:length])) is not None:
-                return f"{'.'.join([flag, *map(str, problem.path[length:])])}: {problem.said}"
+                return f"{'.'.join([flag, *map(str, problem.path[length:])])}: {problem.message}"
         line = places.line(problem.path)
         return str(problem) if line is None else f"line {line}: {problem}"
 
     from_flags = [problem for problem in problems if any(problem.path[: len(flag)] == flag for flag in of_flags)]
     sources = [str(path)] * (len(from_flags) < len(problems)) + ["the command line"] * bool(from_flags)
     plural = "problem" if len(problems) == 1 else "problems"
-    return f"{' and '.join(sources)}: {len(problems)} {plural}{listed(map(said, problems))}"
+    return f"{' and '.join(sources)}: {len(problems)} {plural}{listed(map(with_source, problems))}"

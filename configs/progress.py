@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal; in a log, where a bar would be a mess, a line a minute."""
+"""Progress of long work: a bar on a terminal; in a log, where a bar would be a mess, a line every minute."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 LOG_SECONDS = 60.0
-"""Seconds between two lines in a log, and before the first: shorter work logs nothing."""
+"""Seconds between two lines in a log, and before the first line: shorter work logs nothing."""
 
 
 class ProgressBar(Generic[T]):
-    """How far a piece of work is, shown on stderr: as a bar on a terminal, otherwise as a line a minute.
+    """Shows on stderr how far a piece of work is: as a bar on a terminal, otherwise as a line every minute.
 
     Iterate over it, or enter it as a context and call `update`:
 
@@ -38,14 +38,14 @@ class ProgressBar(Generic[T]):
         """Begin to show the work.
 
         Args:
-            items: What is iterated over; its length is the total where `total` is None.
+            items: The items to iterate over; their number is the total where `total` is None.
             what: The work's name, a verb or a noun: the line begins with it.
-            total: Units of the whole work; None where it is unknown.
-            unit: What is counted, in the plural.
-            initial: Units that an earlier run did; they count as done but not into the rate.
+            total: Units of the whole work; None where their number is unknown.
+            unit: The name of the units, in the plural.
+            initial: Units that an earlier run did; they count as done, and the rate leaves them out.
             leave: False removes a finished bar from the terminal, for work inside other work.
-            hidden: True shows nothing, for work whose progress somebody else shows.
-            clock: Seconds that only grow; tests have one of their own.
+            hidden: True shows nothing, for work whose progress another bar shows.
+            clock: Returns seconds that only grow; tests pass a clock of their own.
 
         """
         self._items, self._what, self._unit, self._clock = items, what, unit, clock
@@ -60,26 +60,26 @@ class ProgressBar(Generic[T]):
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items; each counts as done when the next one is asked for."""
+        """Yield the items; an item counts as done when the next item is asked for."""
         with self:
             for item in self._items:
                 yield item
                 self.update()
 
     def __enter__(self) -> "ProgressBar[T]":
-        """Return this; the context's end closes the bar."""
+        """Return this bar; the end of the context closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the bar, or end the log with a line if it had one before."""
+        """Close the bar, or write a last line to a log that has had a line before."""
         self._bar.close()
         if self._logs and self._logged > self._begun and error is None:
             print(self._line(f"in {_duration(self._clock() - self._begun)}"), file=sys.stderr, flush=True)
 
     def update(self, count: int = 1) -> None:
-        """Count units that are done now."""
+        """Count `count` more units as done."""
         self.done += count
         self._bar.update(count)
         now = self._clock()
@@ -88,7 +88,7 @@ class ProgressBar(Generic[T]):
             print(self._line(*self._pace(now - self._begun)), file=sys.stderr, flush=True)
 
     def note(self, **values: str) -> None:
-        """Show values beside the count from the next update on, such as `loss="0.123"`."""
+        """Show values such as `loss="0.123"` beside the count, from the next update on."""
         self._notes |= values
         self._bar.set_postfix_str(", ".join(self._noted()), refresh=False)
 
@@ -100,7 +100,7 @@ class ProgressBar(Generic[T]):
         return [f"{name} {value}" for name, value in self._notes.items()]
 
     def _pace(self, seconds: float) -> Iterator[str]:
-        """The mean rate of this run, and the time left at that rate."""
+        """Yield the mean rate of this run, and the time left at that rate."""
         rate = (self.done - self._initial) / seconds
         if rate <= 0:
             return
@@ -110,12 +110,12 @@ class ProgressBar(Generic[T]):
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, above any bar that is shown there."""
+    """Print a line on stderr, above the bar if a bar is shown there."""
     tqdm.write(line, file=sys.stderr)
 
 
 def _rate(per_second: float) -> str:
-    """A rate in the unit in which it is not below 1: `3.1/s`, `12.0/min` or `0.4/h`."""
+    """Write a rate per second, minute or hour, whichever first makes it at least 1: `3.1/s`, `12.0/min` or `0.4/h`."""
     for seconds, unit in ((1, "s"), (60, "min")):
         if per_second * seconds >= 1:
             return f"{per_second * seconds:.1f}/{unit}"
@@ -123,7 +123,7 @@ def _rate(per_second: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A duration in its two largest units at most: `40 s`, `20 min`, `3 h 5 min`."""
+    """Write a duration in at most its two largest units: `40 s`, `20 min`, `3 h 5 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""What the sections of a config share: their base, and names that become files."""
+"""What the sections of a config share: their base class, and the check of names that become files."""
 
 import re
 from typing import Any, cast
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from configs.parsing.field_types import as_list
 
 MAX_NAME_BYTES = 100
-"""Bytes of an experiment's name, which other names are appended to."""
+"""Largest length of an experiment's name in bytes; other names are appended to it."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, strict about keys; the docstring under a field is its help text."""
+    """Base class of every section: immutable and strict about keys; the docstring under a field is its help text."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -26,7 +26,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
-        """Take `64,32` and 64 for lists where a list is expected."""
+        """Read `64,32` and 64 as lists where a field takes a list."""
         if not isinstance(given, dict):
             return given
         keys = cast("dict[Any, Any]", given)
@@ -35,7 +35,10 @@ class Section(BaseModel):
 
 
 def path_component(name: str) -> str:
-    """Accept a name that becomes the name of a file or a folder: it may not lead anywhere else, nor be too long for one."""
+    """Return a name that becomes the name of a file or a folder.
+
+    Raises ValueError for a name that would lead to another folder, or that is too long for a file.
+    """
     if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
         raise ValueError("expected letters, digits, _, - and ., with something beside dots: it becomes a folder's name")
     if len(name.encode()) > MAX_NAME_BYTES:

@@ -1,4 +1,4 @@
-"""Which file of `families/` opens a checkpoint."""
+"""Which file of `families/` opens the vision half of a checkpoint, and which checkpoints stage 1 refuses."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,22 +18,18 @@ from store.checkpoint.weights import require_all_files
 
 
 def find_family(config: Any) -> type[Family]:
-    """The family of a checkpoint: by model type, if its parts can be reached; else the model's own code.
-
-    In transformers 5 LLaVA has its parts on `model.model` only: both places are looked at, on the meta device, so that
-    nothing is loaded to find out.
+    """Find the family of a checkpoint: by model type, if the model's parts can be reached; otherwise `WholeModel`, which
+    calls the model's own code.
     """
-    for family in plugin.find_all(families, Family).values():
-        if config.model_type in family.model_types and parts_can_be_reached(config):
-            return family
-    return WholeModel
+    family = plugin.find_by_model_type(families, config.model_type, Family)
+    return family if family is not None and parts_can_be_reached(config) else WholeModel
 
 
 def check_questions(experiment: Experiment, config: Any) -> None:
     """Refuse, before the first image, a checkpoint that the configured questions could not be asked.
 
     Raises what `check_text_side` raises, and CheckpointMissing (exit 5) naming a file of weights that a folder lacks.
-    The fallback's models are not looked at: no command asks them.
+    Models of the fallback are not checked, because no command asks them a question.
     """
     if experiment.data.questions is not None and find_family(config) is not WholeModel:
         check_text_side(config, experiment.model)
@@ -41,9 +37,10 @@ def check_questions(experiment: Experiment, config: Any) -> None:
 
 
 def require_stage2(experiment: Experiment, config: Any) -> None:
-    """Refuse a model whose language half stage 2 cannot open (UnsupportedModel, exit 2), unless that is asked for.
+    """Refuse a model whose language half stage 2 cannot open (UnsupportedModel, exit 2), unless `without_stage2` is set.
 
-    The stages do not import each other: a family of stage 2 is a file of its folder, named after its model type.
+    The stages do not import each other, so this function reads file names: stage 2 has one file per family, which is named
+    after its model type.
     """
     if experiment.extract.without_stage2:
         return
@@ -57,16 +54,20 @@ def require_stage2(experiment: Experiment, config: Any) -> None:
 
 
 def stage2_families() -> set[str]:
-    """The model types that stage 2 opens, by the names of its files."""
-    found = find_spec("stage2_prune")
-    assert found is not None and found.submodule_search_locations, "stage 2 is installed beside stage 1"
-    folder = Path(found.submodule_search_locations[0]) / "families"
+    """Return the model types that stage 2 opens, by the names of its files."""
+    package = find_spec("stage2_prune")
+    assert package is not None and package.submodule_search_locations, "stage 2 is installed beside stage 1"
+    folder = Path(package.submodule_search_locations[0]) / "families"
     return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
 
 
 def parts_can_be_reached(config: Any) -> bool:
-    """Whether the model, or its `.model`, has a vision tower and a projector of their own."""
+    """Check whether the model has a vision tower and a projector of its own.
+
+    In transformers 5 LLaVA has its parts on `model.model` only, so both the model and its `.model` are searched; the model is
+    built on the meta device, so that nothing is loaded for the check.
+    """
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     holders = [model, *([model.model] if hasattr(model, "model") else [])]
-    return any(hasattr(one, "vision_tower") and hasattr(one, "multi_modal_projector") for one in holders)
+    return any(hasattr(holder, "vision_tower") and hasattr(holder, "multi_modal_projector") for holder in holders)

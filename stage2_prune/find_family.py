@@ -14,36 +14,36 @@ from store.layout.tensors import pick_device
 
 
 def find_family(config: Any) -> type[Family]:
-    """The family of a checkpoint, by its config's `model_type`; PrunerMisused where no file declares it."""
-    known = plugin.find_all(families, Family)
-    for family in known.values():
-        if config.model_type in family.model_types:
-            return family
-    listed = sorted(kind for family in known.values() for kind in family.model_types)
-    raise PrunerMisused(
-        f"expected a checkpoint of type {', '.join(listed)}, this one is {config.model_type!r}: "
-        f"add a file for it to {families.__name__.replace('.', '/')}"
-    )
+    """Find the family that opens a checkpoint, by its config's `model_type`; PrunerMisused (exit 2) names the file to add."""
+    family = plugin.find_by_model_type(families, config.model_type, Family)
+    if family is None:
+        raise PrunerMisused(plugin.no_file_for(families, config.model_type, Family, "a checkpoint"))
+    return family
 
 
 def open_text(model: ModelSection) -> Text:
-    """How the configured checkpoint reads and writes text; raises as `open_language` does."""
-    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
+    """Open the text side of the configured checkpoint: its tokenizer and chat template; raises as `open_language` does."""
+    config = _config(model)
     return find_family(config).open_text(config, model)
 
 
 def open_language(model: ModelSection) -> Language:
-    """The language half of the configured checkpoint.
+    """Open the language half of the configured checkpoint.
 
-    Raises CheckpointMissing (exit 5) where there is none, PrunerMisused for a family that has no file yet.
+    Raises CheckpointMissing (exit 5) where there is no checkpoint, PrunerMisused (exit 2) for a family that has no file.
     """
-    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
+    config = _config(model)
     return find_family(config).open(config, model, pick_device(model.device))
 
 
 def open_embeddings(model: ModelSection) -> Language:
-    """The text embeddings of the configured checkpoint, for whoever reads questions and answers none; raises as
-    `open_language` does.
+    """Open the text embeddings of the configured checkpoint alone, to read questions without answering them.
+
+    Raises as `open_language` does.
     """
-    config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
+    config = _config(model)
     return find_family(config).open_embeddings(config, model, pick_device(model.device))
+
+
+def _config(model: ModelSection) -> Any:
+    return load_config(model.checkpoint, model.revision, model.trust_remote_code)

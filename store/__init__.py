@@ -1,4 +1,4 @@
-"""The cached features: schema, plan, writer, reader, commit log; `python -m store` looks inside."""
+"""The feature store: what it is made of, how it is written, read, checked and copied. `python -m store` inspects one."""
 
 import lazy_loader
 

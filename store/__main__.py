@@ -1,4 +1,4 @@
-"""`python -m store`."""
+"""Run the command line `python -m store`."""
 
 from configs.cli import main
 from store.cli import group

@@ -1,4 +1,7 @@
-"""`python -m store`: look into a store, move it. `--help` and `inspect` import neither torch nor transformers."""
+"""The command line `python -m store`: inspect, check, mend and copy a store.
+
+`--help` and `inspect` import neither torch nor transformers, so they answer quickly.
+"""
 
 import json
 import subprocess
@@ -18,7 +21,7 @@ from configs.flags import Commands, experiment_from, experiment_options
 
 @click.group(cls=Commands)
 def group() -> None:
-    """The cached features: what is in a store, whether it is whole, and other forms of it."""
+    """Look into a store of cached features, check and mend it, and write it in other forms."""
 
 
 def _location(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]) -> StoreLocation:
@@ -37,14 +40,18 @@ def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flag
     """Print arrays, fingerprints, committed and missing shards and failures of PATH (default: the config's store)."""
     from store.care.inspect import as_text, report
 
-    found = report(_location(path, config_path, flags))
-    click.echo(json.dumps(found) if as_json else as_text(found))
+    contents = report(_location(path, config_path, flags))
+    click.echo(json.dumps(contents) if as_json else as_text(contents))
 
 
 @group.command()
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
-@click.option("--quick", is_flag=True, help="Sizes, metadata and the log only; seconds instead of reading every byte.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Check sizes, metadata and the log only, in seconds; read no rows.",
+)
 @click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
@@ -58,30 +65,33 @@ def verify(
     from store.care.verify import verify
 
     location = _location(path, config_path, flags)
-    found = verify(location, quick)
+    findings = verify(location, quick)
     typed = context.get_parameter_source("config_path") is not ParameterSource.DEFAULT
     changed = _changed_sources([str(location), *(["--config", str(config_path)] * typed)]) if sources else []
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(one) for one in found], "changed_sources": changed}))
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings], "changed_sources": changed}))
     else:
-        for one in found:
-            click.echo(str(one))
-        for one in changed:
-            click.echo(f"image differs from what was encoded: {one}")
+        for finding in findings:
+            click.echo(str(finding))
+        for image in changed:
+            click.echo(f"image differs from what was encoded: {image}")
         if changed:
             click.echo("bring the files back, or let `extract --append` encode what changed as it is now")
-        if not found and not changed:
+        if not findings and not changed:
             click.echo("nothing is damaged")
-    return 4 if found or changed else 0
+    return 4 if findings or changed else 0
 
 
 def _changed_sources(arguments: list[str]) -> list[str]:
-    """Stage 1 knows how to read images: it is asked in a process of its own, as no stage is imported here."""
+    """List the images whose files have changed, with the reasons.
+
+    Stage 1 reads images, and the store may not import a stage, so a process of its own does this.
+    """
     command = [sys.executable, "-m", "stage1_extract", "verify", *arguments, "--sources", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 4):
         raise SystemExit(done.returncode)
-    return [f"{one['name']} ({one['reason']})" for one in json.loads(done.stdout)["changed"]]
+    return [f"{image['name']} ({image['reason']})" for image in json.loads(done.stdout)["changed"]]
 
 
 @group.command()
@@ -89,15 +99,15 @@ def _changed_sources(arguments: list[str]) -> list[str]:
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
 def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
-    """Print how far a run is: the extraction into PATH (a store or a run folder; default: the config's), and what is
-    evaluated, swept and trained in the run folder. May be asked while they run.
+    """Print how far a run is, also while it runs: the extraction into PATH (a store or a run folder; default: the config's),
+    and what is evaluated, swept and trained in the run folder.
     """
     from store.care.status import as_text, status_of_run
 
     experiment = None if path else experiment_from(config_path, flags)
     store, run = (path, None) if experiment is None else (experiment.store_location, experiment.run_dir)
-    found = status_of_run(store, run)
-    click.echo(json.dumps(found) if as_json else as_text(found))
+    progress = status_of_run(store, run)
+    click.echo(json.dumps(progress) if as_json else as_text(progress))
 
 
 @group.command()
@@ -105,19 +115,20 @@ def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags
 @experiment_options("store")
 @click.option("--quick", is_flag=True, help="Look at sizes, metadata and the log only.")
 def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: Any) -> int:
-    """Write what follows from the rest of PATH (default: the config's store) again, and withdraw exactly the damaged shards,
-    for `make extract` to compute; exit 4 if something is left that neither mends.
+    """Mend PATH (default: the config's store). Write damaged files again that follow from the rest of the store, and withdraw
+    exactly the damaged shards, which `make extract` then computes again. Exit 4 if damage is left that neither mends.
     """
     from store.care.repair import repair
 
     done = repair(_folder(path, config_path, flags), quick)
     for file in done.written:
         click.echo(f"{file}: was damaged, is written again")
-    for stray, place in done.moved.items():
-        click.echo(f"{stray}: did not belong there, is moved to {place}")
-    for one in [one for one in done.findings if one.shard is not None or one in done.left]:
-        click.echo(str(one))
-    listed = ", ".join(str(shard) for bad in done.withdrawn.values() for shard in bad)
+    for stray, target in done.moved.items():
+        click.echo(f"{stray}: did not belong there, is moved to {target}")
+    for finding in done.findings:
+        if finding.shard is not None or finding in done.left:
+            click.echo(str(finding))
+    listed = ", ".join(str(shard) for shards in done.withdrawn.values() for shard in shards)
     click.echo(f"withdrawn: shard {listed}" if listed else "no shard is damaged, none is withdrawn")
     return 4 if done.left else 0
 
@@ -126,9 +137,9 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
-    """Gather the commit records of PATH (default: the config's store) into one file: opens sooner, above 10,000 shards.
+    """Gather the commit records of PATH (default: the config's store), one small file per shard, into one file: it opens sooner.
 
-    Each shard has a small file of its own until then. Workers and readers may go on meanwhile, and it may be done again.
+    This pays off above 10,000 shards. Workers and readers may continue meanwhile, and the command may be run again.
     """
     from store.layout.plan import read_plan
     from store.log.commits import COMPACTED, compact, log_folder
@@ -145,7 +156,7 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
 @experiment_options("store")
 @click.option("--device", default="auto", show_default=True, help="Device to compute on.")
 def derive(array: str, path: StoreLocation | None, config_path: Path, device: str, **flags: Any) -> None:
-    """Make `projected` of PATH (default: the config's store) from its `raw` and its projector, without any image."""
+    """Compute `projected` of PATH (default: the config's store) from its `raw` and its projector, without reading any image."""
     from store.care.derive import derive_projected
 
     store = _folder(path, config_path, flags)
@@ -158,7 +169,7 @@ def derive(array: str, path: StoreLocation | None, config_path: Path, device: st
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
-    """Take ARRAY out of PATH (default: the config's store), and its bytes off the disk."""
+    """Remove ARRAY from PATH (default: the config's store), and free its space on the disk."""
     from store.care.drop import drop
 
     store = _folder(path, config_path, flags)
@@ -167,13 +178,21 @@ def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any
 
 @group.command()
 @click.argument("path", type=STORE)
-@click.option("--hdf5", type=click.Path(path_type=Path), help="HDF5 file to write; `import` makes a store of it again.")
-@click.option("--safetensors", type=click.Path(path_type=Path), help="Folder to write, a safetensors file per shard.")
-@click.option("--archive", type=click.Path(path_type=Path), help="Store to write, compressed with zstd and only read.")
-@click.option("--store", type=click.Path(path_type=Path), help="Store to write, as any other: unpacks an archive.")
+@click.option(
+    "--hdf5", type=click.Path(path_type=Path), help="HDF5 file to write; `import` turns it into a store again."
+)
+@click.option(
+    "--safetensors", type=click.Path(path_type=Path), help="Folder to write, with one safetensors file per shard."
+)
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path),
+    help="Archive to write: zstd, read-only.",
+)
+@click.option("--store", type=click.Path(path_type=Path), help="Ordinary store to write; this unpacks an archive.")
 @click.option("--overwrite", is_flag=True, help="Replace the HDF5 file if it exists.")
 def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None:
-    """Write what is committed of the store at PATH in another form; exactly one of the four."""
+    """Write the committed shards of the store at PATH in exactly one of four other forms."""
     named = {form: out for form, out in targets.items() if out is not None}
     if len(named) != 1:
         listed = ", ".join(f"--{form}" for form in targets)
@@ -203,7 +222,7 @@ def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None
 
 
 def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path) -> bytes | None:
-    """The config of a copy. An archive is to be shared: its config names no place. Another copy's leads to the same places."""
+    """Make the config of a copy. An archive is made to be shared, so its config names no paths; another copy keeps the paths."""
     if config is None:
         return None
     from store.errors import IntegrityError
@@ -221,7 +240,7 @@ def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path)
 @click.argument("hdf5", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 def import_(hdf5: Path, store: Path) -> None:
-    """Make a new store at STORE of the file that `export --hdf5` wrote."""
+    """Make a new store at STORE from the HDF5 file that `export --hdf5` wrote."""
     from store.copies.copies import write_copy
     from store.copies.hdf5_import import opened
 

@@ -1,38 +1,38 @@
-"""What can go wrong with a store, a checkpoint or a list of questions."""
+"""The errors about a store, a checkpoint or a list of questions, each with its exit code."""
 
 from configs.errors import EncodeOnceError
 
 
 class StoreError(EncodeOnceError):
-    """Base of this package's errors; on its own, a store that is not the one that is asked for."""
+    """Base of this package's errors. Raised itself, it means that a store is not the store that the caller asked for."""
 
     exit_code = 4
 
 
 class StoreMissing(StoreError):
-    """There is no store, or not all of it yet."""
+    """There is no store yet, or it is not complete yet."""
 
     exit_code = 5
 
 
 class CheckpointMissing(StoreError):
-    """A checkpoint is neither a folder nor in the cache."""
+    """A checkpoint is neither a local folder nor in the cache of downloads."""
 
     exit_code = 5
 
 
 class UnusableCheckpoint(CheckpointMissing):
-    """A checkpoint is of a kind that has to be converted, or fetched in another form, before it can be read."""
+    """A checkpoint cannot be read as it is: it must be converted, or fetched in another form."""
 
 
 class CustomCode(StoreError):
-    """A checkpoint brings code of its own, and nobody said that it may run."""
+    """A checkpoint brings its own code, and the config does not allow that code to run."""
 
     exit_code = 2
 
 
 class DamagedCheckpoint(StoreError):
-    """Files of a checkpoint are not what they should be."""
+    """Files of a checkpoint are damaged or do not fit together."""
 
     exit_code = 4
 
@@ -44,7 +44,7 @@ class GenerationRefused(StoreError):
 
 
 class UnsupportedProcessor(StoreError):
-    """A checkpoint's image processor has no implementation on Pillow."""
+    """A checkpoint's image processor has no implementation that uses Pillow."""
 
     exit_code = 2
 
@@ -56,13 +56,13 @@ class DataMissing(StoreError):
 
 
 class InvalidQuestions(StoreError):
-    """Rows of a questions file cannot be used."""
+    """A file of questions has rows that cannot be used."""
 
     exit_code = 2
 
 
 class TargetExists(StoreError):
-    """The output is there already, and may not be replaced silently."""
+    """The output exists already, and nothing is replaced without being asked to."""
 
     exit_code = 2
 
@@ -74,42 +74,42 @@ class NonFinite(StoreError):
 
 
 class IntegrityError(StoreError):
-    """Bytes are not those that were committed."""
+    """Bytes in the store are not the bytes that were committed."""
 
     exit_code = 4
 
 
 class FingerprintMismatch(StoreError):
-    """Features were made by something else than what is asked for."""
+    """Features were made from another model, processor or setting than the caller asks for."""
 
     exit_code = 4
 
 
 class RowUnavailable(StoreError):
-    """A row that was never committed, or whose image could not be encoded."""
+    """A row was never committed, or its image could not be encoded."""
 
     exit_code = 4
 
 
 class StoreLocked(StoreError):
-    """Another process is writing."""
+    """Another process is writing to the store."""
 
     exit_code = 6
 
 
 class NoSpace(StoreError):
-    """The disk is full or read-only."""
+    """The disk is full, or may not be written to."""
 
     exit_code = 7
 
 
 class ArchiveReadOnly(StoreError):
-    """An archive is read and unpacked, never written to."""
+    """An archive was to be written to; archives can only be read or unpacked."""
 
     exit_code = 7
 
 
 class LeaseLost(StoreError):
-    """A shard is another worker's by now."""
+    """Another worker has taken over the shard that this process was working on."""
 
     exit_code = 6

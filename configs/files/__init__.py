@@ -1,1 +1,1 @@
-"""Files that a config or a result lies in: written whole, sealed, with paths that hold on any machine."""
+"""How configs and results are written to files: whole, sealed, and with paths that are valid on any machine."""

@@ -23,7 +23,6 @@ def publish_once(path: Path, content: bytes | str) -> bool:
 
     Returns:
         True if this call created the file. Of several processes that publish to one path, the first wins.
-
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _beside(path) as (file, aside):

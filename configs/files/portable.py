@@ -1,4 +1,4 @@
-"""Paths in files that are meant to be shared: relative to the file's own folder, so that they name nobody's machine."""
+"""Paths in files that are meant to be shared: they are relative to the file's own folder, so that they name nobody's machine."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ import yaml
 from configs.experiment import Experiment, StoreLocation
 
 MARKER, HERE = "paths", "relative to this file"
-"""Top-level key and value of a saved config whose paths lead from its own folder."""
+"""Top-level key and value that mark a saved config whose paths are relative to its own folder."""
 PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.checkpoint", "model.clip")
-"""Fields that hold a path; the weights of methods do too."""
+"""Fields that hold a path; the weights of methods are paths too."""
 OR_A_NAME = ("model.checkpoint", "model.clip")
-"""Those of them that may be a hub id."""
+"""Fields of PLACES that may hold a hub id instead of a path."""
 
 
 def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """Return the resolved config as JSON values, its paths relative to `folder`, where it is about to be written."""
+    """Return the resolved config as JSON values, its paths relative to `folder`, where the caller writes the config."""
     content = experiment.model_dump(mode="json")
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
@@ -28,7 +28,10 @@ def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the content of a config file; where `saved` wrote it, its paths lead from the working directory again."""
+    """Return the content of a config file that lies in `folder`.
+
+    The paths of a config that `saved` made become relative to the working directory again.
+    """
     if raw.get(MARKER) != HERE:
         return raw
     content = deepcopy({key: value for key, value in raw.items() if key != MARKER})
@@ -39,7 +42,7 @@ def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def redacted(config: bytes) -> str:
-    """Return a config for a copy that leaves this machine: of each path only its last part."""
+    """Return a config for a copy that leaves this machine: each path is cut to its last part."""
     content = _mapping(yaml.safe_load(config))
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
@@ -48,7 +51,7 @@ def redacted(config: bytes) -> str:
 
 
 def moved(config: bytes, old: Path, new: Path) -> str:
-    """Return a saved config for another folder, with paths that lead to the same places."""
+    """Return a config that moves from the folder `old` to `new`; its paths still lead to the same files."""
     content = _mapping(yaml.safe_load(config))
     if content.get(MARKER) == HERE:
         content = {MARKER: HERE} | read(content, old)
@@ -59,29 +62,29 @@ def moved(config: bytes, old: Path, new: Path) -> str:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a checkpoint's name is a folder and no hub id; one that ends in a slash is a folder of another machine."""
+    """Check whether `source` names a folder and not a hub id; a name that ends in a slash is a folder of another machine."""
     return source.startswith(".") or source.endswith("/") or Path(source).is_absolute() or Path(source).is_dir()
 
 
 def location(store: StoreLocation, folder: Path) -> str:
-    """Return where a store is, for a file in `folder`: a URL as it is, a path as it leads from there."""
+    """Return the location of a store for a file in `folder`: a URL unchanged, a path relative to that folder."""
     return relative(store, folder) if isinstance(store, Path) else store
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Return a path as it leads from `folder`, beginning with `./` or `../`."""
-    found = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
-    return found if found.startswith("..") else f"./{found}"
+    """Return `path` relative to `folder`, beginning with `./` or `../`."""
+    way = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    return way if way.startswith("..") else f"./{way}"
 
 
 def _from_here(path: Path) -> str:
-    """Return a path as it leads from the working directory, where it lies below it; otherwise from the root."""
+    """Return a path relative to the working directory if it lies below that directory, otherwise an absolute path."""
     whole = Path(os.path.normpath(path.absolute()))
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
 def _paths(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Find the fields that hold a path: the mapping, the key in it, and the dotted name."""
+    """Yield the fields that hold a path: the mapping, the key in it, and the dotted name."""
     for place in PLACES:
         section, _, field = place.rpartition(".")
         holder = _mapping(content.get(section)) if section else content
@@ -95,5 +98,5 @@ def _paths(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]
 
 
 def _mapping(given: Any) -> dict[str, Any]:
-    """The same mapping; an empty one for anything else, which the config's types will refuse."""
+    """Return `given` if it is a mapping, otherwise an empty mapping: the config's types refuse anything else later."""
     return cast("dict[str, Any]", given) if isinstance(given, dict) else {}

@@ -1,4 +1,4 @@
-"""A text file that says of itself whether it is as it was written: its last line is a comment with a sha256 of the others."""
+"""Seals of text files: the last line is a comment with the sha256 of all lines above it, so that an edit can be detected."""
 
 import hashlib
 
@@ -6,17 +6,20 @@ _SEAL = b"# sha256 of the lines above: "
 
 
 def sealed(text: str) -> str:
-    """A text with its seal."""
+    """Return `text` with a seal as its last line."""
     return text + _seal_of(text.encode()).decode()
 
 
 def sealed_as(text: str, original: bytes) -> str:
-    """A text that takes the place of another: with a seal where that has one."""
+    """Return `text`, which replaces the file `original`: with a seal if that file has a seal."""
     return sealed(text) if _SEAL in original else text
 
 
 def is_as_sealed(data: bytes) -> bool:
-    """Whether a file is as it was written; a file without a seal is of an earlier version, and nobody can tell."""
+    """Check whether a file is unchanged since it was written.
+
+    A file without a seal is accepted: an earlier version wrote it, so an edit cannot be detected.
+    """
     lines, _, last = data.rstrip(b"\n").rpartition(b"\n")
     if not last.startswith(b"#") and _SEAL.strip(b"# ") not in last:
         return True

@@ -1,1 +1,1 @@
-"""From the text of a config to checked values, and from wrong values to sentences."""
+"""Parsing of configs: text becomes checked values, and wrong values become sentences."""

@@ -1,4 +1,4 @@
-"""What a config's field takes, read from its type: in a help text, and in the text of a flag."""
+"""Field types of the config: how a help text shows them, and how the text of a flag is read by them."""
 
 import types
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from configs.parsing.strict_yaml import parse
 
 NULLS = ("", "null", "~")
-"""Texts of a flag that stand for no value, where a field may have none."""
+"""Texts of a flag that mean null, for a field that may be null."""
 _WORDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH", Any: "VALUE"}
 
 
 def alternatives(kind: Any) -> Iterator[Any]:
-    """The members of a union, or the one type, without what pydantic is told beside a type."""
+    """Yield the members of a union, or the type itself, without the annotations that pydantic reads."""
     origin = get_origin(kind)
     if origin is Annotated:
         yield from alternatives(get_args(kind)[0])
@@ -28,7 +28,9 @@ def alternatives(kind: Any) -> Iterator[Any]:
 
 
 def as_list(given: Any, kind: Any) -> Any:
-    """Split a text at its commas, and wrap a number, where `kind` takes a list and no such word.
+    """Split a text at its commas, and put a number in a list, if `kind` takes a list.
+
+    A text that `kind` takes as a word, such as `all`, stays a text; so does everything where `kind` takes no list.
 
     >>> as_list("64,32", tuple[int, ...]), as_list(64, tuple[int, ...]), as_list("a,b", str)
     (['64', '32'], [64], 'a,b')
@@ -43,10 +45,10 @@ def as_list(given: Any, kind: Any) -> Any:
 
 
 def flag_value(text: str, kind: Any) -> Any:
-    """Read the text of a flag: lists and mappings are YAML, null is no value; all else is what was typed.
+    """Read the text of a flag: lists and mappings are YAML, null means no value, and any other text stays as it was typed.
 
-    So a path keeps what YAML would take for a comment, and a revision of digits its zeros. Raises ValueError for what is
-    not YAML.
+    So a path keeps a part that YAML would read as a comment, and a revision of digits keeps its zeros. Raises ValueError for
+    a list or a mapping that is not valid YAML.
     """
     members = list(alternatives(kind))
     if text in NULLS and type(None) in members:
@@ -72,27 +74,27 @@ def in_words(kind: Any) -> str:
     )
 
 
-def bounds(kind: Any, told: tuple[Any, ...] = ()) -> str:
-    """Write the smallest and the largest number that a type takes, such as `> 0`.
+def bounds(kind: Any, annotations: tuple[Any, ...] = ()) -> str:
+    """Write the smallest and the largest number that a type takes, such as `> 0`; `annotations` stand outside the type.
 
     >>> bounds(tuple[Annotated[int, Gt(0)], ...])
     '> 0'
     """
-    found = [
-        f"{sign} {getattr(one, key)}"
-        for one in told
+    limits = [
+        f"{sign} {getattr(annotation, key)}"
+        for annotation in annotations
         for constraint, sign, key in ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"), (Le, "<=", "le"))
-        if isinstance(one, constraint)
+        if isinstance(annotation, constraint)
     ]
     if get_origin(kind) is Annotated:
         inner, *beside = get_args(kind)
-        return bounds(inner, (*told, *beside))
+        return bounds(inner, (*annotations, *beside))
     inside = [bounds(member) for member in get_args(kind) if get_origin(kind) is not Literal]
-    return ", ".join(dict.fromkeys([*found, *filter(None, inside)]))
+    return ", ".join(dict.fromkeys([*limits, *filter(None, inside)]))
 
 
 def value_in_words(value: Any) -> str:
-    """Write a default as it could be typed; nothing where there is none.
+    """Write a default as a user would type it; an empty text where the field has no default.
 
     >>> value_in_words((64, 32)), value_in_words(True), value_in_words(None)
     ('64,32', 'true', '')

@@ -1,14 +1,14 @@
-"""The word that was likely meant where one is misspelt."""
+"""Suggestions for misspelt words."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 MAX_LISTED = 12
-"""Names that a sentence lists where none is near."""
+"""Largest number of known names that a message lists when no name is near."""
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Return the end of a sentence about a word that is not known: the nearest known word, or the known ones.
+    """Return the end of a sentence about an unknown word: the nearest known word, or else the known words.
 
     >>> did_you_mean("budgest", ["budgets", "methods"])
     ': did you mean budgets?'
@@ -24,7 +24,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def no_such(kind: str, word: object, known: Iterable[str]) -> str:
-    """Return the sentence about a name that is not known.
+    """Return the sentence about an unknown name.
 
     >>> no_such("pruner", "randon", ["random", "keep_all"])
     "no such pruner (got 'randon'): did you mean random?"

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (YAML may hold anything)
-"""What is wrong with a config, in sentences: where, what was expected, what came, and what was likely meant."""
+"""The problems of a config as sentences: where, what was expected, what came, and what was likely meant."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,75 +14,76 @@ from configs.parsing.nearest import did_you_mean
 from configs.parsing.redact import without_credentials
 
 Path = tuple[str | int, ...]
-"""Keys and places in lists that lead to a value, such as `("prune", "methods", 0, "name")`."""
+"""Keys and list indices that lead to a value, such as `("prune", "methods", 0, "name")`."""
 MAX_PROBLEMS = 20
-"""Problems that a message lists; it counts those that are left out."""
+"""Largest number of problems that a message lists; the message counts the remaining problems."""
 _SHOWN = 80
-"""Characters of a wrong value or key in a message."""
+"""Largest number of characters of a wrong value or key in a message."""
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
 _MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a config."""
+    """One problem of a config."""
 
     path: Path
-    """What it is about."""
-    said: str
+    """The value or the key that is wrong."""
+    message: str
     """What was expected, what came, what to do."""
 
     def __str__(self) -> str:
-        """The sentence after the dotted path."""
-        return f"{dotted(self.path)}: {self.said}"
+        """Write the message behind the dotted path."""
+        return f"{dotted(self.path)}: {self.message}"
 
 
 def dotted(path: Path) -> str:
-    """Write a path with dots, shortened where somebody's key is very long."""
+    """Write a path with dots; very long keys are shortened."""
     return ".".join(_cut(str(part)) for part in path)
 
 
 def problems_of(
     error: ValidationError, given: Any, known: Mapping[str, type[BaseModel] | None], below: Path = ()
 ) -> list[Problem]:
-    """Turn what pydantic found into problems, one for each value.
+    """Turn the errors of pydantic into problems, one for each value.
 
     Args:
-        error: What pydantic raised.
-        given: What it validated; it tells the keys of the config in an error's place from pydantic's own words.
-        known: The keys that `given` may have, each with the model of what stands under it.
+        error: The exception that pydantic raised.
+        given: The values that pydantic validated; they tell the config's own keys in an error's location from the words that
+            pydantic adds.
+        known: The keys that `given` may have, each with the model of the section under it, or None.
         below: The path of `given` in the config.
 
     """
-    said: dict[Path, list[str]] = {}
+    messages: dict[Path, list[str]] = {}
     came: dict[Path, str] = {}
-    for found in error.errors(include_url=False, include_context=False):
-        kind, path = found["type"], _path(found["loc"], given)
+    for detail in error.errors(include_url=False, include_context=False):
+        kind, path = detail["type"], _path(detail["loc"], given)
         if kind in _UNKNOWN:
-            path = tuple(found["loc"])
-            said[path] = ["unknown key" + _meant(path, known)]
+            path = tuple(detail["loc"])
+            messages[path] = ["unknown key" + _meant(path, known)]
         elif kind in _MISSING:
-            said[(*path, found["loc"][-1])] = ["expected a value, there is none: add the key"]
+            messages[(*path, detail["loc"][-1])] = ["expected a value, there is none: add the key"]
         else:
             message = re.sub(
-                "Input should be( (?=greater|less))?", _expected, found["msg"].removeprefix("Value error, ")
+                "Input should be( (?=greater|less))?", _expected, detail["msg"].removeprefix("Value error, ")
             )
-            said.setdefault(path, []).append(message)
-            meant = did_you_mean(found["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
-            came[path] = f" (got {short(found['input'])})" + (meant if meant.startswith(": did") else "")
+            messages.setdefault(path, []).append(message)
+            meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
+            came[path] = f" (got {short(detail['input'])})" + (meant if meant.startswith(": did") else "")
     return [
-        Problem((*below, *path), " or ".join(dict.fromkeys(messages)).replace(" or expected", " or") + came.get(path, ""))
-        for path, messages in said.items()
-    ]  # fmt: skip
+        Problem((*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + came.get(path, ""))
+        for path, each in messages.items()
+    ]
 
 
 def short(value: Any) -> str:
-    """Write a value as it came, shortened."""
+    """Write a value as the user gave it, shortened and without credentials."""
     return _cut(without_credentials(repr(value)))
 
 
 def listed(problems: Iterable[str]) -> str:
-    """List problems one to a line, the first ones and how many more there are."""
+    """List the first MAX_PROBLEMS problems, one per line, and count the remaining problems."""
     rest = iter(problems)
     first = "".join(f"\n  {problem}" for problem in islice(rest, MAX_PROBLEMS))
     left = sum(1 for _ in rest)
@@ -94,7 +95,7 @@ def _expected(match: re.Match[str]) -> str:
 
 
 def _path(location: tuple[str | int, ...], given: Any) -> Path:
-    """The keys of a config in pydantic's place of an error, which also names the member of a union that it tried."""
+    """Return the config's keys in the location of an error; pydantic also puts the union member that it tried there."""
     path: list[str | int] = []
     for part in location:
         if isinstance(part, str) and not (isinstance(given, dict) and part in given):
@@ -108,7 +109,7 @@ def _path(location: tuple[str | int, ...], given: Any) -> Path:
 
 
 def _meant(path: Path, known: Mapping[str, type[BaseModel] | None]) -> str:
-    """The nearest key beside an unknown one, or the same key in another section."""
+    """Suggest the nearest key beside an unknown key, or the same key in another section."""
     *parents, leaf = map(str, path)
     beside: Mapping[str, type[BaseModel] | None] = known
     for key in parents:
@@ -122,12 +123,12 @@ def _meant(path: Path, known: Mapping[str, type[BaseModel] | None]) -> str:
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """The keys of a model, each with the model of what stands under it, if that is one."""
-    found: dict[str, type[BaseModel] | None] = {}
+    """Return the keys of a model, each with the model of its value, or None for a plain value."""
+    models: dict[str, type[BaseModel] | None] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
-        found[name] = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return found
+        models[name] = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return models
 
 
 def _cut(text: str) -> str:

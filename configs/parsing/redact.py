@@ -1,4 +1,4 @@
-"""Messages without credentials: what a URL says before its @ and in its secret parameters is nobody's business."""
+"""Removing credentials from messages: the user and the password before the @ of a URL, and its secret parameters."""
 
 import logging
 import re
@@ -19,8 +19,8 @@ def without_credentials(text: str) -> str:
 
 
 class Redacting(logging.Formatter):
-    """Write a log's messages without credentials."""
+    """A log formatter that writes messages without credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As the base class, redacted."""
+        """Format a record as the base class does, then remove credentials."""
         return without_credentials(super().format(record))

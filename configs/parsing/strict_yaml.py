@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (PyYAML is typed in part)
-"""YAML as a config may be: plain data, of bounded size, no key given twice, and the line of every value known.
+"""Strict YAML for configs: plain data of bounded size, no key given twice, and the line of every value known.
 
-Files and flags are read by `parse` alone, so that both refuse the same text in the same words.
+`parse` reads both files and flags, so that both refuse the same text in the same words.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,21 +12,21 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 50
-"""Lists and mappings inside each other."""
+"""Largest depth of lists and mappings inside each other."""
 MAX_VALUES = 50_000
-"""Values after every alias is written out."""
+"""Largest number of values after every alias is written out."""
 MAX_CHARACTERS = 1_000_000
-"""Characters of all keys and values after every alias is written out."""
+"""Largest number of characters of all keys and values after every alias is written out."""
 MAX_NUMBER = 1_000
-"""Characters of a number, a date or another value that is not text."""
+"""Largest number of characters of a number, a date or another value that is not text."""
 _TEXT = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of a silent last-one-wins."""
+    """A safe YAML loader that refuses a key given twice, where PyYAML silently keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As the base class, refusing duplicates; `<<` takes over what it names, and may be overridden."""
+        """Build a mapping as the base class does, but refuse duplicate keys; keys that `<<` merges in may be overridden."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge":
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As the base class, naming the line of what cannot be what its form or its tag says."""
+        """Build a value as the base class does; name the line of a value that does not fit its form or its tag."""
         kind = node.tag.replace("tag:yaml.org,2002:", "!!")
         if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > MAX_NUMBER:
             raise _wrong(node.start_mark, f"{kind} of more than {MAX_NUMBER:,} characters")
@@ -54,27 +54,32 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the values of a text stand."""
+    """The positions of a text's values, to name their lines in messages."""
 
     root: yaml.Node | None = None
 
     def line(self, path: Sequence[str | int]) -> int | None:
-        """Return the line of a value, or of the nearest value around it; None for the whole text."""
+        """Return the line of the value at `path`, or of the nearest value around it; None for the whole text."""
         node, line = self.root, None
         for part in path:
             inner = _inner(node)
             if str(part) not in inner:
                 break
-            where, node = inner[str(part)]
-            line = where.start_mark.line + 1
+            marked, node = inner[str(part)]
+            line = marked.start_mark.line + 1
         return line
 
 
 def parse(text: str) -> tuple[Any, Places]:
-    """Read the one document in `text`; return it, and where its values stand.
+    """Read the only document in `text`.
 
-    Raises ValueError, with the line where there is one, for what is not YAML, for tags that would build objects, and for
-    text that is deeper or, its aliases written out, larger than a config can be.
+    Returns:
+        The document, and the positions of its values.
+
+    Raises:
+        ValueError: The text is not YAML, has tags that would build objects, or is deeper or (with its aliases written out)
+            larger than a config can be; the message names the line where the line is known.
+
     """
     try:
         loader = _Loader(text)
@@ -83,9 +88,9 @@ def parse(text: str) -> tuple[Any, Places]:
         value = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        said = " ".join(str(error.problem or error.context).split())
-        raise ValueError(where + said + ("; indent with spaces" if "\\t" in said else "")) from None
+        position = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        problem = " ".join(str(error.problem or error.context).split())
+        raise ValueError(position + problem + ("; indent with spaces" if "\\t" in problem else "")) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     return value, Places(node)
@@ -97,7 +102,7 @@ def _wrong(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:
 
 @dataclass
 class _Size:
-    """Values and characters of a part of a text, its aliases written out."""
+    """The number of values and characters of a part of a text, with its aliases written out."""
 
     values: int = 0
     characters: int = 0
@@ -108,7 +113,7 @@ class _Size:
 
 
 def _require_bounded(text: str) -> None:
-    """Measure the text as it would be with every alias written out, before any value is built."""
+    """Refuse a text that is too large with every alias written out, before any value is built."""
     sizes, anchors = [_Size()], [None]
     of_anchor: dict[str, _Size] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -133,14 +138,14 @@ def _require_bounded(text: str) -> None:
             (sizes[-1].characters, MAX_CHARACTERS, "characters"),
         ):
             if count > limit:
-                said = f"more than {limit:,} {unit}, counting what aliases (*name) stand for"
-                raise _wrong(event.start_mark, said)
+                message = f"more than {limit:,} {unit}, counting what aliases (*name) stand for"
+                raise _wrong(event.start_mark, message)
 
 
 def _inner(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """What stands directly inside a node, by key or by place: the node to point at and the value's node."""
+    """Return the values directly inside a node, by key or by index: the node whose line is named, and the value's node."""
     if isinstance(node, yaml.MappingNode):
         return {str(key.value): (key, value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
-        return {str(place): (value, value) for place, value in enumerate(node.value)}
+        return {str(index): (value, value) for index, value in enumerate(node.value)}
     return {}

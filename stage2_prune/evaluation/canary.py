@@ -1,7 +1,7 @@
-"""The layer loop against the stock model it stands for, on one prompt, before anything is pruned inside.
+"""Compare the layer loop with the stock model on one prompt, before anything is pruned inside the language model.
 
 The layer loop (language/layer_loop.py) calls parts of transformers that may change in any version. So the loaded model
-answers one prompt twice, as stock and through a loop that drops nothing; docs/exactness.md says what that costs.
+answers one prompt twice: as the stock model, and through a loop that drops nothing. docs/exactness.md says what that costs.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -22,28 +22,31 @@ from store.checkpoint.versions import remedy
 from store.questions.question import Question
 
 STEPS = 3
-"""Generated tokens: the prompt is read once and gone on from twice, from the cache."""
+"""Number of generated tokens: the prompt is read once, then the cache is continued twice."""
 RELATIVE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-"""How far logits may differ, by dtype, as a share of the largest one; on a CPU not at all."""
+"""Allowed difference of logits on a GPU, by dtype, as a share of the largest logit. On a CPU no difference is allowed."""
 _CHANGED_CALLS = (TypeError, AttributeError, ValueError, LookupError)
-"""What Python raises where a function or a result of another library has changed its form."""
+"""Errors that Python raises if a function or a result of another library has changed its form."""
 
 
 @dataclass(frozen=True)
 class KeepsAll:
-    """A hook that is asked before every layer, and drops nothing."""
+    """A hook of the layer loop that is asked before every layer and drops nothing."""
 
     layers: Collection[int]
 
     def drop(self, site: Site) -> Drop:
-        """All visual tokens stay."""
+        """Keep all visual tokens."""
         return Drop(torch.arange(site.visual, device=site.hidden.device))
 
 
 def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Question]) -> None:
     """Compare the layer loop with the stock model on the first question, if any of the cells prunes inside the model.
 
-    Raises StockDiffers (exit 4) where they differ, and PrunerMisused (exit 2) for a model that the loop does not know.
+    Raises:
+        StockDiffers: (exit 4) if their answers differ.
+        PrunerMisused: (exit 2) for a model that the loop does not know.
+
     """
     if not asked or not any(isinstance(cell.pruner, InLLMPruner) for cell in cells):
         return
@@ -58,21 +61,20 @@ def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Qu
 
 
 def compare_with_stock(language: Language, prompt: Batch) -> None:
-    """Answer a batch of one prompt as the stock model and through the layer loop; raises as `check_layer_loop` does."""
+    """Answer a batch of one prompt as the stock model and through the layer loop; raise what `check_layer_loop` raises."""
     depth: int = language.model.config.num_hidden_layers
-    unending = replace(
-        language, eos_token_ids=(language.image_token_id,)
-    )  # models end answers early, but not with an image
+    # A model may end its answer early, but never with an image: this end token lets it generate all STEPS tokens.
+    unending = replace(language, eos_token_ids=(language.image_token_id,))
     looped = PruningLanguage(**vars(unending), hook=KeepsAll(range(1, depth)), positions="original")
-    looped.answering(prompt.slots)  # refuses a model that the loop does not know
+    looped.answering(prompt.slots)  # refuse a model that the loop does not know
     stock = generate(unending, prompt, STEPS)
     try:
         own = generate(looped, prompt, STEPS)
     except _CHANGED_CALLS as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise StockDiffers(
             f"expected the layer loop to answer through the layers of {type(language.model).__name__}, it ends in "
-            f"{type(error).__name__} ({said:.200}); {remedy()}, or leave methods inside the language model out"
+            f"{type(error).__name__} ({message:.200}); {remedy()}, or leave methods inside the language model out"
         ) from error
     difference = _difference(stock, own, language)
     if difference:
@@ -83,9 +85,9 @@ def compare_with_stock(language: Language, prompt: Batch) -> None:
 
 
 def _difference(stock: Answers, own: Answers, language: Language) -> str | None:
-    """Say what is different, None where nothing is: on a CPU to the bit, elsewhere as far as rounding explains it."""
+    """Describe how two answers differ; None if they agree: bit for bit on a CPU, within rounding elsewhere."""
     if not stock.logits.isfinite().all():
-        return None  # the model's own overflow, which is said where questions are answered
+        return None  # the model's own overflow, which is reported when questions are answered
     if not torch.equal(stock.tokens, own.tokens):
         return f"it says the tokens {own.tokens[0].tolist()}, the stock model {stock.tokens[0].tolist()}"
     if torch.equal(stock.logits, own.logits):

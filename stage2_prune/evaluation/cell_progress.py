@@ -1,4 +1,4 @@
-"""The cells of an evaluation with what is on disk of each, and what each was made with."""
+"""Open the cells of an evaluation with the answers that are on disk, and record the settings that make each cell."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,18 @@ _TIMES = ("selector_ms_per_image", "selector_ms_range")
 
 @dataclass
 class Progress:
-    """One cell while it is evaluated."""
+    """A cell while it is evaluated: its predictions so far, its settings, and the time of its selector."""
 
     cell: Cell
     file: PredictionFile
     identity: dict[str, Any]
+    """The settings that the cell's predictions are made with."""
     section: EvalSection
     selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
-    """Seconds of the method itself and images, of every batch answered now."""
+    """For each batch answered by this command: seconds of the method itself, and number of images."""
 
     def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
-        """What `cells.json` keeps of it; the time of its selector as it was before, where nothing was answered now."""
+        """Make the cell's record for `cells.json`; if nothing was answered now, keep the selector's time from `before`."""
         return {
             "identity": self.identity,
             "left_out": self.file.left_out,
@@ -40,7 +41,7 @@ class Progress:
         }
 
     def _times(self) -> dict[str, Any]:
-        """Milliseconds per image: the mean, and the fastest and slowest batch, of which two or more tell the noise."""
+        """Give the milliseconds per image: the mean, and the fastest and slowest of two or more batches, to show the noise."""
         batches = [1000 * seconds / images for seconds, images in self.selector]
         mean = 1000 * sum(seconds for seconds, _ in self.selector) / sum(images for _, images in self.selector)
         return dict(zip(_TIMES, (mean, [min(batches), max(batches)] if len(batches) > 1 else None), strict=True))
@@ -53,32 +54,24 @@ def open_progress(
     asked: Sequence[Question],
     overwrite: bool,
 ) -> list[Progress]:
-    """The cells with what is on disk of each; its identity is recorded before its first prediction.
+    """Open every cell with its answers on disk, and record the settings of each cell before its first prediction.
 
-    Raises OtherRun (exit 2) for predictions of other settings, DamagedRun (exit 4) for files that are not as written.
+    Args:
+        session: the opened store and model.
+        cells: the cells to evaluate.
+        digests: digests of the weights that methods use, by label.
+        asked: the questions.
+        overwrite: whether to delete the predictions that are there.
+
+    Raises:
+        OtherRun: (exit 2) for predictions of other settings.
+        DamagedRun: (exit 4) for damaged files.
+
     """
     experiment = session.experiment
     folder = experiment.run_dir / "eval"
-    features, common = session.features, _identity(session)
-    identities = {
-        cell.name: common
-        | {
-            "pruner": cell.label,
-            "parameters": json.loads(json.dumps(cell.pruner.parameters())),
-            "code": sha256(cell.pruner.file.read_bytes()).hexdigest(),
-            "code_with_imports": cell.pruner.code,
-            "weights": digests.get(cell.label),
-            "features": {
-                name: digest(fingerprint)
-                for name, fingerprint in features.fingerprints(cell.pruner.needs | {features.source}).items()
-            },
-            "keep": cell.keep,
-            "positions": cell.positions,
-            "seed": cell.seed,
-        }
-        | ({"tokens_per_layer": list(cell.schedule.tokens_per_layer)} if cell.pruner.place == "in_llm" else {})
-        for cell in cells
-    }
+    conditions = _conditions(session)
+    identities = {cell.name: conditions | _identity(session, cell, digests.get(cell.label)) for cell in cells}
     if not overwrite:
         refuse_other_runs(folder, identities)
     todo: list[Progress] = []
@@ -95,7 +88,26 @@ def open_progress(
     return todo
 
 
-def _identity(session: Session) -> dict[str, Any]:
-    """Everything but the cell itself and the question that a prediction depends on."""
+def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, Any]:
+    """Describe a cell as its predictions depend on it; `weights` is the digest of the weights that its method uses."""
+    arrays = session.features.fingerprints(cell.pruner.needs | {session.features.source})
+    described: dict[str, Any] = {
+        "pruner": cell.label,
+        "parameters": json.loads(json.dumps(cell.pruner.parameters())),
+        "code": sha256(cell.pruner.file.read_bytes()).hexdigest(),
+        "code_with_imports": cell.pruner.code,
+        "weights": weights,
+        "features": {name: digest(fingerprint) for name, fingerprint in arrays.items()},
+        "keep": cell.keep,
+        "positions": cell.positions,
+        "seed": cell.seed,
+    }
+    if cell.pruner.place == "in_llm":
+        described["tokens_per_layer"] = list(cell.schedule.tokens_per_layer)
+    return described
+
+
+def _conditions(session: Session) -> dict[str, Any]:
+    """Gather everything that a prediction depends on beside its cell and its question."""
     section = session.experiment.eval
     return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -1,4 +1,4 @@
-"""The grid of an evaluation: every (pruner, budget, positions, seed) of a config."""
+"""Plan the grid of an evaluation: a cell for every (pruner, budget, positions, seed) of a config."""
 
 import re
 from collections import Counter
@@ -19,36 +19,36 @@ from stage2_prune.pruning.schedule import Schedule, published, whole
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to evaluate."""
+    """One combination of method, budget, positions and seed: the unit of an evaluation, with a predictions file of its own."""
 
     label: str
-    """The method's name, with its parameters where the config names one method more than once."""
+    """The method's name, followed by its parameters if the config names one method more than once."""
     pruner: Pruner
     keep: int | float | str | None
-    """The budget as the config states it; None for a method that decides by itself."""
+    """The budget as the config states it; None for a method that decides its number of tokens itself."""
     positions: Positions
     seed: int | None
-    """None for a method that is not randomised."""
+    """The seed; None for a method that is not randomised."""
     schedule: Schedule
-    """Visual tokens that enter each layer: the same everywhere for a method that drops before the language model."""
+    """Visual tokens that enter each layer: the same number everywhere if the method drops before the language model."""
 
     @property
     def name(self) -> str:
-        """The name of its predictions file."""
+        """The cell's name, which is also the name of its predictions file."""
         seed = "" if self.seed is None else f"-seed{self.seed}"
         keep = OWN if self.keep is None else file_part(self.keep)
         return f"{self.label}-{keep}-{self.positions}{seed}"
 
 
 _LONGEST = 120
-"""Characters of a label."""
+"""The largest number of characters in a label."""
 OWN = "own"
-"""In names, the number of tokens of a method that decides by itself."""
+"""Stands in names for the budget of a method that decides its number of tokens itself."""
 
 
 @dataclass(frozen=True)
 class Unavailable:
-    """A method whose needs cannot be met; reported beside the results."""
+    """A method whose needs cannot be met; results list it with the reason."""
 
     pruner: str
     reason: str
@@ -56,7 +56,7 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class Unmet:
-    """A budget that a method cannot meet; reported beside the results."""
+    """A budget that a method cannot meet; results list it with the reason."""
 
     pruner: str
     keep: int | float | str
@@ -66,7 +66,12 @@ class Unmet:
 
 
 def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
-    """The pruners of `prune.methods` by label, in the order of the config."""
+    """Build the pruners of `prune.methods`, by label, in the order of the config.
+
+    Raises:
+        PrunerMisused: (exit 2) if `prune.methods` is empty or names a method twice with the same parameters.
+
+    """
     if not experiment.prune.methods:
         raise PrunerMisused("expected pruners to evaluate, prune.methods is empty: name one, such as keep_all")
     classes = plugin.find_all(pruners, Pruner)
@@ -82,14 +87,17 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     return built
 
 
-def label_with(method: str, said: str) -> str:
-    """The label of a method with what tells it apart, which begins the names of files; a digest of that if it is long."""
-    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{said}")
-    return label if len(label) <= _LONGEST else f"{method}@{sha256(said.encode()).hexdigest()[:16]}"
+def label_with(method: str, details: str) -> str:
+    """Join a method's name and the details that tell it apart to a label, which begins file names.
+
+    A label that would be too long has a digest in place of the details.
+    """
+    label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{details}")
+    return label if len(label) <= _LONGEST else f"{method}@{sha256(details.encode()).hexdigest()[:16]}"
 
 
 def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
-    """The pruner of a method of the config; a trained one knows the folder of its weights, if the config names one."""
+    """Build the pruner of a config's method; give a trained pruner the folder of its weights if the config names one."""
     pruner: Pruner = build_pruner(method, classes)
     if method.weights is None:
         return pruner
@@ -101,7 +109,7 @@ def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
 
 
 def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:
-    """The methods whose questions can be read, and those whose cannot."""
+    """Split methods into those whose inputs can be provided and those that read CLIP text where no CLIP is configured."""
     lacks_text = {label for label, pruner in methods.items() if "clip_text" in pruner.reads and model.clip is None}
     reason = "needs CLIP's text encoder: name a checkpoint with --clip, in `extract` too"
     return (
@@ -123,19 +131,27 @@ def check_budgets(experiment: Experiment, patches: int) -> None:
 def plan(
     experiment: Experiment, methods: Mapping[str, Pruner], patches: int, depth: int
 ) -> tuple[list[Cell], list[Unmet]]:
-    """Every cell, in the order of the config: methods, then budgets, positions and seeds; and what cannot be met.
+    """List every cell in the order of the config: methods, then budgets, positions and seeds.
 
-    `depth` is the number of the language model's layers.
+    Args:
+        experiment: the config.
+        methods: the pruners by label.
+        patches: the number of visual tokens per image.
+        depth: the number of the language model's layers.
+
+    Returns:
+        The cells, and the budgets that a method cannot meet.
+
     """
     section = experiment.prune
     cells: list[Cell] = []
     unmet: list[Unmet] = []
     for label, pruner in methods.items():
         fixed = pruner.budget == "fixed"
-        once = fixed and pruner.place == "before_llm"  # references: run once
-        places = _positions(section.positions, pruner)[: 1 if once else None]
+        once = fixed and pruner.place == "before_llm"  # a reference such as keep_all runs once
+        choices = _positions(section.positions, pruner)[: 1 if once else None]
         for budget in (0,) if fixed or pruner.adaptive else tuple(dict.fromkeys(section.budgets)):
-            for positions in places:
+            for positions in choices:
                 try:
                     schedule = _schedule(pruner, patches, depth, budget, positions, section.match)
                 except Infeasible as impossible:
@@ -149,7 +165,7 @@ def plan(
 def _schedule(
     pruner: Pruner, patches: int, depth: int, budget: int | float | str, positions: Positions, match: Match
 ) -> Schedule:
-    """What enters each layer; Infeasible where the method cannot meet the budget."""
+    """Plan how many visual tokens enter each layer; raise Infeasible if the method cannot meet the budget."""
     if isinstance(pruner, InLLMPruner):
         schedule = (
             published(budget, pruner.published(patches, depth))
@@ -159,7 +175,7 @@ def _schedule(
         check_positions(schedule, positions)
         return schedule
     if pruner.adaptive:
-        return Schedule(depth, patches)  # the most that it may keep; predictions say what it kept
+        return Schedule(depth, patches)  # the most that the method may keep; predictions record what it kept
     return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else whole(budget, patches))
 
 
@@ -169,7 +185,7 @@ def _positions(asked: tuple[str, ...], pruner: Pruner) -> tuple[Positions, ...]:
 
 
 def _seeded(cell: Cell, seeds: int) -> list[Cell]:
-    """The cell once per seed, from the pruner's own seed on; as it is, if the method is not randomised."""
+    """Repeat the cell once per seed, from the pruner's own seed on; a method that is not randomised stays one cell."""
     if not cell.pruner.randomised:
         return [cell]
     first: int = cell.pruner.parameters()["seed"]

@@ -1,11 +1,13 @@
-"""Accuracy with its uncertainty: questions about one image hang together, so images are resampled."""
+"""Give accuracies with their uncertainty by resampling images, because questions about one image depend on each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 _DRAWS_AT_ONCE = 4_000_000
+"""Number of random integers that lie in memory at a time."""
 
 
 def interval(
@@ -15,28 +17,54 @@ def interval(
     seed: int,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Bootstrap percentile interval of mean `right`, clustered by `image` (0, 1, …); it contains the mean.
+    """Estimate the bootstrap percentile interval of mean `right`, clustered by image; the interval contains the mean.
 
-    `right` is a question's share of correct seeds. The same images are drawn for every method with the same
-    seed, so intervals of two methods move together.
+    The same images are drawn for every method with the same seed, so the intervals of two methods move together.
+
+    Args:
+        right: each question's share of seeds that answered right.
+        image: the number of each question's image (0, 1, …).
+        resamples: the number of times that images are drawn.
+        seed: the seed of these draws.
+        level: the share of resampled means that lie in the interval.
+
     """
     sums, counts = np.bincount(image, weights=right), np.bincount(image)
+    means = [sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in _drawn(len(counts), resamples, seed)]
+    low, high = _around(right.mean(), means, level)
+    return float(low), float(high)
+
+
+def intervals(
+    values: Float[np.ndarray, "image column"], resamples: int, seed: int, level: float = 0.95
+) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
+    """Estimate the interval of each column's mean, as `interval` does; the same images are drawn for all columns."""
+    images = len(values)
+    means: list[Float[np.ndarray, "resample column"]] = []
+    for drawn in _drawn(images, resamples, seed):
+        times = np.stack([np.bincount(row, minlength=images) for row in drawn])
+        means.append(times @ values / images)
+    return _around(values.mean(0), means, level)
+
+
+def _drawn(images: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "resample image"]]:
+    """Draw as many images as there are, with replacement, `resamples` times; yield a part of the draws at a time."""
     generator = np.random.default_rng(seed)
-    clusters = len(counts)
-    at_once = max(1, _DRAWS_AT_ONCE // clusters)
-    means: list[Float[np.ndarray, " resample"]] = []
+    at_once = max(1, _DRAWS_AT_ONCE // images)
     for start in range(0, resamples, at_once):
-        drawn = generator.integers(clusters, size=(min(at_once, resamples - start), clusters))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    estimate = float(right.mean())
-    return min(float(low), estimate), max(float(high), estimate)
+        yield generator.integers(images, size=(min(at_once, resamples - start), images))
+
+
+def _around(estimate: Any, means: Sequence[np.ndarray], level: float) -> tuple[Any, Any]:
+    """Take the percentile interval of resampled means, widened to contain the estimate."""
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
 def accuracy_interval(
     right: Float[np.ndarray, " question"], images: Sequence[str], resamples: int, seed: int
 ) -> list[float] | None:
-    """`interval` of answers about the images of these names; None for one image, of which resampling says nothing."""
+    """Estimate the `interval` of answers about named images; None for a single image, which resampling cannot vary."""
     clusters = number_clusters(images)
     return list(interval(right, clusters, resamples, seed)) if clusters.max() > 0 else None
 
@@ -47,24 +75,7 @@ def number_clusters(images: Sequence[str]) -> Int[np.ndarray, " question"]:
     return np.array([number.setdefault(image, len(number)) for image in images])
 
 
-def intervals(
-    values: Float[np.ndarray, "image column"], resamples: int, seed: int, level: float = 0.95
-) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
-    """`interval` of every column, whose values are one per image; the same images are drawn for all."""
-    generator = np.random.default_rng(seed)
-    images = len(values)
-    at_once = max(1, _DRAWS_AT_ONCE // images)
-    means: list[Float[np.ndarray, "resample column"]] = []
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(images, size=(min(at_once, resamples - start), images))
-        times = np.stack([np.bincount(row, minlength=images) for row in drawn])
-        means.append(times @ values / images)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    estimate = values.mean(0)
-    return np.minimum(low, estimate), np.maximum(high, estimate)
-
-
 def by_kind(right: Float[np.ndarray, " question"], kinds: Sequence[str | None]) -> dict[str, float]:
-    """Mean of `right` for each kind of question that is named, in alphabetical order."""
+    """Average `right` over each kind of question that is named, in alphabetical order."""
     named = np.array([kind or "" for kind in kinds])
     return {str(kind): float(right[named == kind].mean()) for kind in sorted(set(named) - {""})}

@@ -1,4 +1,4 @@
-"""The plot of an evaluation: accuracy against visual tokens, one line per method."""
+"""Draw the plot of an evaluation: accuracy against visual tokens, one line per method."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,13 +12,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from configs.files.atomic import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind readers."""
+"""Okabe and Ito's palette, whose colours colour-blind readers can tell apart."""
 MARKERS = "osD^vPX"
 _GREY = "#777777"
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    """Write the PNG: logarithmic token axis, 95 % bands, unpruned and blind model as reference lines."""
+    """Write the PNG: logarithmic token axis, 95 % bands, the unpruned and the blind model as reference lines."""
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     curves = _curves(summary["results"])
@@ -46,7 +46,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 def _curves(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by label in order of tokens; reference rows (fixed budgets: all and none) are no curve."""
+    """Group rows by label, in order of tokens; leave out the references keep_all and keep_none, which are no curves."""
     several = len({(row["pruner"], row["positions"]) for row in results}) > len({row["pruner"] for row in results})
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in results:
@@ -70,23 +70,23 @@ def _curve(axes: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str)
 
 
 def ends(row: dict[str, Any]) -> tuple[float, float]:
-    """The ends of an accuracy's interval; of one image, which has none, the accuracy itself."""
+    """Return both ends of an accuracy's interval; the accuracy itself twice where one image gives no interval."""
     low, high = row["ci95"] or (row["accuracy"], row["accuracy"])
     return low, high
 
 
 def _labels(axes: Axes, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Each curve's name at its right end, moved apart where ends are close."""
+    """Write each curve's name at its right end; move names apart where ends are close."""
     if not curves:
         return
     low, high = axes.get_ylim()
     gap = 0.052 * (high - low)
-    ends = sorted(
+    last_points = sorted(
         (rows[-1]["accuracy"], number, label, rows[-1]) for number, (label, rows) in enumerate(curves.items())
     )
-    heights = _spread([end[0] for end in ends], gap)
-    right = max(end[3]["tokens_per_layer_mean"] for end in ends)
-    for height, (accuracy, number, label, row) in zip(heights, ends, strict=True):
+    heights = _spread([accuracy for accuracy, *_ in last_points], gap)
+    right = max(row["tokens_per_layer_mean"] for *_, row in last_points)
+    for height, (accuracy, number, label, row) in zip(heights, last_points, strict=True):
         colour = COLOURS[number % len(COLOURS)]
         axes.annotate(
             label,
@@ -109,13 +109,13 @@ def _labels(axes: Axes, curves: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values moved apart to at least `gap`, around the middle of each crowd."""
+    """Move ascending values at least `gap` apart, around the middle of each crowd."""
     crowds: list[list[float]] = []
     for value in values:
         crowds.append([value])
         while len(crowds) > 1 and _bottom(crowds[-1], gap) - _top(crowds[-2], gap) < gap:
             crowds[-2:] = [crowds[-2] + crowds[-1]]
-    return [_bottom(crowd, gap) + gap * place for crowd in crowds for place in range(len(crowd))]
+    return [_bottom(crowd, gap) + gap * step for crowd in crowds for step in range(len(crowd))]
 
 
 def _bottom(crowd: Sequence[float], gap: float) -> float:

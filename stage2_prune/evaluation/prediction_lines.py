@@ -1,4 +1,4 @@
-"""One answered question as a line of JSON: sealed, and with the settings that it was made with."""
+"""Write and read an answered question as a line of JSON, sealed, with a digest of the settings that made the answer."""
 
 import json
 import re
@@ -21,22 +21,27 @@ _PREDICTION = TypeAdapter(Prediction)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a predictions file."""
+    """One line of a predictions file, as it was read."""
 
     prediction: Prediction
     made_with: str | None
-    """Digest of the settings, as `made_with` makes it; None in files of earlier versions."""
+    """Digest of the settings, as the function `made_with` takes it; None in files of earlier versions."""
 
 
 def made_with(identity: Mapping[str, Any]) -> str:
-    """What a line says of the settings that it was made with."""
+    """Digest a cell's settings to the short form that each of its lines holds."""
     return digest(identity)[:16]
 
 
 def read_lines(path: Path) -> tuple[list[Line], bool]:
-    """Read the lines of a file, none where there is no file, and whether its last one is cut, which is left out.
+    """Read the lines of a predictions file; no lines if there is no file.
 
-    Raises DamagedRun (exit 4) naming a line that is not as it was written.
+    Returns:
+        The lines, and whether the last line is cut. A cut line is left out.
+
+    Raises:
+        DamagedRun: (exit 4) naming the first damaged line.
+
     """
     data = read_bytes(path, ANEW)
     if data == b"" and path.suffix == ".jsonl":
@@ -62,7 +67,7 @@ def _line(path: Path, number: int, line: bytes) -> Line:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DamagedRun(
             f"line {number} of {path} is damaged ({first}): delete this line and run eval (or sweep) again, which answers "
-            "just what it held anew"
+            "its question anew"
         ) from None
     if settings is None:
         say_unsealed(path)
@@ -70,5 +75,5 @@ def _line(path: Path, number: int, line: bytes) -> Line:
 
 
 def as_line(prediction: Prediction, settings: str) -> str:
-    """Write a prediction as a sealed line; `settings` is what `made_with` makes of its cell's identity."""
+    """Format a prediction as a sealed line; `settings` is the digest that `made_with` takes of its cell's identity."""
     return seal(json.dumps(asdict(prediction) | {"made_with": settings}, ensure_ascii=False)) + "\n"

@@ -1,4 +1,4 @@
-"""Results for people: Markdown tables and the plot of accuracy against kept tokens."""
+"""Write results for people: Markdown tables, and the plot of accuracy against kept tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["describe_pruners", "markdown", "plot", "pruner_table", "si", "table"
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown: one line per result, what was left out, then what each result costs."""
+    """Format a summary as Markdown: one line per result, what was left out, then what each result costs."""
     kinds = list(dict.fromkeys(kind for row in summary["results"] for kind in row["by_kind"]))
     header = [
         "pruner",
@@ -35,12 +35,12 @@ def table(summary: dict[str, Any]) -> str:
         "accuracy: exact match of greedy answers; interval: bootstrap over images; ranked: likeliest of the "
         "given choices; disagree: answers in which the two differ, over all seeds."
     ]
-    notes += left_out(one["reason"] for one in summary["excluded"])
+    notes += left_out(question["reason"] for question in summary["excluded"])
     notes += [
-        f"{one['pruner']} at {in_words(one['keep'])}, {one['positions']} positions, is infeasible: {one['reason']}."
-        for one in summary["infeasible"]
+        f"{unmet['pruner']} at {in_words(unmet['keep'])}, {unmet['positions']} positions, is infeasible: {unmet['reason']}."
+        for unmet in summary["infeasible"]
     ]
-    notes += [f"{one['pruner']} is unavailable: {one['reason']}." for one in summary["unavailable"]]
+    notes += [f"{method['pruner']} is unavailable: {method['reason']}." for method in summary["unavailable"]]
     notes += [f"{row['shortcut']}." for row in summary["results"] if row["shortcut"]]
     if summary["match"] != "mean-tokens":
         notes.append(
@@ -52,7 +52,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _prices(summary: dict[str, Any]) -> list[str]:
-    """Tokens, cache and operations of each result, with the convention that counts them in the column's name."""
+    """Tabulate tokens, cache and operations of each result; the column's name says by which convention they are counted."""
     if not summary["results"]:
         return []
     convention = one_convention(summary["results"])
@@ -78,7 +78,7 @@ def _prices(summary: dict[str, Any]) -> list[str]:
 
 
 def _milliseconds(row: dict[str, Any]) -> str:
-    """The selector's time with its noise; nothing where one batch alone was timed."""
+    """Format the selector's time with its noise; a dash if only one batch was timed."""
     if row["selector_ms_range"] is None:
         return "-"
     low, high = row["selector_ms_range"]
@@ -86,7 +86,7 @@ def _milliseconds(row: dict[str, Any]) -> str:
 
 
 def si(number: float | int, unit: str = "", digits: int = 4) -> str:
-    """Some digits and a prefix: `3.817 T`, `302 MB`."""
+    """Format a number with `digits` digits and an SI prefix: `3.817 T`, `302 MB`."""
     prefixes = ["", "k", "M", "G", "T"]
     while number >= 1000 and len(prefixes) > 1:
         number, prefixes = number / 1000, prefixes[1:]
@@ -94,7 +94,7 @@ def si(number: float | int, unit: str = "", digits: int = 4) -> str:
 
 
 def describe_pruners() -> list[dict[str, Any]]:
-    """Every method in the folder: parameters with defaults, needs, place, budget, positions."""
+    """Describe every method in the folder: parameters with defaults, needs, place, budget, positions."""
     rows: list[dict[str, Any]] = []
     for name, pruner in plugin.find_all(pruners, Pruner).items():
         assert dataclasses.is_dataclass(pruner), f"{name} must be a frozen dataclass"
@@ -117,7 +117,7 @@ def describe_pruners() -> list[dict[str, Any]]:
 
 
 def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
-    """`describe_pruners` as Markdown."""
+    """Format the result of `describe_pruners` as Markdown."""
     header = ["pruner", "parameters", "reads", "place", "budget", "positions", "what it keeps"]
     lines = [
         [
@@ -151,7 +151,7 @@ def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """An aligned Markdown table; columns outside `left` are flushed right."""
+    """Format an aligned Markdown table; the columns whose numbers are not in `left` are flushed right."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def row(cells: Sequence[str]) -> str:

@@ -1,14 +1,25 @@
-"""A trained method that is right where the unpruned model is not has learned the answers, not what the model needs to see."""
+"""Detect trained methods that learned the answers themselves, not which patches the model needs to see.
+
+Such a method is often right where the unpruned model is wrong.
+"""
 
 SHORTFALL = 0.10
-"""How far agreement with the unpruned model may lie below accuracy."""
+"""How far the share of answers that agree with the unpruned model may lie below the share of right answers."""
 
 
 def shortcut(name: str, accuracy: float, agreement: float | None) -> str | None:
     """Point out a trained method whose answers agree with the unpruned model's far less often than they are right.
 
-    A pruner that only removes tokens agrees with the unpruned model at least about as often as it is right. None where
-    nothing is wrong, or nothing is known.
+    A pruner that only removes tokens agrees with the unpruned model at least about as often as it is right.
+
+    Args:
+        name: the method's name, for the sentence.
+        accuracy: the share of its answers that are right.
+        agreement: the share of its answers that equal the unpruned model's; None if that is unknown.
+
+    Returns:
+        A sentence about the method; None if nothing is wrong or the agreement is unknown.
+
     """
     if agreement is None or accuracy - agreement <= SHORTFALL:
         return None

@@ -1,4 +1,4 @@
-"""Predictions -> `summary.json`: one row per (pruner, keep, positions), averaged over seeds."""
+"""Summarise predictions as `summary.json`: one row per (pruner, keep, positions), averaged over seeds."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from configs.files import portable
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet
 from stage2_prune.evaluation.intervals import accuracy_interval, by_kind
 from stage2_prune.evaluation.shortcuts import shortcut
-from stage2_prune.language import price as budget
+from stage2_prune.language import price as prices
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.pruning.schedule import Schedule
 from stage2_prune.session.ask import Prediction
@@ -27,7 +27,7 @@ UNPRUNED = "keep_all"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One finished cell: its predictions in question order, and its record in `cells.json`."""
+    """A finished cell, with its predictions in question order and its record in `cells.json`."""
 
     cell: Cell
     predictions: Sequence[Prediction]
@@ -44,24 +44,35 @@ def summarise(
     *,
     folder: Path,
 ) -> dict[str, Any]:
-    """Gather all that a program may want to read of an evaluation, as JSON that will lie in `folder`."""
+    """Gather everything that a program may want to read about an evaluation, as JSON.
+
+    Args:
+        session: the opened store and model.
+        evaluated: the finished cells; the seeds of one method, budget and positions stand side by side.
+        asked: the questions.
+        excluded: the questions that were left out.
+        unmet: the budgets that methods cannot meet.
+        unavailable: the methods whose needs cannot be met.
+        folder: the folder that the JSON will lie in; paths are written relative to this folder.
+
+    """
     experiment = session.experiment
     text = _text_tokens(session, asked)
-    groups = groupby(evaluated, key=lambda one: (one.cell.label, one.cell.keep, one.cell.positions))
+    groups = groupby(evaluated, key=lambda done: (done.cell.label, done.cell.keep, done.cell.positions))
     return {
         "schema": 1,
         "split": experiment.eval.split,
         "n_questions": len(asked),
         "n_images": len({question.image for question in asked}),
-        "excluded": [asdict(one) for one in excluded],
-        "infeasible": [asdict(one) for one in unmet],
-        "unavailable": [asdict(one) for one in unavailable],
+        "excluded": [asdict(question) for question in excluded],
+        "infeasible": [asdict(budget) for budget in unmet],
+        "unavailable": [asdict(method) for method in unavailable],
         "match": experiment.prune.match,
         "primary": "generate",
         "normalisation": NORMALISATION,
         "exact": session.exact,
         "template": session.language.template,
-        "flops_conventions": {name: convention.description for name, convention in budget.CONVENTIONS.items()},
+        "flops_conventions": {name: convention.description for name, convention in prices.CONVENTIONS.items()},
         "results": [_row(session, list(group), asked, text, _unpruned(evaluated)) for _, group in groups],
         "config": portable.saved(experiment, folder),
         "fingerprints": session.fingerprints,
@@ -75,21 +86,22 @@ def _row(
     text: Sequence[int],
     unpruned: Sequence[Prediction] | None,
 ) -> dict[str, Any]:
+    """Summarise the seeds of one method at one budget and one kind of positions."""
     cell = group[0].cell
-    right = np.mean([[p.right for p in one.predictions] for one in group], axis=0)
-    ranked = [[p.ranked_right for p in one.predictions if p.ranked_right is not None] for one in group]
+    right = np.mean([[p.right for p in seed.predictions] for seed in group], axis=0)
+    ranked = [[p.ranked_right for p in seed.predictions if p.ranked_right is not None] for seed in group]
     price = _price(session, group, text)
     section = session.experiment.eval
-    same = _agreement(group, unpruned)
+    agreement = _agreement(group, unpruned)
     trained = isinstance(cell.pruner, TrainedPruner)
     return {
         "pruner": cell.label,
         "keep": cell.keep,
         "positions": cell.positions,
-        "seeds": [one.cell.seed for one in group if one.cell.seed is not None],
+        "seeds": [seed.cell.seed for seed in group if seed.cell.seed is not None],
         "accuracy": float(right.mean()),
         "accuracy_ranked": float(np.mean(ranked)) if ranked[0] else None,
-        "disagree": sum(_disagree(p) for one in group for p in one.predictions),
+        "disagree": sum(_disagree(p) for seed in group for p in seed.predictions),
         "ci95": accuracy_interval(right, [question.image for question in asked], section.bootstrap, section.seed),
         "tokens_per_layer_mean": price.tokens_per_layer_mean,
         "n": len(asked),
@@ -101,17 +113,17 @@ def _row(
         "flops": dict(price.flops),
         "flops_convention": section.flops,
         "weights": _weights(session, group[0]),
-        "agreement": same,
-        "shortcut": shortcut(cell.name, float(right.mean()), same) if trained else None,
+        "agreement": agreement,
+        "shortcut": shortcut(cell.name, float(right.mean()), agreement) if trained else None,
         **_selector_times(group),
         "parameters": {k: v for k, v in cell.pruner.parameters().items() if k != "seed" or cell.seed is None},
     }
 
 
 def _selector_times(group: Sequence[Evaluated]) -> dict[str, Any]:
-    """Milliseconds per image of the method itself: the mean of its seeds, and the fastest and the slowest of their batches."""
-    times = [t for one in group if (t := one.record["selector_ms_per_image"]) is not None]
-    ranges = [ends for one in group if (ends := one.record.get("selector_ms_range")) is not None]
+    """Give the milliseconds per image of the method itself: the mean over seeds, the fastest and the slowest batch."""
+    times = [time for seed in group if (time := seed.record["selector_ms_per_image"]) is not None]
+    ranges = [ends for seed in group if (ends := seed.record.get("selector_ms_range")) is not None]
     return {
         "selector_ms_per_image": float(np.mean(times)) if times else None,
         "selector_ms_range": [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None,
@@ -119,20 +131,20 @@ def _selector_times(group: Sequence[Evaluated]) -> dict[str, Any]:
 
 
 def _unpruned(evaluated: Sequence[Evaluated]) -> Sequence[Prediction] | None:
-    """The model's own answers, where they were asked for too."""
-    return next((one.predictions for one in evaluated if one.cell.label.partition("@")[0] == UNPRUNED), None)
+    """Return the unpruned model's answers; None if this evaluation did not ask for them."""
+    return next((done.predictions for done in evaluated if done.cell.label.partition("@")[0] == UNPRUNED), None)
 
 
 def _agreement(group: Sequence[Evaluated], unpruned: Sequence[Prediction] | None) -> float | None:
-    """Share of the answers that say what the unpruned model says, right or wrong."""
+    """Compute the share of answers that equal the unpruned model's, right or wrong."""
     if unpruned is None:
         return None
-    pairs = [pair for one in group for pair in zip(one.predictions, unpruned, strict=True)]
+    pairs = [pair for seed in group for pair in zip(seed.predictions, unpruned, strict=True)]
     return float(np.mean([normalise(a.prediction) == normalise(b.prediction) for a, b in pairs]))
 
 
 def _weights(session: Session, evaluated: Evaluated) -> dict[str, Any] | None:
-    """The folder of a trained method's weights, relative to that of `summary.json`, and their digest."""
+    """Name the folder of a trained method's weights, relative to the folder of `summary.json`, and the weights' digest."""
     pruner = evaluated.cell.pruner
     if not isinstance(pruner, TrainedPruner) or pruner.weights is None:
         return None
@@ -141,22 +153,23 @@ def _weights(session: Session, evaluated: Evaluated) -> dict[str, Any] | None:
 
 
 def _text_tokens(session: Session, asked: Sequence[Question]) -> list[int]:
-    """Tokens of each question's prompt beside the visual ones."""
-    said = [question.question + session.experiment.data.post_prompt for question in asked]
-    return [len(prompt.before) + len(prompt.after) for prompt in map(session.language.prompt, said)]
+    """Count the text tokens in each question's prompt."""
+    wordings = [question.question + session.experiment.data.post_prompt for question in asked]
+    return [len(prompt.before) + len(prompt.after) for prompt in map(session.language.prompt, wordings)]
 
 
-def _price(session: Session, group: Sequence[Evaluated], text: Sequence[int]) -> budget.Price:
-    """Of what the model was given, not of what was asked for: each prediction says how many tokens entered."""
-    schedules = [_entered(one.cell.schedule, prediction) for one in group for prediction in one.predictions]
-    return budget.price(budget.shape_of(session.language), zip(schedules, [*text] * len(group), strict=True))
+def _price(session: Session, group: Sequence[Evaluated], text: Sequence[int]) -> prices.Price:
+    """Price what the model was given, not what was asked for: each prediction records how many tokens entered."""
+    schedules = [_entered(seed.cell.schedule, prediction) for seed in group for prediction in seed.predictions]
+    return prices.price(prices.shape_of(session.language), zip(schedules, [*text] * len(group), strict=True))
 
 
 def _entered(schedule: Schedule, prediction: Prediction) -> Schedule:
+    """Correct a cell's schedule to the number of visual tokens that entered for one prediction."""
     count = prediction.visual_tokens
     return schedule if count in (None, schedule.entering) else replace(schedule, entering=count)
 
 
 def _disagree(prediction: Prediction) -> bool:
-    """Whether generation and ranking gave different answers; counted over all seeds."""
+    """Tell whether generation and ranking gave different answers."""
     return prediction.ranked is not None and normalise(prediction.prediction) != normalise(prediction.ranked)

@@ -6,7 +6,6 @@ compact positions, its own numbering, in decoding too. With a hook that never dr
 """
 
 import copy
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.language.cache_argument import CACHE, refuse_unknown
+from stage2_prune.language.clock import seconds_after_work
 from stage2_prune.language.flow import TEXT, Flow, Span, causal_mask, shortened, span_from
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.in_llm import Hook, InLLMPruner, Scheduled, Site, check_positions
@@ -159,11 +159,11 @@ class LayerLoop(nn.Module):
 
     def _drop(self, layer: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Flow:
         """Ask the hook for its decision about every question, and carry the decisions out."""
-        began = self._now(flow)
+        began = seconds_after_work(flow.hidden.device)
         sites = [self._site(layer, question, flow, embedded, rotary, cache) for question in range(len(flow.hidden))]
         drops = [self.hook.drop(site) for site in sites]
         if not self.continued:  # candidate answers repeat what was decided for their prompt
-            self.stopwatch.seconds += self._now(flow) - began
+            self.stopwatch.seconds += seconds_after_work(flow.hidden.device) - began
         return shortened(flow, drops, self.positions)
 
     def _site(self, layer: int, question: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Site:
@@ -188,9 +188,3 @@ class LayerLoop(nn.Module):
         """Return where a question's prompt stands between its padding and its continuation, which may be padded too."""
         end = len(valid) - self.continued
         return slice(end - int(valid[:end].sum()), end)
-
-    def _now(self, flow: Flow) -> float:
-        """Read the clock, in seconds, after the device has finished its queued work."""
-        if flow.hidden.is_cuda:
-            torch.cuda.synchronize(flow.hidden.device)
-        return time.perf_counter()

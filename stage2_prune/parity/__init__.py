@@ -1,1 +1,1 @@
-"""The proof on demand: four ways to the answer, bit for bit (`parity`)."""
+"""Prove on demand that four ways to the answer give the same bits (`parity`)."""

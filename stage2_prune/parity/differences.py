@@ -1,4 +1,4 @@
-"""How far two modes of parity are apart, gathered over batches."""
+"""Measure how far two modes of parity are apart, gathered over batches."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from torch import Tensor
 from stage2_prune.parity.modes import Outcome
 
 ATOL = 1e-5
-"""Of `torch.allclose`, as in the hunt that this table repeats; its relative tolerance stays torch's own."""
+"""Absolute tolerance of `torch.allclose`, as in the hunt that this table repeats; the relative one stays torch's own."""
 
 
 @dataclass
 class Gap:
-    """The difference of two tensors that come in parts."""
+    """The difference between two tensors that come in parts, one part per batch."""
 
     max_abs: float = 0.0
     total_abs: float = 0.0
@@ -25,12 +25,12 @@ class Gap:
     bit_equal: bool = True
 
     def add(self, a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> None:
-        """One more part; parts of different shapes are compared where they overlap and are not equal."""
+        """Compare one more part. Parts of different shapes count as different, and are measured where they overlap."""
         if a.shape != b.shape:
             self.allclose = self.bit_equal = False
             overlap = tuple(slice(min(sizes)) for sizes in zip(a.shape, b.shape, strict=True))
             a, b = a[overlap], b[overlap]
-        # Equal bits are no difference, also of infinities; other bits where one is not a number are an infinite one.
+        # Equal bits, infinities included, have difference 0; unequal bits of which one is NaN have an infinite difference.
         difference = (a.double() - b.double()).abs().nan_to_num(nan=math.inf).masked_fill(_same_bits(a, b), 0)
         self.max_abs = max(self.max_abs, difference.max().item())
         self.total_abs += difference.sum().item()
@@ -40,7 +40,7 @@ class Gap:
 
     @property
     def mean_abs(self) -> float:
-        """Over all values."""
+        """The mean absolute difference over all values."""
         return self.total_abs / self.values if self.values else 0.0
 
 
@@ -50,13 +50,13 @@ def _same_bits(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _finite(number: float) -> float | None:
-    """JSON has no infinity."""
+    """Replace a number that is not finite by None, as JSON has no infinity."""
     return number if math.isfinite(number) else None
 
 
 @dataclass
 class Pair:
-    """Two modes."""
+    """The comparison of two modes: their features, logits and tokens."""
 
     a: str
     b: str
@@ -65,19 +65,19 @@ class Pair:
     tokens_equal: bool = True
 
     def add(self, outcomes: dict[str, Outcome]) -> None:
-        """One more batch."""
-        one, other = outcomes[self.a], outcomes[self.b]
-        self.features.add(one.features, other.features)
-        self.logits.add(one.logits, other.logits)
-        self.tokens_equal &= torch.equal(one.tokens, other.tokens)
+        """Compare the outcomes of one more batch."""
+        a, b = outcomes[self.a], outcomes[self.b]
+        self.features.add(a.features, b.features)
+        self.logits.add(a.logits, b.logits)
+        self.tokens_equal &= torch.equal(a.tokens, b.tokens)
 
     @property
     def equal(self) -> bool:
-        """Whether features, logits and tokens are the same bits."""
+        """Whether features, logits and tokens have the same bits."""
         return self.features.bit_equal and self.logits.bit_equal and self.tokens_equal
 
     def as_json(self) -> dict[str, Any]:
-        """As parity.json has it; a difference that is not finite is null."""
+        """Format the comparison as in parity.json; a difference that is not finite is null."""
         features, logits = self.features, self.logits
         return {
             "a": self.a,

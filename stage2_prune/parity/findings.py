@@ -1,4 +1,4 @@
-"""What a run of parity compared, and what came out."""
+"""Hold what a run of parity compares, and what it finds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,57 +13,60 @@ from store.questions.question import Question
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch of an evaluation, laid out once for all modes."""
+class AskedBatch:
+    """A batch of questions, laid out once for all modes."""
 
     questions: list[Question]
     layout: Layout
     asked: Asked
+    """The images of the batch, as the full model's process is told them."""
 
 
 @dataclass
 class Scorer:
-    """The pruner whose mask was multiplied in, overridden to all ones after real scoring."""
+    """The pruner that scored for soft_pruning: its mask was overridden to all ones, then multiplied into the features."""
 
     label: str
-    """Name in the config's methods."""
+    """The pruner's name in the config's methods."""
     parameters: Mapping[str, Any]
     weights: str | None = None
-    """Of a trained method: `trained`, or `freshly seeded` where there are none yet; None for all others."""
+    """`trained` or, before any training, `freshly seeded`; None for a method without weights."""
     keep: int | None = None
-    """Visual tokens per image that it was asked for."""
+    """Number of visual tokens per image that the pruner was asked for."""
 
 
 @dataclass
 class Findings:
-    """What was compared, and what came out."""
+    """What a run of parity compares, and what it has found so far."""
 
     store: StoreLocation
-    batches: Sequence[Batch]
+    batches: Sequence[AskedBatch]
     excluded: Sequence[Excluded]
     without: dict[str, str]
-    """Modes that could not run, with the reason."""
+    """Modes that cannot run, each with the reason."""
     right: dict[str, int]
-    """Right answers by mode."""
+    """Number of right answers by mode."""
     pairs: list[Pair]
+    """Every two modes that can run."""
     scorer: Scorer
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of one image, in the words of the hunt."""
+    """Shapes of one image's features, by the names of the hunt."""
     notes: list[str] = field(default_factory=list)
+    """Sentences that explain possible differences."""
 
     @property
     def questions(self) -> int:
-        """How many were asked."""
+        """Number of questions that are asked."""
         return sum(len(batch.questions) for batch in self.batches)
 
     @property
     def scored(self) -> int:
-        """How many of them have an answer to be scored by."""
+        """Number of questions that are asked and have an answer to be scored by."""
         return sum(question.can_be_scored for batch in self.batches for question in batch.questions)
 
     @property
     def identical(self) -> bool | None:
-        """None where nothing differs, but a mode could not run."""
+        """Whether all four modes are the same bits; None if nothing differs but a mode could not run."""
         if not all(pair.equal for pair in self.pairs):
             return False
         return None if self.without else True

@@ -1,4 +1,4 @@
-"""The four ways from an image to an answer that parity compares, all on one batch layout.
+"""Run the four ways from an image to an answer that parity compares, all on one batch layout.
 
 baseline       the full model on pixel values, run by `stage1_extract reference`
 emb_direct     the store's projected features
@@ -25,47 +25,47 @@ BASELINE, EMB_DIRECT, EMB_REPLACED, SOFT_PRUNING = MODES = ("baseline", "emb_dir
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one mode made of one batch."""
+    """The result of one mode on one batch."""
 
     features: Float[Tensor, "image patch embed"]
-    """What goes into the image slots."""
+    """The features in the image slots."""
     logits: Float[Tensor, "question step vocab"]
     tokens: Int[Tensor, "question step"]
 
 
 def reasons(features: Features, pruner: Pruner) -> dict[str, str]:
-    """The modes that this store cannot run, and why."""
+    """Name the modes that this store cannot run, each with the reason."""
     store = features.store
-    found: dict[str, str] = {}
+    without: dict[str, str] = {}
     if "projected" not in store.arrays:
-        found[EMB_DIRECT] = "the store has no array `projected`: make it with `python -m store derive projected`"
+        without[EMB_DIRECT] = "the store has no array `projected`: make it with `python -m store derive projected`"
     if "raw" not in store.arrays or features.projector is None:
         lacks = "array `raw`" if "raw" not in store.arrays else "projector"
-        why = f"the store has no {lacks}, so nothing can be projected again"
-        found |= {EMB_REPLACED: why, SOFT_PRUNING: why}
+        reason = f"the store has no {lacks}, so nothing can be projected again"
+        without |= {EMB_REPLACED: reason, SOFT_PRUNING: reason}
     elif absent := sorted(pruner.needs - store.arrays.keys()):
-        found[SOFT_PRUNING] = f"the pruner reads {', '.join(absent)}, which the store does not have"
-    return found
+        without[SOFT_PRUNING] = f"the pruner reads {', '.join(absent)}, which the store does not have"
+    return without
 
 
 def slot_features(
     batch: FeatureBatch, pruner: Pruner, keep: int, reader: Reader, without: Mapping[str, str]
 ) -> dict[str, Float[Tensor, "image patch embed"]]:
-    """The features of every stage-2 mode that is not in `without`."""
-    found: dict[str, Tensor] = {}
+    """Make the features for the image slots, in every stage-2 mode that is not in `without`."""
+    slots: dict[str, Tensor] = {}
     if EMB_DIRECT not in without:
-        found[EMB_DIRECT] = batch.projected
+        slots[EMB_DIRECT] = batch.projected
     if EMB_REPLACED not in without:
-        found[EMB_REPLACED] = reader.features.project(batch.tokens.arrays["raw"])
+        slots[EMB_REPLACED] = reader.features.project(batch.tokens.arrays["raw"])
     if SOFT_PRUNING not in without:
-        replaced = found[EMB_REPLACED]
+        replaced = slots[EMB_REPLACED]
         ones = all_ones(pruner, batch, keep, reader)
-        found[SOFT_PRUNING] = replaced * ones.to(replaced.dtype)[..., None]
-    return found
+        slots[SOFT_PRUNING] = replaced * ones.to(replaced.dtype)[..., None]
+    return slots
 
 
 def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> Float[Tensor, "image patch"]:
-    """The pruner's real decision at `keep`, with every entry overridden to 1."""
+    """Let the pruner decide at `keep`, then override every entry of its decision to 1."""
     if isinstance(pruner, TrainedPruner):
         return torch.ones_like(pruner.soft(batch.tokens.only(pruner.needs), keep))
     prune_batch(pruner, batch, keep, reader)
@@ -75,6 +75,6 @@ def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> 
 def answer(
     language: Language, layout: Layout, batch: FeatureBatch, visual: Float[Tensor, "image patch embed"], steps: int
 ) -> Outcome:
-    """Generate from features in the image slots: the code of every stage-2 mode, and of an evaluation."""
-    said = generate(language, fill(language, layout, visual[batch.of_question]), steps)
-    return Outcome(visual, said.logits, said.tokens)
+    """Generate from features in the image slots, with the code of every stage-2 mode and of an evaluation."""
+    answers = generate(language, fill(language, layout, visual[batch.of_question]), steps)
+    return Outcome(visual, answers.logits, answers.tokens)

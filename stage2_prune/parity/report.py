@@ -1,4 +1,4 @@
-"""What parity found, for people (in the words of the hunt that it replaces) and for programs."""
+"""Write what parity found, for people (in the words of the hunt that it replaces) and for programs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from stage2_prune.session.features import left_out
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """`parity.json`."""
+    """Gather the content of `parity.json`."""
     return {
         "identical": findings.identical,
         "n_questions": findings.questions,
@@ -20,13 +20,15 @@ def as_json(findings: Findings) -> dict[str, Any]:
         },
         "pairs": [pair.as_json() for pair in findings.pairs],
         "shapes": {name: list(shape) for name, shape in findings.shapes.items()},
-        "excluded": [{"question_id": one.question_id, "reason": one.reason} for one in findings.excluded],
+        "excluded": [
+            {"question_id": question.question_id, "reason": question.reason} for question in findings.excluded
+        ],
         "notes": findings.notes,
     }
 
 
 def as_text(findings: Findings) -> str:
-    """Shapes and differences of the features, then one line per pair of modes, then the verdict."""
+    """Write shapes and differences of the features, then a line per pair of modes, then the verdict."""
     lines = [f"{name:<22}{shape}" for name, shape in findings.shapes.items()]
     hunted = next((pair for pair in findings.pairs if (pair.a, pair.b) == (BASELINE, EMB_REPLACED)), None)
     if hunted is not None:
@@ -43,7 +45,7 @@ def as_text(findings: Findings) -> str:
     lines += [f"note: {note}" for note in findings.notes]
     if findings.scored < findings.questions:
         lines.append(f"note: {findings.questions - findings.scored} questions have no answer: compared, but not scored")
-    lines += [f"note: {sentence}" for sentence in left_out(one.reason for one in findings.excluded)]
+    lines += [f"note: {sentence}" for sentence in left_out(question.reason for question in findings.excluded)]
     return "\n".join([*lines, "", _verdict(findings)])
 
 
@@ -62,9 +64,9 @@ def _mode_lines(findings: Findings) -> list[str]:
     lines: list[str] = []
     for mode in MODES:
         accuracy = _accuracy(findings, mode)
-        said = "unknown: no question has an answer" if accuracy is None else f"{accuracy:.4f}"
-        said = f"cannot run: {findings.without[mode]}" if mode in findings.without else said
-        lines.append(f"accuracy {mode:<14}{said}")
+        shown = "unknown: no question has an answer" if accuracy is None else f"{accuracy:.4f}"
+        shown = f"cannot run: {findings.without[mode]}" if mode in findings.without else shown
+        lines.append(f"accuracy {mode:<14}{shown}")
     return lines
 
 
@@ -98,7 +100,7 @@ def _where(findings: Findings) -> str:
     if not all(pair.features.bit_equal for pair in findings.pairs):
         return f"`python -m stage1_extract diagnose {findings.store}` names the cause"
     return (
-        "every feature is the same bits in all modes, so the store is not the cause: the same features were answered in "
-        "another way; the notes and the limits in docs/exactness.md (device, attention kernel, threads, versions) say why "
-        "that can be"
+        "every feature is the same bits in all modes, so the store is not the cause: the language model computed other bits "
+        "from the same features; the notes and the limits in docs/exactness.md (device, attention kernel, threads, versions) "
+        "say why that can happen"
     )

@@ -1,4 +1,4 @@
-"""Questions of one batch, answered from pruned visual tokens and scored."""
+"""Answer the questions of one batch from pruned visual tokens, and score the answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from store.questions.question import Question
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of questions, tokenised once for all methods."""
+    """The tokens of a batch of questions: made once, used by all methods."""
 
     prompts: tuple[Prompt, ...]
     choices: tuple[tuple[tuple[int, ...], ...] | None, ...]
-    """Token ids of each choice where it would be answered; None where a question has no choices."""
+    """Token ids of each question's choices, as the model would generate them; None for a question without choices."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question: a line of `predictions/*.jsonl`."""
+    """One answered question. A line of `predictions/*.jsonl` holds one prediction."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -45,25 +45,36 @@ class Prediction:
     """The likeliest of the question's choices."""
     ranked_right: bool | None
     question: str | None = None
-    """As it was asked, without template and `data.post_prompt`; None in files of older versions, as all that follows."""
+    """The question's own text, without template and `data.post_prompt`.
+
+    Files of older versions lack this field and the fields below: all of them are then None.
+    """
     visual_tokens: int | None = None
-    """That entered the language model's first layer."""
+    """Number of visual tokens that entered the language model's first layer."""
     choices: dict[str, float] | None = None
-    """Log-probability of each of the question's choices, given that the answer is one of them."""
+    """Log-probability (in nats) of each of the question's choices, given that the answer is one of the choices."""
 
 
 def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: bool = True) -> Prepared:
-    """Tokenise prompts and choices, which are left out unless `rank`; `post_prompt` is appended to every question."""
-    asked = [question.question + post_prompt for question in questions]
+    """Tokenise the prompts of questions, and their choices too if `rank`.
+
+    Args:
+        text: the checkpoint's tokenizer and prompt template.
+        questions: the questions of one batch.
+        post_prompt: text that is appended to every question.
+        rank: whether the choices will be ranked; otherwise they are not tokenised.
+
+    """
+    wordings = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not (rank and q.choices) else tuple(text.answer_ids(said, choice) for choice in q.choices)
-        for q, said in zip(questions, asked, strict=True)
+        None if not (rank and question.choices) else tuple(text.answer_ids(wording, c) for c in question.choices)
+        for question, wording in zip(questions, wordings, strict=True)
     )
-    return Prepared(tuple(text.prompt(said) for said in asked), choices)
+    return Prepared(tuple(text.prompt(wording) for wording in wordings), choices)
 
 
 def prompts(language: Language, batch: FeatureBatch, prepared: Prepared, pruned: Pruned, positions: Positions) -> Batch:
-    """The prompts of a batch with the visual tokens that `pruned` leaves of its images."""
+    """Build the prompts of a batch, with the visual tokens that `pruned` leaves of its images in their slots."""
     visual = gather_kept(batch.projected, pruned)[batch.of_question]
     index = None if pruned.index is None else pruned.index[batch.of_question]
     kept = None if pruned.counts is None else pruned.counts[batch.of_question].tolist()
@@ -78,14 +89,14 @@ def ask(
     positions: Positions,
     max_new_tokens: int,
 ) -> list[Prediction]:
-    """Answer a batch from the visual tokens that `pruned` leaves of its images."""
+    """Answer the questions of a batch from the visual tokens that `pruned` leaves of its images."""
     assembled = prompts(language, batch, prepared, pruned, positions)
-    said = generate(language, assembled, max_new_tokens)
-    scores = choice_scores(language, assembled, said.logits[:, 0], prepared.choices)
+    answers = generate(language, assembled, max_new_tokens)
+    scores = choice_scores(language, assembled, answers.logits[:, 0], prepared.choices)
     return [
         _prediction(question, text, score, count)
         for question, text, score, count in zip(
-            batch.questions, language.decode(said.tokens), scores, assembled.slots.sum(-1).tolist(), strict=True
+            batch.questions, language.decode(answers.tokens), scores, assembled.slots.sum(-1).tolist(), strict=True
         )
     ]
 

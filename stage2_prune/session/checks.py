@@ -1,4 +1,4 @@
-"""Do the store's features belong to this checkpoint? Asked without a vision tower, before anything runs."""
+"""Check, before anything runs and without a vision tower, that the store's features belong to this checkpoint."""
 
 import json
 from dataclasses import dataclass
@@ -20,21 +20,25 @@ from store.layout.tensors import torch_dtype
 from store.reading.reader import FeatureStore
 
 REPROJECTED_IMAGES = 4
+"""Number of images that are projected again to verify a store."""
 CLOSE_ULPS = 64
-"""Of the largest feature: how far projections on two devices may lie apart and still be called close."""
+"""Largest difference between the projections of two devices that counts as close, in ulps of the largest feature."""
 
 
 @dataclass(frozen=True)
 class Reprojection:
-    """`raw` through the store's projector against `projected`."""
+    """How `raw`, projected again by the store's projector, compares with the stored `projected`."""
 
     images: int
+    """Number of images that were projected again."""
     equal: bool
+    """Whether every value has the same bits."""
     max_abs_diff: float
+    """The largest absolute difference of two values."""
 
 
 def check_shapes(store: FeatureStore) -> None:
-    """Refuse a store whose arrays do not hold as many rows per image as there are visual tokens."""
+    """Refuse a store whose arrays hold another number of rows per image than there are visual tokens."""
     tokens = store.plan.geometry.tokens
     for name in ("raw", "projected"):
         if name in store.arrays and store.arrays[name].shape[0] != tokens:
@@ -48,10 +52,21 @@ def check_shapes(store: FeatureStore) -> None:
 def check_checkpoint(features: Features, family: type[Family], config: Any, model: ModelSection, exact: bool) -> None:
     """Refuse features that another checkpoint, layer, select strategy or image processor made.
 
-    Compared by the store's semantic fingerprint, field by field. A local folder's path says nothing about its
-    content, so checkpoints are compared by name only between hub ids, and by the projector's weights wherever the
-    checkpoint still has them. `exact` also demands the model's dtype; without it, results say whether the cast into
-    the model was exact.
+    The store's semantic fingerprint is compared field by field. A local folder's path says nothing about the folder's
+    content, so two checkpoints are compared by name only if both are hub ids; their projectors' weights are compared
+    wherever the checkpoint still has a projector.
+
+    Args:
+        features: the opened store.
+        family: the family of the checkpoint.
+        config: the checkpoint's config.
+        model: the section `model` of the experiment.
+        exact: whether to demand features in the model's dtype. Without it, results say whether the cast into the model
+            was exact.
+
+    Raises:
+        StoreMismatch: (exit 4) with every field that differs.
+
     """
     store = features.store
     semantic = store.fingerprint(features.source).semantic
@@ -65,8 +80,8 @@ def check_checkpoint(features: Features, family: type[Family], config: Any, mode
         expected["image_processor"] = processor_fingerprint(stock, {})
     if "projector_sha256" in semantic and (theirs := _projector_of(features, model)):
         expected["projector_sha256"] = weights_digest(theirs)
-    found = {name: semantic.get(name, "nothing") for name in expected}
-    problems = [f"  {one}\n" for one in differences(json.loads(json.dumps(expected)), found)]
+    stored = {name: semantic.get(name, "nothing") for name in expected}
+    problems = [f"  {difference}\n" for difference in differences(json.loads(json.dumps(expected)), stored)]
     if problems:
         raise StoreMismatch(
             f"the features in {store.path} are not those of {model.checkpoint}:\n{''.join(problems)}"
@@ -75,7 +90,7 @@ def check_checkpoint(features: Features, family: type[Family], config: Any, mode
 
 
 def check_projector(features: Features, model: ModelSection) -> None:
-    """Refuse a store whose projector's weights are not the checkpoint's, whatever its fingerprint says."""
+    """Refuse a store whose projector has other weights than the checkpoint's, whatever the store's fingerprint says."""
     theirs = _projector_of(features, model)
     if features.projector is None or not theirs:
         return
@@ -90,21 +105,30 @@ def check_projector(features: Features, model: ModelSection) -> None:
 
 
 def _projector_of(features: Features, model: ModelSection) -> dict[str, Tensor]:
-    """The checkpoint's projector in the features' dtype; nothing where the checkpoint has none (any more)."""
+    """Read the checkpoint's projector in the features' dtype; empty where the checkpoint has no projector (any more)."""
     if features.projector is None:
         return {}
     prefix = features.projector.prefix
     dtype = torch_dtype(features.store.arrays[features.source].dtype)
-    found = load_tensors(model.checkpoint, [prefix], dtype, model.revision)
-    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    tensors = load_tensors(model.checkpoint, [prefix], dtype, model.revision)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def check_reprojection(features: Features, allow_foreign_device: bool) -> Reprojection | None:
-    """Project a few images again and demand the stored features, bit for bit; None where only one is stored, or no image.
+    """Project a few images again and demand the stored features, bit for bit.
 
-    Raises StoreMismatch (exit 4) if they differ. `allow_foreign_device` accepts what another device's kernels
-    explain: then the difference is reported and results cannot claim to be exact.
+    Args:
+        features: the opened store.
+        allow_foreign_device: whether to accept a difference as small as another device's kernels make it. The difference
+            is then reported, and results cannot claim to be exact.
+
+    Returns:
+        The comparison; None where the store lacks `raw`, `projected` or the projector, or holds no encoded image.
+
+    Raises:
+        StoreMismatch: (exit 4) if the features differ.
+
     """
     store = features.store
     if not {"raw", "projected"} <= store.arrays.keys() or features.projector is None:
@@ -120,7 +144,7 @@ def check_reprojection(features: Features, allow_foreign_device: bool) -> Reproj
     if result.equal or (allow_foreign_device and difference <= close):
         return result
     raise StoreMismatch(
-        f"expected the stored features from re-projecting {len(rows)} images of {store.path}, they "
+        f"expected the stored features from re-projecting {len(rows)} images of {store.path}, the projections "
         f"differ by up to {difference:.6f}: let `python -m stage1_extract diagnose` name the cause; if the "
         f"store comes from another device, --allow-foreign-device accepts differences up to {close:.6f}"
     )

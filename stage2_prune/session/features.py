@@ -1,4 +1,4 @@
-"""Rows of a store for questions: arrays for pruners to look at, projected features to select from."""
+"""Read a store for batches of questions: the arrays that pruners look at, and the projected features to select from."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,21 +23,24 @@ from store.reading.reader import FeatureStore
 
 Source = Literal["projected", "raw"]
 AHEAD = 2
-"""Batches that are read before they are asked for."""
+"""Number of batches that are read before they are asked for."""
 SHOWN = 3
-"""Reasons that are listed, at most."""
+"""The largest number of reasons that are listed."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A question that is not scored: its image could not be encoded, or it has no answer. It never counts as wrong."""
+    """A question that is not scored, because its image could not be encoded or it has no answer.
+
+    An excluded question never counts as wrong.
+    """
 
     question_id: str
     reason: str
 
 
 def left_out(reasons: Iterable[str]) -> list[str]:
-    """Say how many questions were left out and why, in one sentence; none where none was."""
+    """Say in one sentence how many questions were left out and why; return no sentence if none was left out."""
     counted = Counter(reasons).most_common()
     listed = [f"{reason} ({count})" for reason, count in counted[:SHOWN]] + ["…"] * (len(counted) > SHOWN)
     total = sum(count for _, count in counted)
@@ -46,18 +49,20 @@ def left_out(reasons: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """A batch of questions and the distinct images that they are about."""
+    """A batch of questions, and the distinct images that these questions are about."""
 
     questions: tuple[Question, ...]
     of_question: Int[Tensor, " question"]
-    """Which image of the batch each question is about."""
+    """For each question, the index of its image within the batch."""
     tokens: VisualTokens
+    """The arrays that pruners look at."""
     projected: Float[Tensor, "image patch embed"]
+    """The features to select from."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A batch on the CPU."""
+    """A batch as it was read: still on the CPU, and not yet projected."""
 
     questions: tuple[Question, ...]
     of_question: Int[Tensor, " question"]
@@ -66,9 +71,9 @@ class _Read:
 
 
 class Features:
-    """One store, opened for the arrays that a run needs.
+    """A store, opened for the arrays that a run needs.
 
-    `projected` features come from the store; where it holds only `raw`, they are made by its own projector.
+    `projected` features come from the store. If the store holds only `raw`, the store's own projector makes them.
     """
 
     def __init__(self, store: FeatureStore, needs: Collection[str], device: torch.device) -> None:
@@ -87,7 +92,7 @@ class Features:
 
     @property
     def patches(self) -> int:
-        """Visual tokens per image."""
+        """Number of visual tokens per image."""
         return self.store.arrays[self.source].shape[0]
 
     @property
@@ -101,17 +106,26 @@ class Features:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; one row of all tokens where they are no grid."""
+        """Rows and columns of patches; a single row of all tokens where the tokens do not form a grid."""
         return self.store.plan.geometry.patch_grid or (1, self.patches)
 
     def spec(self, pruner: Pruner, embed: int) -> ModuleSpec:
-        """What a learned module's shape may depend on."""
+        """Describe what the shape of a pruner's learned module may depend on; `embed` is the width of the embeddings."""
         shapes = {name: self.store.arrays[name].shape for name in sorted(pruner.needs)}
         return ModuleSpec(self.grid, shapes, embed)
 
     def check(self, name: str, pruner: Pruner) -> None:
-        """Refuse a pruner that reads another number of patches than there are visual tokens, or a projector that is not
-        there.
+        """Refuse a pruner that this store cannot serve.
+
+        Args:
+            name: the pruner's name, for the message.
+            pruner: the pruner.
+
+        Raises:
+            NotExtracted: (exit 5) if the pruner reads the projector and the store has no projector.
+            PrunerMisused: (exit 2) if an array that the pruner reads has another number of patches than there are visual
+                tokens.
+
         """
         if "projector" in pruner.reads and self.projector is None:
             raise NotExtracted(
@@ -120,18 +134,20 @@ class Features:
             )
         for array in pruner.needs:
             spec = self.store.arrays[array]
-            found = dict(zip(spec.axes, spec.shape, strict=True)).get("patch", self.patches)
-            if found != self.patches:
+            patches = dict(zip(spec.axes, spec.shape, strict=True)).get("patch", self.patches)
+            if patches != self.patches:
                 raise PrunerMisused(
-                    f"{name} needs {array} for each of {self.patches} visual tokens, it has {found} patches "
+                    f"{name} needs {array} for each of {self.patches} visual tokens, it has {patches} patches "
                     "(the CLS row is a token under the strategy `full`): leave this method out"
                 )
 
     def answerable(self, questions: Sequence[Question]) -> tuple[list[Question], list[Excluded]]:
-        """The questions whose image is in the store, and those whose image could not be encoded.
+        """Split questions into those whose image is in the store and those whose image could not be encoded.
 
-        Raises NotExtracted (exit 5) if an image was never given to stage 1 or its shard is not committed yet, NothingToAsk
-        (exit 3) if the image of no question could be encoded.
+        Raises:
+            NotExtracted: (exit 5) if an image was never given to stage 1, or if its shard is not committed yet.
+            NothingToAsk: (exit 3) if no question is about an image that could be encoded.
+
         """
         absent = sorted({q.image for q in questions if self.store.ids.row_of_name(q.image) is None})
         if absent:
@@ -153,15 +169,20 @@ class Features:
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
     def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:
-        """The features of each batch, read ahead by a thread; `source` overrides where they come from.
+        """Read the features of each batch; a thread reads ahead.
 
-        On the CPU a batch is valid until the next one is asked for: it lies in one of a few buffers that take turns, as
-        returning and faulting in tens of megabytes per batch would cost more than reading them.
+        On the CPU a batch is valid only until the next batch is asked for. Batches lie in a few buffers that take turns,
+        because freeing tens of megabytes per batch and faulting them in again would cost more than reading them.
+
+        Args:
+            batches: the questions of each batch.
+            source: the array that the features to select from come from, in place of `self.source`.
+
         """
         source = self.source if source is None else source
         names = sorted(self.needs | {source})
         longest = max((len(batch) for batch in batches), default=0)
-        # Those that wait, the one being read, the one in use.
+        # One buffer for each batch that waits, one for the batch being read, one for the batch in use.
         buffers = cycle([self._buffers(names, longest) for _ in range(AHEAD + 2)])
 
         def read(batch: Sequence[Question]) -> _Read:
@@ -171,7 +192,7 @@ class Features:
             yield self._on_device(batch, source)
 
     def project(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
-        """Project with the store's own projector, one image at a time, as stage 1 did."""
+        """Project raw features with the store's own projector, one image at a time, as stage 1 did."""
         assert self.projector is not None, "a store without a projector holds `projected`"
         projector = self.projector
         with threads_of(self.store.fingerprint(self.source).numeric):
@@ -182,15 +203,15 @@ class Features:
         return {spec.name: np.empty((images, *spec.shape), spec.storage) for spec in specs}
 
     def _read_batch(self, questions: Sequence[Question], buffers: dict[str, np.ndarray]) -> _Read:
-        """All that can be done ahead, in another thread."""
+        """Read a batch into `buffers`: the part of the work that another thread can do ahead."""
         rows = [self.row(question) for question in questions]
         distinct = list(dict.fromkeys(rows))
-        at = {row: place for place, row in enumerate(distinct)}
+        image_of_row = {row: image for image, row in enumerate(distinct)}
         count = len(distinct)
         arrays = {name: self.store.gather(name, distinct, out=buffer[:count]) for name, buffer in buffers.items()}
         return _Read(
             tuple(questions),
-            torch.tensor([at[row] for row in rows]),
+            torch.tensor([image_of_row[row] for row in rows]),
             tuple(self.store.ids.sha_of_row(row) for row in distinct),
             {name: from_storage(array, self.store.arrays[name].dtype) for name, array in arrays.items()},
         )
@@ -203,22 +224,22 @@ class Features:
         return FeatureBatch(read.questions, read.of_question.to(self.device), tokens, projected)
 
     def row(self, question: Question) -> int:
-        """The store's row of a question's image."""
+        """Look up the store's row of a question's image."""
         row = self.store.ids.row_of_name(question.image)
-        assert row is not None, "answerable() has looked"
+        assert row is not None, "answerable() refuses questions about unknown images"
         return row
 
     def sample(self, images: int) -> list[int]:
-        """The first rows that hold features, raw and projected where there are both."""
+        """Return the first rows that hold features: both `raw` and `projected` where the store has both arrays."""
         return self.store.rows_with({"raw", "projected"} & self.store.arrays.keys())[:images]
 
     def fingerprints(self, names: Collection[str]) -> dict[str, Any]:
-        """What the store says of some arrays' making, as JSON."""
-        found = {name: self.store.fingerprint(name) for name in sorted(names)}
-        return {name: {"semantic": one.semantic, "numeric": one.numeric} for name, one in found.items()}
+        """Return the fingerprints of some arrays, as JSON."""
+        fingerprints = {name: self.store.fingerprint(name) for name in sorted(names)}
+        return {name: {"semantic": made.semantic, "numeric": made.numeric} for name, made in fingerprints.items()}
 
     def read(self, name: str, rows: Sequence[int]) -> Float[Tensor, "image ..."]:
-        """One array of some rows."""
+        """Read some rows of one array onto the device."""
         return self._tensor(name, self.store.gather(name, rows))
 
     def _tensor(self, name: str, array: Shaped[np.ndarray, "..."]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Merged visual tokens, made from the weights that a pruner returns."""
+"""Make merged visual tokens from the weights that a pruner returns."""
 
 import torch
 from jaxtyping import Float
@@ -10,10 +10,18 @@ from stage2_prune.session.features import FeatureBatch
 
 
 def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned:
-    """With the tokens that a merge stands for; a selection as it is.
+    """Replace a pruner's merge weights by the tokens that they make; a selection is returned unchanged.
 
-    Sums are taken in float32, image by image, and rounded once to the features' dtype. Raises PrunerMisused for weights
-    over more rows than there are.
+    Sums are taken in float32, image by image, and rounded once to the features' dtype.
+
+    Args:
+        pruned: the result of a pruner.
+        batch: the batch that was pruned.
+        project: the store's projector, for weights over raw features.
+
+    Raises:
+        PrunerMisused: (exit 2) for another number of weights than there are rows.
+
     """
     if pruned.merge is None:
         return pruned
@@ -25,12 +33,12 @@ def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned
         )
     sums = [(weights @ image.float()).to(rows.dtype) for weights, image in zip(pruned.merge.weights, rows, strict=True)]
     merged = torch.stack(sums)
-    made = project(merged) if pruned.merge.space == "raw" else merged
-    return Pruned(pruned.index, tokens=made, counts=pruned.counts)
+    tokens = project(merged) if pruned.merge.space == "raw" else merged
+    return Pruned(pruned.index, tokens=tokens, counts=pruned.counts)
 
 
 def _rows(merge: Merge, batch: FeatureBatch) -> Float[Tensor, "image row width"]:
-    """What the weights are of."""
+    """Return the rows that the weights belong to: patches, and in raw space also the CLS row if there is a weight for it."""
     if merge.space == "projected":
         return batch.projected
     arrays = batch.tokens.arrays

@@ -1,4 +1,4 @@
-"""Where every command begins: a store and the language half of a checkpoint, checked against each other."""
+"""Open what every command begins with: a store and the language half of a checkpoint, checked against each other."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -31,30 +31,30 @@ from store.reading.reader import FeatureStore
 
 @dataclass(frozen=True)
 class Session:
-    """An opened store and language model that belong together."""
+    """An opened store and an opened language model that belong together: what a command works on."""
 
     experiment: Experiment
     features: Features
     language: Language
     reprojection: Reprojection | None
-    """What re-projecting a few images gave; None where it was not asked for, or cannot be done."""
+    """The result of projecting a few images again; None if this was not asked for or is impossible with this store."""
     exact: bool
-    """Whether the model sees the stored values and this device projects to the same bits."""
+    """Whether the model sees exactly the stored values, and this device projects to the same bits."""
 
     @cached_property
     def reader(self) -> Reader:
-        """What pruners read beside arrays."""
+        """The reader of what pruners read beside arrays."""
         return Reader(self.experiment, self.features, self.language)
 
     @cached_property
     def language_digest(self) -> str | None:
-        """sha256 of the language model's weights; None where only its embeddings were opened."""
+        """sha256 of the language model's weights; None if only its embeddings were opened."""
         model = self.language.model
         return weights_digest(model.state_dict()) if isinstance(model, torch.nn.Module) else None
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What an answer depends on beside question, features and pruner, as JSON."""
+        """The settings that an answer depends on beside question, features and pruner, as JSON."""
         experiment, language = self.experiment, self.language
         return {
             "language_model": self.language_digest,
@@ -71,19 +71,29 @@ class Session:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        """What results were made from, as JSON: the fingerprints of the arrays in use, and the re-projection."""
-        again = self.reprojection
+        """The fingerprints of the arrays in use and the result of the re-projection, as JSON."""
+        reprojection = self.reprojection
         return self.features.fingerprints(self.features.needs | {self.features.source}) | {
-            "reprojection": None if again is None else asdict(again)
+            "reprojection": None if reprojection is None else asdict(reprojection)
         }
 
 
 def open_features(experiment: Experiment, needs: Collection[str], exact: bool = False) -> Features:
-    """The configured store, opened for the arrays `needs`; `exact` demands features in the model's dtype.
+    """Open the configured store and check that its features are this checkpoint's.
 
-    Cheap, and so before the model is loaded: raises StoreMissing (exit 5) naming `make extract`, StoreError
-    for arrays that the store lacks, CheckpointMissing (exit 5), StoreMismatch (exit 4) if the features are
-    another model's.
+    This is cheap, and so comes before the model is loaded.
+
+    Args:
+        experiment: the config.
+        needs: names of the arrays that pruners will read.
+        exact: whether to demand features in the model's dtype.
+
+    Raises:
+        StoreMissing: (exit 5) naming `make extract`.
+        StoreError: for arrays that the store lacks.
+        CheckpointMissing: (exit 5) if there is no such checkpoint.
+        StoreMismatch: (exit 4) if another model made the features.
+
     """
     store = FeatureStore.open(experiment.store_location)
     check_shapes(store)
@@ -96,15 +106,22 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
 
 
 def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_device: bool = False) -> Session:
-    """`open_features`, then the language half; a few images are re-projected to verify the store.
+    """Open the store as `open_features` does, then the language half, and project a few images again to verify the store.
 
-    Raises StoreMismatch (exit 4) if the store's features cannot be those of this checkpoint.
+    Args:
+        experiment: the config.
+        needs: names of the arrays that pruners will read.
+        allow_foreign_device: whether to accept re-projected features that differ as little as another device explains.
+
+    Raises:
+        StoreMismatch: (exit 4) if the store's features cannot be those of this checkpoint.
+
     """
     features = open_features(experiment, needs)
     check_projector(features, experiment.model)
     language = open_language(experiment.model)
     check_width(features, language)
-    shape_of(language)  # refuses a language model that has no price before a question is asked
+    shape_of(language)  # before a question is asked, refuse a language model whose operations cannot be counted
     exact = cast_is_exact(torch_dtype(features.store.arrays[features.source].dtype), language.dtype)
     reprojection = check_reprojection(features, allow_foreign_device)
     exact &= reprojection is None or reprojection.equal
@@ -112,7 +129,7 @@ def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_d
 
 
 def check_width(features: Features, language: Language) -> None:
-    """Refuse features that are not as wide as the language model's embeddings."""
+    """Refuse features of another width than the language model's embeddings (StoreMismatch, exit 4)."""
     if features.embed != language.width:
         raise StoreMismatch(
             f"expected features of width {language.width}, the language model's, the store's have "

@@ -1,1 +1,1 @@
-"""Training a pruner through the frozen language model (`train`)."""
+"""Train a pruner through the frozen language model (`train`)."""

@@ -1,8 +1,8 @@
-"""FitPrune's calibration: how many visual tokens to delete after each layer, fitted to a model on a few questions.
+"""Calibrate FitPrune: fit to a model, on a few questions, how many visual tokens to delete after each layer.
 
-For a tolerance alpha, a token goes if the attention that the text pays to it and to all less attended ones is at most
-alpha of what the text pays to the image in the unpruned model, and likewise for what the visual tokens pay each other.
-The counts are means over questions, rounded down; alpha is bisected, to a hundredth, until they meet the budget.
+For a tolerance alpha, a visual token is deleted if it and all less attended tokens together receive at most alpha of the
+attention that the text pays to the image in the unpruned model, and likewise of the attention that visual tokens pay each
+other. The counts are means over questions, rounded down; alpha is bisected, to a hundredth, until they meet the budget.
 """
 
 import logging
@@ -28,21 +28,23 @@ from stage2_prune.session.features import left_out
 from stage2_prune.session.session import open_session
 
 ALPHA_STEP = 0.01
+"""How exactly the tolerance alpha is bisected."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Probe:
-    """A hook that deletes as much of one question as `alpha` allows, and remembers how much that was after each layer."""
+    """A hook of the layer loop that deletes as many tokens as `alpha` allows, and counts them after each layer."""
 
     layers: Collection[int]
     alpha: float
     unpruned: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Sums of both kinds of attention in the unpruned model, by the layer behind."""
+    """Sums of both kinds of attention in the unpruned model, by the layer that follows."""
     deleted: dict[int, int] = field(default_factory=dict)
+    """Number of tokens that were deleted, by the layer that follows."""
 
     def drop(self, site: Site) -> Drop:
-        """All but the tokens that both kinds of attention can spare; with `alpha` 0 nothing goes, and sums are noted."""
+        """Drop the tokens that both kinds of attention can spare; if `alpha` is 0, drop nothing and note the sums."""
         text, image = masses(site)
         if self.alpha == 0:
             self.unpruned[site.layer] = (float(text.sum()), float(image.sum()))
@@ -53,7 +55,7 @@ class Probe:
 
 
 def spared(mass: Float[Tensor, " visual"], unpruned: float, alpha: float) -> Tensor:
-    """The least attended tokens without which at least 1 - alpha of the unpruned sum is left."""
+    """Mark the least attended tokens that can go so that at least 1 - alpha of the unpruned sum is left."""
     order = mass.sort(stable=True).indices
     left = mass.sum() - mass[order].cumsum(0)
     gone = order[left >= unpruned * (1 - alpha)] if alpha else order[:0]
@@ -62,7 +64,17 @@ def spared(mass: Float[Tensor, " visual"], unpruned: float, alpha: float) -> Ten
 
 @torch.no_grad()
 def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list[int]:
-    """Tokens to delete after each layer, so that on average `keep` enter a layer; `questions` are batches of one."""
+    """Find how many tokens to delete after each layer, so that on average `keep` tokens enter a layer.
+
+    Args:
+        language: the language model.
+        questions: assembled prompts, each a batch of one question.
+        keep: the budget, in visual tokens.
+
+    Raises:
+        Infeasible: if no such counts meet the budget.
+
+    """
     depth: int = language.model.config.num_hidden_layers
     patches = int(questions[0].slots.sum())
     shown = ProgressBar(questions, "calibrate", unit="questions")
@@ -86,11 +98,11 @@ def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list
 
 
 def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
-    """Calibrate on the first `limit` questions of the training split, from the store."""
+    """Calibrate on the first `limit` questions of the training split, from the store, to the budget `keep`."""
     chosen = choose(experiment, "train", limit)
     session = open_session(experiment, frozenset())
     asked, excluded = session.features.answerable(chosen)
-    for sentence in left_out(one.reason for one in excluded):
+    for sentence in left_out(question.reason for question in excluded):
         _log.warning("note: %s", sentence)
     patches = session.features.patches
     index: Int[Tensor, "1 patch"] = torch.arange(patches)[None]

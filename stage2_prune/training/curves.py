@@ -1,4 +1,4 @@
-"""The picture of a training: loss per step, validation accuracy per epoch."""
+"""Draw the picture of a training: loss per step, validation accuracy per epoch."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -14,11 +14,11 @@ from configs.files.atomic import write_atomically
 from stage2_prune.evaluation.plot import COLOURS
 
 SMOOTHED = 0.05
-"""Share of all steps that the smooth loss averages over."""
+"""Share of all steps that each point of the smoothed loss averages."""
 
 
 def draw(rows: Sequence[Mapping[str, Any]], title: str, best_epoch: int, path: Path) -> None:
-    """Write the PNG of a training log."""
+    """Write the PNG of a training log; `rows` are the log's lines."""
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     _losses(losses, [row for row in rows if row["event"] == "step"])

@@ -1,12 +1,12 @@
-"""All questions about one image in one forward, differentiable in how much of each patch is there.
+"""Ask all questions about one image in one forward pass, differentiable in the weight of each patch.
 
     before | patches ... | question 1 + answer 1 | question 2 + answer 2 | ...
 
-A question sees the prefix and itself, and its positions continue where the image ends: it is answered as if
-it were asked alone, but the prefix is computed once. Valid for pruners that do not look at the question.
+A question sees the prefix and itself, and its positions continue where the image ends. So a question is answered as if
+it were asked alone, but the prefix is computed once. This is valid for pruners that do not look at the question.
 
-A patch of weight w counts w times in every softmax: log(w) is added to its column of the attention mask. That
-runs from a removed patch (w = 0) to an untouched one (w = 1 adds exactly 0) without a jump at either end.
+A patch of weight w counts w times in every softmax, because log(w) is added to the patch's column of the attention mask.
+This leads from a removed patch (w = 0) to an untouched patch (w = 1 adds exactly 0) without a jump at either end.
 """
 
 from collections.abc import Sequence
@@ -37,18 +37,19 @@ class Packed:
     before: Int[Tensor, " before"]
     """Token ids before the image, shared by all lessons."""
     ids: Int[Tensor, " token"]
+    """Token ids behind the image: questions and answers, lesson after lesson."""
     segment: Int[Tensor, " token"]
-    """Number of the lesson that a token belongs to, from 1; the prefix is 0."""
+    """The number of each token's lesson, from 1; the prefix counts as 0."""
     offset: Int[Tensor, " token"]
-    """Position of a token, counted from the end of the image."""
+    """The position of each token, counted from the end of the image."""
     scored: Int[Tensor, " scored"]
-    """Where in `ids` an answer token is predicted: one before it."""
+    """Indices in `ids` at which an answer token is predicted: each is one before the answer token's own index."""
     answer: Int[Tensor, " scored"]
-    """The answer token that is right there."""
+    """The right answer token at each scored index."""
 
 
 def pack(lessons: Sequence[Lesson], device: torch.device) -> Packed:
-    """Lay lessons that share what comes before the image one after another."""
+    """Lay lessons that share the text before the image one after another."""
     before = lessons[0].prompt.before
     assert all(lesson.prompt.before == before for lesson in lessons), "group them by what precedes the image"
     ids: list[int] = []
@@ -56,7 +57,7 @@ def pack(lessons: Sequence[Lesson], device: torch.device) -> Packed:
     offset: list[int] = []
     scored: list[int] = []
     for number, lesson in enumerate(lessons, start=1):
-        tokens = [*lesson.prompt.after, *lesson.answer[:-1]]  # nothing follows the last answer token
+        tokens = [*lesson.prompt.after, *lesson.answer[:-1]]  # the last answer token predicts nothing
         first_scored = len(ids) + len(lesson.prompt.after) - 1
         scored += range(first_scored, first_scored + len(lesson.answer))
         ids += tokens
@@ -73,9 +74,14 @@ def answer_logits(
     weights: Float[Tensor, " patch"] | None,
     packed: Packed,
 ) -> Float[Tensor, "scored vocab"]:
-    """Float32 logits at each scored position.
+    """Compute float32 logits at each scored index.
 
-    `weights` in [0, 1] say how much of each patch is there; None is all of it (the same bits as 1).
+    Args:
+        language: the language model.
+        visual: the projected features of one image.
+        weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
+        packed: the lessons about this image.
+
     """
     before, patches = len(packed.before), len(visual)
     text = language.embed(torch.cat([packed.before, packed.ids]))
@@ -97,10 +103,9 @@ def answer_logits(
 def attention_bias(
     packed: Packed, patches: int, weights: Float[Tensor, " patch"] | None
 ) -> Float[Tensor, "token token"]:
-    """What is added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
+    """Build the matrix that is added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
 
-    The diagonal stays 0: a patch that is there sees itself, whatever it weighs for the others. So no row is
-    empty.
+    The diagonal stays 0: every token sees itself, whatever the token weighs for others. So no row is empty.
     """
     before = len(packed.before)
     if weights is None:
@@ -117,6 +122,6 @@ def attention_bias(
 
 
 def log_weight(weights: Float[Tensor, " patch"]) -> Float[Tensor, " patch"]:
-    """log(weight); for a patch that is gone -inf with gradient 0, where log's would be 0 times infinity."""
-    there = weights >= torch.finfo(weights.dtype).tiny
-    return torch.where(there, torch.where(there, weights, 1).log(), -torch.inf)
+    """Take the logarithm of each weight; a removed patch gives -inf with gradient 0, not log's 0 times infinity."""
+    present = weights >= torch.finfo(weights.dtype).tiny
+    return torch.where(present, torch.where(present, weights, 1).log(), -torch.inf)

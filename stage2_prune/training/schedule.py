@@ -1,4 +1,4 @@
-"""What a training step does, as pure functions of (seed, epoch, step): resuming repeats it."""
+"""Decide what a training step does, by pure functions of (seed, epoch, step), so that resuming repeats it."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,19 @@ _ORDER, _BUDGET, _NOISE = 0, 1, 2
 
 
 def epoch_batches(images: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Positions of the questions of each batch: every question once, in an order of (seed, epoch).
+    """Deal all questions into batches, in an order that depends on (seed, epoch).
 
-    `images` names each question's image. Questions about one image stay together: its prefix serves them all.
+    Questions about one image stay together, because the image's prefix serves all of them.
+
+    Args:
+        images: the name of each question's image.
+        batch_size: the number of questions per batch.
+        seed: the seed of the training.
+        epoch: the number of the epoch.
+
+    Returns:
+        For each batch, the indices of its questions.
+
     """
     groups: dict[str, list[int]] = {}
     for question, image in enumerate(images):
@@ -26,7 +36,7 @@ def epoch_batches(images: Sequence[str], batch_size: int, seed: int, epoch: int)
 
 
 def step_budget(seed: int, epoch: int, step: int, low: int, high: int) -> int:
-    """The batch's budget between `low` and `high`, both included: uniform in its logarithm.
+    """Draw a step's budget between `low` and `high`, both included, uniformly in its logarithm.
 
     Halving the tokens matters as much at 32 as at 192; a uniform draw would rarely visit the small budgets.
     """
@@ -35,12 +45,12 @@ def step_budget(seed: int, epoch: int, step: int, low: int, high: int) -> int:
 
 
 def step_seed(seed: int, epoch: int, step: int) -> int:
-    """Seed of whatever the pruner draws in a step, such as noise or dropout."""
+    """Derive the seed of everything that the pruner draws in a step, such as noise or dropout."""
     return int(np.random.default_rng([seed, epoch, step, _NOISE]).integers(2**63))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Of the step number `step` of `steps` (from 0): linear warm-up to `peak`, then a cosine towards 0."""
+    """Give the learning rate of step `step` (from 0) of `steps`: linear warm-up to `peak`, then a cosine towards 0."""
     warm_up = max(1, round(WARM_UP * steps))
     if step < warm_up:
         return peak * (step + 1) / warm_up

@@ -1,9 +1,9 @@
-"""A training that can be interrupted at any moment and resumed to the bit.
+"""Save and load the state of a training, which can be interrupted at any moment and resumed to the bit.
 
 <run_dir>/pruner/<name>/
 config.yaml           the resolved config
 log.jsonl             one line per step and per validation, each sealed
-curves.png            the same as a picture
+curves.png            the log as a picture
 state.safetensors     while training: module, optimiser and best module so far, position and checksum in the header
 weights.safetensors   when done: the module of the best epoch
 pruner.json           when done: what the weights belong to and how they were made
@@ -36,30 +36,30 @@ _AGAIN = "put the file back as it was, or start again with --overwrite"
 
 @dataclass
 class Position:
-    """How far a training is."""
+    """How far a training has come."""
 
     accuracies: list[float] = field(default_factory=list)
     """Validation accuracy of each epoch so far; epoch 0 is the freshly seeded module."""
     step: int = 0
-    """Steps taken in the epoch after those."""
+    """Number of steps taken in the epoch that is under way."""
     log_lines: int = 0
-    """Lines of the log that belong to this state: a crash may leave more."""
+    """Number of log lines that belong to this state; a crash may leave more lines in the log."""
     scaler: dict[str, Any] = field(default_factory=dict)
-    """The loss scale's own state, where the language model computes in float16."""
+    """The state of the loss scaler, which works if the language model computes in float16."""
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next, or is under way."""
+        """Number of the epoch that is under way, or comes next."""
         return len(self.accuracies)
 
     @property
     def best_epoch(self) -> int:
-        """Epoch of the highest accuracy; of equals the later."""
+        """The epoch of the highest accuracy; of equally good epochs the latest."""
         return max(range(len(self.accuracies)), key=lambda epoch: (self.accuracies[epoch], epoch))
 
 
 class Log:
-    """The JSONL of a training; deterministic, so that an interrupted and resumed one is byte-equal."""
+    """The JSONL log of a training. Its bytes are the same whether or not the training was interrupted and resumed."""
 
     def __init__(self, path: Path, lines: int) -> None:
         self.path = path
@@ -70,13 +70,13 @@ class Log:
         write_atomically(path, b"".join(kept))
 
     def append(self, **row: Any) -> None:
-        """Add a line."""
+        """Add a sealed line."""
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(seal(json.dumps(row)) + "\n")
 
     def sync(self) -> None:
-        """Make the lines so far durable."""
+        """Make all lines so far durable."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -102,7 +102,17 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     best: Mapping[str, Shaped[Tensor, "..."]],
 ) -> None:
-    """Replace the saved state: one file, so it is whole or absent."""
+    """Replace the saved state by a single file, which is therefore either whole or absent.
+
+    Args:
+        folder: the folder of the training.
+        position: how far the training has come.
+        identity: the settings of the training.
+        module: the pruner's module.
+        optimiser: the optimiser of the module.
+        best: the weights of the best epoch so far.
+
+    """
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for number, moments in optimiser.state_dict()["state"].items():
@@ -115,7 +125,7 @@ def save_state(
 
 @dataclass(frozen=True)
 class SavedState:
-    """What `state.safetensors` holds."""
+    """The content of `state.safetensors`."""
 
     position: Position
     identity: dict[str, Any]
@@ -123,7 +133,7 @@ class SavedState:
 
 
 def read_state(folder: Path) -> SavedState | None:
-    """Read the saved state; None where there is none, DamagedRun (exit 4) if it is not as it was written."""
+    """Read the saved state; None if there is no state. Raises DamagedRun (exit 4) if the file is damaged."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -131,23 +141,23 @@ def read_state(folder: Path) -> SavedState | None:
         with safe_open(path, "pt") as file:
             header: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        said = {key: header[key] for key in ("position", "identity")}
-        if header.keys() == said.keys():
+        content = {key: header[key] for key in ("position", "identity")}
+        if header.keys() == content.keys():
             say_unsealed(path)
-        elif header.get("sha256") != _digest(tensors, said):
+        elif header.get("sha256") != _digest(tensors, content):
             raise ValueError("its checksum does not match")
-        return SavedState(Position(**json.loads(said["position"])), json.loads(said["identity"]), tensors)
+        return SavedState(Position(**json.loads(content["position"])), json.loads(content["identity"]), tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedRun(f"{path} is damaged ({' '.join(str(error).split())}): {_AGAIN}") from None
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """sha256 over all that a state holds."""
+    """Take the sha256 of everything that a state holds."""
     return sha256(f"{weights_digest(tensors)} {header['position']} {header['identity']}".encode()).hexdigest()
 
 
 def load_state(state: SavedState, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Bring module and optimiser to a saved state; returns the best weights so far."""
+    """Bring module and optimiser to a saved state, and return the best weights so far."""
     parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimiser": {}}
     for key, tensor in state.tensors.items():
         part, name = key.split(".", 1)

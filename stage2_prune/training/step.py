@@ -1,4 +1,4 @@
-"""The loss of one batch of questions, and its gradient: it reaches the pruner's module and nothing else."""
+"""Compute the loss of one batch of questions and its gradient, which reaches the pruner's module and nothing else."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,27 +18,27 @@ from store.questions.question import Question
 
 
 class NonFiniteLoss(PruneError):
-    """Training has diverged."""
+    """Training has diverged: its loss is not finite."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Means over the answer tokens of a batch, in nats."""
+    """The losses of a batch: means over its answer tokens, in nats."""
 
     answer: float
     """Cross-entropy of the answers."""
     divergence: float | None
-    """KL divergence from the unpruned model's distribution; None where it is not asked for."""
+    """KL divergence from the unpruned model's distribution; None if `train.kl_weight` is 0."""
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None, None, None]:
-    """Without gradients in the model's weights, inside.
+    """Switch off gradients of the model's weights within the block.
 
-    Only inside: torch picks a matrix product's kernel by that flag, and validation answers as an evaluation
-    would.
+    The flags are restored afterwards: torch picks a matrix product's kernel by them, and validation has to answer as an
+    evaluation does.
     """
     before = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
@@ -51,14 +51,14 @@ def frozen(model: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    """Torch's generators at `seed` inside, untouched outside: what a pruner draws can be drawn again."""
+    """Set torch's generators to `seed` within the block, so that a pruner's draws can be repeated; restore them after."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
-def lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
-    """A question with the first of its answers, which generation should end after."""
+def make_lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
+    """Tokenise a question with the first of its answers and the end token, so that generation learns to end there."""
     asked = question.question + post_prompt
     answer = language.answer_ids(asked, question.answers[0])
     return Lesson(language.prompt(asked), (*answer, language.eos_token_ids[0]))
@@ -73,11 +73,24 @@ def accumulate_gradients(
     kl_weight: float,
     scaler: torch.amp.GradScaler,
 ) -> StepLoss:
-    """Add the gradient of the batch's scaled loss to the pruner's module: one forward per image.
+    """Add the gradient of a batch's scaled loss to the pruner's module, with one forward pass per image.
 
-    Call it inside `frozen`. Raises NonFiniteLoss (exit 3).
+    Call this function inside `frozen`.
+
+    Args:
+        language: the language model.
+        pruner: the pruner that is trained.
+        batch: the features of the batch.
+        lessons: the tokenised questions of the batch, in its order.
+        keep: the budget of this step, in visual tokens per image.
+        kl_weight: the weight of the divergence from the unpruned model; 0 leaves the divergence out.
+        scaler: the loss scaler.
+
+    Raises:
+        NonFiniteLoss: (exit 3) if the training has diverged.
+
     """
-    tokens = sum(len(item.answer) for item in lessons)
+    tokens = sum(len(lesson.answer) for lesson in lessons)
     answer = torch.zeros((), device=language.device)
     divergence = torch.zeros((), device=language.device)
     seen = batch.tokens.only(pruner.needs)
@@ -103,10 +116,10 @@ def accumulate_gradients(
 
 
 def _groups(batch: FeatureBatch, lessons: Sequence[Lesson]) -> Iterator[tuple[int, list[Lesson]]]:
-    """Lessons that can share a forward: on one image, with the same text before it."""
+    """Group lessons that can share a forward pass: about one image, with the same text before the image."""
     groups: dict[tuple[int, tuple[int, ...]], list[Lesson]] = {}
-    for image, item in zip(batch.of_question.tolist(), lessons, strict=True):
-        groups.setdefault((image, item.prompt.before), []).append(item)
+    for image, lesson in zip(batch.of_question.tolist(), lessons, strict=True):
+        groups.setdefault((image, lesson.prompt.before), []).append(lesson)
     for (image, _), group in groups.items():
         yield image, group
 
@@ -117,7 +130,7 @@ def _divergence(
     packed: Packed,
     logits: Float[Tensor, "scored vocab"],
 ) -> Float[Tensor, ""]:
-    """Summed KL divergence of the pruned model's answer distributions from the unpruned model's."""
+    """Sum the KL divergences of the pruned model's answer distributions from the unpruned model's."""
     with torch.no_grad():
         unpruned = answer_logits(language, visual, None, packed).log_softmax(-1)
     return F.kl_div(logits.log_softmax(-1), unpruned, reduction="sum", log_target=True)

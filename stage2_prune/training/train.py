@@ -1,8 +1,8 @@
-"""Training of one pruner through the frozen language model, from the store alone.
+"""Train one pruner through the frozen language model, from the store alone.
 
 The epoch is chosen on the validation split: the highest accuracy at `train.val_keep` tokens, by the hard
-selection and the greedy generation that an evaluation uses. Epoch 0, the freshly seeded module, takes part:
-with `train.epochs: 0` it is what is saved, and otherwise a training that only made things worse does not win.
+selection and the greedy generation that an evaluation uses. Epoch 0, the freshly seeded module, is a candidate too:
+`train.epochs: 0` saves it, and a training that only made things worse loses against it.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import say
-from stage2_prune.errors import OtherRun, PrunerMisused
+from stage2_prune.errors import PrunerMisused
 from stage2_prune.evaluation.cells import configured_pruners
 from stage2_prune.evaluation.predictions import alone
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session import weights
 from stage2_prune.session.choose import choose_scored
-from stage2_prune.session.identity import differences, digest, of_questions
+from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
@@ -29,13 +29,26 @@ CONFIG = "config.yaml"
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
-    """Train the configured pruner; returns what `pruner.json` records about it.
+    """Train the configured pruner and write the folder that stage2_prune/training/state.py draws.
 
-    Writes the folder that stage2_prune/training/state.py draws. An interrupted training is resumed, a
-    finished one of the same settings is left as it is, one of other settings raises OtherRun (exit 2) unless
-    `overwrite`. Raises PrunerMisused (exit 2) for a method without weights, StoreMissing or NotExtracted
-    (exit 5) naming `make extract`, NonFiniteLoss (exit 3) when it diverges, RunLocked (exit 6) while another command
-    trains it, DamagedRun (exit 4) for files that are not as they were written.
+    An interrupted training is resumed, and a finished training of the same settings is left as it is.
+
+    Args:
+        experiment: the config.
+        overwrite: whether to replace a training of other settings.
+        allow_foreign_device: whether to accept a store whose re-projection differs as little as another device explains.
+
+    Returns:
+        What `pruner.json` records about the training.
+
+    Raises:
+        OtherRun: (exit 2) for a training of other settings, unless `overwrite`.
+        PrunerMisused: (exit 2) for a method without weights.
+        StoreMissing, NotExtracted: (exit 5) naming `make extract`.
+        NonFiniteLoss: (exit 3) if the training diverges.
+        RunLocked: (exit 6) while another command trains this pruner.
+        DamagedRun: (exit 4) for damaged files.
+
     """
     label, pruner = _trainable(experiment)
     train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
@@ -57,7 +70,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 
 
 def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder: Path) -> dict[str, Any]:
-    """What `pruner.json` records of a finished training, whose weights are there."""
+    """Return what `pruner.json` records about a finished training, after checking that its weights can be loaded."""
     spec = session.features.spec(pruner, session.language.width)
     belongs_to = weights.belongings(session.features, pruner, session.language_digest)
     _, record = weights.load(pruner, label, spec, folder, belongs_to)
@@ -66,7 +79,7 @@ def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder
 
 
 def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
-    """The method that `train.pruner` names in `prune.methods`."""
+    """Find the method of `prune.methods` that `train.pruner` names; raise PrunerMisused (exit 2) if it cannot be trained."""
     configured = configured_pruners(experiment)
     name = experiment.train.pruner
     pruner = configured.get(name)
@@ -82,26 +95,26 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
             f"train.pruner: expected a method that looks at stored arrays alone, {name} reads {', '.join(sorted(pruner.reads))}: "
             "training shares an image's prefix among its questions (stage2_prune/training/packed.py)"
         )
-    trainable = [label for label, one in configured.items() if isinstance(one, TrainedPruner)]
-    came = "is not among them" if pruner is None else "has no weights to train"
+    trainable = [label for label, method in configured.items() if isinstance(method, TrainedPruner)]
+    problem = "is not among them" if pruner is None else "has no weights to train"
     raise PrunerMisused(
         f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
-        f"{name!r} {came}: change train.pruner or prune.methods"
+        f"{name!r} {problem}: change train.pruner or prune.methods"
     )
 
 
 def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:
-    """The questions whose image could be encoded; the others are named and left out."""
+    """Return the questions whose image could be encoded; print each of the others with the reason."""
     asked, excluded = session.features.answerable(questions)
-    for one in excluded:
-        say(f"question {one.question_id} is left out: {one.reason}")
+    for question in excluded:
+        say(f"question {question.question_id} is left out: {question.reason}")
     return asked
 
 
 def _identity(
     session: Session, pruner: TrainedPruner, train: Sequence[Question], val: Sequence[Question]
 ) -> dict[str, Any]:
-    """Everything that the trained weights depend on, as JSON."""
+    """Gather everything that the trained weights depend on, as JSON."""
     experiment = session.experiment
     return session.conditions | {
         "parameters": pruner.parameters(),
@@ -114,30 +127,30 @@ def _identity(
 
 
 def _refuse_other_training(session: Session, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise OtherRun (exit 2), naming the settings that differ, if what lies in the folder was trained with others."""
+    """Raise OtherRun (exit 2), naming the settings that differ, if the folder holds a training of other settings."""
     record, state = weights.read_record(folder), read_state(folder)
     training = {} if record is None else record["training"]
-    found: dict[str, Any] | None = training.get("identity", None if state is None else state.identity)
-    if found is None:
+    recorded: dict[str, Any] | None = training.get("identity", None if state is None else state.identity)
+    if recorded is None:
         return
     now: dict[str, Any] = json.loads(json.dumps(identity))
-    if differing := differences(_as_now(found, now, session, training), now):
-        raise OtherRun(
-            f"the pruner in {folder} was trained with other settings ({'; '.join(differing)}): "
-            "run again with --overwrite to replace it, or with another --run-dir to keep it"
-        )
+    require_same(
+        f"the pruner in {folder} was trained with other settings",
+        _as_now(recorded, now, session, training),
+        now,
+        remedy="run again with --overwrite to replace it, or with another --run-dir to keep it",
+    )
 
 
 def _as_now(
-    found: Mapping[str, Any], now: Mapping[str, Any], session: Session, training: Mapping[str, Any]
+    recorded: Mapping[str, Any], now: Mapping[str, Any], session: Session, training: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """An identity as this version writes it; earlier ones knew features and questions by their digests alone."""
-    if isinstance(found.get("features"), Mapping):
-        return found
-    known = {key: now[key] for key in now.keys() - found.keys()}  # what was not recorded cannot be compared
-    if found.get("features") == digest(session.fingerprints):
+    """Bring recorded settings to today's form; earlier versions recorded only digests of features and questions."""
+    if isinstance(recorded.get("features"), Mapping):
+        return recorded
+    known = {key: now[key] for key in now.keys() - recorded.keys()}  # what was not recorded cannot be compared
+    if recorded.get("features") == digest(session.fingerprints):
         known["features"] = now["features"]
     for key in ("train_questions", "val_questions"):
-        same = found.get(key) == now[key]["sha256"]
-        known[key] = now[key] if same else {"questions": training.get(key), "sha256": found.get(key)}
-    return {**found, **known}
+        known[key] = questions_as_now(recorded.get(key), now[key], now[key]["sha256"], training.get(key))
+    return {**recorded, **known}

@@ -1,4 +1,4 @@
-"""The loop of a training: steps, validations, and what is written after each."""
+"""Run the loop of a training: steps, validations, and the files that are written after each."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,16 @@ from stage2_prune.training.state import (
     read_state,
     save_state,
 )
-from stage2_prune.training.step import accumulate_gradients, frozen, lesson, seeded
+from stage2_prune.training.step import accumulate_gradients, frozen, make_lesson, seeded
 from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
-"""Between two saved states inside an epoch; where they fall changes no result."""
+"""Seconds between two saved states inside an epoch; the moments of saving change no result."""
 MAX_GRADIENT_NORM = 1.0
 
 
 class Trainer:
-    """One training, from its first step or from where it stopped."""
+    """One training, which runs from its first step or from where it stopped."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Trainer:
         say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
 
     def run(self) -> dict[str, Any]:
-        """Train what is left and write the best module; returns what `pruner.json` records about it."""
+        """Train what is left, write the best module, and return what `pruner.json` records about the training."""
         if self.position.epoch == 0:
             self._validate()
         while self.position.epoch <= self.section.epochs:
@@ -89,7 +89,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         section = self.section
         order = epoch_batches([q.image for q in self.train], section.batch_size, section.seed, epoch)
-        batches = [[self.train[place] for place in batch] for batch in order]
+        batches = [[self.train[index] for index in batch] for batch in order]
         steps = range(self.position.step, len(batches))
         name = f"epoch {epoch}/{section.epochs}"
         self.pruner.module.train()
@@ -106,14 +106,14 @@ class Trainer:
                     self._save()
 
     def _step(self, batch: FeatureBatch, epoch: int, step: int, steps: int) -> float:
-        """One optimiser step; all its randomness is a function of (seed, epoch, step)."""
+        """Take one optimiser step and return its loss; all randomness is a function of (seed, epoch, step)."""
         section, language = self.section, self.session.language
         keep = step_budget(section.seed, epoch, step, self.low, self.high)
         rate = learning_rate((epoch - 1) * steps + step, section.epochs * steps, section.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         post_prompt = self.session.experiment.data.post_prompt
-        lessons = [lesson(language, question, post_prompt) for question in batch.questions]
+        lessons = [make_lesson(language, question, post_prompt) for question in batch.questions]
         self.optimiser.zero_grad()
         with seeded(step_seed(section.seed, epoch, step), language.device):
             loss = accumulate_gradients(language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler)
@@ -126,7 +126,7 @@ class Trainer:
         return loss.answer
 
     def _validate(self) -> None:
-        """Close an epoch: measure it, keep its module if none was better, save."""
+        """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
         accuracy = self._accuracy()
@@ -144,12 +144,12 @@ class Trainer:
 
     @torch.no_grad()
     def _accuracy(self) -> float:
-        """Share of validation questions answered right at `train.val_keep` tokens, scored as eval does."""
+        """Compute the share of validation questions answered right at `train.val_keep` tokens, scored as in `eval`."""
         experiment, language = self.session.experiment, self.session.language
         size = experiment.eval.batch_size
         batches = [self.val[start : start + size] for start in range(0, len(self.val), size)]
-        asked = experiment.prune.positions[0]
-        positions: Positions = self.pruner.positions if asked == "default" else asked
+        choice = experiment.prune.positions[0]
+        positions: Positions = self.pruner.positions if choice == "default" else choice
         right = 0
         with ProgressBar(what="validation", total=len(self.val), unit="answers", leave=False) as bar:
             for batch in self.session.features.batches(batches):
@@ -169,7 +169,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:
-        """Write the best module, then drop the state."""
+        """Write the best module, then delete the state."""
         self.pruner.module.load_state_dict(self.best)
         record = {
             "epochs": self.section.epochs,
@@ -189,7 +189,7 @@ class Trainer:
         return record
 
     def _budgets(self) -> tuple[int, int]:
-        """Smallest and largest training budget, within what an image has."""
+        """Return the smallest and the largest training budget; raise PrunerMisused (exit 2) if an image has fewer tokens."""
         patches, section = self.session.features.patches, self.section
         if section.min_keep > section.max_keep or max(section.min_keep, section.val_keep) > patches:
             raise PrunerMisused(

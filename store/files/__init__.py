@@ -1,1 +1,1 @@
-"""Reading and watching files on a disk where anything may lie."""
+"""Reading and moving files safely, whatever lies on the disk in their place."""

@@ -1,6 +1,6 @@
-"""Whatever lies on a disk, it can be looked at: what cannot be read is said in a sentence and never waited for.
+"""Look at a disk without ever waiting for it, and turn what cannot be read or written into errors of one sentence.
 
-Where a file belongs there may be a folder, a link to itself, a pipe, or a file that this user or the disk does not let be read.
+In the place of a file there may be a folder, a link to itself, a pipe, or a file that this user or the disk cannot read.
 """
 
 import errno
@@ -16,17 +16,21 @@ from configs.errors import NO_SPACE_OR_READ_ONLY
 from store.errors import IntegrityError, NoSpace
 
 STRAYS = "strays"
-"""Where `repair` moves what does not belong where it lies; nothing reads it."""
+"""The folder that `repair` moves files to that do not belong where they lie; nothing reads this folder."""
+# Missing rights count too: the advice "make room or make it writable" covers them.
 _CANNOT_WRITE = NO_SPACE_OR_READ_ONLY | {errno.EACCES}
 _NUMBERED = re.compile(r"(0|[1-9][0-9]{0,17})\.json")
 
 
 class Unreadable(IntegrityError):
-    """Something lies where a file or a folder belongs, and cannot be read as one."""
+    """Something that lies in the place of a file or a folder cannot be read as such."""
 
 
 def without_waiting(name: str, flags: int) -> int:
-    """An opener of regular files: opening a pipe would wait for whoever writes to it, and devices do not end."""
+    """Open only regular files; pass this as `opener` to `open`.
+
+    Opening a pipe would wait until something writes to it, and reading a device may never end.
+    """
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -35,7 +39,12 @@ def without_waiting(name: str, flags: int) -> int:
 
 
 def content(path: Path) -> bytes:
-    """What a file holds; FileNotFoundError if nothing lies there, Unreadable (exit 4) if it is no file or cannot be read."""
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+        Unreadable: what lies there is no file, or cannot be read (exit 4).
+    """
     try:
         with open(path, "rb", opener=without_waiting) as file:
             return file.read()
@@ -48,7 +57,7 @@ def content(path: Path) -> bytes:
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a file; None if there is no file, or it cannot be looked at."""
+    """Return the size of a file in bytes; None if there is no file or its size cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -57,7 +66,7 @@ def size_of(path: Path) -> int | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, in order; nothing where there is no folder. Unreadable (exit 4) if it cannot be listed."""
+    """List the paths in a folder, sorted; none if there is no folder. Raises Unreadable (exit 4) if it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
@@ -69,19 +78,20 @@ def listed(folder: Path) -> list[Path]:
 
 
 def numbered(name: str) -> int | None:
-    """The number in a name such as `3.json`; None if the name is written in another way.
+    """Read the number in a name such as `3.json`; None if the name is written in another way.
 
     >>> [numbered(name) for name in ("3.json", "03.json", "3 (copy).json", "3.json~")]
     [3, None, None, None]
     """
-    found = _NUMBERED.fullmatch(name)
-    return None if found is None else int(found[1])
+    matched = _NUMBERED.fullmatch(name)
+    return None if matched is None else int(matched[1])
 
 
 def in_the_way(store: Path, path: Path) -> Path | None:
-    """What keeps a file from being written to `path` in a store: a folder there, or what is no folder above it.
+    """Find what keeps a file from being written to `path` in a store; None if nothing does.
 
-    A link to a folder that is there counts as that folder: parts of a store may lie on another disk.
+    The obstacle is a folder at `path`, or something above `path` that is no folder. A link to an existing folder counts as a
+    folder, because parts of a store may lie on another disk.
     """
     above = [folder for folder in (*reversed(path.parents), path) if folder.is_relative_to(store) and folder != store]
     for folder in above[:-1]:
@@ -91,23 +101,23 @@ def in_the_way(store: Path, path: Path) -> Path | None:
 
 
 def make_way(store: Path, path: Path) -> None:
-    """Move what keeps a file from being written to `path` among the strays."""
-    while (odd := in_the_way(store, path)) is not None:
-        move_out(store, odd)
+    """Move whatever keeps a file from being written to `path` to the strays of the store."""
+    while (obstacle := in_the_way(store, path)) is not None:
+        move_out(store, obstacle)
 
 
 def make_lockable(store: Path, lock: Path) -> None:
-    """Move what can be no lock among the strays: nobody holds it."""
+    """Move what lies in the place of a lock file, and is no regular file, to the strays: no process can hold such a lock."""
     if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
         move_out(store, lock)
 
 
 def move_out(store: Path, path: Path) -> Path:
-    """Move something among the strays, under a name of its own; nothing is ever deleted."""
-    place = store / STRAYS / f"{path.name}.{uuid4().hex[:8]}"
-    place.parent.mkdir(exist_ok=True)
-    path.rename(place)
-    return place
+    """Move a file or folder to the strays of a store, under an unused name, and return its new path. Nothing is deleted."""
+    stray = store / STRAYS / f"{path.name}.{uuid4().hex[:8]}"
+    stray.parent.mkdir(exist_ok=True)
+    path.rename(stray)
+    return stray
 
 
 @contextmanager
@@ -116,7 +126,6 @@ def explaining_full_disks(explain: Callable[[str], str]) -> Generator[None, None
 
     Args:
         explain: makes the message of NoSpace from what the system says, such as "No space left on device".
-
     """
     try:
         yield

@@ -1,11 +1,11 @@
-"""Whole numbers as ascending ranges, so that a claim of 300 million of them costs nothing."""
+"""Sets of whole numbers as ascending ranges: a damaged file may claim 300 million shards, and listing them would not end."""
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 
 
 def ranges_of(numbers: Iterable[int]) -> list[range]:
-    """Numbers as ranges of consecutive ones, ascending.
+    """Group numbers into ascending ranges of consecutive numbers.
 
     >>> ranges_of([5, 0, 1, 2])
     [range(0, 3), range(5, 6)]
@@ -16,27 +16,31 @@ def ranges_of(numbers: Iterable[int]) -> list[range]:
 
 
 def joined(ranges: Iterable[range]) -> list[range]:
-    """Ascending ranges, those that touch as one."""
-    found: list[range] = []
-    for one in ranges:
-        if found and found[-1].stop == one.start:
-            found[-1] = range(found[-1].start, one.stop)
+    """Join ascending ranges that touch.
+
+    >>> joined([range(0, 3), range(3, 5), range(7, 9)])
+    [range(0, 5), range(7, 9)]
+    """
+    merged: list[range] = []
+    for numbers in ranges:
+        if merged and merged[-1].stop == numbers.start:
+            merged[-1] = range(merged[-1].start, numbers.stop)
         else:
-            found.append(one)
-    return found
+            merged.append(numbers)
+    return merged
 
 
 def without(ranges: Iterable[range], numbers: Collection[int]) -> list[range]:
-    """Ascending ranges, some numbers left out.
+    """Remove some numbers from ascending ranges.
 
     >>> without([range(0, 9)], [3, 4])
     [range(0, 3), range(5, 9)]
     """
     ordered, left = sorted(numbers), list[range]()
-    for one in ranges:
-        begin = one.start
-        for number in ordered[bisect_left(ordered, one.start) : bisect_left(ordered, one.stop)]:
+    for whole in ranges:
+        begin = whole.start
+        for number in ordered[bisect_left(ordered, whole.start) : bisect_left(ordered, whole.stop)]:
             left.append(range(begin, number))
             begin = number + 1
-        left.append(range(begin, one.stop))
-    return [one for one in left if one]
+        left.append(range(begin, whole.stop))
+    return [part for part in left if part]

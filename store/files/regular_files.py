@@ -1,4 +1,4 @@
-"""A folder as a Zarr store that never waits: where a pipe or a device lies in place of a file, zarr's own would for ever."""
+"""A folder as a Zarr store that never waits; zarr's own LocalStore waits for ever on a pipe or a device."""
 
 import errno
 import os
@@ -10,27 +10,27 @@ from zarr.storage import LocalStore
 
 
 class RegularFiles(LocalStore):
-    """zarr's LocalStore, for which what is no regular file cannot be read (OSError)."""
+    """zarr's LocalStore, but reading anything except a regular file raises OSError."""
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Bytes under a key, or None, as LocalStore reads them."""
+        """Read the bytes under a key as LocalStore does; None if there are none."""
         self._require_file(key)
         return await super().get(key, prototype, byte_range)
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Bytes under a key, or None, as LocalStore reads them."""
+        """Read the bytes under a key as LocalStore does; None if there are none."""
         self._require_file(key)
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
     def _require_file(self, key: str) -> None:
-        place = self.root / key
+        path = self.root / key
         try:
-            mode = place.stat().st_mode
-        except OSError:  # LocalStore says what is wrong, or that nothing is there
+            mode = path.stat().st_mode
+        except OSError:  # LocalStore raises its own error, or returns None where nothing lies
             return
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OSError(errno.EINVAL, "it is no file", os.fspath(place))
+            raise OSError(errno.EINVAL, "it is no file", os.fspath(path))

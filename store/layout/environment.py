@@ -1,4 +1,4 @@
-"""What of this process decides which bits a computation has: the numeric part of a fingerprint, as far as torch goes."""
+"""The settings of torch and of the machine that decide the bits of a result: torch's share of a fingerprint's numeric part."""
 
 import logging
 import platform
@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def torch_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and precision flags."""
+    """Record the versions, the device and the precision flags of this process."""
     return {
         "torch": torch.__version__,
         "device": _device_name(device),
@@ -28,7 +28,7 @@ def torch_environment(device: torch.device) -> dict[str, Any]:
 
 
 def use_threads(numeric: Mapping[str, Any]) -> None:
-    """From now on compute with as many CPU threads as the numeric part of a fingerprint says: others may make other bits."""
+    """Set the number of CPU threads to that in the numeric part of a fingerprint, because another number may change bits."""
     now, recorded = torch.get_num_threads(), numeric.get("cpu_threads")
     if recorded not in (None, now):
         _log.warning(
@@ -39,7 +39,7 @@ def use_threads(numeric: Mapping[str, Any]) -> None:
 
 @contextmanager
 def threads_of(numeric: Mapping[str, Any]) -> Generator[None, None, None]:
-    """For a moment, compute with as many CPU threads as the numeric part of a fingerprint says."""
+    """Compute with the number of CPU threads in the numeric part of a fingerprint until the block ends."""
     now = torch.get_num_threads()
     torch.set_num_threads(numeric.get("cpu_threads", now))
     try:

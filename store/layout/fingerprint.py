@@ -1,6 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (JSON may hold anything)
-"""What features were made by: the part that must agree, and the part that decides whether bits can."""
+"""Fingerprints record what features were made by.
+
+The semantic part must agree before features are used together; the numeric part decides whether their bits can be equal.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,26 +15,27 @@ from configs.files.portable import is_folder
 from store.errors import FingerprintMismatch
 
 SOURCES = {"checkpoint", "clip"}
-"""Semantic fields that name a checkpoint."""
+"""The semantic fields that name a checkpoint."""
 
 
 class Fingerprint(BaseModel):
-    """One per array."""
+    """What one array was made by."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     semantic: dict[str, Any]
-    """Checkpoint, weights, layer, processor, …: a difference means other features."""
+    """Checkpoint, weights, layer, processor and so on; if these differ, the features are other features."""
     numeric: dict[str, Any]
-    """Versions, device, kernels: a difference means features that may be close instead of equal."""
+    """Versions, device, kernels; if these differ, the features may be close instead of equal."""
 
 
 class Difference(BaseModel):
-    """One field that two fingerprints disagree on."""
+    """One field in which two fingerprints differ."""
 
     model_config = ConfigDict(frozen=True)
 
     field: str
+    """Its dotted path."""
     expected: Any
     found: Any
 
@@ -40,9 +44,9 @@ class Difference(BaseModel):
 
 
 def source_name(source: str) -> str:
-    """Name a checkpoint: a hub id, or a folder as it was given; of an absolute path the last part with a slash behind it.
+    """Name a checkpoint by its hub id or its folder; an absolute path is cut to its last part and a slash.
 
-    So a store that is shared names no path of the machine that it was made on.
+    So a store can be shared without naming paths of the machine that made it.
     """
     if not Path(source).is_dir():
         return source
@@ -50,14 +54,17 @@ def source_name(source: str) -> str:
 
 
 def without_paths(made: Fingerprint) -> Fingerprint:
-    """Name checkpoints that are given by an absolute path as `source_name` names them."""
+    """Rename the checkpoints in a fingerprint that are absolute paths, as `source_name` does."""
     absolute = {key: str(made.semantic[key]) for key in SOURCES & made.semantic.keys()}
     named = {key: f"{Path(path).name}/" for key, path in absolute.items() if Path(path).is_absolute()}
     return made.model_copy(update={"semantic": made.semantic | named}) if named else made
 
 
 def spelt_as(made: Mapping[str, Fingerprint], stored: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
-    """Spell checkpoints in `made` as in `stored`, where both are folders of one name: their weights have digests of their own."""
+    """Rename the checkpoints in `made` to those in `stored` where both are folders with the same last part.
+
+    So a folder may move. A folder with other weights is still noticed, because the fingerprint holds their digests.
+    """
     spelt = dict(made)
     for name in made.keys() & stored.keys():
         semantic = dict(made[name].semantic)
@@ -70,18 +77,25 @@ def spelt_as(made: Mapping[str, Fingerprint], stored: Mapping[str, Fingerprint])
 
 
 def differences(expected: Any, found: Any, path: str = "") -> list[Difference]:
-    """Leaf by leaf, by dotted path."""
+    """List the leaves in which two nested mappings differ, by dotted path; `path` is the path of the mappings themselves."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        both: list[Difference] = []
+        listed: list[Difference] = []
         for key in sorted({*expected, *found}, key=str):
             inner = f"{path}.{key}" if path else str(key)
-            both += differences(expected.get(key, "nothing"), found.get(key, "nothing"), inner)
-        return both
+            listed += differences(expected.get(key, "nothing"), found.get(key, "nothing"), inner)
+        return listed
     return [] if expected == found else [Difference(field=path, expected=expected, found=found)]
 
 
 def require_equal(what: str, expected: Any, found: Any, advice: str) -> None:
-    """Raise FingerprintMismatch with every differing field, and what to do about it."""
+    """Raise FingerprintMismatch (exit 4) with every differing field if two nested mappings differ.
+
+    Args:
+        what: the subject of the message.
+        expected: the mapping that is asked for.
+        found: the mapping in the store.
+        advice: what the user should do, as the last line of the message.
+    """
     differing = differences(expected, found)
     if differing:
         listed = "".join(f"\n  {difference}" for difference in differing)

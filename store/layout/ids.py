@@ -39,7 +39,6 @@ class ImageIds:
 
         Args:
             images: for every row, the image's sha256 in hex and its names.
-
         """
         encoded = [name.encode(errors="surrogatepass") for _, names in images for name in names]
         counts = np.fromiter((len(names) for _, names in images), "<i8", len(images))

@@ -1,7 +1,7 @@
-"""The plan of a store: written first, never changed; which row is in which shard follows from it alone.
+"""The plan of a store is written first and never changed; which row lies in which shard follows from the plan alone.
 
-A store that grows gets another plan, a generation, which says what the ones before said and what it adds. Adding images
-begins a new shard, adding an array adds files to every shard; files and plans that are there stay as they are.
+A store that grows gets another plan, called a generation, which repeats what the earlier plans say and what is new. New images
+begin a new shard, and a new array adds files to every shard; existing files and plans stay as they are.
 """
 
 import hashlib
@@ -22,18 +22,19 @@ from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec, Layout
 
 PLAN = "plans/0.json"
-"""Of the first generation."""
+"""Path of the first generation's plan in a store."""
 SPARE = ".spare"
+"""Ends the names of spare copies of plans and manifests."""
 _DIGEST_BYTES = 64
-"""Length of a digest in a plan."""
+"""Characters of a digest in a plan: the least by which each earlier generation lengthens a plan's file."""
 FEATURES = "features.zarr"
-"""The Zarr group."""
+"""The Zarr group in a store."""
 CONFIG = "config.yaml"
-"""The resolved config of the extraction."""
+"""The resolved config of the extraction, in a store."""
 
 
 class Segment(BaseModel):
-    """Images that one generation added: consecutive rows from a shard boundary on."""
+    """The images that one generation added: consecutive rows that begin at a shard boundary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,54 +44,54 @@ class Segment(BaseModel):
 
 
 class Plan(BaseModel):
-    """Everything about a store but its rows."""
+    """Everything about a store except its rows: arrays, fingerprints, geometry, and where the images lie."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     generation: int = 0
     earlier: tuple[str, ...] = ()
-    """Digests of the plans of earlier generations."""
+    """Digests of the plans of all earlier generations, in order."""
     n_images: int
     segments: tuple[Segment, ...] = ()
-    """Where the images lie, if some were appended; otherwise they are the rows from 0 on."""
+    """Where the images lie, if images were appended. If this is empty, the images are the rows from 0 on."""
     shard_images: int
-    """Images per shard, of every array."""
+    """Images per shard, the same for every array."""
     arrays: tuple[ArraySpec, ...]
     added: dict[str, int] = {}
-    """Generation that added an array, for those that were not there from the beginning."""
+    """The generation that added an array, for each array that the first generation did not have."""
     derived: tuple[str, ...] = ()
-    """Arrays that were made from others in the store. They are committed apart from what a tower makes: of every shard,
-    appended ones too, in the log of the generation that added them."""
+    """Arrays that were computed from other arrays of the store. They are committed apart from the tower's arrays: the log of
+    the generation that added a derived array holds its commits of every shard, even of shards that were appended later."""
     fingerprints: dict[str, Fingerprint]
-    """By array."""
+    """What each array was made by."""
     geometry: Geometry
     identity: Literal["content", "name"]
-    """What the ids are a sha256 of: an image file's bytes, or only its name."""
+    """Whether an id is the sha256 of the image file's bytes, or only of its name."""
     ids_group: str = "ids"
-    """The group of `features.zarr` that names the images."""
+    """The group of `features.zarr` that holds ids and names of the images."""
     ids_digest: str
-    """sha256 over all rows' ids and names."""
+    """sha256 over the ids and names of all rows."""
     notes: tuple[str, ...] = ()
-    """What could not be stored, and why."""
+    """Sentences for the user that say what could not be stored, and why."""
 
     @property
     def parts(self) -> tuple[Segment, ...]:
-        """Where the images lie."""
+        """The segments of the store: one segment with all images if none were appended."""
         return self.segments or _only_part(self.n_images)
 
     @property
     def n_rows(self) -> int:
-        """Length of every array: the images, and the rows between an appended segment and the one before it."""
+        """Length of every array: the images, and the unused rows between two segments."""
         return self.parts[-1].first_row + self.parts[-1].n_images
 
     @property
     def n_shards(self) -> int:
-        """Shards of every array."""
+        """Number of shards, the same for every array."""
         return math.ceil(self.n_rows / self.shard_images)
 
     def rows(self, shard: int) -> range:
-        """Rows of a shard: a pure function of the plan, whoever works on it."""
+        """Return the rows of a shard. They depend on the plan alone, not on the number of workers."""
         if not 0 <= shard < self.n_shards:
             raise ValueError(f"expected a shard of 0..{self.n_shards - 1}, got {shard}")
         first = shard * self.shard_images
@@ -98,23 +99,23 @@ class Plan(BaseModel):
         return range(first, min(first + self.shard_images, segment.first_row + segment.n_images))
 
     def generation_of(self, name: str, shard: int) -> int:
-        """The generation whose commit log says whether a shard of an array is there."""
+        """Return the generation whose log holds the commit of a shard of an array."""
         added = self.added.get(name, 0)
         return added if name in self.derived else max(added, self._segment(shard * self.shard_images).generation)
 
     def arrays_of(self, generation: int, shard: int) -> tuple[ArraySpec, ...]:
-        """What a generation adds to a shard."""
+        """Return the arrays that a generation adds to a shard."""
         return tuple(spec for spec in self.arrays if self.generation_of(spec.name, shard) == generation)
 
     def shards_of(self, generation: int) -> Iterator[int]:
-        """Shards to which a generation adds something."""
+        """Iterate over the shards to which a generation adds at least one array."""
         for segment in self.parts:
             first = segment.first_row // self.shard_images
             if self.arrays_of(generation, first):
                 yield from range(first, first + math.ceil(segment.n_images / self.shard_images))
 
     def flattened(self) -> "Plan":
-        """As a first generation: for a copy, which has no past."""
+        """Return this plan as a first generation, for a copy of the store, which has no earlier plans."""
         segments = tuple(segment.model_copy(update={"generation": 0}) for segment in self.segments)
         return Plan(
             n_images=self.n_images,
@@ -129,23 +130,23 @@ class Plan(BaseModel):
         )
 
     def digest_of(self, generation: int) -> str:
-        """The digest of the plan of a generation up to this one."""
+        """Return the digest of the plan of this or an earlier generation."""
         return self.digest if generation == self.generation else self.earlier[generation]
 
     def _segment(self, row: int) -> Segment:
         return self.parts[bisect_right(self.parts, row, key=lambda part: part.first_row) - 1]
 
     def layout(self, name: str) -> Layout:
-        """The byte layout of one array's shards."""
+        """Return the byte layout of one array's shards, uncompressed."""
         return Layout(self.array(name), self.shard_images)
 
     def array(self, name: str) -> ArraySpec:
-        """One array's description."""
+        """Return the description of one array."""
         return next(spec for spec in self.arrays if spec.name == name)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all shards together."""
+        """Bytes of all shards of all arrays together, uncompressed."""
         layouts = [self.layout(spec.name) for spec in self.arrays]
         total = 0
         for segment in self.parts:
@@ -155,43 +156,44 @@ class Plan(BaseModel):
         return total
 
     def to_json(self) -> str:
-        """As it lies on disk."""
-        absent = None if self.derived else {"derived"}  # not in plans that were written before there was such a thing
+        """Return the plan as text, as it lies on the disk."""
+        absent = None if self.derived else {"derived"}  # left out, because plans of earlier versions lack the field
         return self.model_dump_json(indent=1, exclude=absent) + "\n"
 
     @property
     def digest(self) -> str:
-        """sha256 of all of it: what a commit record says it was written for."""
+        """sha256 of the whole plan; commit records hold it to say which plan they were written for."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-@lru_cache(8)  # asked for with every shard
+@lru_cache(8)  # called for every shard
 def _only_part(n_images: int) -> tuple[Segment, ...]:
     return (Segment(generation=0, first_row=0, n_images=n_images),)
 
 
 def plan_path(store: Path, generation: int) -> Path:
-    """Where the plan of a generation lies."""
+    """Return the path of a generation's plan."""
     return store / f"plans/{generation}.json"
 
 
 def write_plan(store: Path, plan: Plan) -> None:
-    """Let a plan be the store's, then keep its spare."""
+    """Write the plan, which makes it the plan of the store, then write its spare."""
     path = plan_path(store, plan.generation)
     write_atomically(path, plan.to_json())
     write_atomically(spare_of(path), plan.to_json())
 
 
 def spare_of(path: Path) -> Path:
-    """Where the spare of a file in `plans/` lies: a few kB without which a store could not be read."""
+    """Return the path of the spare copy of a file in `plans/`: a few kB without which a store could not be read."""
     return path.with_name(path.name + SPARE)
 
 
 def newest_generation(store: Path) -> int | None:
-    """The generation that a store has come to, None where there is no store; a lost plan still has its spare.
+    """Find the newest generation that has a plan or a spare in a store; None if there is no store.
 
-    A plan names all earlier ones, so a number is believed if so many plans are there, or if its file is that long: anyone
-    can call a file `99999999.json`. IntegrityError (exit 4) if the folder of the plans cannot be read.
+    Some tool may have made a file `99999999.json`. So a generation counts only if as many plans lie there, or if its file is
+    long enough for a plan, which holds the digest of every earlier plan. Raises IntegrityError (exit 4) if the folder of the
+    plans cannot be read.
     """
     if not store.is_dir():
         return None
@@ -204,7 +206,12 @@ def newest_generation(store: Path) -> int | None:
 
 
 def read_plan(store: Path) -> Plan:
-    """The newest plan of the store at `store`; StoreMissing (exit 5) if there is none, IntegrityError (exit 4)."""
+    """Read the newest plan of a store.
+
+    Raises:
+        StoreMissing: there is no store (exit 5).
+        IntegrityError: the plan is missing, damaged, or the plan of another generation (exit 4).
+    """
     newest = newest_generation(store)
     if newest is None:
         raise StoreMissing(
@@ -223,8 +230,8 @@ def read_plan(store: Path) -> Plan:
 
 
 def read_plan_file(path: Path, advice: str) -> Plan:
-    """The plan in a file; IntegrityError (exit 4), with `advice`, if it holds none."""
-    not_one = f"{path} is not a plan of store format 1"
+    """Read the plan in a file. Raises IntegrityError (exit 4), which ends with `advice`, if the file holds no plan."""
+    no_plan = f"{path} is not a plan of store format 1"
     try:
         return Plan.model_validate_json(content(path).decode())
     except FileNotFoundError:
@@ -232,8 +239,8 @@ def read_plan_file(path: Path, advice: str) -> Plan:
     except Unreadable as error:
         raise IntegrityError(f"{error}: {advice}") from None
     except UnicodeDecodeError:
-        raise IntegrityError(f"{not_one} (not utf-8): {advice}") from None
+        raise IntegrityError(f"{no_plan} (not utf-8): {advice}") from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise IntegrityError(f"{not_one} ({where}: {first['msg']}): {advice}") from None
+        raise IntegrityError(f"{no_plan} ({where}: {first['msg']}): {advice}") from None

@@ -1,4 +1,4 @@
-"""The commit record of a shard: what was committed, sealed with a checksum of its own."""
+"""The commit record of a shard: what was committed, with the record's own digest."""
 
 import hashlib
 from typing import Any
@@ -9,34 +9,34 @@ from store.layout.shard import FileRecord
 
 
 class CommitRecord(BaseModel):
-    """One committed shard."""
+    """What was committed of one shard: its rows, its files and its failures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard: int
     first_row: int
     last_row: int
-    """Inclusive."""
+    """The last row of the shard, itself included."""
     ids_digest: str
-    """sha256 over the ids of its rows."""
+    """sha256 over the ids of the rows."""
     plan_digest: str
-    """sha256 of the plan that it was written for, fingerprints included."""
+    """sha256 of the plan that the shard was written for, fingerprints included."""
     files: dict[str, FileRecord]
-    """By array."""
+    """The file of each array."""
     failures: dict[int, str]
-    """Rows whose image could not be encoded, with the reason; they hold NaN."""
+    """Rows whose image could not be encoded, with the reason; these rows hold NaN."""
     telemetry: dict[str, Any]
-    """Times, host, versions: not part of a store's identity."""
+    """Times, host, versions; two stores may differ in these and still be identical."""
     sha256: str = ""
-    """Of all fields but this one and telemetry, so that a damaged record is noticed."""
+    """Digest of all other fields except telemetry, so that a damaged record is noticed."""
 
     def sealed(self) -> "CommitRecord":
-        """The record with its checksum."""
+        """Return the record with its own digest filled in."""
         return self.model_copy(update={"sha256": self._digest()})
 
     @property
     def intact(self) -> bool:
-        """Whether the checksum is right."""
+        """Whether the record's own digest is right."""
         return self.sha256 == self._digest()
 
     def _digest(self) -> str:
@@ -45,7 +45,7 @@ class CommitRecord(BaseModel):
 
 
 def intact_record(text: bytes) -> CommitRecord | None:
-    """The record in a text; None if it is none, or was changed."""
+    """Parse a record; None if the text is no record, or was changed since it was written."""
     try:
         record = CommitRecord.model_validate_json(text)
     except ValidationError:

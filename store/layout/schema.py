@@ -1,9 +1,9 @@
-"""What an array of a store is. The axis vocabulary of the whole project:
+"""Describe the arrays of a store, and define the names of axes that the whole project uses:
 
 image    one distinct image (by the sha256 of its file)
-patch    one position of the vision tower's grid, raster order
+patch    one position of the vision tower's grid, in raster order
 hidden   width of the vision tower
-embed    width of the language model's embeddings, where the projector leads
+embed    width of the language model's embeddings, which the projector maps to
 clip     width of CLIP's joint space of images and texts
 head     attention head of the tower
 layer    layer of a model
@@ -24,11 +24,11 @@ from pydantic import BaseModel, ConfigDict
 from configs.experiment import Dtype
 
 MAX_SHARD_BYTES = 320_000_000
-"""A shard of the largest array stays within this."""
+"""Most bytes of a shard of the largest array."""
 MIN_CHUNK_BYTES = 64 * 1024
 """Arrays with at most this many bytes per image use one chunk per shard instead of one per image."""
 PATCH_ORDER = "raster"
-"""Order of the patch axis: row by row, from the top left; part of every fingerprint."""
+"""Order of the patch axis: row by row from the top left. It is part of every fingerprint."""
 Codec = Literal["none", "zstd"]
 """How the chunks of a file are compressed: not at all, or, in an archive, with zstd."""
 _STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
@@ -38,7 +38,7 @@ __all__ = ["ArraySpec", "Codec", "Dtype", "Layout", "default_shard_images"]
 
 
 class ArraySpec(BaseModel):
-    """One array, without its leading image axis."""
+    """One array of a store. Its first axis is the image, which is not listed here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,15 +46,15 @@ class ArraySpec(BaseModel):
     axes: tuple[str, ...]
     """Names of the axes after `image`."""
     shape: tuple[int, ...]
-    """Sizes of those axes."""
+    """Sizes of the axes after `image`."""
     dtype: Dtype
-    """Logical dtype; bfloat16 is kept as its uint16 bits, because plain Zarr has no bfloat16."""
+    """Logical dtype. The bits of bfloat16 are stored as uint16, because plain Zarr has no bfloat16."""
     attributes: dict[str, Any] = {}
-    """What else a reader should know, such as the layer; stored in the array's Zarr attributes."""
+    """Further facts for a reader, such as the layer; they are stored in the array's Zarr attributes."""
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The numpy dtype on disk, little-endian."""
+        """The numpy dtype on the disk, little-endian."""
         return storage_dtype(self.dtype)
 
     @property
@@ -69,11 +69,11 @@ class ArraySpec(BaseModel):
 
     @property
     def fill(self) -> float | int:
-        """What rows hold that were never written, or whose image failed."""
+        """The value in rows that were never written, or whose image could not be encoded."""
         return fill_value(self.dtype)
 
     def finite(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Which rows hold neither NaN nor infinity."""
+        """Tell for each row whether it holds neither NaN nor infinity."""
         flat = rows.reshape(len(rows), -1)
         if self.dtype == "bfloat16":
             exponent = np.uint16(0x7F80)
@@ -82,17 +82,17 @@ class ArraySpec(BaseModel):
 
 
 def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
-    """How values of a dtype lie on disk."""
+    """Return the numpy dtype that stores values of a dtype on the disk."""
     return np.dtype(_STORAGE[dtype])
 
 
 def fill_value(dtype: Dtype) -> float | int:
-    """NaN, so that what was never written cannot pass for data."""
+    """Return NaN as the dtype stores it, so that rows which were never written cannot pass for data."""
     return _BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
 
 
 def holds_fill(values: NDArray[Any], dtype: Dtype) -> bool:
-    """Whether any value is a NaN, as in chunks that are not there."""
+    """Tell whether any value is NaN, as all values of a missing chunk are."""
     if dtype == "bfloat16":
         return bool(((values & 0x7FFF) > 0x7F80).any())
     return bool(np.isnan(values).any())
@@ -100,7 +100,7 @@ def holds_fill(values: NDArray[Any], dtype: Dtype) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the bytes of a shard of one array lie; see docs/store-format.md."""
+    """Where the bytes of a shard of one array lie in its file; see docs/store-format.md."""
 
     spec: ArraySpec
     shard_images: int
@@ -111,7 +111,7 @@ class Layout:
 
     @property
     def chunk_images(self) -> int:
-        """Images of one inner chunk."""
+        """Images per inner chunk."""
         return 1 if self.spec.per_image_chunks else self.shard_images
 
     @property
@@ -121,12 +121,12 @@ class Layout:
 
     @property
     def stride(self) -> int:
-        """Bytes from one chunk to the next."""
+        """Bytes from the start of one inner chunk to the start of the next, if they are not compressed."""
         return self.chunk_bytes + self.CRC_BYTES
 
     @property
     def chunks(self) -> int:
-        """Inner chunks of a shard."""
+        """Inner chunks of a full shard."""
         return self.shard_images // self.chunk_images
 
     @property
@@ -135,23 +135,24 @@ class Layout:
         return self.chunks * self.INDEX_ENTRY_BYTES + self.CRC_BYTES
 
     def written_chunks(self, rows: int) -> int:
-        """Inner chunks in the file of a shard that holds `rows` images."""
+        """Count the inner chunks in the file of a shard that holds `rows` images."""
         return -(-rows // self.chunk_images)
 
     def file_bytes(self, rows: int) -> int:
-        """Size of the file of a shard that holds `rows` images, uncompressed."""
+        """Compute the size in bytes of the uncompressed file of a shard that holds `rows` images."""
         return self.written_chunks(rows) * self.stride + self.index_bytes
 
     def relative_path(self, shard: int) -> str:
-        """Path of a shard's file inside `features.zarr`."""
+        """Return the path of a shard's file inside `features.zarr`."""
         return "/".join([self.spec.name, "c", str(shard), *["0"] * len(self.spec.shape)])
 
 
 def default_shard_images(specs: Sequence[ArraySpec], images: int) -> int:
-    """The largest power of two that keeps a shard of every array within MAX_SHARD_BYTES, and that `images` need.
+    """Choose how many images a shard holds: a power of two.
 
-    Arrays of small rows are padded to whole shards: without the second limit a few images of a small tower would take
-    hundreds of megabytes.
+    It is the largest that keeps a shard of every array within MAX_SHARD_BYTES, but no larger than needed for `images`. Arrays
+    with small rows are padded to whole shards, so without the second limit a few images of a small tower would take hundreds
+    of megabytes.
 
     >>> embed = ArraySpec(name="projected", axes=("patch", "embed"), shape=(576, 4096), dtype="float16")
     >>> default_shard_images([embed], 100_000), default_shard_images([embed], 5)

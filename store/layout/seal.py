@@ -1,7 +1,7 @@
-"""Is a file the one that its commit record describes? Told from its index and its chunks' checksums, without reading a row.
+"""Check that a shard's file is the file that its commit record describes, without reading a row.
 
-Each row has its checksum behind it, so a file in another's place is whole by itself. Only the record tells the two apart:
-it has the crc32c of all chunks' checksums, in order, and of the index.
+Each row is followed by its checksum, so the file of another shard in this file's place passes every check of its rows. Only
+the record tells the two files apart: it holds a crc32c over the checksums of all chunks, in order, and over the index.
 """
 
 import os
@@ -18,29 +18,30 @@ from store.layout.schema import Layout
 from store.layout.shard import FileRecord, chunk_ends, crc, plain_index
 
 Fetch = Callable[[Sequence[tuple[int, int]]], Sequence[bytes]]
-"""Reads parts of a file, each given by its offset and its length in bytes."""
+"""Reads several parts of a file, each given by its offset and its length in bytes."""
 Identity = tuple[int, ...]
-"""Tells a file, in its present state, from any other one of this machine."""
+"""Tells a file in its present state from every other file of this machine, and from its other states."""
 
 
 @dataclass
 class Sealed:
-    """A file that was found to be the one of its record."""
+    """What is known of a file that is the file of its commit record."""
 
     identity: Identity
+    """The state in which the file was checked."""
     crcs: NDArray[np.uint32]
-    """The checksums of its chunks, in order, as they were committed."""
+    """The committed checksums of the chunks, in order."""
     verified: NDArray[np.bool_]
-    """Chunks that this process has read and found to have their checksum."""
+    """Whether this process has read a chunk and compared it with its checksum; one value per chunk."""
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """What changes when a file is replaced or written to."""
+    """Return numbers that change when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def committed_checksums(index: bytes, fetch: Fetch, record: FileRecord, layout: Layout) -> NDArray[Any] | None:
-    """The checksums of a file's chunks by its `index`; None if the file is not the one of the record."""
+    """Read the checksums of a file's chunks, which `index` locates; None if the file is not the file of the record."""
     ends = chunk_ends(index, record.bytes, layout)
     if ends is None:
         return None
@@ -49,17 +50,27 @@ def committed_checksums(index: bytes, fetch: Fetch, record: FileRecord, layout: 
 
 
 def stored_index(fetch: Fetch, record: FileRecord, layout: Layout) -> bytes:
-    """The index at the end of a file of the recorded size."""
+    """Read the index at the end of a file that has the recorded size."""
     if record.bytes < layout.index_bytes:
         return b""
     return fetch([(record.bytes - layout.index_bytes, layout.index_bytes)])[0]
 
 
 def sealed(path: Path, descriptor: int, record: FileRecord, layout: Layout, rows: int, repair: str) -> Sealed:
-    """Compare an open file with its record: the size, and the checksums of all chunks.
+    """Compare the size and the checksums of an open file with its record.
 
-    The index of an uncompressed file follows from its layout, so the one at the end of the file is not needed. Raises
-    IntegrityError (exit 4), naming the file and `repair`.
+    The index of an uncompressed file follows from its layout, so the index at the end of such a file is not read.
+
+    Args:
+        path: the file, for messages.
+        descriptor: the file, open for reading.
+        record: the file's commit record.
+        layout: the layout of the array.
+        rows: how many images the shard holds.
+        repair: what the user should do about a damaged file, for messages.
+
+    Raises:
+        IntegrityError: the file is not the file of the record, or cannot be read (exit 4).
     """
     status = os.fstat(descriptor)
     if status.st_size != record.bytes:
@@ -82,7 +93,7 @@ def sealed(path: Path, descriptor: int, record: FileRecord, layout: Layout, rows
 
 
 def other_file(name: object, repair: str) -> IntegrityError:
-    """The error about a file whose checksums are not those of its record."""
+    """Make the error about a file whose checksums differ from its record."""
     return IntegrityError(
         f"{name} is not the file that was committed there (the checksums in it are others, as in the file of another "
         f"shard): {repair}"
@@ -90,7 +101,10 @@ def other_file(name: object, repair: str) -> IntegrityError:
 
 
 def opened(path: Path, repair: str) -> int:
-    """A descriptor to read a committed file; never waits, whatever lies there. IntegrityError (exit 4) if that fails."""
+    """Open a committed file and return its descriptor. Never waits, whatever lies there.
+
+    Raises IntegrityError (exit 4), with the advice `repair`, if there is no file or it cannot be opened.
+    """
     try:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:

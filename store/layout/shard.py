@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (google_crc32c has no types)
-"""Writing one shard's file: rows at a fixed stride, a crc32c behind each, the Zarr shard index at the end.
+"""Write and check the file of one shard: rows at a fixed stride, a crc32c behind each row, the Zarr shard index at the end.
 
-The result is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the
-speed of memory. In an archive, zstd comes before the checksum, and chunks are as long as they get.
+The file is a valid Zarr v3 shard (codecs `sharding_indexed` over `bytes`, `crc32c`) that a memory map reads at the speed of
+memory. In an archive, chunks are compressed with zstd before the checksum, and so have different lengths.
 """
 
 import os
@@ -27,66 +27,76 @@ from store.layout.schema import Codec, Layout
 
 ZSTD_LEVEL = 3
 _EMPTY = 2**64 - 1
+"""Marks a chunk in the index that was not written, as Zarr defines it."""
 _BLOCK = 1 << 24
+"""Bytes that are read at once to compute a checksum."""
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """An open file, wherever it lies."""
+    """An open file, on a disk or elsewhere."""
 
     def read(self, size: int = ..., /) -> Any:
-        """So many bytes, or all that are left."""
+        """Read a number of bytes, or all that are left."""
         ...
 
     def seek(self, offset: int, whence: int = ..., /) -> int:
-        """Go to a place, and say where it is."""
+        """Go to an offset, and return it."""
         ...
 
 
 class FileRecord(BaseModel):
-    """What the commit log says about one file."""
+    """What a commit record says about the file of one array."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    """Inside `features.zarr`."""
+    """Path inside `features.zarr`."""
     bytes: int
+    """Size of the file."""
     crc32c: int
-    """Of the checksums in the file, index included; over the rows as well it would be the same for every content."""
+    """Checksum of the chunks' checksums and of the index; together with the rows it would be the same for every content."""
     codec: Codec = "none"
-    """How its chunks are compressed; only files that are not can be mapped."""
+    """How the chunks are compressed; only uncompressed files can be mapped."""
 
 
 @dataclass(frozen=True)
 class Aside:
-    """A shard's file, written and durable, not in its place yet."""
+    """The file of a shard that is written and durable, but does not have its final name yet."""
 
     path: Path
+    """Where the file lies now."""
     root: Path
+    """The folder `features.zarr`."""
     record: FileRecord
+    """The file's record, with its final path."""
 
     def settle(self) -> FileRecord:
-        """Put it into its place, durably."""
-        place = self.root / self.record.path
-        make_way(self.root.parent, place)
-        self.path.replace(place)
-        sync_directory(place.parent)
+        """Move the file to its final path, durably, and return its record."""
+        target = self.root / self.record.path
+        make_way(self.root.parent, target)
+        self.path.replace(target)
+        sync_directory(target.parent)
         return self.record
 
     def drop(self) -> None:
-        """Remove it."""
+        """Remove the file, unless it was moved to its final path."""
         self.path.unlink(missing_ok=True)
 
 
 def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> FileRecord:
-    """Write the rows of a shard to `.partial`, fsync, rename, fsync the directory; see `write_aside`."""
+    """Write the rows of a shard and move the file to its final path; see `write_aside` for the arguments."""
     return write_aside(root, layout, shard, rows).settle()
 
 
 def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
-    """Write the rows of a shard to a `.partial` of its own, and fsync it; nothing is left of it if that fails.
+    """Write the rows of a shard to a new `.partial` file beside its final path; nothing is left of the file if that fails.
 
-    `rows` is (image, *shape) in the storage dtype: all rows of the shard, fewer in the last one.
+    Args:
+        root: the folder `features.zarr`.
+        layout: the layout of the array.
+        shard: the number of the shard.
+        rows: (image, *shape) in the storage dtype. All rows of the shard; a shard at the end of a segment may have fewer.
     """
     spec = layout.spec
     if rows.dtype != spec.storage or rows.shape[1:] != spec.shape or len(rows) > layout.shard_images:
@@ -101,7 +111,8 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     with durable(partial.open("wb"), partial) as file:
         if layout.codec == "none":
-            with suppress(OSError):  # two thirds of the price of growing it; where it fails, writing says why
+            # Allocating the file first takes two thirds of the time of letting it grow. Where this fails, writing says why.
+            with suppress(OSError):
                 os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
         checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
         size = file.tell()
@@ -109,7 +120,10 @@ def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> A
 
 
 def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
-    """crc32c of bytes, going on from `before`; a writable array is read through a read-only view, as the C code demands."""
+    """Compute the crc32c of bytes, continuing from the checksum `before`.
+
+    The C code accepts no writable memory, so an array is passed as a read-only view.
+    """
     if isinstance(data, np.ndarray):
         data = data.reshape(-1).view(np.uint8)
         data.setflags(write=False)
@@ -117,7 +131,10 @@ def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
 
 
 def checksum_of(file: Readable, layout: Layout) -> int | None:
-    """What the record of an open file says of it; None if a chunk or the index is not what its own checksum says."""
+    """Compute the checksum that the record of an open file should hold.
+
+    None if a chunk or the index differs from its own checksum.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - layout.index_bytes))
     index = bytes(file.read())
@@ -126,18 +143,18 @@ def checksum_of(file: Readable, layout: Layout) -> int | None:
         return None
     checksums, at = b"", file.seek(0)
     for end in ends:
-        found = 0
+        computed = 0
         for start in range(at, end - layout.CRC_BYTES, _BLOCK):
-            found = crc(bytes(file.read(min(_BLOCK, end - layout.CRC_BYTES - start))), found)
+            computed = crc(bytes(file.read(min(_BLOCK, end - layout.CRC_BYTES - start))), computed)
         checksum = bytes(file.read(layout.CRC_BYTES))
-        if checksum != _bytes(found):
+        if checksum != _bytes(computed):
             return None
         checksums, at = checksums + checksum, end
     return crc(checksums + index)
 
 
 def plain_index(layout: Layout, rows: int) -> bytes:
-    """The index of an uncompressed file with `rows` images: its chunks lie at a fixed stride."""
+    """Make the index of an uncompressed file with `rows` images, whose chunks lie at a fixed stride."""
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     written = layout.written_chunks(rows)
     index[:written, 0] = np.arange(written, dtype="<u8") * layout.stride
@@ -146,9 +163,9 @@ def plain_index(layout: Layout, rows: int) -> bytes:
 
 
 def chunk_ends(index: bytes, size: int, layout: Layout) -> list[int] | None:
-    """Where the chunks of a file of `size` bytes end, by its index: one behind the other, up to the index itself.
+    """Read from an index where the chunks of a file of `size` bytes end.
 
-    None if the index is damaged or says something else.
+    None if the index is damaged, or if by its numbers the chunks do not follow each other without gaps up to the index.
     """
     content, checksum = index[: -layout.CRC_BYTES], index[-layout.CRC_BYTES :]
     if len(index) != layout.index_bytes or _bytes(crc(content)) != checksum:
@@ -163,7 +180,7 @@ def chunk_ends(index: bytes, size: int, layout: Layout) -> list[int] | None:
 
 
 def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
-    """Write a shard, and return the checksum for its record."""
+    """Write the chunks and the index of a shard, and return the checksum for its record."""
     checksums, at = b"", 0
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     for number, chunk in enumerate(_chunks(layout, rows)):
@@ -171,7 +188,7 @@ def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
         if layout.codec == "zstd":
             data = np.frombuffer(Zstd(ZSTD_LEVEL).encode(data), np.uint8)
         file.write(data.data)
-        checksum = _bytes(crc(data))  # computed after it was written: it is in the CPU's cache by then
+        checksum = _bytes(crc(data))  # computed after writing, because writing brings the data into the CPU's cache
         file.write(checksum)
         index[number] = (at, len(data) + layout.CRC_BYTES)
         checksums, at = checksums + checksum, at + len(data) + layout.CRC_BYTES
@@ -181,7 +198,7 @@ def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
 
 
 def _chunks(layout: Layout, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """What of the rows each inner chunk holds; one that is for more images than there are is filled up."""
+    """Cut the rows into inner chunks; a chunk that is larger than the rows is filled up with `fill`."""
     if layout.spec.per_image_chunks or len(rows) == layout.shard_images:
         yield from rows.reshape(-1, layout.chunk_images, *layout.spec.shape)
     else:

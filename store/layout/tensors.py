@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch, transformers and safetensors are typed in part)
-"""Between the store's bits and torch's tensors: exact for float32, float16 and bfloat16."""
+"""Convert between the store's arrays and torch's tensors without changing a bit: float32, float16 and bfloat16."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ _TORCH: dict[str, torch.dtype] = {
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:
-    """The torch dtype of a store dtype's name."""
+    """Return the torch dtype of a store dtype's name."""
     return _TORCH[name]
 
 
 def dtype_name(dtype: torch.dtype) -> Dtype:
-    """The store's name of a torch dtype; ValueError for one that a store cannot hold."""
+    """Return the store's name of a torch dtype. Raises ValueError for a dtype that a store cannot hold."""
     for name, candidate in _TORCH.items():
         if candidate == dtype:
             return name  # type: ignore[return-value]
@@ -34,7 +34,7 @@ def dtype_name(dtype: torch.dtype) -> Dtype:
 
 
 def from_storage(array: NDArray[Any], dtype: Dtype) -> Float[Tensor, "..."]:
-    """A tensor of the same bits as `array`, sharing its memory when it is writable, else a copy."""
+    """Make a tensor of the same bits as `array`. It shares the array's memory if that is writable, and is a copy otherwise."""
     if not (array.flags.writeable and array.flags.c_contiguous):
         array = np.array(array, order="C")
     if dtype == "bfloat16":
@@ -43,7 +43,7 @@ def from_storage(array: NDArray[Any], dtype: Dtype) -> Float[Tensor, "..."]:
 
 
 def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
-    """The bits of `tensor` as the store keeps them: bfloat16 becomes uint16."""
+    """Return the bits of `tensor` as the store keeps them: bfloat16 becomes uint16."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
@@ -51,9 +51,9 @@ def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `model.device`, set to give the same bits on every run; `auto` takes a GPU where there is one.
+    """Choose the torch device of `model.device`, and set torch up to give the same bits on every run.
 
-    Raises ConfigError (exit 2) for a device that torch does not know or that is not here.
+    `auto` takes a GPU if there is one. Raises ConfigError (exit 2) for a device that torch does not know or the machine lacks.
     """
     # On an H100, cuDNN's attention of one query to a cache gave other bits from call to call (29 of 50 with 603 keys
     # and a mask, torch 2.11, bfloat16; use_deterministic_algorithms does not stop it); the other kernels gave the same.
@@ -64,8 +64,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model.device: expected a device that is here, such as cpu or auto, got {name!r} ({said})"
+            f"model.device: expected a device that is here, such as cpu or auto, got {name!r} ({reason})"
         ) from None
     return device

@@ -1,1 +1,1 @@
-"""The commit log of a store, and who works on it."""
+"""The commit log of a store, and the leases of the processes that work on it."""

@@ -1,8 +1,8 @@
 """The commit log: a shard exists if and only if its record does.
 
-A record lies in a file of its own, `commits/<shard>.json`, or, once `compact` has gathered it, on a line of
-`commits/compacted.jsonl`. It is in both where a compaction was killed; the line is the older one and counts.
-What a later generation of the plan adds has a log of its own, `commits/<generation>/`.
+A record lies in its own file, `commits/<shard>.json`, or, once `compact` has gathered the records, on a line of
+`commits/compacted.jsonl`. After a killed compaction a record may lie in both; then the line is the older one, and it counts.
+Each later generation of the plan has its own log, `commits/<generation>/`, for what it adds.
 """
 
 from collections.abc import Generator, Iterable
@@ -21,24 +21,24 @@ from store.layout.record import CommitRecord, intact_record
 from store.log.compacted import COMPACTED, FOLDER, CommitLog, Compacted, write_compacted
 
 LOCK = "commits.lock"
-"""Held by whoever moves or removes records; adding and reading them needs no lock."""
+"""The lock file that a process holds while it moves or removes records; adding and reading records needs no lock."""
 SUPERSEDED = "superseded"
-"""Why a row has no features whose file has other content by now: the image that it is now has a row of its own."""
+"""The reason of a failed row whose image file has changed since; the file's new content has another row."""
 
 
 def log_folder(store: Path, generation: int) -> Path:
-    """Where the log of a generation lies."""
+    """Return the folder of a generation's log."""
     return store / FOLDER / str(generation) if generation else store / FOLDER
 
 
 def publish(store: Path, record: CommitRecord, generation: int = 0) -> bool:
-    """Commit a shard; False if it was committed before (the first wins)."""
+    """Commit a shard. Returns False if another commit of the shard was published before: the first wins."""
     folder = log_folder(store, generation)
     if record.shard in _compacted_log(folder).lines:
         return False
     text = record.sealed().model_dump_json(indent=1) + "\n"
     published = publish_once(_single_path(folder, record.shard), text)
-    # A compaction may have taken an older record away between the two: what it wrote counts, be it ours or not.
+    # Between the look and the publishing, a compaction may have moved an older record to its file: that record counts.
     compacted = _compacted_log(folder)
     if published and record.shard in compacted.lines:
         return compacted.record(record.shard) == CommitRecord.model_validate_json(text)
@@ -46,7 +46,7 @@ def publish(store: Path, record: CommitRecord, generation: int = 0) -> bool:
 
 
 def read_commits(store: Path, generation: int = 0) -> CommitLog:
-    """All committed shards by number; IntegrityError (exit 4) if a record is damaged."""
+    """Read the records of all committed shards, by shard. Raises IntegrityError (exit 4) if a record is damaged."""
     log, damaged = _look(log_folder(store, generation))
     for path, shards in damaged:
         raise _damage(store, path, shards.start)
@@ -54,22 +54,23 @@ def read_commits(store: Path, generation: int = 0) -> CommitLog:
 
 
 def read_commit(store: Path, shard: int, generation: int = 0) -> CommitRecord | None:
-    """The record of one shard, None if it is not committed; looks at no other record, so that it may be asked often.
+    """Read the record of one shard; None if the shard is not committed.
 
-    Raises IntegrityError (exit 4) if it is damaged.
+    Reads no other record, so it may be called often. Raises IntegrityError (exit 4) if the record is damaged.
     """
     folder = log_folder(store, generation)
     path = _single_path(folder, shard)
     while True:
-        there = path.exists() or path.is_symlink()  # before the compacted log: records move into that, never out
+        # Look for the single file before the compacted log: records move into the compacted log, never out of it.
+        has_file = path.exists() or path.is_symlink()
         compacted = _compacted_log(folder)
         if shard in compacted.lines:
             return compacted.record(shard)
         try:
-            record = _single(path) if there else None
+            record = _single(path) if has_file else None
         except FileNotFoundError:
-            continue  # compacted or withdrawn since it was seen
-        if there and (record is None or record.shard != shard):
+            continue  # the record was compacted or withdrawn in between
+        if has_file and (record is None or record.shard != shard):
             raise _damage(store, path, shard)
         if record is None and any(shard in lost for lost in compacted.lost):
             raise _damage(store, compacted.path, shard)
@@ -77,30 +78,34 @@ def read_commit(store: Path, shard: int, generation: int = 0) -> CommitRecord | 
 
 
 def intact_records(store: Path, generation: int = 0) -> CommitLog:
-    """What `read_commits` returns, damaged records left out: for looking at a store that is damaged."""
+    """Read the records of all committed shards without the damaged records, to look at a store that is damaged."""
     try:
         return _look(log_folder(store, generation))[0]
-    except Unreadable:  # the folder
+    except Unreadable:  # the log folder itself
         return CommitLog({}, Compacted(log_folder(store, generation) / COMPACTED))
 
 
 def damaged_records(store: Path, generation: int = 0, n_shards: int | None = None) -> list[tuple[Path, int]]:
-    """Files that do not hold the record of a shard that they should, with that shard.
+    """List the files that lack the record of a shard that they should hold, each with the shard.
 
-    Of the shards beyond `n_shards` that a compacted log claims to hold, only the first is listed.
+    A damaged compacted log may claim to hold shards beyond `n_shards`; only the first of these is listed.
     """
-    found: list[tuple[Path, int]] = []
+    lacking: list[tuple[Path, int]] = []
     for path, shards in _look(log_folder(store, generation))[1]:
-        listed_shards = shards if n_shards is None else shards[: max(0, n_shards - shards.start) + 1]
-        found += [(path, shard) for shard in listed_shards]
-    return found
+        named = shards if n_shards is None else shards[: max(0, n_shards - shards.start) + 1]
+        lacking += [(path, shard) for shard in named]
+    return lacking
 
 
 def compact(store: Path, generation: int = 0) -> int:
-    """Move all records of a generation into one file, and return how many it holds.
+    """Move all records of a generation into one file, and return how many records the file holds.
 
-    Opening reads that one file instead of one per shard. Workers and readers may go on meanwhile; killed at any point,
-    nothing is lost. Raises IntegrityError (exit 4) if a record is damaged, NoSpace (exit 7) if the disk is full.
+    Opening the store then reads this file instead of one file per shard. Workers and readers may continue meanwhile, and a
+    compaction that is killed loses nothing.
+
+    Raises:
+        IntegrityError: a record is damaged (exit 4).
+        NoSpace: the disk is full or may not be written to (exit 7).
     """
     folder = log_folder(store, generation)
     if not folder.is_dir():
@@ -112,22 +117,26 @@ def compact(store: Path, generation: int = 0) -> int:
         if not lines.as_written or any(shard not in lines.lines for shard in log):
             shown = ProgressBar(log.values(), "compact", len(log), unit="shards")
             write_compacted(folder, ranges_of(log), (record.model_dump_json() for record in shown))
-        for path in files:  # what was published since is in none of them
+        for path in files:  # records that were published since the listing are not among these files
             path.unlink(missing_ok=True)
         sync_directory(folder)
     return len(log)
 
 
 def withdraw(store: Path, shards: Iterable[int], generation: int = 0, n_shards: int | None = None) -> None:
-    """Take back the commits of some shards, durably: they count as not computed from now on.
+    """Take back the commits of some shards, durably, so that these shards count as not computed.
 
-    With `n_shards`, shards that a compacted log claims to hold beyond them are taken back too.
+    Args:
+        store: the store.
+        shards: the shards to withdraw.
+        generation: the generation whose log holds the commits.
+        n_shards: if given, every shard from this number on that a damaged compacted log claims to hold is withdrawn too.
     """
     folder, gone = log_folder(store, generation), set(shards)
     if not folder.is_dir():
         return
     with _moving(store):
-        # First the files: were the line to go first, a younger record that it hides would count for a moment.
+        # Remove the single files first: if the line went first, a younger record that the line hides would count for a moment.
         for shard in gone:
             path = _single_path(folder, shard)
             if path.is_dir() and not path.is_symlink():
@@ -137,24 +146,24 @@ def withdraw(store: Path, shards: Iterable[int], generation: int = 0, n_shards: 
         lines = Compacted.open(folder / COMPACTED)
         lost = without(lines.lost, gone)
         if n_shards is not None:
-            lost = [one[: max(0, n_shards - one.start)] for one in lost if one.start < n_shards]
+            lost = [numbers[: max(0, n_shards - numbers.start)] for numbers in lost if numbers.start < n_shards]
         if lines.lines.keys() & gone or lost != lines.lost:
             kept = sorted(lines.lines.keys() - gone)
-            known = sorted([*ranges_of(kept), *lost], key=lambda one: one.start)
+            known = sorted([*ranges_of(kept), *lost], key=lambda numbers: numbers.start)
             write_compacted(folder, joined(known), (lines.record(shard).model_dump_json() for shard in kept))
 
 
 def _look(folder: Path) -> tuple[CommitLog, list[tuple[Path, range]]]:
-    """The intact records, and what is damaged: a file, with the shards that it should be about."""
+    """Read the intact records, and list each damaged file with the shards whose records it should hold."""
     while True:
-        files = _single_files(folder)  # before the compacted log: records move into that, never out
+        files = _single_files(folder)  # before the compacted log, because records move into it and never out of it
         compacted = Compacted.open(folder / COMPACTED)
         try:
-            found = {n: _single(path) for path in files if (n := _shard(path)) not in compacted.lines}
+            read = {shard: _single(path) for path in files if (shard := _shard(path)) not in compacted.lines}
         except FileNotFoundError:
-            continue  # compacted or withdrawn since it was listed
-        single = {shard: record for shard, record in found.items() if record is not None and record.shard == shard}
-        damaged = [(_single_path(folder, shard), range(shard, shard + 1)) for shard in found if shard not in single]
+            continue  # a record was compacted or withdrawn since the files were listed
+        single = {shard: record for shard, record in read.items() if record is not None and record.shard == shard}
+        damaged = [(_single_path(folder, shard), range(shard, shard + 1)) for shard in read if shard not in single]
         damaged += [(compacted.path, lost) for lost in without(compacted.lost, single)]
         return CommitLog(single, compacted), damaged
 
@@ -164,7 +173,7 @@ def _single_path(folder: Path, shard: int) -> Path:
 
 
 def _single_files(folder: Path) -> list[Path]:
-    """Whatever has the name of a record; all other names are none, see `store.care.strays`."""
+    """List the files that have the name of a record. For files with other names see `store.care.strays`."""
     return [path for path in listed(folder) if numbered(path.name) is not None]
 
 
@@ -187,7 +196,7 @@ def _damage(store: Path, path: Path, shard: int) -> IntegrityError:
 
 
 def _single(path: Path) -> CommitRecord | None:
-    """The record in a file of its own, None if it holds none; FileNotFoundError if it is gone by now."""
+    """Read the record in a single file; None if the file holds no intact record. Raises FileNotFoundError if the file is gone."""
     try:
         return intact_record(content(path))
     except Unreadable:
@@ -195,7 +204,7 @@ def _single(path: Path) -> CommitRecord | None:
 
 
 def _compacted_log(folder: Path) -> Compacted:
-    """The compacted log, read again only when it was replaced: asked for by every commit."""
+    """Open the compacted log. Every commit does this, so the file is read again only if it was replaced."""
     path = folder / COMPACTED
     try:
         status = path.stat()

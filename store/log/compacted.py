@@ -1,6 +1,6 @@
-"""`commits/compacted.jsonl`: the records of many shards in one file, which is replaced as a whole and never changed.
+"""`commits/compacted.jsonl`: the records of many shards in one file, which is only ever replaced as a whole.
 
-Its first line says which shards the others are about, each of which is the JSON of a record.
+The first line lists the shards and holds a checksum of the other lines. Each other line is the JSON of one shard's record.
 """
 
 import json
@@ -24,10 +24,10 @@ from store.layout.shard import crc
 FOLDER = "commits"
 COMPACTED = "compacted.jsonl"
 _KEPT = 4096
-"""Records of the compacted log that stay parsed."""
+"""Most records of the compacted log that are kept in memory after parsing."""
 _MOST = 10**18
-"""No shard has a number as large."""
-# What is looked for in a line, instead of parsing it.
+"""An upper bound of shard numbers, to refuse a damaged first line."""
+# `_glance` searches a line for these instead of parsing it.
 _BEGINS = re.compile(
     rb'{"shard":(\d{1,18}),"first_row":\d+,"last_row":\d+,"ids_digest":"[^"]*","plan_digest":"([^"]*)","files":{'
 )
@@ -35,27 +35,33 @@ _FAILURES, _NONE = b'},"failures":{', b'},"failures":{},"telemetry":{'
 
 
 def store_of(log: Path) -> Path:
-    """The store that a log folder, or a file in it, belongs to."""
+    """Return the store that a log folder, or a file in a log folder, belongs to."""
     return next(folder for folder in (log, *log.parents) if folder.name == FOLDER).parent
 
 
 class Compacted:
-    """The file of the compacted log, open: which line is about which shard."""
+    """An open compacted log: it knows which line holds the record of which shard, and reads a record when asked."""
 
     def __init__(
         self, path: Path, file: BinaryIO | None = None, look: Callable[[bytes], "_Glance | None"] | None = None
     ) -> None:
-        """Without lines where no file is given; `look` reads a line."""
+        """Scan the lines of `file` with `look`, which is `_glance` or `_examine`; without a file the log has no lines."""
         self.path = path
         self.lines: dict[int, int] = {}
-        """The number of the line of each shard whose record is intact, from 0."""
+        """By shard whose record is intact, the number of its line; 0 is the line after the first line of the file."""
         self.failures: dict[int, str] = {}
+        """Rows whose image could not be encoded, with the reason; of all intact records."""
         self.plan_digests: set[str] = set()
+        """Digests of the plans that the intact records were written for."""
         self.lost: list[range] = []
-        """Shards whose records it should hold and does not, ascending; what it claims to hold may be without measure."""
+        """Ascending ranges of the shards whose records the file should hold and does not.
+
+        Ranges and not numbers, because a damaged file may claim to hold any number of shards.
+        """
         self.as_written = True
+        """Whether the whole file is as it was written."""
         self._ends = array("q")
-        """Where the first line, and each after it, ends."""
+        """Offset in the file, in bytes, of the end of the first line and of every line after it."""
         if file is not None and look is not None:
             self._descriptor = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._descriptor)
@@ -63,27 +69,31 @@ class Compacted:
 
     @classmethod
     def open(cls, path: Path) -> "Compacted":
-        """One without lines if there is no such file; one that lost the record of shard 0 if it cannot be read."""
+        """Open the compacted log at `path`.
+
+        If there is no file, the log has no lines. If the file cannot be read, the log counts shard 0 as lost, so that the
+        damage is noticed.
+        """
         try:
             with open(path, "rb", opener=without_waiting) as file:
-                found = cls(path, file, _glance)
-                if not found.as_written:
+                log = cls(path, file, _glance)
+                if not log.as_written:  # only then is every line parsed and compared with its own checksum
                     file.seek(0)
-                    found = cls(path, file, _examine)
+                    log = cls(path, file, _examine)
         except FileNotFoundError:
             return cls._unreadable(path) if path.is_symlink() else cls(path)
         except OSError:
             return cls._unreadable(path)
-        return found
+        return log
 
     @classmethod
     def _unreadable(cls, path: Path) -> "Compacted":
-        found = cls(path)
-        found.as_written, found.lost = False, [range(1)]
-        return found
+        log = cls(path)
+        log.as_written, log.lost = False, [range(1)]
+        return log
 
     def record(self, shard: int) -> CommitRecord:
-        """The record of a shard that has a line."""
+        """Read the record of a shard in `lines`. Raises IntegrityError (exit 4) if the file has changed since it was opened."""
         line = self.lines[shard]
         begin, end = self._ends[line], self._ends[line + 1]
         record = intact_record(os.pread(self._descriptor, end - begin, begin))
@@ -114,17 +124,17 @@ class Compacted:
         if self.as_written:
             return
         if expected is None or (damaged and not without(expected, self.lines)):
-            # The first line is damaged: the lowest shards that the others can be about, gaps among them.
+            # The first line is damaged. Assume that the other lines hold the lowest shards that they can, gaps included.
             expected = [range(max(self.lines, default=-1) + 1 + (damaged or not self.lines))]
         self.lost = without(expected, self.lines)
 
 
 _Glance = tuple[int, str, dict[int, str]]
-"""Shard, digest of the plan, failures."""
+"""What a scan keeps of a line: the shard, the digest of its plan, and its failures."""
 
 
 def _glance(line: bytes) -> _Glance | None:
-    """What a line says, where the checksum over all lines vouches for it: a fifth of the price of parsing it."""
+    """Read a line without parsing it, in a fifth of the time. Only the checksum over all lines shows whether it is intact."""
     begins = _BEGINS.match(line)
     if begins is None or not line.startswith(_NONE, line.find(_FAILURES)):
         return _examine(line)
@@ -132,23 +142,26 @@ def _glance(line: bytes) -> _Glance | None:
 
 
 def _examine(line: bytes) -> _Glance | None:
-    """What a line says; None if its own checksum is wrong."""
+    """Parse a line; None if its record's own checksum is wrong."""
     record = intact_record(line)
     return None if record is None else (record.shard, record.plan_digest, record.failures)
 
 
 def _title(shards: Sequence[range], checksum: int) -> bytes:
-    """The first line: the shards in order as ranges, and the crc32c of all other lines; its length is the shards' alone."""
-    ranges = [(one.start, one.stop - 1) for one in shards]
+    """Make the first line: the shards as ascending ranges, and the crc32c of all other lines.
+
+    The line is as long for any checksum, so that `write_compacted` can write it again when the checksum is known.
+    """
+    ranges = [(numbers.start, numbers.stop - 1) for numbers in shards]
     return json.dumps({"shards": ranges, "crc32c": f"{checksum:08x}"}).encode() + b"\n"
 
 
 def _read_title(line: bytes) -> tuple[list[range] | None, int | None]:
-    """The shards and the checksum that a first line names; None where it names none that can be."""
+    """Read the shards and the checksum in a first line; None for both if the line is damaged."""
     with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         title: Any = json.loads(line)
         shards = [range(first, last + 1) for first, last in title["shards"]]
-        ends = [end for one in shards for end in (one.start, one.stop)]
+        ends = [end for numbers in shards for end in (numbers.start, numbers.stop)]
         if ends == sorted(set(ends)) and all(0 <= end <= _MOST for end in ends):
             return shards, int(title["crc32c"], 16)
     return None, None
@@ -161,7 +174,6 @@ def write_compacted(folder: Path, shards: Sequence[range], lines: Iterable[str])
         folder: the log folder of a generation.
         shards: the shards that the lines are about, as ascending ranges.
         lines: the JSON of each shard's record, in order.
-
     """
     make_way(store_of(folder), folder / COMPACTED)
     with replacing(folder / COMPACTED) as file:
@@ -176,9 +188,9 @@ def write_compacted(folder: Path, shards: Sequence[range], lines: Iterable[str])
 
 
 class CommitLog(Mapping[int, CommitRecord]):
-    """Committed shards by number, in order.
+    """The records of one generation, by shard in ascending order.
 
-    A record of the compacted log is read when it is asked for: 156,250 of them, parsed, would take 600 MB.
+    A record of the compacted log is parsed only when it is asked for: 156,250 parsed records would take 600 MB.
     """
 
     def __init__(self, single: Mapping[int, CommitRecord], compacted: Compacted) -> None:
@@ -189,10 +201,10 @@ class CommitLog(Mapping[int, CommitRecord]):
         self.failures: dict[int, str] = dict(sorted(failures.items()))
         """Rows whose image could not be encoded, with the reason; of all records."""
         self.plan_digests = compacted.plan_digests | {record.plan_digest for record in single.values()}
-        """The plans that records were written for: one, unless the plan was changed."""
+        """Digests of the plans that the records were written for: one digest, unless the plan was changed."""
 
     def __getitem__(self, shard: int) -> CommitRecord:
-        """Raises IntegrityError (exit 4) if the record was damaged since the log was opened."""
+        """Return the record of a shard. Raises IntegrityError (exit 4) if it was damaged since the log was opened."""
         return self.single[shard] if shard in self.single else self._read(shard)
 
     def __contains__(self, shard: object) -> bool:

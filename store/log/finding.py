@@ -1,4 +1,4 @@
-"""What `verify` finds, and what makes it whole again."""
+"""The findings of `verify`: what is damaged in a store, and what mends it."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,18 @@ ARCHIVE = "restore it from a copy, or archive its store again"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it was committed."""
+    """One file or folder that is not as it was committed."""
 
     path: str
+    """The file or folder."""
     problem: str
+    """What is wrong with it."""
     shard: int | None
-    """The shard whose commit `repair` withdraws; None where the file is no shard's."""
+    """The shard whose commit `repair` withdraws; None if the file belongs to no shard."""
     remedy: str
-    """What makes it whole again."""
+    """What the user does to mend it."""
     generation: int = 0
-    """In whose log that commit is."""
+    """The generation whose log holds the shard's commit."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}; {self.remedy}"

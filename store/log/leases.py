@@ -1,7 +1,8 @@
-"""Who works on which shard now: one small file per shard, taken by one, touched as work goes on, taken over when it stops.
+"""Leases: small files, one per shard, that say which process works on the shard.
 
-A lease is alive while its process lives (where that can be seen) and has made progress lately. Progress is the file's
-modification time, judged by the clock of the disk that it lies on: clocks of machines may differ or jump.
+One process takes the lease, touches it while the work goes on, and removes it at the end. A lease is alive while its process
+runs (where this machine can see that) and has made progress lately. The file's modification time shows the progress; it is
+compared with the clock of the disk that the lease lies on, because the clocks of machines may differ or jump.
 """
 
 import json
@@ -22,27 +23,27 @@ from store.log.processes import has_ended, own_start
 
 FOLDER = "leases"
 PROBE = ".now-"
-"""Begins the names of files that are made to read the clock of a disk."""
+"""Prefix of the files that are created to read the clock of a disk."""
 TAKEN_AWAY = ".*.json.*"
-"""Names of leases of the dead, while they are taken away."""
+"""Pattern of the names that leases of dead processes have while they are being removed."""
 BEAT_SECONDS = 1.0
-"""A lease is touched at most this often."""
+"""Least time between two touches of a lease, in seconds."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease says about who holds it."""
+    """The process that holds a lease, as the lease names it."""
 
     host: str
     pid: int
     started: int
-    """When the process began, in clock ticks since its machine did: a pid is given again, the two together are not."""
+    """When the process began, in clock ticks since its machine did: a machine reuses a pid, but not together with a start."""
     token: str
-    """Tells two leases of one process apart."""
+    """Random text that tells two leases of one process apart."""
 
     @property
     def provably_dead(self) -> bool:
-        """Whether it ran on this machine and does not any more."""
+        """Whether the process ran on this machine and has ended."""
         return self.host == socket.gethostname() and has_ended(self.pid, self.started)
 
     def __str__(self) -> str:
@@ -53,7 +54,7 @@ _HOLDER = TypeAdapter(Holder)
 
 
 class Lease:
-    """The right to compute and commit one shard."""
+    """The right of this process to compute and commit one shard."""
 
     def __init__(self, path: Path, shard: int, holder: Holder) -> None:
         self.path, self.shard, self.holder = path, shard, holder
@@ -61,7 +62,10 @@ class Lease:
 
     @classmethod
     def take(cls, store: Path, shard: int, stall_seconds: float) -> "Lease | None":
-        """The lease of a shard; None while someone alive holds it. One that stalled or died is taken over."""
+        """Take the lease of a shard, also from a process that died or has made no progress for `stall_seconds`.
+
+        None if a living process holds the lease, or if another process was faster to take it over.
+        """
         path = store / FOLDER / f"{shard}.json"
         current = read_holder(path)
         if current is not None:
@@ -74,39 +78,43 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is still ours: someone may have taken it for stalled."""
+        """Whether this process still holds the lease; another may have taken it over, believing that this process had stalled."""
         return read_holder(self.path) == self.holder
 
     def beat(self) -> None:
-        """Say that work goes on."""
+        """Show that the work goes on, by touching the lease."""
         if time.monotonic() - self._beaten >= BEAT_SECONDS:
             self._beaten = time.monotonic()
             with suppress(FileNotFoundError):
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Give it up, if it is still ours."""
+        """Remove the lease, if this process still holds it."""
         if self.held:
             self.path.unlink(missing_ok=True)
 
 
 def live_leases(store: Path, stall_seconds: float) -> dict[int, Holder]:
-    """By shard, the holders that are alive."""
-    found: dict[int, Holder] = {}
+    """Map every shard whose lease is alive to the lease's holder."""
+    holders: dict[int, Holder] = {}
     try:
         paths = listed(store / FOLDER)
-    except Unreadable:  # no folder: nobody holds anything in it
-        return found
+    except Unreadable:  # no folder lies there, so no process holds a lease in it
+        return holders
     for path in paths:
-        shard = numbered(path.name)  # all other names are no leases
+        shard = numbered(path.name)  # files with other names are no leases
         holder = None if shard is None else read_holder(path)
         if shard is not None and holder is not None and not holder.provably_dead and not stalled(path, stall_seconds):
-            found[shard] = holder
-    return dict(sorted(found.items()))
+            holders[shard] = holder
+    return dict(sorted(holders.items()))
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who holds a lease; None if nobody does. One that is not readable may be held, a folder or a link by nobody."""
+    """Read which process holds a lease; None if there is no lease.
+
+    A lease that cannot be read counts as held by a process of another machine, because it may be held. A folder or a link in
+    its place counts as held by a dead process, because no process makes such a lease.
+    """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return Holder(socket.gethostname(), 0, -1, "")  # provably dead
@@ -118,23 +126,23 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def _take_away(path: Path, expected: Holder) -> bool:
-    """Remove a dead lease; False if it was someone else's by then, who took it over first."""
+    """Remove the lease of a dead process; False if another process has taken the lease over first."""
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return False
-    ours = read_holder(aside) == expected
-    if not ours:
+    was_dead = read_holder(aside) == expected
+    if not was_dead:
         with suppress(FileExistsError):
             os.link(aside, path)
-    with suppress(OSError):  # a folder stays, under a name that is no lease's
+    with suppress(OSError):  # a folder stays, but under a name that no lease has
         aside.unlink()
-    return ours
+    return was_dead
 
 
 def stalled(path: Path, seconds: float) -> bool:
-    """Whether a lease was not touched for so long, by the clock of its disk."""
+    """Tell whether a lease was last touched more than `seconds` ago, by the clock of its disk."""
     try:
         return disk_time(path.parent) - path.lstat().st_mtime > seconds
     except FileNotFoundError:
@@ -142,7 +150,11 @@ def stalled(path: Path, seconds: float) -> bool:
 
 
 def disk_time(folder: Path) -> float:
-    """Now, as the disk of a folder sees it; where nothing can be written, as this machine does."""
+    """Read the clock of the disk that a folder lies on; the clock of this machine if the folder cannot be written to.
+
+    Returns:
+        Seconds since 1970, as modification times have them.
+    """
     probe = folder / f"{PROBE}{uuid4().hex}"
     try:
         probe.touch()

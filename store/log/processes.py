@@ -19,7 +19,6 @@ def process_start(pid: int) -> int | None:
 
     Returns:
         Clock ticks since the machine started, 0 where the system does not show them; None if no such process runs.
-
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

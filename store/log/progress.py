@@ -1,4 +1,4 @@
-"""What of a store is committed, and what is not yet."""
+"""Which parts of a store are committed, and which are still missing."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -11,9 +11,15 @@ from store.log.commits import intact_records, read_commits
 
 
 def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[tuple[int, int]]:
-    """Generation and shard of everything that is not committed, but for derived arrays in `leave`.
+    """List the generation and the shard of every part that is not committed yet.
 
-    Raises IntegrityError (exit 4) for logs of another plan.
+    Args:
+        path: the store.
+        plan: its plan.
+        leave: derived arrays that do not count.
+
+    Raises:
+        IntegrityError: a log was written for another plan (exit 4).
     """
     missing: list[tuple[int, int]] = []
     for generation in sorted({*range(plan.generation + 1)} - {plan.added[name] for name in leave}):
@@ -26,17 +32,24 @@ def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[t
 
 
 def missing_bytes(path: Path, plan: Plan, leave: Collection[str] = ()) -> int:
-    """What is still to be written, but for derived arrays in `leave`."""
+    """Add up the bytes that are still to be written, without the derived arrays in `leave`."""
     parts = missing_parts(path, plan, leave)
     return sum(
-        plan.layout(spec.name).file_bytes(len(plan.rows(s))) for one, s in parts for spec in plan.arrays_of(one, s)
+        plan.layout(spec.name).file_bytes(len(plan.rows(shard)))
+        for generation, shard in parts
+        for spec in plan.arrays_of(generation, shard)
     )
 
 
 def require_nothing_lost(path: Path, plan: Plan, shards: Collection[int] | None = None) -> None:
-    """Raise IntegrityError (exit 4) if a file that is committed (default: of any shard) is not there in its size.
+    """Raise IntegrityError (exit 4) if a committed file is missing or has another size than its record says.
 
-    An extraction counts such a shard as done. Looks at one file after another: some microseconds each on a local disk.
+    An extraction would count the shard of such a file as done. Each file costs some microseconds on a local disk.
+
+    Args:
+        path: the store.
+        plan: its plan.
+        shards: the shards to look at; all of them by default.
     """
     lost: list[tuple[int, Path]] = []
     for generation in range(plan.generation + 1):
@@ -48,19 +61,19 @@ def require_nothing_lost(path: Path, plan: Plan, shards: Collection[int] | None 
     if lost:
         n_shards, (_, first) = len({shard for shard, _ in lost}), lost[0]
         raise IntegrityError(
-            f"{n_shards} shards of {path} are committed, and their files are missing or cut, {first} for one: bring them "
-            f"back, if they are on another disk; otherwise `python -m store repair {path}` withdraws these shards, and "
+            f"{n_shards} shards of {path} are committed, but files of theirs are missing or cut, such as {first}: if they lie "
+            f"on another disk, bring them back; otherwise `python -m store repair {path}` withdraws these shards, and "
             "`make extract` computes them again"
         )
 
 
 def committed_failures(path: Path, plan: Plan) -> dict[int, str]:
-    """Rows of all commits whose image could not be encoded, with the reason."""
-    found = [read_commits(path, generation).failures for generation in range(plan.generation + 1)]
-    return {row: why for failures in found for row, why in sorted(failures.items())}
+    """Map every committed row whose image could not be encoded to the reason."""
+    logs = [read_commits(path, generation) for generation in range(plan.generation + 1)]
+    return {row: reason for log in logs for row, reason in sorted(log.failures.items())}
 
 
 def stored_codec(path: Path) -> Codec:
-    """How the files of a store are compressed: with zstd in an archive."""
+    """Tell how the files of a store are compressed: zstd if the store is an archive, none otherwise."""
     files = (file for record in intact_records(path).values() for file in record.files.values())
     return "none" if all(file.codec == "none" for file in files) else "zstd"

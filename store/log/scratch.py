@@ -1,4 +1,7 @@
-"""Temporary folders and half-written files that say whose they are, so that a killed process's are removed by the next."""
+"""Temporary folders and half-written files whose names say which process made them.
+
+So the next process removes what a killed process left behind, and leaves alone what living processes still use.
+"""
 
 import os
 import re
@@ -17,14 +20,18 @@ _OWNER = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)\.[0-9a
 
 
 def owned_name(prefix: str) -> str:
-    """Make a new name that begins with `prefix` and says which process of which machine it belongs to."""
+    """Make a new name that begins with `prefix` and says which process of which machine made it."""
     return f"{prefix}.{_host()}-{os.getpid()}-{own_start()}.{uuid4().hex}"
 
 
 def scratch_folder(prefix: str, parent: Path | None = None) -> Path:
-    """Make a folder that only this process knows, below `parent` or where the system keeps what is temporary.
+    """Make a temporary folder for this process alone.
 
-    What processes of this machine left there under the same prefix, and are no more, is removed.
+    Folders that dead processes of this machine left there under the same prefix are removed first.
+
+    Args:
+        prefix: begins the folder's name.
+        parent: the folder to make it in; the system's folder for temporary files by default.
     """
     parent = parent or Path(tempfile.gettempdir())
     remove_of_the_dead(parent, prefix)
@@ -35,7 +42,7 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Path:
 
 @contextmanager
 def scratch(prefix: str, parent: Path | None = None) -> Generator[Path, None, None]:
-    """Lend a `scratch_folder`, which is removed at the end."""
+    """Lend a `scratch_folder`, and remove it when the block ends."""
     folder = scratch_folder(prefix, parent)
     try:
         yield folder
@@ -44,20 +51,20 @@ def scratch(prefix: str, parent: Path | None = None) -> Generator[Path, None, No
 
 
 def remove_of_the_dead(parent: Path, prefix: str, suffix: str = "") -> None:
-    """Remove files and folders whose names, but for `suffix`, are of `owned_name` and whose process is provably dead."""
+    """Remove files and folders that provably dead processes of this machine named with `owned_name`, and `suffix` behind it."""
     with suppress(OSError):  # a folder that may not be listed or written to is left as it is
-        for found in parent.glob(f"{glob_escaped(prefix)}.*{suffix}"):
-            owner = _OWNER.search(found.name.removesuffix(suffix))
+        for path in parent.glob(f"{glob_escaped(prefix)}.*{suffix}"):
+            owner = _OWNER.search(path.name.removesuffix(suffix))
             if owner is None or owner["host"] != _host() or not has_ended(int(owner["pid"]), int(owner["start"])):
                 continue
-            if found.is_dir() and not found.is_symlink():
-                shutil.rmtree(found, ignore_errors=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                found.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def glob_escaped(text: str) -> str:
-    """Quote what `glob` would take for a pattern."""
+    """Escape the characters that `glob` would read as a pattern."""
     return re.sub(r"([*?[])", r"[\1]", text)
 
 

@@ -1,4 +1,4 @@
-"""Plans and manifests lie in a store twice, and vouch for each other: a damaged one is restored from what is left."""
+"""Restore damaged plans and manifests: each has a spare copy, and a manifest holds the digest of its plan."""
 
 import hashlib
 from contextlib import suppress
@@ -15,46 +15,50 @@ from store.log.commits import intact_records
 
 
 def sound(store: Path, generation: int) -> dict[Path, bytes]:
-    """What the plan, the manifest and their spares of a generation are to hold; nothing where no two of them fit together."""
+    """Find what the plan, the manifest and their spares of a generation should hold.
+
+    Returns:
+        The content of each of the four files; nothing if no plan fits to any manifest.
+    """
     plan, manifest = plan_path(store, generation), manifest_path(store, generation)
-    for one, other in product((manifest, spare_of(manifest)), (plan, spare_of(plan))):
+    for manifest_file, plan_file in product((manifest, spare_of(manifest)), (plan, spare_of(plan))):
         with suppress(IntegrityError):
-            content = content_of(other)
-            if content is not None and manifest_in(one).plan == hashlib.sha256(content).hexdigest():
-                described = one.read_bytes()
-                return {plan: content, spare_of(plan): content, manifest: described, spare_of(manifest): described}
+            planned = content_of(plan_file)
+            if planned is not None and manifest_in(manifest_file).plan == hashlib.sha256(planned).hexdigest():
+                listed = manifest_file.read_bytes()
+                return {plan: planned, spare_of(plan): planned, manifest: listed, spare_of(manifest): listed}
     return {}
 
 
 def known_digests(store: Path, generation: int) -> set[str]:
-    """What the digest of a plan is by its manifest, or else by the commits that were made for it; empty if neither says."""
+    """Return the digest that a plan should have by its manifest, or else by its commits, which may name several.
+
+    Empty if the manifest is damaged and there are no commits.
+    """
     with suppress(IntegrityError):
         return {read_manifest(store, generation).plan}
     return intact_records(store, generation).plan_digests
 
 
 def differing(store: Path) -> dict[Path, bytes]:
-    """Files of all generations that are not what they are to hold, with that."""
+    """Map every plan, manifest and spare that differs from its `sound` content to that content."""
     newest = newest_generation(store)
-    found: dict[Path, bytes] = {}
-    for generation in range(0 if newest is None else newest + 1):
-        for path, content in sound(store, generation).items():
-            if content_of(path) != content:
-                found[path] = content
-    return found
+    generations = range(0 if newest is None else newest + 1)
+    contents = {path: content for generation in generations for path, content in sound(store, generation).items()}
+    return {path: content for path, content in contents.items() if content_of(path) != content}
 
 
 def restore(store: Path) -> list[Path]:
-    """Write what differs again; the caller is alone in the store."""
-    found = differing(store)
-    for path, content in found.items():
+    """Write every file that differs again, and return their paths. The caller must be alone in the store."""
+    contents = differing(store)
+    for path, content in contents.items():
         make_way(store, path)
         write_atomically(path, content)
-    return [*found]
+    return [*contents]
 
 
 def content_of(path: Path) -> bytes | None:
-    """What a file holds; None if there is no such file, or it cannot be read."""
+    """Read a file; None if there is no such file, or it cannot be read."""
     try:
         return disk.content(path)
     except (FileNotFoundError, Unreadable):

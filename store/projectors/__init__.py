@@ -1,4 +1,4 @@
-"""Projectors, one file per kind, and the one function that every projected feature of this project comes from."""
+"""Projectors, one file per kind, and `project_image`, the one function that computes every projected feature."""
 
 import sys
 from collections.abc import Mapping
@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 
 
 class Projector(nn.Module):
-    """Base of all kinds: built from a JSON-able config and weights under their canonical names."""
+    """Base class of all kinds of projectors: maps the tower's features to the language model's embeddings.
+
+    A projector is built from a config that JSON can hold, and from weights under their canonical names.
+    """
 
     prefix: ClassVar[str]
-    """What precedes its tensors' names in a checkpoint."""
+    """What precedes the names of the projector's tensors in a checkpoint."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Shaped[Tensor, "..."]]) -> None:
         super().__init__()
 
     @classmethod
     def config_of(cls, checkpoint_config: Any) -> dict[str, Any]:
-        """What `__init__` needs beside the weights, read from a checkpoint's transformers config."""
+        """Read the config that `__init__` takes from a checkpoint's transformers config."""
         raise NotImplementedError
 
 
 def build(state: "ProjectorState", device: str | torch.device = "cpu") -> Projector:
-    """The projector whose kind, config and weights a store carries."""
+    """Build the projector whose kind, config and weights a store holds."""
     from store.layout.tensors import from_storage
 
     kind = plugin.find(sys.modules[__name__], state.kind, Projector)
@@ -42,9 +45,9 @@ def build(state: "ProjectorState", device: str | torch.device = "cpu") -> Projec
 def project_image(projector: nn.Module, raw: Float[Tensor, "1 patch hidden"]) -> Float[Tensor, "1 patch embed"]:
     """Project all patches of ONE image.
 
-    Always called on this one shape and layout, by both stages: a GEMM of the same shape picks the same kernel, so what
-    stage 2 re-projects equals what stage 1 stored, bit for bit. Batches are a loop over images (hundreds of patches
-    saturate the GEMM, the loop costs nothing); a pruner selects afterwards, never before.
+    Both stages call this function, always with this shape and memory layout: a matrix product of the same shape runs the same
+    kernel, so what stage 2 projects again equals what stage 1 stored, bit for bit. A batch is a loop over its images, which
+    costs nothing, because hundreds of patches saturate the product. Pruners select patches after this, never before.
     """
     if not raw.is_contiguous():
         raise ValueError(

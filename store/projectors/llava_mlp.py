@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch, transformers and safetensors are typed in part)
-"""LLaVA-1.5's projector: linear, activation, linear.
+"""The projector of LLaVA-1.5: linear, activation, linear.
 
-Source: haotian-liu/LLaVA, `mlp2x_gelu`; tensor names as transformers' `multi_modal_projector.*`.
+Source: haotian-liu/LLaVA, `mlp2x_gelu`; the tensors are named as in transformers' `multi_modal_projector.*`.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ from store.errors import DamagedCheckpoint
 from store.projectors import Projector
 
 _SHOWN = 6
+"""Most names of weights in a message."""
 
 
 class LlavaMlp(Projector):
-    """(…, hidden) -> (…, embed); the widths come from the weights."""
+    """Two linear layers with an activation between them; the weights determine the widths."""
 
     prefix = "multi_modal_projector."
 
@@ -34,7 +35,7 @@ class LlavaMlp(Projector):
 
     @classmethod
     def config_of(cls, checkpoint_config: Any) -> dict[str, Any]:
-        """The activation's name as transformers knows it."""
+        """Read the activation's name, as transformers knows it."""
         return {"activation": checkpoint_config.projector_hidden_act}
 
     def forward(self, raw: Float[Tensor, "image patch hidden"]) -> Float[Tensor, "image patch embed"]:
@@ -43,7 +44,7 @@ class LlavaMlp(Projector):
 
 
 def _require_known(weights: Mapping[str, Tensor]) -> None:
-    """Two matrices that fit together, each with a bias of its height or none, and nothing else."""
+    """Raise DamagedCheckpoint (exit 4) for anything but two matrices that fit together, with or without their biases."""
     matrices = {"linear_1.weight", "linear_2.weight"}
     if not matrices <= set(weights) <= matrices | {"linear_1.bias", "linear_2.bias"}:
         listed = ", ".join(sorted(weights)[:_SHOWN]) or "none"

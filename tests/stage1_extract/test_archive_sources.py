@@ -139,7 +139,7 @@ def test_parity_and_diagnose_read_the_archive_too(home, tmp_path, kind, told, mo
     wanted = experiment(home, tmp_path / "run", kind, questions=str(home / "questions.jsonl"), **told)
     extract(wanted, overwrite=False)
     capsys.readouterr()
-    monkeypatch.setattr(parity.subprocess, "run", here)
+    monkeypatch.setattr(subprocess, "run", here)
     assert parity.run(wanted, limit=None, as_json_text=True) == parity.IDENTICAL
     assert json.loads(capsys.readouterr().out)["identical"] is True
     assert diagnose.run(wanted, sample=2, as_json=True) == diagnose.SOUND

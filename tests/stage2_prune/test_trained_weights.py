@@ -76,8 +76,8 @@ def test_weights_of_another_run_serve_every_command_and_the_result_says_which_th
 def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, named):
     from stage2_prune.evaluation.cells import configured_pruners
     from stage2_prune.find_family import open_language
+    from stage2_prune.parity.answers import bound
     from stage2_prune.parity.findings import Findings, Scorer
-    from stage2_prune.parity.run import _bound
     from stage2_prune.session.session import open_features
 
     content = settings(home, run_dir=str(tmp_path / "other"), prune={"methods": [named], "budgets": [4]})
@@ -85,10 +85,10 @@ def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, na
     ((label, pruner),) = configured_pruners(experiment).items()
     features = open_features(experiment, pruner.needs | {"raw"})
     findings = Findings(experiment.store_location, [], [], {}, {}, [], Scorer(label, pruner.parameters()))
-    bound = _bound(experiment, features, label, pruner, open_language(experiment.model), findings)
-    assert isinstance(bound, TrainedPruner)
+    with_weights = bound(experiment, features, pruner, open_language(experiment.model), findings)
+    assert isinstance(with_weights, TrainedPruner)
     saved = load_file(f"{named['weights']}/weights.safetensors")
-    assert all((tensor == saved[name]).all() for name, tensor in bound.module.state_dict().items())
+    assert all((tensor == saved[name]).all() for name, tensor in with_weights.module.state_dict().items())
     assert not findings.notes and findings.scorer.weights == "trained"
 
 
@@ -141,7 +141,7 @@ def test_weights_of_another_language_model_are_refused(home, tmp_path, named, ca
     model = {"checkpoint": str(other), "device": "cpu"}
     assert run("eval", config(home, tmp_path, tmp_path / "other", named, model=model)) == 4
     said = capsys.readouterr().err
-    assert "were trained for another pruner: language_model " in said and "… now" not in said and ", now " in said
+    assert "were trained for another pruner (language_model " in said and "… now" not in said and ", now " in said
 
 
 def test_a_method_whose_weights_are_named_is_not_trained(home, tmp_path, named, capsys):

@@ -50,7 +50,7 @@ def test_parity_says_in_print_and_in_json_which_pruner_scored(home, methods, sco
         reference.run(Path(command[-1]))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(parity.subprocess, "run", here)
+    monkeypatch.setattr(subprocess, "run", here)
     assert parity.run(experiment(home, methods), limit=1, as_json_text=False) == parity.IDENTICAL
     said = capsys.readouterr().out
     assert f"soft_pruning scored by {scored_by['label']} (keep {scored_by['keep']}" in said
