@@ -36,9 +36,16 @@ def load_experiment(
     given = {key.replace("__", ".", 1): value for key, value in settings.items()}
     if isinstance(config, Experiment):
         return _changed(config, given)
-    path = find_config(Path(config))
-    experiment = load(path, given, pruners)
-    return _in_the_package(experiment) if path.parent == PACKAGED else experiment
+    return read_experiment(Path(config), given, pruners)
+
+
+def read_experiment(
+    config: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None
+) -> Experiment:
+    """Read a config file, or a packaged config by its name, as `configs.load.load` does."""
+    path = find_config(config)
+    experiment = load(path, overrides, pruners)
+    return experiment if path == config else _in_the_package(experiment)
 
 
 def find_config(path: Path) -> Path:
