@@ -13,14 +13,24 @@ from configs.command import HOMES, group
 from configs.find_config import load_experiment, packaged_configs
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--data.train", "30", "--data.val", "10", "--data.test", "10"]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The bin folder of an environment with the wheel; what the wheel needs is found in the environment of the tests."""
     folder = tmp_path_factory.mktemp("installed")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        ROOT,
+    ]
     subprocess.run(build, check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=False)
@@ -28,7 +38,9 @@ def installed(tmp_path_factory) -> Path:
     target = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", own, wheel]
     subprocess.run(target, check=True, cwd=folder)
     shared = sysconfig.get_path("purelib")
-    (own / "shared.pth").write_text(f"import sys; sys.path.append({shared!r})\n")  # behind the wheel, without its own .pth files
+    (own / "shared.pth").write_text(
+        f"import sys; sys.path.append({shared!r})\n"
+    )  # behind the wheel, without its own .pth files
     script = folder / "env" / "bin" / "encode-once"
     script.write_text(f"#!{folder / 'env' / 'bin' / 'python'}\nfrom configs.command import main\nmain()\n")
     script.chmod(0o755)
@@ -54,10 +66,16 @@ def run(installed, tmp_path):
 
 def test_the_wheel_is_what_is_imported_and_it_holds_types_configs_and_checkpoint(installed):
     script = "import configs, store, sys; print(configs.__file__); print(store.__file__)"
-    done = subprocess.run([installed / "python", "-P", "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    command, clean = [installed / "python", "-P", "-c", script], {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", env=clean)
     assert all(line.startswith(str(installed.parent)) for line in done.stdout.splitlines())
     packages = Path(done.stdout.splitlines()[0]).parents[1]
-    for name in ("configs/py.typed", "configs/demo.yaml", "store/__init__.pyi", "stage1_extract/demo/checkpoint/config.json"):
+    for name in (
+        "configs/py.typed",
+        "configs/demo.yaml",
+        "store/__init__.pyi",
+        "stage1_extract/demo/checkpoint/config.json",
+    ):
         assert (packages / name).is_file(), name
 
 
