@@ -7,6 +7,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import click
 import pytest
 
 from configs.command import HOMES, group
@@ -99,8 +100,9 @@ def test_the_command_has_every_command_of_the_packages():
     from stage2_prune.cli import group as stage2
 
     assert set(stage1.commands) - {"reference"} | set(stage2.commands) == HOMES.keys()
-    for name in group.list_commands(None):
-        assert group.get_command(None, name) is not None
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        assert group.get_command(context, name) is not None
 
 
 def test_every_packaged_config_is_loaded_by_its_name(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def find_config(path: Path) -> Path:
     """Return the file that a config's path or name means: `demo` is a packaged config where no file is called so."""
     named = path.name if path == DEFAULT else f"{path.name}.yaml"
     packaged = PACKAGED / named
-    is_name = path.name == str(path) and not path.suffix
+    is_name = path.name == str(path) and path.suffix not in {".yaml", ".yml"}
     if not path.is_file() and (is_name or path == DEFAULT) and packaged.is_file():
         return packaged
     return path
