@@ -54,7 +54,7 @@ def find_by_model_type(package: ModuleType, model_type: str, base: type[T]) -> t
     return next((variant for variant in variants if model_type in _model_types(variant)), None)
 
 
-def no_file_for(package: ModuleType, model_type: str, base: type, what: str) -> str:
+def no_file_for(package: ModuleType, model_type: str, base: type[Any], what: str) -> str:
     """Compose the message about a `model_type` that no file of `package` serves.
 
     Args:

@@ -26,8 +26,9 @@ from store.layout.schema import default_shard_images
 from store.log.commits import SUPERSEDED, read_commit
 from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
+from store.writing.lock import lock
 from store.writing.retry import withdraw_failures
-from store.writing.writer import StoreWriter, lock, require_no_archive
+from store.writing.writer import StoreWriter, require_no_archive
 
 _log = logging.getLogger(__name__)
 

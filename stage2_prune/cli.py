@@ -1,4 +1,4 @@
-"""The commands of stage 2; torch and transformers are imported by the commands, not by `--help`."""
+"""Define the commands of stage 2. The commands import torch and transformers; `--help` does not."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,18 @@ from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
 from store.checkpoint.versions import note_untested
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the results of other settings.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 foreign_option = click.option(
     "--allow-foreign-device",
     is_flag=True,
-    help="Accept a store from another device whose projections are close but not the same bits.",
+    help="Accept a store from another device, if its projections are close although not the same bits.",
 )
 
 
 @click.group(cls=Commands)
 def group() -> None:
-    """Stage 2: prune visual tokens from the store and let the language model answer; no vision tower."""
+    """Stage 2: prune visual tokens from the store and let the language model answer, without a vision tower."""
     note_untested()
 
 
@@ -32,7 +32,7 @@ def group() -> None:
 @foreign_option
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
-    """Score every configured pruner at every budget; interrupted runs are resumed."""
+    """Score every configured pruner at every budget. An interrupted run is resumed."""
     experiment = _experiment(config_path, flags)
     from stage2_prune.evaluation import evaluate, report
 
@@ -47,9 +47,9 @@ def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_
 @foreign_option
 @json_option
 def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
-    """Score many methods over budgets, positions and what else the config crosses; interrupted runs are resumed.
+    """Score many methods over budgets, positions and what else the config crosses. An interrupted run is resumed.
 
-    Writes tidy CSV, a table and pictures; what cannot be had is listed with its reason.
+    Writes tidy CSV, a table and pictures. Methods and budgets that cannot be had are listed with the reason.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
@@ -65,7 +65,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
 @overwrite_option
 @json_option
 def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> None:
-    """Train one pruner through the frozen language model; interrupted runs are resumed."""
+    """Train one pruner through the frozen language model. An interrupted training is resumed."""
     experiment = _experiment(config_path, flags)
     from stage2_prune.training import train
 
@@ -76,10 +76,17 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
 @group.command()
 @experiment_options("eval", "model", "data", "store", "prune")
-@click.option("--keep", type=click.IntRange(min=1), required=True, help="Mean visual tokens that enter a layer.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Questions to fit on.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    required=True,
+    help="Visual tokens that enter a layer, on average over layers.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of questions to fit on."
+)
 def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
-    """Fit fit_prune's `deletes` to the configured model on training questions; prints the line for a config."""
+    """Fit fit_prune's `deletes` to the configured model on training questions, and print the line for a config."""
     experiment = _experiment(config_path, flags)
     from stage2_prune.training import calibrate
 
@@ -88,10 +95,12 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 
 @group.command()
 @experiment_options("eval", "model", "data", "store", "prune", "train")
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="At most this many questions; default: the whole split."
+)
 @json_option
 def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
-    """Prove that the store answers as the full model does: four modes, bit for bit."""
+    """Prove that the store gives the answers of the full model: four modes, bit for bit."""
     experiment = _experiment(config_path, flags)
     from stage2_prune.parity import run as parity
 
@@ -100,64 +109,84 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
 
 @group.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--only", multiple=True, metavar="GLOB", help="Results whose names match, such as '*-32-*'; repeatable.")
-@click.option("--against", metavar="NAME", help="Pairs with this result only; default: all pairs.")
+@click.option(
+    "--only", multiple=True, metavar="GLOB", help="Take only results whose names match, such as '*-32-*'; repeatable."
+)
+@click.option("--against", metavar="NAME", help="Compare every result with this one only; default: all pairs.")
 @click.option(
     "--factor",
     "factors",
     multiple=True,
     type=click.Choice(["model", "store", "prompt", "positions", "dtype", "answer-length"]),
-    help="What else may differ, because it is what you compare; repeatable.",
+    help="A factor that may differ between results because you compare it; repeatable.",
 )
-@click.option("--resamples", type=click.IntRange(min=1), help="Of the bootstrap; default: as the results' evaluation.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of the bootstrap; default: as the results' evaluation.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=1),
+    help="Resamples of the bootstrap; default: those of the results' evaluation.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of the bootstrap; default: that of the results' evaluation."
+)
 @json_option
 def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare saved predictions pairwise: RESULTS are run folders or prediction files of eval.
 
-    Differences with paired intervals, flips in both directions, exact McNemar tests with Holm's correction.
+    Prints differences with paired intervals, flips in both directions, and exact McNemar tests with Holm's correction.
     """
     from stage2_prune.compare import report as compare_report
     from stage2_prune.compare import run as compare
 
-    found = compare.run(results, **options)
-    click.echo(json.dumps(found) if as_json else compare_report.as_text(found), nl=as_json)
+    comparison = compare.run(results, **options)
+    click.echo(json.dumps(comparison) if as_json else compare_report.as_text(comparison), nl=as_json)
 
 
 @group.command()
 @experiment_options("eval", "model", "data", "store", "prune", "sweep")
-@click.option("--sweep", is_flag=True, help="The methods of `sweep`, by default all there are, not prune.methods.")
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="Questions, at most; default: the whole split.")
+@click.option("--sweep", is_flag=True, help="Take the methods of `sweep`, by default all there are, not prune.methods.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="At most this many questions; default: the whole split."
+)
 @overwrite_option
 @json_option
 def analyse(
     config_path: Path, sweep: bool, limit: int | None, overwrite: bool, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
-    """Say what pruners keep: likeness to each other, coverage, duplicates, padding, the object that is asked about.
+    """Measure what pruners keep: likeness to each other, coverage, duplicates, padding, the object that is asked about.
 
-    Reads the store and, for methods that read the question, text embeddings; no language model is run.
+    Reads the store and, for methods that read the question, text embeddings. No language model is run.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.analysis import analyse
     from stage2_prune.analysis import report as selection_report
 
-    found = analyse.run(experiment, sweep, limit, overwrite)
-    click.echo(json.dumps(found) if as_json else selection_report.table(found), nl=as_json)
+    analysis = analyse.run(experiment, sweep, limit, overwrite)
+    click.echo(json.dumps(analysis) if as_json else selection_report.table(analysis), nl=as_json)
     click.echo(f"written to {experiment.run_dir / 'selection'}", err=True)
 
 
 @group.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @experiment_options("model", "data", "store", "prune")
-@click.option("--methods", metavar="A,B,…", help="Pruners; default: the config's that drop before the language model.")
+@click.option(
+    "--methods", metavar="A,B,…", help="Pruners to draw; default: the config's that drop before the language model."
+)
 @click.option(
     "--keep", type=click.IntRange(min=1), help="Visual tokens per image; default: the middle of prune.budgets."
 )
-@click.option("--question", help="Asked of every image; default: the first of the config's questions about it.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG; default: in <run_dir>/selection.")
-@click.option("--columns", type=click.IntRange(min=2), default=7, show_default=True, help="Pictures side by side.")
+@click.option("--question", help="The question about every image; default: the config's first question about it.")
 @click.option(
-    "--dpi", type=click.IntRange(min=50), default=200, show_default=True, help="A picture is 1.7 inches wide."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG to write; default: in <run_dir>/selection."
+)
+@click.option(
+    "--columns", type=click.IntRange(min=2), default=7, show_default=True, help="Number of pictures side by side."
+)
+@click.option(
+    "--dpi",
+    type=click.IntRange(min=50),
+    default=200,
+    show_default=True,
+    help="Pixels per inch; a picture is 1.7 inches wide.",
 )
 @overwrite_option
 def show(
@@ -166,7 +195,7 @@ def show(
 ) -> None:  # fmt: skip
     """Draw what pruners keep of images, side by side: IMAGE is a name as in the questions.
 
-    The picture is what the image processor leaves of the file; no model is run.
+    The pictures show what the image processor leaves of the files. No model is run.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.analysis import show
@@ -184,7 +213,7 @@ def show(
 @group.command("pruners")
 @json_option
 def list_pruners(as_json: bool) -> None:
-    """List the pruning methods: parameters with defaults, arrays they need, where and how they budget."""
+    """List the pruning methods: parameters with defaults, the arrays that they need, where and how they budget."""
     from stage2_prune.evaluation import report
 
     rows = report.describe_pruners()

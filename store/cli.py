@@ -137,7 +137,7 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
-    """Gather the commit records of PATH (default: the config's store), one small file per shard, into one file: it opens sooner.
+    """Gather the commit records of PATH (default: the config's store), one small file a shard, in one file, to open it sooner.
 
     This pays off above 10,000 shards. Workers and readers may continue meanwhile, and the command may be run again.
     """

@@ -14,7 +14,7 @@ from configs.experiment import Experiment, ModelSection
 from store.checkpoint.opening import load_config
 from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec
-from store.reading.reader import ProjectorState
+from store.reading.projector_state import ProjectorState
 
 Pixels = dict[str, Tensor]
 """What an image processor makes of one image: every tensor has a leading image axis of 1."""

@@ -32,7 +32,7 @@ from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, to_storage, torch_dtype
 from store.projectors import Projector
 from store.projectors.llava_mlp import LlavaMlp
-from store.reading.reader import ProjectorState
+from store.reading.projector_state import ProjectorState
 
 TOWER = "vision_tower."
 RUNS = 5

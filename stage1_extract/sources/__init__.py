@@ -13,7 +13,7 @@ from stage1_extract.sources.images import content_id, name_id
 from store.errors import DataMissing
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
-from store.questions.question import image_names, read_questions
+from store.questions.question import image_names, no_questions, read_questions
 from store.questions.splits import SPLITS, say, used
 
 
@@ -52,7 +52,7 @@ def find_sources(experiment: Experiment) -> Sources:
         say(questions, data, SPLITS)
     names = images.names() if data.questions is None else image_names(used(questions, data))
     if not names and data.questions is not None:
-        raise DataMissing(f"expected questions about images in {data.questions}, found none: check data.questions")
+        raise DataMissing(no_questions(f"questions about images in {data.questions}", "found none"))
     if not names:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
     by_content = data.identity == "content"

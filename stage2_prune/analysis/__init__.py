@@ -1,1 +1,1 @@
-"""What pruners keep of an image: measured (`analyse`) and drawn (`show`), from the store alone."""
+"""Measure (`analyse`) and draw (`show`) what pruners keep of an image, from the store alone."""

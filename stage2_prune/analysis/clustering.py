@@ -1,4 +1,4 @@
-"""An order in which what is alike stands side by side."""
+"""Order things so that similar ones stand side by side."""
 
 from itertools import product
 
@@ -7,20 +7,20 @@ from jaxtyping import Float
 
 
 def leaf_order(alike: Float[np.ndarray, "one one"]) -> list[int]:
-    """Average-linkage clusters of a symmetric matrix of likeness, laid out as a line.
+    """Cluster a symmetric matrix of similarities by average linkage, and lay the clusters out as a line.
 
-    The two likest clusters are joined again and again; each time the ends that meet are the likest ones. Of equals the
-    first.
+    The two most similar clusters are joined again and again; each time they are turned so that the ends that meet are the
+    most similar ones. Of equals, the first is taken.
 
     >>> leaf_order(np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.2], [0.9, 0.2, 1.0]]))
     [0, 2, 1]
     """
-    clusters = [[place] for place in range(len(alike))]
+    clusters = [[index] for index in range(len(alike))]
     while len(clusters) > 1:
         pairs = [(i, j) for j in range(len(clusters)) for i in range(j)]
-        one, other = max(pairs, key=lambda pair: alike[np.ix_(clusters[pair[0]], clusters[pair[1]])].mean())
-        turned = product((clusters[one], clusters[one][::-1]), (clusters[other], clusters[other][::-1]))
+        first, second = max(pairs, key=lambda pair: alike[np.ix_(clusters[pair[0]], clusters[pair[1]])].mean())
+        turned = product((clusters[first], clusters[first][::-1]), (clusters[second], clusters[second][::-1]))
         left, right = max(turned, key=lambda ends: alike[ends[0][-1], ends[1][0]])
-        clusters[one] = left + right
-        del clusters[other]
+        clusters[first] = left + right
+        del clusters[second]
     return clusters[0] if clusters else []

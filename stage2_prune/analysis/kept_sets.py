@@ -1,4 +1,4 @@
-"""Methods that select from a store, opened without a language model: its text embeddings are all that is read of it."""
+"""Open the methods that select from a store, without the language model: only its text embeddings are read."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,71 +25,86 @@ NO_WEIGHTS = "has no trained weights: run `make train` first"
 
 @dataclass(frozen=True)
 class Selection:
-    """A store, and what can be asked to select from it."""
+    """A store with the methods that can select from it."""
 
     session: Session
-    """Its language model embeds questions and answers none."""
+    """The opened store. The language model of this session only embeds questions; it cannot answer."""
     methods: Mapping[str, Pruner]
-    """Trained ones with their weights."""
+    """The methods by label; trained methods have their weights."""
     weights: Mapping[str, str]
-    """Digests of those weights."""
+    """Digests of the weights that methods use, by label."""
     left_out: tuple[Unavailable, ...]
-    """Methods that cannot be shown here, with the reason."""
+    """Methods that cannot select from this store, each with the reason."""
     untrained: Mapping[str, str]
-    """Those of them that lack nothing but trained weights, with what to do, by label."""
+    """What to do for each of these methods that lacks only trained weights, by label."""
 
     @torch.no_grad()
     def cells(self, question: Question) -> tuple[list[Cell], list[Unmet]]:
-        """Every method at every budget and seed, whatever the positions, which change nothing in what is kept; and those
-        that cannot be had, tried on one question.
+        """List a cell for every method, budget and seed, and try each cell on one question.
+
+        Positions are not varied, because they do not change what is kept.
+
+        Returns:
+            The cells that work, and the budgets that a method cannot meet.
         """
         experiment, features = self.session.experiment, self.session.features
         check_budgets(experiment, features.patches)
         prune = experiment.prune.model_copy(update={"positions": ("default",)})
         once = experiment.model_copy(update={"prune": prune})
-        cells, unmet = plan(once, self.methods, features.patches, depth=1)  # of a model in which none of them drops
+        cells, unmet = plan(once, self.methods, features.patches, depth=1)  # any depth: none of them drops in the model
         possible: list[Cell] = []
         for batch in features.batches([[question]]):
             for cell in cells:
                 try:
                     self.kept(cell, batch)
                 except (PrunerMisused, Infeasible) as refused:
-                    one = Unmet(cell.label, cell.keep or 0, cell.positions, str(refused))
-                    unmet += [] if one in unmet else [one]
+                    budget = Unmet(cell.label, cell.keep or 0, cell.positions, str(refused))
+                    unmet += [] if budget in unmet else [budget]
                 else:
                     possible.append(cell)
         return possible, unmet
 
     def kept(self, cell: Cell, batch: FeatureBatch) -> tuple[Kept, list[int]]:
-        """What a cell keeps of a batch, and which row of that each question is about: methods that read the question have a
-        row for each.
+        """Find what a cell keeps of a batch.
+
+        Returns:
+            What is kept, and for each question the row of it that belongs to the question: a row per image, or, if the
+            method reads the question, a row per question.
         """
         asked, chosen = choose_batch(cell.pruner, batch, cell.schedule.entering, self.session.reader)
         return kept_of(chosen, self.session.features.patches), asked.of_question.tolist()
 
 
 def reads_question(pruner: Pruner) -> bool:
-    """Whether it may keep other patches for another question."""
+    """Tell whether a pruner may keep other patches for another question."""
     return bool(pruner.reads & ABOUT_QUESTIONS)
 
 
 def is_grid(features: Features) -> bool:
-    """Whether tokens are patches and nothing else: a CLS row, or what a model's own code made, has no place in the image."""
+    """Tell whether all tokens are patches. A CLS row, or a token that a model's own code made, has no place in the image."""
     return features.store.plan.geometry.patch_grid is not None
 
 
 def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: Collection[str] = ()) -> Selection:
-    """The configured store, for those of `methods` that can select from it; of the arrays `also` those that are there.
+    """Open the configured store for those of `methods` that can select from it.
 
-    Raises as `open_features`, and PrunerMisused where no method is left, NotTrained (exit 5) where all lack weights.
+    Args:
+        experiment: the config.
+        methods: the pruners by label.
+        also: names of arrays that the caller reads where the store has them.
+
+    Raises:
+        PrunerMisused: (exit 2) if no method can select from the store.
+        NotTrained: (exit 5) if all methods lack weights.
+        StoreMissing, StoreMismatch, CheckpointMissing: as `open_features` does.
     """
     store = FeatureStore.open(experiment.store_location)
     usable, unavailable = available(methods, experiment.model)
     left_out = [*unavailable, *_left_out(usable, store)]
-    names = {one.pruner for one in left_out}
+    names = {method.pruner for method in left_out}
     usable = {label: pruner for label, pruner in usable.items() if label not in names}
-    needs = frozenset(name for name in also if name in store.arrays).union(*(one.needs for one in usable.values()))
-    features = open_features(experiment, needs)
+    extra = frozenset(name for name in also if name in store.arrays)
+    features = open_features(experiment, extra.union(*(pruner.needs for pruner in usable.values())))
     session = Session(experiment, features, open_embeddings(experiment.model), reprojection=None, exact=True)
     bound: dict[str, Pruner] = {}
     digests: dict[str, str] = {}
@@ -109,12 +124,13 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
     if not bound and untrained.keys() == methods.keys():
         raise NotTrained("; ".join(untrained.values()))
     if not bound:
-        why = "; ".join(f"{one.pruner} {one.reason}" for one in left_out)
-        raise PrunerMisused(f"expected a method that selects before the language model, there is none: {why}")
+        reasons = "; ".join(f"{method.pruner} {method.reason}" for method in left_out)
+        raise PrunerMisused(f"expected a method that selects before the language model, there is none: {reasons}")
     return Selection(session, bound, digests, tuple(left_out), untrained)
 
 
 def _left_out(methods: Mapping[str, Pruner], store: FeatureStore) -> Iterator[Unavailable]:
+    """Name the methods that prune inside the language model or read arrays that the store lacks."""
     for label, pruner in methods.items():
         absent = sorted(pruner.needs - store.arrays.keys())
         if pruner.place == "in_llm":

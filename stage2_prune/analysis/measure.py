@@ -1,4 +1,4 @@
-"""The metrics of every cell on every question, from one pass over the store."""
+"""Measure every cell on every question, in one pass over the store."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,29 +21,30 @@ from stage2_prune.session.features import FeatureBatch
 from store.questions.question import Question
 
 RAW, AREA = "raw", "image_area"
-"""Arrays that are measured on, where the store has them."""
+"""Arrays that metrics read, if the store has them."""
 PER_QUESTION = "recall"
-"""The one metric that has a value for each question; all others have one for each image."""
+"""The only metric with a value for each question; all other metrics have a value for each image."""
 Values = dict[str, list[float]]
-"""By metric; NaN where there is no value."""
+"""The values of each metric; NaN where a value is unknown."""
 Measure = Callable[[Bool[Tensor, " patch"]], float]
+"""Computes a metric of the patches that are kept of one image."""
 
 
 @dataclass
 class Measured:
-    """What was found, image by image and question by question, in the order in which they were read."""
+    """All measured values, image by image and question by question, in the order in which these were read."""
 
     questions: list[Question] = field(default_factory=list)
     cells: dict[str, Values] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    """By the cell's name."""
+    """The values of each cell, by the cell's name."""
     tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Visual tokens that go on, by the cell's name: for each question."""
+    """For each question the number of visual tokens that are kept, by the cell's name."""
     jaccard: dict[int, list[Float[Tensor, "image method method"]]] = field(default_factory=lambda: defaultdict(list))
-    """By budget; methods are those of `compared`."""
+    """Jaccard indices by budget; the methods are those of `compared`."""
 
 
 def by_image(asked: Sequence[Question], at_least: int) -> list[list[Question]]:
-    """Batches of at least so many questions, but the last, in which every image has all of its questions."""
+    """Deal questions into batches of at least `at_least` (the last may be smaller), without dividing an image's questions."""
     gathered: dict[str, list[Question]] = {}
     for question in asked:
         gathered.setdefault(question.image, []).append(question)
@@ -56,21 +57,28 @@ def by_image(asked: Sequence[Question], at_least: int) -> list[list[Question]]:
 
 
 def compared(cells: Sequence[Cell]) -> dict[int, list[list[Cell]]]:
-    """By budget the methods that keep just that many, each with its seeds: what a Jaccard index can be taken of.
+    """Group methods with an exact budget by that budget, each with its seeds; only these can be compared by Jaccard index.
 
-    A published budget of such a method is a number of tokens too, and not compared a second time.
+    A published budget of such a method is a number of tokens too, and is not compared a second time.
     """
-    found: dict[int, list[list[Cell]]] = defaultdict(list)
+    by_budget: dict[int, list[list[Cell]]] = defaultdict(list)
     for (_, keep), seeds in groupby(cells, key=lambda cell: (cell.label, cell.keep)):
         group = list(seeds)
         if isinstance(keep, int) and keep and group[0].pruner.budget == "exact" and not group[0].pruner.adaptive:
-            found[keep].append(group)
-    return dict(found)
+            by_budget[keep].append(group)
+    return dict(by_budget)
 
 
 @torch.no_grad()
 def measure(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question], truth: Truth) -> Measured:
-    """Every cell on every question; the store is read once."""
+    """Measure every cell on every question; the store is read once.
+
+    Args:
+        selection: the store and the methods.
+        cells: the cells to measure.
+        asked: the questions.
+        truth: the patches that show what a question is about, where they are known.
+    """
     features, section = selection.session.features, selection.session.experiment.eval
     measured = Measured()
     coverage = metrics.Coverage(features.grid) if is_grid(features) else None
@@ -80,9 +88,9 @@ def measure(selection: Selection, cells: Sequence[Cell], asked: Sequence[Questio
             measures = _measures(batch, coverage)
             kept: dict[str, Bool[Tensor, "question patch"]] = {}
             for cell in cells:
-                found, rows = selection.kept(cell, batch)
-                kept[cell.name] = found.patches[rows]
-                measured.tokens[cell.name] += found.tokens[rows].tolist()
+                of_batch, rows = selection.kept(cell, batch)
+                kept[cell.name] = of_batch.patches[rows]
+                measured.tokens[cell.name] += of_batch.tokens[rows].tolist()
                 _measure_cell(measured.cells[cell.name], cell, kept[cell.name], batch, measures, truth)
             for keep, methods in groups.items():
                 measured.jaccard[keep].append(_jaccard(methods, kept, _questions_of_images(batch)))
@@ -92,51 +100,56 @@ def measure(selection: Selection, cells: Sequence[Cell], asked: Sequence[Questio
 
 
 def _measures(batch: FeatureBatch, coverage: metrics.Coverage | None) -> list[dict[str, Measure]]:
-    """What can be measured on each image."""
+    """Collect, for each image, the metrics that can be computed."""
     arrays = batch.tokens.arrays
     images = range(len(batch.tokens.image_ids))
-    found: list[dict[str, Measure]] = [{} for _ in images]
+    measures: list[dict[str, Measure]] = [{} for _ in images]
     cosine = cosine_similarity(arrays[RAW]).cpu() if RAW in arrays else None
     for image in images:
         if coverage is not None:
-            found[image] |= {"nearest_kept": coverage.nearest, "cells_covered": coverage.cells}
+            measures[image] |= {"nearest_kept": coverage.nearest, "cells_covered": coverage.cells}
         if cosine is not None:
-            found[image]["duplicates"] = partial(metrics.duplicates, cosine[image])
+            measures[image]["duplicates"] = partial(metrics.duplicates, cosine[image])
         if AREA in arrays and arrays[AREA].shape[1] == batch.tokens.patches:
-            found[image]["padding"] = partial(metrics.padding, arrays[AREA][image].cpu())
-    return found
+            measures[image]["padding"] = partial(metrics.padding, arrays[AREA][image].cpu())
+    return measures
 
 
 def _questions_of_images(batch: FeatureBatch) -> list[list[int]]:
-    places: list[list[int]] = [[] for _ in batch.tokens.image_ids]
-    for place, image in enumerate(batch.of_question.tolist()):
-        places[image].append(place)
-    return places
+    """List, for each image of a batch, the indices of its questions."""
+    of_image: list[list[int]] = [[] for _ in batch.tokens.image_ids]
+    for question, image in enumerate(batch.of_question.tolist()):
+        of_image[image].append(question)
+    return of_image
 
 
 def _measure_cell(
     values: Values, cell: Cell, kept: Bool[Tensor, "question patch"], batch: FeatureBatch,
     measures: Sequence[Mapping[str, Measure]], truth: Truth,
 ) -> None:  # fmt: skip
+    """Add the values of one cell on one batch."""
     reads = reads_question(cell.pruner)
-    for of_image, places in zip(measures, _questions_of_images(batch), strict=True):
-        distinct = kept[places if reads else places[:1]]
-        for name, measure_one in of_image.items():
-            values[name].append(float(np.mean([measure_one(one) for one in distinct])))
+    for of_image, questions in zip(measures, _questions_of_images(batch), strict=True):
+        distinct = kept[questions if reads else questions[:1]]
+        for name, compute in of_image.items():
+            values[name].append(float(np.mean([compute(patches) for patches in distinct])))
         if reads:
-            texts = [batch.questions[place].question for place in places]
+            texts = [batch.questions[question].question for question in questions]
             values["question_sensitivity"].append(metrics.question_sensitivity(distinct, texts))
-    for question, one in zip(batch.questions, kept, strict=True):
-        values[PER_QUESTION].append(metrics.recall(truth.get(question.question_id), one))
+    for question, patches in zip(batch.questions, kept, strict=True):
+        values[PER_QUESTION].append(metrics.recall(truth.get(question.question_id), patches))
 
 
 def _jaccard(
     methods: Sequence[Sequence[Cell]],
     kept: Mapping[str, Bool[Tensor, "question patch"]],
-    places: Sequence[Sequence[int]],
+    questions: Sequence[Sequence[int]],
 ) -> Float[Tensor, "image method method"]:
-    """Mean over an image's questions and over seeds, those of two randomised methods in pairs; 1 for a method and itself."""
+    """Average Jaccard indices over each image's questions and over seeds.
+
+    The seeds of two randomised methods are taken in pairs. The index of a method and itself is 1.
+    """
     rounds = max(len(seeds) for seeds in methods)
-    drawn = (torch.stack([kept[seeds[one % len(seeds)].name] for seeds in methods]) for one in range(rounds))
+    drawn = (torch.stack([kept[seeds[number % len(seeds)].name] for seeds in methods]) for number in range(rounds))
     alike = torch.stack([metrics.jaccard(every, every) for every in drawn]).mean(0)
-    return torch.stack([alike[list(of_image)].mean(0) for of_image in places])
+    return torch.stack([alike[list(of_image)].mean(0) for of_image in questions])

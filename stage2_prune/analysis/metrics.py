@@ -1,4 +1,4 @@
-"""What can be said of the patches that a pruner keeps: every number is of one image, or of one question about it."""
+"""Compute metrics of the patches that a pruner keeps: each is a number per image, or per question about an image."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,22 @@ from torch import Tensor
 from stage2_prune.primitives.windows import windows
 
 CELLS = 4
-"""The image is cut into so many cells a side to see which parts of it are kept at all."""
+"""Number of cells per side into which an image is cut, to see which parts of the image are kept at all."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number per image or question; `definition` is one sentence."""
+    """The description of a metric: its name in results, its title in pictures, its unit, its definition in a sentence."""
 
     name: str
     title: str
     unit: str
     definition: str
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The description as results hold it, below the name."""
+        return {"unit": self.unit, "title": self.title, "definition": self.definition}
 
 
 METRICS = (
@@ -59,17 +64,17 @@ METRICS = (
 
 
 def jaccard(
-    one: Bool[Tensor, "method question patch"], other: Bool[Tensor, "another question patch"]
+    first: Bool[Tensor, "method question patch"], second: Bool[Tensor, "another question patch"]
 ) -> Float[Tensor, "question method another"]:
-    """Shared patches / patches that either keeps, for every two methods; 1 where neither keeps any."""
-    a, b = one.float().transpose(0, 1), other.float().transpose(0, 1)
+    """Divide the patches that two methods share by the patches that either keeps, for every two methods; 1 if none keeps any."""
+    a, b = first.float().transpose(0, 1), second.float().transpose(0, 1)
     shared = a @ b.transpose(1, 2)
     either = a.sum(2)[:, :, None] + b.sum(2)[:, None, :] - shared
     return torch.where(either > 0, shared / either.clamp_min(1), 1.0)
 
 
 def jaccard_by_chance(patches: int, keep: int) -> float:
-    """Expected Jaccard index of two independent random choices of `keep` patches.
+    """Compute the expected Jaccard index of two independent random choices of `keep` patches.
 
     >>> jaccard_by_chance(2, 1)
     0.5
@@ -83,24 +88,24 @@ def jaccard_by_chance(patches: int, keep: int) -> float:
 
 
 class Coverage:
-    """How evenly kept patches lie over one grid."""
+    """Measures how evenly kept patches lie over a grid."""
 
     def __init__(self, grid: tuple[int, int], cells: int = CELLS) -> None:
-        places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in grid))
-        self._apart = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+        centres = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in grid))
+        self._apart = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
         self._cell = windows(grid, cells, cells)
 
     def nearest(self, kept: Bool[Tensor, " patch"]) -> float:
-        """`nearest_kept`; NaN where nothing is kept."""
+        """Compute `nearest_kept`; NaN if nothing is kept."""
         return self._apart[:, kept].amin(1).mean().item() if kept.any() else math.nan
 
     def cells(self, kept: Bool[Tensor, " patch"]) -> float:
-        """`cells_covered`."""
+        """Compute `cells_covered`."""
         return len(self._cell[kept].unique()) / (int(self._cell.max()) + 1)
 
 
 def duplicates(cosine: Float[Tensor, "patch patch"], kept: Bool[Tensor, " patch"]) -> float:
-    """`duplicates` from the cosines of all patches; NaN where fewer than two are kept."""
+    """Compute `duplicates` from the cosines of all patches; NaN if fewer than two patches are kept."""
     if kept.sum() < 2:
         return math.nan
     among = cosine[kept][:, kept]
@@ -108,18 +113,18 @@ def duplicates(cosine: Float[Tensor, "patch patch"], kept: Bool[Tensor, " patch"
 
 
 def padding(image_area: Float[Tensor, " patch"], kept: Bool[Tensor, " patch"]) -> float:
-    """`padding`, from the share of each patch that shows the image; NaN where nothing is kept."""
+    """Compute `padding` from the share of each patch that shows the image; NaN if nothing is kept."""
     return 1 - image_area[kept].mean().item() if kept.any() else math.nan
 
 
 def recall(shown: Bool[Tensor, " patch"] | None, kept: Bool[Tensor, " patch"]) -> float:
-    """`recall` of the patches that are `shown`; NaN where they are not known."""
+    """Compute `recall` of the patches in `shown`, which show the object; NaN if they are not known."""
     return math.nan if shown is None else (kept & shown).sum().item() / shown.sum().item()
 
 
 def question_sensitivity(kept: Bool[Tensor, "question patch"], texts: Sequence[str]) -> float:
-    """`question_sensitivity` of questions about one image; NaN where no two of them differ."""
-    distinct = list({text: place for place, text in enumerate(texts)}.values())
+    """Compute `question_sensitivity` of questions about one image; NaN if no two of them differ."""
+    distinct = list({text: question for question, text in enumerate(texts)}.values())
     if len(distinct) < 2:
         return math.nan
     alike = jaccard(kept[distinct][:, None], kept[distinct][:, None])[0]

@@ -1,7 +1,6 @@
-"""Pictures of what methods keep: a heat map per budget, and all metrics side by side."""
+"""Draw pictures of what methods keep: a heat map per budget, and all metrics side by side."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from configs.budgets import ascending, in_words
-from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import save_figure
 
 _GREY = "#777777"
 _LIKENESS, _BUDGETS = "YlGnBu", "cividis"
-"""Colour maps that colour-blind readers can read, and in grey too."""
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the PNG, the same bytes for the same figure."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+"""Colour maps that colour-blind readers can read, and that stay readable in grey."""
 
 
 def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
-    """The heat map of one budget; the diagonal, 1 by definition, is left grey."""
+    """Draw the heat map of one budget; the diagonal, 1 by definition, is left grey."""
     names, values = matrix["methods"], np.array(matrix["mean"])
     side = 0.39 * len(names)
     figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=120, layout="constrained")
@@ -51,18 +43,18 @@ def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> 
         f"Jaccard index, mean of {found['n_images']} images; two random choices: {matrix['by_chance']:.2f}",
         loc="left", size=9,
     )  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def metrics(found: Mapping[str, Any], path: Path) -> None:
-    """A panel per metric, a line per method, a dot per budget: the darker, the fewer tokens."""
+    """Draw a panel per metric, a line per method, a dot per budget; darker dots stand for fewer tokens."""
     measured = [name for name in found["metrics"] if name not in found["not_measured"]]
     names = list(dict.fromkeys(row["pruner"] for row in found["results"]))
     stated = {row["keep"] for row in found["results"] if row["keep"]}
     budgets = sorted((keep for keep in stated if keep != found["patches"]), key=ascending)
     figure = Figure(figsize=(2.2 + 2.1 * len(measured), 1.5 + 0.24 * len(names)), dpi=130, layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(measured), sharey=True)))
-    shades = {keep: colormaps[_BUDGETS](0.9 * place / max(len(budgets) - 1, 1)) for place, keep in enumerate(budgets)}
+    shades = {keep: colormaps[_BUDGETS](0.9 * rank / max(len(budgets) - 1, 1)) for rank, keep in enumerate(budgets)}
     for axes, metric in zip(panels, measured, strict=True):
         for row in found["results"]:
             _dot(axes, names.index(row["pruner"]), row["metrics"][metric], shades.get(row["keep"], "white"))
@@ -75,13 +67,13 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
         f"What is kept of {found['n_images']} images ({found['config']['name']}, {found['split']}); bars: 95 % intervals",
         x=0.01, ha="left", size=10,
     )  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _dot(axes: Axes, place: int, value: Mapping[str, Any] | None, colour: Any) -> None:
+def _dot(axes: Axes, line: int, value: Mapping[str, Any] | None, colour: Any) -> None:
     if value is not None:
-        axes.plot(value["ci95"], [place, place], color=_GREY, lw=1.2, zorder=1)
-        axes.plot(value["mean"], place, "o", ms=5.5, mfc=colour, mec=_GREY, mew=0.6, zorder=2)
+        axes.plot(value["ci95"], [line, line], color=_GREY, lw=1.2, zorder=1)
+        axes.plot(value["mean"], line, "o", ms=5.5, mfc=colour, mec=_GREY, mew=0.6, zorder=2)
 
 
 def _dress(axes: Axes, names: list[str], metric: Mapping[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""A contact sheet: one band per image, the original and then what each method keeps of it."""
+"""Draw a contact sheet: a band per image, with the original and then what each method keeps of it."""
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from configs.files.atomic import write_atomically
+from stage2_prune.evaluation.plot import save_figure
 
 Pixels = Float[np.ndarray, "height width 3"]
 Patches = Bool[np.ndarray, "rows columns"]
 DROPPED = (0.25, 0.0)
-"""Brightness and colour that dropped patches keep; kept ones have 1 of both."""
+"""Shares of brightness and of colour that a dropped patch retains; a kept patch retains all of both."""
 ABSORBED = (0.45, 0.55)
-"""The same of patches that are part of a merged token."""
+"""Shares of brightness and of colour that a patch retains which is only part of a merged token."""
 TARGET, ASKED = "#E69F00", "#E3120B"
 _PANEL, _GAP, _TITLE, _HEAD, _FOOT, _MARGIN = 1.72, 0.1, 0.2, 0.28, 0.28, 0.12
-"""Inches: a picture's longer side, between pictures, above each, above each image, below all, around all."""
+"""In inches: a picture's longer side, the gap between pictures, the title above a picture, the heading above a band, the
+legend below all bands, the margin around the sheet."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,29 @@ class Panel:
 
     title: str
     note: str
-    """How many tokens that is."""
+    """The number of tokens that are kept."""
     kept: Patches
     merged: Patches
-    """Kept patches whose token is made of several."""
+    """Kept patches whose token is made of several patches."""
     absorbed: Patches
-    """Patches that are part of another's token."""
+    """Patches that are only part of another patch's token."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """One image."""
+    """One image of the sheet, with a panel for each method."""
 
     title: str
     question: str
-    """What was asked about it; empty where nothing was."""
+    """The question about the image; empty if nothing was asked."""
     picture: Pixels
     asked: Patches | None
-    """Patches that show what the question is about, where that is known."""
+    """Patches that show what the question is about; None if they are not known."""
     panels: Sequence[Panel]
 
 
 def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
-    """Write the PNG; a band of more than `columns` pictures goes on in another line."""
+    """Write the PNG of a sheet; a band of more than `columns` pictures continues in another line."""
     height, width = bands[0].picture.shape[:2]
     wide, high = (_PANEL * side / max(width, height) for side in (width, height))
     lines = [-(-(1 + len(band.panels)) // columns) for band in bands]
@@ -67,17 +67,15 @@ def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
     for band, count in zip(bands, lines, strict=True):
         _head(figure, band, _MARGIN, top - _HEAD / 2, size)
         top -= _HEAD
-        for place in range(1 + len(band.panels)):
-            line, column = divmod(place, columns)
+        for number in range(1 + len(band.panels)):
+            line, column = divmod(number, columns)
             left = _MARGIN + column * (wide + _GAP)
             bottom = top - (line + 1) * (high + _TITLE) - line * _GAP
             axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
-            _original(axes, band) if place == 0 else _panel(axes, band.picture, band.panels[place - 1])
+            _original(axes, band) if number == 0 else _panel(axes, band.picture, band.panels[number - 1])
         top -= count * (high + _TITLE + _GAP)
     _legend(figure, bands, size)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _head(figure: Figure, band: Band, left: float, top: float, size: tuple[float, float]) -> None:
@@ -126,7 +124,7 @@ def _on_pixels(patches: Patches, picture: Pixels) -> Bool[np.ndarray, "height wi
 
 
 def _outline(axes: Axes, patches: Patches, picture: Pixels, colour: str, whole: bool = False) -> None:
-    """A frame around each patch, or around `whole` groups of them."""
+    """Draw a frame around each patch, or, if `whole`, around each group of adjacent patches."""
     down, across = picture.shape[0] / patches.shape[0], picture.shape[1] / patches.shape[1]
     inside = np.pad(patches, 1)
     lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
@@ -145,9 +143,9 @@ def _outline(axes: Axes, patches: Patches, picture: Pixels, colour: str, whole: 
 
 def _legend(figure: Figure, bands: Sequence[Band], size: tuple[float, float]) -> None:
     panels = [panel for band in bands for panel in band.panels]
-    said = ["in full: kept", "dark and grey: dropped"]
+    entries = ["in full: kept", "dark and grey: dropped"]
     if any(panel.merged.any() for panel in panels):
-        said += ["orange frame: a token merged of several patches", "dark: merged into one of them"]
+        entries += ["orange frame: a token merged of several patches", "dark: merged into such a token"]
     if any(band.asked is not None for band in bands):
-        said.append("red outline: what is asked about")
-    figure.text(_MARGIN / size[0], 0.18 / size[1], " · ".join(said), size=7, va="center", color="#444444")
+        entries.append("red outline: what is asked about")
+    figure.text(_MARGIN / size[0], 0.18 / size[1], " · ".join(entries), size=7, va="center", color="#444444")

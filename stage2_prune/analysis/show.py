@@ -1,4 +1,4 @@
-"""Pictures of what methods keep: `show IMAGE…`, from the store and the image files; no model is run."""
+"""Draw what methods keep of images: `show IMAGE…`, from the store and the image files; no model is run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,43 +31,53 @@ from store.layout.ids import ImageIds, printable
 from store.questions.question import Question, read_questions
 
 NEAR = 3
+"""The largest number of similar names that are suggested."""
 SEARCHED = 100_000
-"""Names of a store among which those like an unknown one are looked for."""
+"""The largest number of a store's names that are searched for names similar to an unknown one."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be shown."""
+    """The request of a user: which images, methods and budget to draw, and how."""
 
     images: tuple[str, ...]
-    """Names as in the questions."""
+    """Names of images, as in the questions."""
     methods: tuple[str, ...] | None = None
-    """Labels of the config, or names of files in `pruners`; None for the config's that have something to show."""
+    """Labels of the config, or names of files in `pruners`; None for the config's methods that have something to show."""
     keep: int | None = None
-    """Visual tokens per image; None for the middle one of the config's budgets."""
+    """Number of visual tokens per image; None for the middle budget of the config."""
     question: str | None = None
-    """Asked of every image; None for the first question of the config about it."""
+    """The question to ask about every image; None for the config's first question about each image."""
     columns: int = 7
-    """Pictures side by side."""
+    """Number of pictures side by side."""
     dpi: int = 200
     """Pixels per inch; a picture is about 1.7 inches wide."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What was made."""
+    """The result of `show`: the picture, and the methods that it lacks."""
 
     path: Path
     left_out: tuple[str, ...]
-    """The config's methods that could not be shown, with the reason."""
+    """The config's methods that could not be shown, each with the reason."""
     untrained: tuple[str, ...] = ()
-    """What to do for each method that was asked for by name and has no trained weights; the others were drawn."""
+    """What to do for each method that was asked for by name but has no trained weights; all other methods were drawn."""
 
 
 def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
-    """Write the contact sheet.
+    """Write the contact sheet that a user asked for.
 
-    Raises UnknownImage (exit 2) naming images of similar names, and what `open_selection` and `read_image` raise.
+    Args:
+        experiment: the config.
+        wanted: the request.
+        out: the file to write; None for a file in `<run_dir>/selection`.
+        overwrite: whether to replace an existing file.
+
+    Raises:
+        UnknownImage: (exit 2) naming images of similar names.
+        CannotShow: (exit 2) if there is nothing to draw, and what `open_selection` and `read_image` raise.
+        TargetExists: if the file exists, unless `overwrite`.
     """
     budgets = sorted(experiment.prune.budgets, key=ascending)
     keep = budgets[len(budgets) // 2] if wanted.keep is None else wanted.keep
@@ -86,20 +96,22 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     asked = _questions(experiment, features, wanted)
     _require_questions(selection.methods, asked)
     cells, unmet = selection.cells(asked[0])
-    left_out = tuple(f"{one.pruner} is not shown: {one.reason}" for one in (*selection.left_out, *unmet))
-    asked_for = selection.untrained if wanted.methods is not None else {}
-    refused = [one for one in (*selection.left_out, *unmet) if one.pruner not in asked_for]
+    missing = [(lacking.pruner, lacking.reason) for lacking in (*selection.left_out, *unmet)]
+    untrained = selection.untrained if wanted.methods is not None else {}
+    refused = [f"{label} is not shown: {reason}" for label, reason in missing if label not in untrained]
     if refused and wanted.methods is not None:
-        raise CannotShow("; ".join(f"{one.pruner} is not shown: {one.reason}" for one in refused))
-    # All and nothing are no news, unless someone wants to see them.
+        raise CannotShow("; ".join(refused))
+    # A picture of all patches, or of none, is worth drawing only if the user asks for it.
     cells = [cell for cell in cells if wanted.methods is not None or cell.pruner.budget != "fixed"]
     if not cells:
         raise CannotShow("expected methods that drop some patches, the config has none: name some with --methods")
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
-    return Shown(path, left_out, tuple(asked_for.values()))
+    left_out = tuple(f"{label} is not shown: {reason}" for label, reason in missing)
+    return Shown(path, left_out, tuple(untrained.values()))
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
+    """Find the methods by name, or take all of the config's."""
     configured = configured_pruners(experiment)
     if names is None:
         return configured
@@ -108,7 +120,7 @@ def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, P
 
 
 def _questions(experiment: Experiment, features: Features, wanted: Wanted) -> list[Question]:
-    """One for each image."""
+    """Choose a question for each image; refuse images that the store does not know or has no features of."""
     ids = features.store.ids
     for name in wanted.images:
         if ids.row_of_name(name) is None:
@@ -127,12 +139,14 @@ def _questions(experiment: Experiment, features: Features, wanted: Wanted) -> li
 
 
 def _near(ids: ImageIds, name: str) -> str:
-    there = list(islice((known for row in range(len(ids)) for known in ids.names(row)), SEARCHED))
-    near = get_close_matches(name, there, NEAR, cutoff=0.4) or there[:NEAR]
+    """List the store's names that are most similar to an unknown one."""
+    stored = list(islice((known for row in range(len(ids)) for known in ids.names(row)), SEARCHED))
+    near = get_close_matches(name, stored, NEAR, cutoff=0.4) or stored[:NEAR]
     return f": it has {', '.join(map(printable, near))}, …"
 
 
 def _require_questions(methods: Mapping[str, Pruner], asked: Sequence[Question]) -> None:
+    """Refuse methods that read the question if an image has no question (CannotShow, exit 2)."""
     readers = [label for label, pruner in methods.items() if reads_question(pruner)]
     silent = [question.image for question in asked if not question.question]
     if readers and silent:
@@ -143,6 +157,7 @@ def _require_questions(methods: Mapping[str, Pruner], asked: Sequence[Question])
 
 @torch.no_grad()
 def _bands(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question]) -> list[Band]:
+    """Make the band of each question's image."""
     session = selection.session
     experiment, features = session.experiment, session.features
     view = TowerView(experiment.model, features.grid)

@@ -1,4 +1,4 @@
-"""What the tower saw of an image: tried out on the checkpoint's image processor, whatever that does; holds no tower."""
+"""Find out what the tower saw of an image, by experiments with the checkpoint's image processor; no tower is loaded."""
 
 import hashlib
 import io
@@ -19,34 +19,35 @@ from store.questions.image_files import FORMATS, OutsideRoot, locate
 from store.questions.question import Box
 
 OBJECT_SHARE = 0.1
-"""A patch shows an object from this share of its pixels on."""
+"""A patch shows an object if at least this share of the patch's pixels shows the object."""
 _PROBE = (64, 64)
+"""Width and height of the black and the white image that tell how pixels are normalised."""
 
 
 class TowerView:
-    """The image processor's geometry, over one grid of patches."""
+    """The image processor's effect on images, and how its pixels lie over a grid of patches."""
 
     def __init__(self, model: ModelSection, grid: tuple[int, int]) -> None:
         self.grid = grid
         self.edge: int = load_config(model.checkpoint, model.revision, model.trust_remote_code).vision_config.patch_size
-        """Of a patch, in pixels."""
+        """Side of a patch, in pixels."""
         self._stock = open_image_processor(model.checkpoint, model.revision, model.trust_remote_code)
         black, white = (self._pixels(Image.new("RGB", _PROBE, name)).flatten(1) for name in ("black", "white"))
-        at = (white - black).abs().argmax(1, keepdim=True)
-        self._black = black.gather(1, at)[..., None]
-        self._contrast = (white - black).gather(1, at)[..., None]
+        brightest = (white - black).abs().argmax(1, keepdim=True)  # a pixel of each channel that shows the image
+        self._black = black.gather(1, brightest)[..., None]
+        self._contrast = (white - black).gather(1, brightest)[..., None]
         if not (self._contrast != 0).all():
             raise CannotShow("expected an image processor that tells black from white, this one's pixels are equal")
 
     def picture(self, image: Image.Image) -> Float[np.ndarray, "height width 3"]:
-        """What is left of an image before it is normalised, in [0, 1], as far as there are patches."""
+        """Return what the processor leaves of an image, with normalisation undone (in [0, 1]), as far as there are patches."""
         shown = ((self._pixels(image) - self._black) / self._contrast).clamp(0, 1)
         return self._in_patches(shown).permute(1, 2, 0).numpy()
 
     def showing(self, size: tuple[int, int], region: Sequence[Box]) -> Bool[Tensor, " patch"] | None:
-        """The patches that show some boxes of an image of this width and height; None where none does.
+        """Find the patches that show the boxes of `region`, in an image of width and height `size`; None if no patch does.
 
-        Where boxes cover OBJECT_SHARE of no patch, it is the patch that they cover most.
+        If the boxes cover OBJECT_SHARE of no patch, the patch that they cover most is returned.
         """
         drawn = Image.new("RGB", size, "black")
         canvas = ImageDraw.Draw(drawn)
@@ -65,22 +66,29 @@ class TowerView:
         return pixels[0].float()
 
     def _in_patches(self, pixels: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel high wide"]:
-        """Without what is left over at the right and at the bottom, which is in no patch."""
+        """Cut off the pixels at the right and at the bottom that are in no patch."""
         rows, columns = self.grid
         return pixels[:, : rows * self.edge, : columns * self.edge]
 
 
 def _upright(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """A box thinner than a pixel is one pixel wide."""
+    """Widen a box that is thinner than a pixel to one pixel."""
     left, top, right, bottom = corners
     return left, top, max(left, right), max(top, bottom)
 
 
 def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Image:
-    """An image below `data.images`, its pixels decoded only where they are asked for.
+    """Open an image below `data.images`; its pixels are decoded only when they are needed.
 
-    Raises DataMissing (exit 5) where there is none, CannotShow (exit 2) where it is nothing that stage 2 opens, and
-    StoreMismatch (exit 4) where the file is not the one whose sha256 is given.
+    Args:
+        data: the section `data` of the config.
+        name: the image's name, as in the questions.
+        sha: the sha256 of the file that was encoded; None leaves the file's content unchecked.
+
+    Raises:
+        DataMissing: (exit 5) if there is no such file.
+        CannotShow: (exit 2) if stage 2 cannot open the images or this file.
+        StoreMismatch: (exit 4) if the file's sha256 is another.
     """
     unpack = "images inside tar or parquet files are opened by stage 1 only: unpack those that you want to see"
     if data.format not in ("auto", "folder") or not data.images.is_dir():
@@ -104,7 +112,7 @@ def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Im
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """As stage 1 decodes it: alpha is dropped, 16-bit grey keeps its upper byte."""
+    """Convert an image to RGB as stage 1 does: alpha is dropped, 16-bit grey keeps its upper byte."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.uint32) >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")

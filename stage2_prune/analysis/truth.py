@@ -1,4 +1,4 @@
-"""Which patches show what a question is about, where a data set says so."""
+"""Find the patches that show what a question is about, where the data set says so."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +14,19 @@ from stage2_prune.errors import PrunerMisused
 from store.questions.question import Question
 
 Truth = Mapping[str, Bool[Tensor, " patch"]]
-"""By question id; questions of which nothing is known, or that are about nothing that is there, are left out."""
+"""The patches that show a question's object, by question id. Questions are left out if nothing is known about their object,
+or if no patch shows it."""
 
 
 def find_truth(experiment: Experiment, asked: Sequence[Question], grid: tuple[int, int]) -> tuple[Truth, str | None]:
-    """What is known of the questions' objects, and why nothing is, if so.
+    """Find the patches that show the questions' objects.
 
-    `patches` are taken as they are. `region` is drawn into an empty image of the same size, and that is shown to the
-    checkpoint's image processor: exact whatever it resizes, crops or pads, but the image file's size must be known.
+    A question's `patches` are taken as they are. Its `region` is drawn into an empty image of the same size, which the
+    checkpoint's image processor then processes. This is exact whatever the processor resizes, crops or pads, but the size
+    of the image file must be known.
+
+    Returns:
+        The patches by question id, and, if nothing or only a part is known, the reason.
     """
     marked = {q.question_id: _marked(q, grid) for q in asked if q.patches}
     boxed = [q for q in asked if q.patches is None and q.region]
@@ -37,24 +42,26 @@ def find_truth(experiment: Experiment, asked: Sequence[Question], grid: tuple[in
 def _boxes(
     experiment: Experiment, boxed: Sequence[Question], grid: tuple[int, int]
 ) -> dict[str, Bool[Tensor, " patch"]]:
+    """Find the patches of the questions whose object is given by boxes."""
     view = TowerView(experiment.model, grid)
-    found: dict[str, Bool[Tensor, " patch"]] = {}
+    patches: dict[str, Bool[Tensor, " patch"]] = {}
     for question in ProgressBar(boxed, "boxes", unit="questions"):
         with read_image(experiment.data, question.image) as image:
             shown = view.showing(image.size, question.region or ())
         if shown is not None:
-            found[question.question_id] = shown
-    return found
+            patches[question.question_id] = shown
+    return patches
 
 
 def _marked(question: Question, grid: tuple[int, int]) -> Bool[Tensor, " patch"]:
+    """Mark the patches of a question whose object is given by patches."""
     count = grid[0] * grid[1]
-    places = question.patches or ()
-    if max(places) >= count:
+    numbers = question.patches or ()
+    if max(numbers) >= count:
         raise PrunerMisused(
             f"expected patches below {count}, as many as an image of this store has, question {question.question_id} names "
-            f"{max(places)}: its patches are those of another tower, give `region` instead"
+            f"{max(numbers)}: its patches are those of another tower, give `region` instead"
         )
     marked = torch.zeros(count, dtype=torch.bool)
-    marked[list(places)] = True
+    marked[list(numbers)] = True
     return marked

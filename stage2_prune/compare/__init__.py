@@ -1,1 +1,1 @@
-"""Saved results against each other, with paired statistics (`compare`)."""
+"""Compare saved results with each other by paired statistics (`compare`)."""

@@ -1,4 +1,4 @@
-"""What must be alike before two results may be compared; what differs is refused, unless it is what is compared."""
+"""Check that results may be compared: they may differ in method and budget, and in the factors that the user names."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
@@ -19,67 +19,76 @@ _RECORDED: dict[Factor, tuple[str, ...]] = {
     "answer-length": ("eval.max_new_tokens",),
 }
 _NUMERIC = ("eval.batch_size", "device", "torch", "transformers")
-"""May change last bits, and so an answer now and then: said, not refused."""
+"""Settings that may change last bits, and so an answer now and then: they are noted, not refused."""
 _SHOWN = 60
+"""The largest number of characters of a value that are shown."""
 
 
 def check(results: Sequence[Result], factors: Collection[str]) -> list[str]:
-    """Refuse results that differ in more than method, budget and `factors` (NotComparable, exit 4).
+    """Refuse results that differ in more than method, budget and `factors`.
 
-    Returns what a reader should know about the rest, in sentences.
+    Returns:
+        Sentences about what was not checked, and about differences that may change last bits.
+
+    Raises:
+        NotComparable: (exit 4) naming the factors, and the flags that allow them.
     """
     for a, b in combinations(results, 2):
         differing = {factor: shown for factor in FACTORS if (shown := _difference(factor, a, b))}
-        unsaid = [factor for factor in differing if factor not in factors]
-        if unsaid:
-            listed = ", ".join(f"{factor} ({differing[factor]})" for factor in unsaid)
-            flags = " ".join(f"--factor {factor}" for factor in unsaid)
+        refused = [factor for factor in differing if factor not in factors]
+        if refused:
+            listed = ", ".join(f"{factor} ({differing[factor]})" for factor in refused)
+            flags = " ".join(f"--factor {factor}" for factor in refused)
             raise NotComparable(
                 f"expected results that differ in method and budget alone, {a.name} and {b.name} also "
                 f"differ in {listed}: make them alike, or say with {flags} that this is what you compare"
             )
     _check_questions(results)
-    unknown = [one.name for one in results if not all(one.identities)]
+    unknown = [result.name for result in results if not all(result.identities)]
     notes = [f"what {name} was made with is not recorded beside it, and not checked" for name in unknown]
     return notes + [
         f"{key} differs between results ({', '.join(values)}): last bits may, and with them an answer now and then"
         for key in _NUMERIC
-        if len(values := sorted({str(made[key]) for one in results for made in one.identities if key in made})) > 1
+        if len(values := sorted({str(made[key]) for result in results for made in result.identities if key in made}))
+        > 1
     ]
 
 
 def alike(a: Result, b: Result) -> bool:
-    """Whether two results differ in method, budget and positions alone."""
+    """Tell whether two results differ only in method, budget and positions."""
     return not any(_difference(factor, a, b) for factor in FACTORS if factor != "positions")
 
 
 def _difference(factor: Factor, a: Result, b: Result) -> str | None:
-    """Both values of the first setting that differs; settings that are not recorded are not compared."""
+    """Return both values of the first setting that differs; settings that a result does not record are not compared."""
     if factor == "positions" and (a.unpruned or b.unpruned):
         return None  # with every patch kept, both kinds of positions are the same
-    for one in a.identities:
-        for other in b.identities:
+    for made_a in a.identities:
+        for made_b in b.identities:
             for key in _RECORDED[factor]:
-                if key in one and key in other and not _alike(one[key], other[key]):
-                    return f"{_short(one[key])} and {_short(other[key])}"
+                if key in made_a and key in made_b and not _alike(made_a[key], made_b[key]):
+                    return f"{_short(made_a[key])} and {_short(made_b[key])}"
     return None
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Methods read different arrays of one store: those that both read must be the same."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        both = one.keys() & other.keys()
-        return bool(both) and all(one[name] == other[name] for name in both)
-    return one == other
+def _alike(a: Any, b: Any) -> bool:
+    """Compare two recorded values; of two mappings, only the keys that both have.
+
+    Methods read different arrays of one store, so only the arrays that both methods read can be compared.
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        both = a.keys() & b.keys()
+        return bool(both) and all(a[name] == b[name] for name in both)
+    return a == b
 
 
 def _short(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _check_questions(results: Sequence[Result]) -> None:
-    """One id, one question."""
+    """Refuse results in which one id stands for different questions (NotComparable, exit 4)."""
     seen: dict[str, tuple[Result, Prediction]] = {}
     for result in results:
         for name, prediction in result.seeds[0].items():

@@ -1,4 +1,4 @@
-"""A comparison for people: what each result is, what lies between each pair, and what to make of it."""
+"""Write a comparison for people: a table of the results, a table of the pairs, and an explanation of both."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ EXPLANATION = (
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """Two Markdown tables and the notes."""
+    """Format a comparison as two Markdown tables and notes."""
     results = markdown(
         ["result", "seeds", "accuracy", "95 % interval", "same answer as unpruned", "KL to unpruned"],
         [

@@ -1,4 +1,4 @@
-"""Saved predictions, found and read back for comparison: run folders and single files alike."""
+"""Find saved predictions in run folders and single files, and read them back for comparison."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,75 +18,83 @@ _SEED = re.compile(r"-seed\d+$")
 
 @dataclass(frozen=True)
 class Result:
-    """One method at one budget: its predictions, once per seed."""
+    """The predictions of one method at one budget, once per seed."""
 
     name: str
-    """As tables say it: unique among the results that are compared."""
+    """The name in tables, unique among the results that are compared."""
     folder: Path
-    """Where its predictions lie."""
+    """The folder of the predictions."""
     stem: str
-    """Name of its files, without the seed."""
+    """The name of the result's files, without the seed."""
     random: bool
-    """Whether its files name seeds."""
+    """Whether the result's files name seeds."""
     seeds: tuple[Mapping[str, Prediction], ...]
-    """Predictions by question id; of a method that is not random, once."""
+    """For each seed, predictions by question id; a method that is not random has a single entry."""
     identities: tuple[Mapping[str, Any], ...]
-    """What each was made with, from `cells.json`; empty where that is not known."""
+    """For each seed, the settings that `cells.json` records; empty where nothing is recorded."""
     left_out: frozenset[str] = frozenset()
-    """Ids of questions that its files answer, but that its last evaluation did not ask."""
+    """Ids of questions that the files answer but that the last evaluation did not ask."""
     bootstrap: tuple[int, int] | None = None
-    """Resamples and seed of its evaluation's intervals; None where that is not recorded."""
+    """Number of resamples and seed of the evaluation's intervals; None where they are not recorded."""
     trained: bool = False
-    """Whether its method has trained weights."""
+    """Whether the method has trained weights."""
 
     @property
     def unpruned(self) -> bool:
-        """Whether it is the model's own answers."""
+        """Whether these are the unpruned model's answers."""
         return re.split("[-@]", self.stem)[0] == UNPRUNED
 
     @property
     def questions(self) -> Collection[str]:
-        """Ids that every seed answered."""
+        """Ids of the questions that every seed answered."""
         first, *others = self.seeds
         return [name for name in first if all(name in other for other in others)]
 
 
 def load(paths: Sequence[Path], only: Sequence[str]) -> tuple[list[Result], list[str]]:
-    """The results in run folders and prediction files whose names match any of `only` (all, if there is none).
+    """Load the results in run folders and prediction files.
 
-    Also what was left out of them, in sentences. Raises ResultsMissing (exit 5) naming `make eval`.
+    Args:
+        paths: run folders and prediction files.
+        only: patterns, of which a result's name must match at least one; if there are none, all results are loaded.
+
+    Returns:
+        The results, and sentences about files that were left out.
+
+    Raises:
+        ResultsMissing: (exit 5) naming `make eval`, if there are no predictions or none match.
     """
     files = list(dict.fromkeys(file for path in paths for file in _files(path)))
     groups: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
         groups.setdefault((file.parent, _SEED.sub("", file.stem)), []).append(file)
     named = dict(zip(_names(list(groups)), groups.items(), strict=True))
-    wanted = {n: v for n, v in named.items() if not only or any(fnmatchcase(n, pattern) for pattern in only)}
-    if not wanted:
+    matching = {n: v for n, v in named.items() if not only or any(fnmatchcase(n, pattern) for pattern in only)}
+    if not matching:
         raise ResultsMissing(f"expected results that match {' or '.join(only)}, there are only {', '.join(named)}")
     unfinished = sorted(str(part) for folder in {file.parent for file in files} for part in folder.glob(f"*{PARTIAL}"))
     notes = [f"{part} is unfinished and left out: run eval again to finish it" for part in unfinished]
-    return [_result(name, *key, members) for name, (key, members) in wanted.items()], notes
+    return [_result(name, *key, members) for name, (key, members) in matching.items()], notes
 
 
 def unpruned_beside(result: Result) -> Result | None:
-    """The model's own answers that lie where a result lies."""
-    found = sorted(result.folder.glob(f"{UNPRUNED}-*.jsonl"))
-    return _result(found[0].stem, result.folder, found[0].stem, found[:1]) if found else None
+    """Load the unpruned model's answers from the folder of a result; None if the folder has none."""
+    files = sorted(result.folder.glob(f"{UNPRUNED}-*.jsonl"))
+    return _result(files[0].stem, result.folder, files[0].stem, files[:1]) if files else None
 
 
 def _files(path: Path) -> list[Path]:
-    """A file itself; of a folder, all complete predictions of its evaluation."""
+    """List the complete predictions of a folder's evaluation; a file stands for itself."""
     if path.is_file():
         return [path]
     for folder in (path / "eval" / "predictions", path / "predictions", path):
-        if found := sorted(folder.glob("*.jsonl")):
-            return found
+        if files := sorted(folder.glob("*.jsonl")):
+            return files
     raise ResultsMissing(f"expected predictions in {path}, there are none: make them with `make eval`")
 
 
 def _names(keys: Sequence[tuple[Path, str]]) -> list[str]:
-    """The shortest way to tell results apart: by file, by run and file, by whole path."""
+    """Name results as shortly as tells them apart: by file, by run and file, or by whole path."""
     ways: list[Callable[[Path, str], str]] = [
         lambda _, stem: stem,
         lambda folder, stem: f"{_run(folder).name}/{stem}",
@@ -100,7 +108,7 @@ def _names(keys: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def _run(folder: Path) -> Path:
-    """The run folder of a folder of predictions."""
+    """Return the run folder of a folder of predictions."""
     whole = folder.resolve()
     return whole.parents[1] if whole.parts[-2:] == ("eval", "predictions") else whole
 
@@ -122,9 +130,11 @@ def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> Result
 
 
 def _by_question(file: Path, record: Mapping[str, Any]) -> dict[str, Prediction]:
-    """The answers of a file to the questions that its last evaluation asked.
+    """Read the answers of a file to the questions that its last evaluation asked.
 
-    Raises NotComparable (exit 4) for a file that is cut, and DamagedRun (exit 4) for one that is not as it was written.
+    Raises:
+        NotComparable: (exit 4) for a file that is cut or answers a question twice.
+        DamagedRun: (exit 4) for a damaged file, or one whose answers were made with other settings.
     """
     lines, torn = read_lines(file)
     expected = made_with(record["identity"]) if record else None
@@ -133,11 +143,11 @@ def _by_question(file: Path, record: Mapping[str, Any]) -> dict[str, Prediction]
             f"{file} holds answers that were made with other settings than {file.parents[1] / 'cells.json'} says: put its own "
             "file back, or run eval (or sweep) again with --overwrite"
         )
-    found = {line.prediction.question_id: line.prediction for line in lines}
-    if torn or len(found) != len(lines):
+    answers = {line.prediction.question_id: line.prediction for line in lines}
+    if torn or len(answers) != len(lines):
         cut = " and a cut one" if torn else ""
         raise NotComparable(
-            f"expected one whole line for each question in {file}, it has {len(lines)} whole lines{cut} about {len(found)} "
+            f"expected one whole line for each question in {file}, it has {len(lines)} whole lines{cut} about {len(answers)} "
             "questions: run eval (or sweep) again, which answers what is missing"
         )
-    return {name: one for name, one in found.items() if name not in record.get("left_out", ())}
+    return {name: answer for name, answer in answers.items() if name not in record.get("left_out", ())}

@@ -1,4 +1,4 @@
-"""Is a difference more than chance? Exact tests, and their correction for many pairs."""
+"""Test exactly whether a difference is more than chance, and correct p-values for many pairs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 @lru_cache(maxsize=4096)
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
-    """Exact two-sided p-value of McNemar's test: were flips as likely in one direction as in the other?
+    """Compute the exact two-sided p-value of McNemar's test: were flips as likely in one direction as in the other?
 
     The binomial tail is summed in whole numbers, so no count is too large.
 
@@ -26,9 +26,10 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
 
 
 def sign_flips(differences: Int[np.ndarray, " unit"]) -> float:
-    """Exact two-sided p-value of whole-numbered differences: how often would random signs give so large a sum?
+    """Compute the exact two-sided p-value of integer differences: how often would random signs give so large a sum?
 
-    Of right (1) and wrong (-1) it is McNemar's test; it also takes counts of seeds, or of an image's questions.
+    If all differences are 1 (right) or -1 (wrong), this is McNemar's test. The differences may also be counts of seeds, or
+    of an image's questions.
     """
     sizes = np.abs(differences[differences != 0])
     sizes //= np.gcd.reduce(sizes) if len(sizes) else 1
@@ -36,7 +37,9 @@ def sign_flips(differences: Int[np.ndarray, " unit"]) -> float:
     if (sizes == 1).all():
         return mcnemar(int((~positive).sum()), int(positive.sum()))
     smaller = int(min(sizes[positive].sum(), sizes[~positive].sum()))
-    below = np.zeros(smaller + 1)  # chance of each sum of positive ones, up to the smaller of the two found
+    below = np.zeros(
+        smaller + 1
+    )  # the chance of each sum of positive differences, up to the smaller of the two sums here
     below[0] = 1
     for size in sizes:
         below[size:] += below[:-size].copy()
@@ -45,7 +48,9 @@ def sign_flips(differences: Int[np.ndarray, " unit"]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: at most a share alpha of such families has any false one below alpha.
+    """Adjust p-values by Holm's method.
+
+    Rejecting every hypothesis whose adjusted p-value is below alpha rejects a true one in at most a share alpha of families.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -59,5 +64,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def kl_divergence(true: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """KL(true || other) in nats, of log-probabilities of the same answers; never below zero."""
+    """Compute KL(true || other) in nats from log-probabilities of the same answers; rounding never makes it negative."""
     return max(0.0, math.fsum(math.exp(log) * (log - other[answer]) for answer, log in true.items()))

@@ -46,7 +46,6 @@ def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Qu
     Raises:
         StockDiffers: (exit 4) if their answers differ.
         PrunerMisused: (exit 2) for a model that the loop does not know.
-
     """
     if not asked or not any(isinstance(cell.pruner, InLLMPruner) for cell in cells):
         return

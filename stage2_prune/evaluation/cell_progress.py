@@ -66,7 +66,6 @@ def open_progress(
     Raises:
         OtherRun: (exit 2) for predictions of other settings.
         DamagedRun: (exit 4) for damaged files.
-
     """
     experiment = session.experiment
     folder = experiment.run_dir / "eval"

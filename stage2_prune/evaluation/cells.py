@@ -70,7 +70,6 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
 
     Raises:
         PrunerMisused: (exit 2) if `prune.methods` is empty or names a method twice with the same parameters.
-
     """
     if not experiment.prune.methods:
         raise PrunerMisused("expected pruners to evaluate, prune.methods is empty: name one, such as keep_all")
@@ -141,7 +140,6 @@ def plan(
 
     Returns:
         The cells, and the budgets that a method cannot meet.
-
     """
     section = experiment.prune
     cells: list[Cell] = []

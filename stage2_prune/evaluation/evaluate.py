@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,6 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     Raises:
         OtherRun: (exit 2) for predictions of other settings, unless `overwrite`.
         RunLocked: (exit 6) while another command writes into the folder.
-
     """
     (chosen,) = choose_scored(experiment, experiment.eval.split)
     methods, unavailable = available(configured_pruners(experiment), experiment.model)
@@ -72,11 +72,16 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         summary = summarise(
             session, evaluated, asked, [*chosen.unanswered, *excluded], unmet, unavailable, folder=folder
         )
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "table.md", evaluation_report.table(summary))
-        evaluation_report.plot(summary, folder / "accuracy_vs_tokens.png")
-        save_resolved(experiment, folder)
+        _write(experiment, folder, summary)
     return summary
+
+
+def _write(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> None:
+    """Write the summary, its table, its plot and the resolved config."""
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", evaluation_report.table(summary))
+    evaluation_report.plot(summary, folder / "accuracy_vs_tokens.png")
+    save_resolved(experiment, folder)
 
 
 def _why_none(unmet: Sequence[Unmet], unavailable: Sequence[Unavailable]) -> str:
@@ -89,7 +94,6 @@ def able_inside(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[s
 
     Returns:
         The methods that can run, and the others with the reason.
-
     """
     able, unable = dict(methods), list[Unavailable]()
     for label, pruner in methods.items():
@@ -110,7 +114,6 @@ def bind(session: Session, methods: Mapping[str, Pruner]) -> tuple[dict[str, Pru
 
     Raises:
         NotTrained: (exit 5) naming `make train` if weights are missing.
-
     """
     bound: dict[str, Pruner] = {}
     digests: dict[str, str] = {}
@@ -143,7 +146,6 @@ def answer(
         asked: all questions.
         report_progress: called in place of a progress bar, with the number of new answers after they are written, and with
             0 before; if it raises then, the files stay as they are.
-
     """
     section = session.experiment.eval
     jobs = _jobs(todo, asked)

@@ -27,7 +27,6 @@ def interval(
         resamples: the number of times that images are drawn.
         seed: the seed of these draws.
         level: the share of resampled means that lie in the interval.
-
     """
     sums, counts = np.bincount(image, weights=right), np.bincount(image)
     means = [sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in _drawn(len(counts), resamples, seed)]

@@ -41,7 +41,6 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
 
     Raises:
         DamagedRun: (exit 4) naming the first damaged line.
-
     """
     data = read_bytes(path, ANEW)
     if data == b"" and path.suffix == ".jsonl":

@@ -51,7 +51,6 @@ class PredictionFile:
         Raises:
             DamagedRun: (exit 4) if a file is damaged.
             OtherRun: (exit 2) for an answer to a question that has changed.
-
         """
         self.path, self._partial = path, path.with_suffix(PARTIAL)
         self._asked, self._made_with, self._recorded = asked, made_with(identity), recorded

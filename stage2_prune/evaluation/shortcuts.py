@@ -19,7 +19,6 @@ def shortcut(name: str, accuracy: float, agreement: float | None) -> str | None:
 
     Returns:
         A sentence about the method; None if nothing is wrong or the agreement is unknown.
-
     """
     if agreement is None or accuracy - agreement <= SHORTFALL:
         return None

@@ -54,7 +54,6 @@ def summarise(
         unmet: the budgets that methods cannot meet.
         unavailable: the methods whose needs cannot be met.
         folder: the folder that the JSON will lie in; paths are written relative to this folder.
-
     """
     experiment = session.experiment
     text = _text_tokens(session, asked)

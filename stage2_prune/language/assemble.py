@@ -131,7 +131,7 @@ def _present(rows: Shaped[Tensor, "question most *rest"], slots: Bool[Tensor, "q
 
 
 def _position_ids(prompt: Prompt, kept: int, patches: int, positions: Positions) -> list[int]:
-    """Return the position ids of one question. Under `original`, the caller replaces the ids of the visual tokens."""
+    """Return the position ids of one question; under `original`, `lay_out` replaces those of the visual tokens."""
     before = len(prompt.before)
     image_end = before + (patches if positions == "original" else kept)
     return [*range(before + kept), *range(image_end, image_end + len(prompt.after))]

@@ -35,7 +35,6 @@ def compare_answers(
         pruner: the method whose mask is overridden, as the config describes it.
         findings: what to compare; the results are added to it.
         folder: the folder of the full model's answers.
-
     """
     language = open_language(experiment.model)
     check_width(features, language)

@@ -32,7 +32,6 @@ def ask_full_model(
 
     Raises:
         ReferenceFailed: with the exit code of the reference process.
-
     """
     layouts = [batch.layout for batch in batches]
     prompts = [Prompts(layout.input_ids, layout.attention_mask, layout.position_ids) for layout in layouts]

@@ -52,7 +52,6 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
         StoreMissing: (exit 5) if there is no store.
         StoreMismatch: (exit 4) if the fingerprints already disagree.
         ReferenceFailed: with the exit code of the full model's process.
-
     """
     label, pruner = soft_pruner(experiment)
     questions = choose(experiment, experiment.eval.split, limit)
@@ -86,7 +85,6 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
     Raises:
         PrunerMisused: (exit 2) if no method prunes before the language model.
-
     """
     methods, _ = available(configured_pruners(experiment), experiment.model)
     configured = {label: pruner for label, pruner in methods.items() if pruner.place == "before_llm"}

@@ -52,8 +52,8 @@ def apportion(
     """Divide `keep` among groups within bounds.
 
     Each group gets `least`; the rest is divided in proportion to `weights`, and what `most` cuts off goes to the heaviest
-    groups. Rounded are the ends of the shares laid one behind the other, not each share, so that the shares add up; in float32,
-    halves to even.
+    groups. Shares are laid one behind the other and rounded where they end, instead of each on its own, so that they add up.
+    Rounding is in float32, with halves to even.
     """
     ends = ((weights / weights.sum()).cumsum(0) * (keep - least.sum())).round().long()
     quotas = torch.minimum(least + ends.diff(prepend=ends.new_zeros(1)), most)

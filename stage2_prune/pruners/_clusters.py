@@ -1,4 +1,4 @@
-"""Density-peak clustering with nearest neighbours, as SparseVLM recycles what it drops."""
+"""Density-peak clustering with nearest neighbours, by which SparseVLM recycles the tokens that it drops."""
 
 import torch
 from jaxtyping import Float
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def clusters(states: Float[Tensor, "token embed"], count: int) -> Float[Tensor, "{count} embed"]:
-    """The mean of each of `count` clusters, in the order of their centres' scores.
+    """Return the mean of each of `count` clusters, in the order of their centres' scores.
 
-    A token's density is exp(-mean squared distance) to its `count` nearest, itself included; its score is the density
-    times the distance to the nearest denser token. The highest scores are centres, the others join the nearest. Of equal
-    densities the first counts as denser: with two clusters the two tokens nearest to each other always are equal, and
-    would both be centres.
+    A token's density is exp(-mean squared distance) to its `count` nearest tokens, itself included. Its score is the density
+    times the distance to the nearest denser token. The tokens with the highest scores are centres, and every other token joins
+    the nearest centre. Of equal densities the first counts as denser: with two clusters the two tokens nearest to each other
+    are always equally dense, and would otherwise both be centres.
     """
     distance = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist") / states.shape[-1] ** 0.5
     density = (-distance.sort(-1).values[:, :count].square().mean(-1)).exp()

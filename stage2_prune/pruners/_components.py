@@ -1,4 +1,4 @@
-"""Principal components of an image's patches, as PruneSID groups them."""
+"""Principal components of an image's patches, by which PruneSID groups them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,9 +6,10 @@ from torch import Tensor
 
 
 def heaviest_component(raw: Float[Tensor, "patch hidden"], count: int, seed: int | None) -> Int[Tensor, " patch"]:
-    """Which of `count` principal components of sigmoid(features) each patch weighs most in.
+    """Return in which of `count` principal components of sigmoid(features) each patch weighs most.
 
-    From the randomised decomposition that the official code calls, drawn from `seed`; from the exact one without.
+    With a `seed` the components come from the randomised decomposition that the official code calls, without a seed from the
+    exact one.
     """
     features = raw.sigmoid().T
     if seed is None:

@@ -1,4 +1,4 @@
-"""Patches at equal steps of the raster, as PruMerge+ samples an image."""
+"""Patches at equal steps of the raster, by which PruMerge+ samples an image."""
 
 import torch
 from jaxtyping import Int
@@ -9,15 +9,15 @@ SAMPLE_DENSITY = 3
 
 
 def at_equal_steps(patches: int, count: int) -> Int[Tensor, " {count}"]:
-    """`count` patches in the middles of as many equal steps."""
+    """Return `count` patches in the middles of as many equal steps."""
     step = patches // max(count, 1)
     return torch.arange(count) * step + step // 2
 
 
 def denser_than(outliers: int, patches: int) -> Int[Tensor, " sample"]:
-    """`SAMPLE_DENSITY` times as many patches as there are outliers; the first alone where there are none.
+    """Return `SAMPLE_DENSITY` times as many patches as there are outliers, or the first patch alone where there are none.
 
-    Outliers are a quarter of all patches at the most, so the step is never 0; the last patch is never taken.
+    At most a quarter of all patches are outliers, so the step is never 0. The last patch is never taken.
     """
     step = int(1 / (outliers / patches)) // SAMPLE_DENSITY if outliers else patches
     return torch.arange(0, max(patches - 1, 1), step)

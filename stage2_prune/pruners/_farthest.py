@@ -1,4 +1,4 @@
-"""Greedy max-min diversity: always the patch whose nearest kept patch is farthest away, as DivPrune and ZOO-Prune select."""
+"""Greedy max-min diversity, by which DivPrune and ZOO-Prune select: each step takes the patch farthest from all kept ones."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,17 +11,18 @@ def farthest_first(
     keep: int,
     weight: Float[Tensor, "image patch"] | float = 1.0,
 ) -> Int[Tensor, "image {keep}"]:
-    """Patches in the order in which the greedy finds them, all images at once; of equals the lower index.
+    """Return patches in the order in which the greedy takes them, all images at once; of equal patches the lower index.
 
-    The first has the highest `first`; then distances to the nearest kept patch are multiplied by `weight`.
+    The first patch has the highest `first`. Each later patch has the highest distance to its nearest kept patch, times
+    `weight`.
     """
     image = torch.arange(len(distance), device=distance.device)
     taken = torch.zeros_like(first, dtype=torch.bool)
     nearest = torch.full_like(first, torch.inf)
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     for _ in range(keep):
-        score = (nearest * weight if found else first).masked_fill(taken, -torch.inf)
-        found.append(score.argmax(dim=-1))
-        taken[image, found[-1]] = True
-        nearest = torch.minimum(nearest, distance[image, found[-1]])
-    return torch.stack(found, dim=-1)
+        score = (nearest * weight if kept else first).masked_fill(taken, -torch.inf)
+        kept.append(score.argmax(dim=-1))
+        taken[image, kept[-1]] = True
+        nearest = torch.minimum(nearest, distance[image, kept[-1]])
+    return torch.stack(kept, dim=-1)

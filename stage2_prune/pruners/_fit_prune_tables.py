@@ -1,6 +1,6 @@
-"""Visual tokens that FitPrune deletes after each of 32 layers, of 576: its published schemes, by percentage of FLOPs saved.
+"""FitPrune's published schemes: visual tokens deleted after each of 32 layers, of 576, by the percentage of FLOPs saved.
 
-Figures of ywh187/FitPrune at 36bb116; the last layer's is never used.
+The figures are from ywh187/FitPrune at 36bb116; the figure of the last layer is never used.
 """
 
 from itertools import accumulate
@@ -22,7 +22,7 @@ DELETES = {
 
 
 def published_schemes(patches: int) -> dict[str, list[float]]:
-    """Counts that enter each layer but the first under the published schemes, from the sparsest on."""
+    """Return the counts that enter each layer but the first under the published schemes, the sparsest scheme first."""
     share = patches / PUBLISHED_PATCHES
     return {
         f"{percent}%": [count * share for count in left(DELETES[percent], PUBLISHED_PATCHES)]
@@ -31,5 +31,5 @@ def published_schemes(patches: int) -> dict[str, list[float]]:
 
 
 def left(deletes: tuple[int, ...], patches: int) -> list[float]:
-    """Visual tokens that enter each layer but the first."""
-    return [float(patches - gone) for gone in accumulate(deletes[:-1])]
+    """Return the visual tokens that enter each layer but the first."""
+    return [float(patches - deleted) for deleted in accumulate(deletes[:-1])]

@@ -1,4 +1,4 @@
-"""PruMerge's merge: to each kept patch what is like it is added, and the rest is one token."""
+"""PruMerge's merge: each kept patch gets the patches most like it added, and all remaining patches become one token."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,10 @@ from stage2_prune.primitives.nearest import complement, one_hot
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`count` patches are added to each kept one; `normalised`, all tokens are means weighted by attention."""
+    """The merge of PruMerge, which adds `count` patches to each kept patch.
+
+    With `normalised`, every token is a mean weighted by attention.
+    """
 
     count: int
     normalised: bool
@@ -20,10 +23,10 @@ class Neighbours:
     def weights(
         self, attention: Float[Tensor, " patch"], keys: Float[Tensor, "patch hidden"], kept: Int[Tensor, " kept"]
     ) -> Float[Tensor, "token patch"]:
-        """Of one image: a token per kept patch, and one of all others if there are any."""
+        """Return the weights of one image: a token per kept patch, and a token of all others if there are any."""
         patches = len(attention)
         rest = complement(kept, patches)
-        rest = rest[len(kept) + len(rest) - patches :]  # as many are lost as patches are kept twice
+        rest = rest[len(kept) + len(rest) - patches :]  # for each patch that is kept twice, one of these is lost
         near = self._near(keys, kept, torch.cat([kept, rest]))
         own, left = one_hot(kept, patches), one_hot(rest, patches).sum(0, keepdim=True)[: len(rest)]
         if not self.normalised:
@@ -34,7 +37,10 @@ class Neighbours:
     def _near(
         self, keys: Float[Tensor, "patch hidden"], kept: Int[Tensor, " kept"], pool: Int[Tensor, " patch"]
     ) -> Float[Tensor, "kept patch"]:
-        """How often each patch is among the neighbours that a kept one has in the pool, whose first it is itself."""
+        """Count how often each patch is among the neighbours that a kept patch has in the pool.
+
+        The first patches of the pool are the kept ones; no kept patch is its own neighbour.
+        """
         unit = F.normalize(keys.float(), dim=-1)
         cosine = (unit[kept] @ unit.T)[:, pool].fill_diagonal_(-torch.inf)
         nearest = cosine.topk(min(self.count, len(pool) - 1)).indices

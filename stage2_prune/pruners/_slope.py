@@ -1,4 +1,4 @@
-"""How far projected patches move when they are shaken along a direction, as ZOO-Prune measures it."""
+"""How far projected patches move when their features are moved along a direction, which is what ZOO-Prune measures."""
 
 import warnings
 
@@ -12,15 +12,16 @@ from stage2_prune.pruning.tokens import Project
 def slope(
     project: Project, raw: Float[Tensor, "patch hidden"], direction: Float[Tensor, " hidden"], step: float
 ) -> Float[Tensor, " patch"]:
-    """Length of the projected difference per unit along `direction`, `step` to either side; float32 or better.
+    """Return the length of the projected difference per unit along `direction`, with `step` to either side, in float32 or
+    better.
 
-    In 16 bits most of a small step would be rounded away: the derivative takes its place, in forward mode.
+    In 16 bits most of a small step would be rounded away: there the derivative, in forward mode, takes its place.
     """
     image = raw[None]
     if raw.dtype.itemsize >= 4:
         return (project(image + step * direction) - project(image - step * direction))[0].norm(dim=-1) / (2 * step)
     with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about how it loads this
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch warns about how it loads this itself
         along = forward_ad.make_dual(image, direction.expand_as(image).contiguous())
         derivative = forward_ad.unpack_dual(project(along)).tangent
         assert derivative is not None, "a projector depends on its rows"

@@ -1,4 +1,4 @@
-"""VisionTrim's text-guided complement: the rest of an image, merged into what is most like the question."""
+"""VisionTrim's text-guided complement: the patches that are not dominant, merged into those most like the question."""
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ def text_guided(
     count: int,
     rounds: int,
 ) -> Float[Tensor, "{count} patch"]:
-    """Weights of `count` tokens, made of the patches that are not `dominant`, in the raster order of their targets.
+    """Return the weights of `count` tokens made of the patches that are not `dominant`, in raster order of the tokens' targets.
 
-    Targets are the patches with the highest mean cosine to the words. In each round every other patch goes to the target
-    that is most like it through the words, by the sum over words of cosine x cosine; a target adds the mean of its patches,
-    and looks for the next round as the sum that it then is.
+    Targets are the patches with the highest mean cosine to the words. In each round every other patch goes to the target that
+    is most like it through the words, by the sum over words of cosine x cosine. A target adds the mean of its patches, and the
+    next round compares the patches with this sum.
     """
     if not count:
         return patches.new_zeros(0, len(patches))
@@ -30,9 +30,8 @@ def text_guided(
     others = complement(chosen, len(rest))
     weights = one_hot(rest[chosen], len(patches))
     for _ in range(rounds):
-        target = F.normalize(
-            weights @ patches, dim=-1
-        )  # projecting is linear: the projected sum is the sum of projections
+        # Projecting is linear, so the projected sum is the sum of projections.
+        target = F.normalize(weights @ patches, dim=-1)
         nearest = (likeness[others] @ (spoken @ target.T)).argmax(dim=1)
         members = torch.zeros_like(weights)
         members[nearest, rest[others]] = 1

@@ -1,14 +1,14 @@
-"""Patches that differ from each other, weighed by what the question asks for.
+"""Patches that differ from each other, weighed by how much the question asks for each.
 
 CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS
-2025, arXiv 2506.10967); official code Theia-4869/CDPruner, llava/model/llava_arch.py at 9541616, reimplemented from the formula.
-Reads `projected` (cosines), `clip_patches` and the question's pooled CLIP text, of a long question the mean over its segments.
-Published without parameters, in raster order, with compact positions.
+2025, arXiv 2506.10967); official code Theia-4869/CDPruner, llava/model/llava_arch.py at 9541616, reimplemented from the
+formula. The method reads `projected` (for cosines), `clip_patches` and the question's pooled CLIP text; a long question counts
+with the mean over its segments. It was published without parameters, in raster order, with compact positions.
 
-Quirks: relevance is the *negated* cosine of patch and text, as CLIP's last but one layer has it. The official code scales it to
-[0, 1] over the batch, so that an image's patches depend on its batch (`official`); alone, an image keeps the same under `fixed`.
-Where no patch can add any volume, or all are equally relevant, the official code divides by zero and returns patches twice:
-here the lower indices are next, and every relevance is 1.
+Quirks: relevance is the *negated* cosine of patch and text, as CLIP's last layer but one has it. The official code scales it to
+[0, 1] over the batch, so that an image's patches depend on its batch (`official`); `fixed` keeps for every image the patches
+that the image keeps alone. Where no patch can add any volume, or all are equally relevant, the official code divides by zero
+and returns patches twice: here the lower indices come next, and every relevance is 1.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,10 @@ from stage2_prune.pruning.tokens import Beside, VisualTokens
 
 @dataclass(frozen=True)
 class CdPruner(Pruner):
-    """A greedy determinantal point process over relevance x cosine x relevance: always the patch that adds most volume.
+    """A greedy determinantal point process over relevance x cosine x relevance: each step takes the patch that adds most
+    volume.
 
-    A patch's residual, the square of what it adds, is updated from kept patch to kept patch (Chen et al., 2018).
+    A patch's residual is the square of what it adds. It is updated from kept patch to kept patch (Chen et al., 2018).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected", "clip_patches"})
@@ -40,7 +41,7 @@ class CdPruner(Pruner):
     """`official`: relevance is scaled over the batch, so that results depend on it; `fixed`: over each image. See above."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, ascending; of equals the lower index."""
+        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
         assert tokens.clip_text is not None
         pairs = zip(tokens.arrays["clip_patches"].float(), tokens.clip_text.pooled, strict=True)
         relevance = self._scaled(torch.stack([_relevance(*pair) for pair in pairs]))
@@ -61,15 +62,15 @@ def _relevance(
 
 
 def most_volume(kernel: Float[Tensor, "image patch patch"], keep: int) -> Int[Tensor, "image {keep}"]:
-    """Patches in the order in which the greedy finds them, all images at once; sums do not depend on the batch."""
+    """Return patches in the order in which the greedy takes them, all images at once; sums do not depend on the batch."""
     image = torch.arange(len(kernel), device=kernel.device)
     residual = kernel.diagonal(dim1=1, dim2=2).clone()
     taken = torch.zeros_like(residual, dtype=torch.bool)
     parts = kernel.new_zeros(*residual.shape, keep)
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     for step in range(keep):
         patch = residual.masked_fill(taken, -torch.inf).argmax(dim=-1)
-        found.append(patch)
+        kept.append(patch)
         taken[image, patch] = True
         before = parts[..., :step]
         explained = (before * before[image, patch][:, None]).sum(dim=-1)
@@ -77,4 +78,4 @@ def most_volume(kernel: Float[Tensor, "image patch patch"], keep: int) -> Int[Te
         part = part.nan_to_num(0, 0, 0)  # a residual of 0 has nothing left to explain
         parts[..., step] = part
         residual = (residual - part.square()).clamp(min=0)
-    return torch.stack(found, dim=-1)
+    return torch.stack(kept, dim=-1)

@@ -1,8 +1,8 @@
 """Patches that the vision tower's CLS token attends to most.
 
-FasterVLM (Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning", arXiv
-2412.01818). Published: the mean over heads of the CLS row, top-k, raster order, compact positions.
-Theia-4869/FasterVLM at f5d5f12; reimplemented from the formula.
+FasterVLM (Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning", arXiv 2412.01818),
+Theia-4869/FasterVLM at f5d5f12, reimplemented from the formula. Published: the mean over heads of the CLS row's attention,
+top-k, raster order, compact positions.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class ClsAttention(Pruner):
-    """Top-k of CLS attention in the layer that produces `raw`, averaged over heads."""
+    """Keeps the patches with the highest CLS attention in the layer that produces `raw`, averaged over heads."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
     positions: ClassVar[Positions] = "compact"
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """The `keep` most attended patches of each image, ascending; of equals the lower index."""
+        """Return the `keep` most attended patches of each image, ascending; of equal patches the lower index."""
         return top_k(tokens.arrays["cls_attention"].mean(dim=1), keep)

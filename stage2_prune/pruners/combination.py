@@ -1,9 +1,9 @@
-"""A selection before the language model, and one drop inside it: VScan's second stage behind any first.
+"""A selection before the language model, and a drop inside it: VScan's second stage behind any first stage.
 
 VScan (Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", TMLR 2026),
-Tencent/SelfEvolvingAgent; its language-model stage, reimplemented from the description. Reads the attention of the
-prompt's last token at layer 16 of 32, as PyramidDrop does; published with a half or a third kept there (96 -> 32 tokens
-for 64), compact positions.
+Tencent/SelfEvolvingAgent; this is its language-model stage, reimplemented from the description. It reads the attention of the
+prompt's last token at layer 16 of 32, as PyramidDrop does. It was published with a half or a third kept there (96 -> 32 tokens
+for 64), and compact positions.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,15 @@ from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class Combination(PyramidDrop):
-    """A selection method's patches enter; before each of `layers` the last token's attention keeps `ratio` of them.
+    """Lets the patches of a selection method enter, and keeps `ratio` of them by the last token's attention before each of
+    `layers`.
 
     A budget chooses how many enter. The selection runs with its default parameters.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})  # of the default; an instance has its own
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"cls_attention"}
+    )  # these belong to the default `before`; an instance has its own
 
     layers: tuple[PositiveInt, ...] = (16,)
     before: str = "cls_attention"
@@ -50,11 +53,11 @@ class Combination(PyramidDrop):
 
     @property
     def code(self) -> str:
-        """Also that of the selection method, which is imported by its name."""
+        """Return the digest of this method's code and of the selection method's, which is imported by its name."""
         return f"{super().code[:32]}{plugin.find(pruners, self.before, Pruner)().code[:32]}"
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
-        """As many enter as make the mean; each stage keeps its share of them."""
+        """Return the schedule in which as many tokens enter as make the mean, and each stage keeps its share of them."""
         layers, powers = language_layers(self.layers, depth), range(1, len(self.layers) + 1)
 
         def selected(entering: int) -> Schedule:
@@ -65,9 +68,9 @@ class Combination(PyramidDrop):
         return fit(keep, patches, depth, lambda share: selected(max(half_up(share * patches), 1)), match)
 
     def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
-        """None: its two parts are published apart."""
+        """Return no schedule: the two parts are published apart."""
         return {}
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """What the selection before the language model leaves."""
+        """Return what the selection before the language model leaves."""
         return plugin.find(pruners, self.before, Pruner)().prune(tokens.only(self.needs, self.reads), keep)

@@ -1,9 +1,9 @@
-"""Visual tokens that duplicate the fewest others: those least like a few pivots.
+"""Visual tokens that duplicate the fewest others: the tokens least like a few pivots.
 
-DART (Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP
-2025), ZichenWen1/DART; the commit was not readable, the rule is that of its copies and of the ports in LightCompress
-and UniPrune; reimplemented from it. Reads cached keys (for pivots) and hidden states (for likeness) of the layer before
-the drop; published at layer 2 of 32 with 4 + 4 pivots, original positions.
+DART (Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP 2025),
+ZichenWen1/DART. The commit was not readable; the rule is that of its copies and of the ports in LightCompress and UniPrune, and
+is reimplemented from these. The method reads cached keys (for pivots) and hidden states (for likeness) of the layer before the
+drop. It was published at layer 2 of 32 with 4 + 4 pivots and original positions.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,12 @@ PUBLISHED_COUNTS = {"64": 60, "128": 124, "192": 188}
 
 @dataclass(frozen=True)
 class Dart(InLLMPruner):
-    """Pivots by the L1 norm of their keys, in the image and in the text behind it; each adds its least similar patches.
+    """Takes pivots by the L1 norm of their keys, in the image and in the text behind it; each pivot adds its least similar
+    patches.
 
-    Every budget is met: what 4 + 8 x n leaves over goes to the first pivots. Quirks: pivots take turns, and the
-    released code takes them in the order of a Python set of their positions in the prompt (`official`), which a text
-    before the image changes; `fixed` takes the image's and then the text's, each by falling norm.
+    Every budget is met: what 4 + 8 x n leaves over goes to the first pivots. Quirks: pivots take turns, and the released code
+    takes them in the order of a Python set of their positions in the prompt (`official`), which a text before the image
+    changes; `fixed` takes the pivots of the image and then those of the text, each by falling norm.
     """
 
     layer: PositiveInt = 2
@@ -43,12 +44,12 @@ class Dart(InLLMPruner):
     quirks: Literal["official", "fixed"] = "official"
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
-        """One count from `layer` on."""
-        places = [count / PUBLISHED_PATCHES for count in PUBLISHED_COUNTS.values()]
-        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, places)
+        """Return the schedule that keeps one count from `layer` on."""
+        shares = [count / PUBLISHED_PATCHES for count in PUBLISHED_COUNTS.values()]
+        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, shares)
 
     def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
-        """The published counts at `layer`: on 32 layers their means are 92.25, 152.25 and 212.25 tokens."""
+        """Return the published counts at `layer`: on 32 layers their means are 92.25, 152.25 and 212.25 tokens."""
         return {
             name: self._member(patches, depth, count / PUBLISHED_PATCHES) for name, count in PUBLISHED_COUNTS.items()
         }
@@ -57,10 +58,10 @@ class Dart(InLLMPruner):
         return staged(patches, depth, language_layers([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
-        """The image's pivots and, in turns, what is least similar to each pivot."""
+        """Keep the image's pivots and, in turns, the tokens that are least similar to each pivot."""
         size = site.keys.float().abs().sum((0, 2))
-        everything = torch.arange(len(size), device=size.device)
-        image = _largest(size, everything[site.image], min(self.image_pivots, keep))
+        tokens = torch.arange(len(size), device=size.device)
+        image = _largest(size, tokens[site.image], min(self.image_pivots, keep))
         pivots = [*image, *_largest(size, site.text, self.text_pivots)]
         if self.quirks == "official":
             pivots = list(set(pivots).copy())
@@ -68,12 +69,12 @@ class Dart(InLLMPruner):
         kept, left = set(image), keep - len(image)
         for turn, pivot in enumerate(pivots):
             share = left // len(pivots) + (turn < left % len(pivots))
-            candidates = torch.tensor([token for token in everything[site.image].tolist() if token not in kept])
+            candidates = torch.tensor([token for token in tokens[site.image].tolist() if token not in kept])
             likeness = (states[candidates.to(size.device)] * states[pivot]).sum(-1).cpu()
             kept |= set(candidates[likeness.sort(stable=True).indices[:share]].tolist())
         return Drop(torch.tensor(sorted(kept), device=size.device) - site.start)
 
 
 def _largest(size: Tensor, among: Int[Tensor, " token"], count: int) -> list[int]:
-    order = size[among].sort(descending=True, stable=True).indices
-    return among[order[:count]].tolist()
+    ranked = size[among].sort(descending=True, stable=True).indices
+    return among[ranked[:count]].tolist()

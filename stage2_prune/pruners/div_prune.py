@@ -1,13 +1,12 @@
 """Patches that lie as far from each other as possible, whatever they show.
 
-DivPrune (Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025,
-arXiv 2503.02175); official code vbdi/divprune at 799e2d9, reimplemented from the formula. Published: cosine distance
-of `projected`, compact positions; no parameters. The official code keeps round(ratio * patches): here the number
-itself is asked for.
+DivPrune (Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025, arXiv
+2503.02175); official code vbdi/divprune at 799e2d9, reimplemented from the formula. Published: cosine distance of `projected`,
+compact positions, no parameters. The official code keeps round(ratio * patches): here a budget states the number itself.
 
-Quirks: the official code sorts the kept patches into raster order; the runs of the paper left them in the order in
-which they were found, which changes what a causal language model makes of them. Where all that is left equals patches
-that are kept, the official code keeps some of these twice; here the lower of the remaining indices are next.
+Quirks: the official code sorts the kept patches into raster order; the runs of the paper left them in the order in which they
+were found, which changes what a causal language model makes of them. Where all that is left equals patches that are kept, the
+official code keeps some of these twice; here the lower of the remaining indices come next.
 """
 
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class DivPrune(Pruner):
-    """Greedy max-min diversity: always the patch whose nearest kept patch is farthest away.
+    """Greedy max-min diversity: each step takes the patch whose nearest kept patch is farthest away.
 
-    The first is the patch that is farthest from its own nearest neighbour.
+    The first patch is the one that is farthest from its own nearest neighbour.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
@@ -37,8 +36,8 @@ class DivPrune(Pruner):
     """`official`: raster order; `paper`: in the order in which patches were found."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, the same ones in either order; of equals the lower index."""
+        """Return `keep` patches of each image, the same patches in either order; of equal patches the lower index."""
         distance = 1 - cosine_similarity(tokens.arrays["projected"])
-        own_then_nearest = min(2, tokens.patches)  # the smallest distance of a patch is the one to itself
-        found = farthest_first(distance, distance.kthvalue(own_then_nearest, dim=1).values, keep)
-        return found if self.quirks == "paper" else found.sort(dim=-1).values
+        own_then_nearest = min(2, tokens.patches)  # a patch's smallest distance is that to itself
+        kept = farthest_first(distance, distance.kthvalue(own_then_nearest, dim=1).values, keep)
+        return kept if self.quirks == "paper" else kept.sort(dim=-1).values

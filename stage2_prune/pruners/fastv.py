@@ -1,8 +1,8 @@
 """Visual tokens that the last token of the prompt attends to most after the first layers of the language model.
 
-FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024), pkunlp-icler/FastV at d165972;
-reimplemented from the formula. Reads the attention of the layer before the drop, averaged over heads; published at
-layer 2 (also 3) with half or a quarter of the tokens kept, at their original positions.
+FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024), pkunlp-icler/FastV at d165972, reimplemented from
+the formula. The method reads the attention of the layer before the drop, averaged over heads. It was published at layer 2 (also
+3) with half or a quarter of the tokens kept, at their original positions.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,11 @@ PUBLISHED_SHARES = {"75%": 0.25, "50%": 0.5}
 
 @dataclass(frozen=True)
 class FastV(InLLMPruner):
-    """Top-k of the attention that visual tokens receive in the layer before the drop, once, at an early layer.
+    """Keeps the tokens that receive most attention in the layer before the drop; there is one drop, at an early layer.
 
-    Quirks: the released code ranks by the query of the last token (`official`), the text of the paper by the average
-    over all queries that can see a token (`paper`): here those behind it, each visual token by its own number of them.
+    Quirks: the released code ranks by the query of the last token (`official`), the text of the paper by the average over all
+    queries that can see a token (`paper`): here these are the tokens behind it, and each visual token is divided by its own
+    number of them.
     """
 
     layer: PositiveInt = 2
@@ -34,19 +35,19 @@ class FastV(InLLMPruner):
     quirks: Literal["official", "paper"] = "official"
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
-        """One count from `layer` on."""
-        places = list(PUBLISHED_SHARES.values())
-        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, places)
+        """Return the schedule that keeps one count from `layer` on."""
+        shares = list(PUBLISHED_SHARES.values())
+        return fit(keep, patches, depth, lambda share: self._member(patches, depth, share), match, shares)
 
     def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
-        """Half and three quarters of the tokens dropped, at `layer`."""
+        """Return the schedules with half and three quarters of the tokens dropped, at `layer`."""
         return {name: self._member(patches, depth, share) for name, share in PUBLISHED_SHARES.items()}
 
     def _member(self, patches: int, depth: int, share: float) -> Schedule:
         return staged(patches, depth, language_layers([self.layer], depth), [share * patches])
 
     def drop(self, site: Site, keep: int) -> Drop:
-        """The `keep` most attended tokens."""
+        """Keep the `keep` most attended tokens."""
         if self.quirks == "official":
             return highest(site.attention(site.last).mean(0)[0, site.image], keep)
         rows = torch.arange(site.start + 1, len(site.hidden), device=site.hidden.device)

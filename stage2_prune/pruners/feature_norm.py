@@ -13,10 +13,10 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class FeatureNorm(Pruner):
-    """Top-k of the L2 norm of `raw`, taken in float32 whatever the features' dtype."""
+    """Keeps the patches with the largest L2 norm of `raw`, computed in float32 whatever the features' dtype."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw"})
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """The `keep` longest features of each image, ascending; of equals the lower index."""
+        """Return the `keep` longest features of each image, ascending; of equal lengths the lower index."""
         return top_k(tokens.arrays["raw"].float().norm(dim=-1), keep)

@@ -1,9 +1,9 @@
-"""Visual tokens that neither the text nor the other visual tokens attend to, a few after every layer.
+"""Visual tokens that neither the text nor the other visual tokens attend to are deleted, a few after every layer.
 
-FitPrune (Ye et al., "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models",
-AAAI 2025), ywh187/FitPrune at 36bb116; reimplemented from the formula. Reads the attention of every layer, all rows
-from the image on; the published delete counts were fitted on LLaVA-1.5-7B, and `python -m stage2_prune calibrate` fits
-them to any model. Original positions.
+FitPrune (Ye et al., "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", AAAI
+2025), ywh187/FitPrune at 36bb116, reimplemented from the formula. The method reads the attention of every layer, of all queries
+from the image on. The published delete counts were fitted on LLaVA-1.5-7B, and `python -m stage2_prune calibrate` fits them to
+any model. Positions are original.
 """
 
 from collections.abc import Mapping
@@ -24,19 +24,19 @@ from stage2_prune.pruning.schedule import Schedule, between, fit, staged
 
 @dataclass(frozen=True)
 class FitPrune(InLLMPruner):
-    """After each layer the lowest products of attention from the text and attention from the image are deleted.
+    """Deletes, after each layer, the tokens with the lowest product of attention from the text and attention from the image.
 
-    Both are sums over query rows of the largest weight of any head. A budget is met on the lines between the published
-    schemes, or from no token over `deletes` to all of them. `published:60%` is the scheme that saves 60 % of the FLOPs
-    (244.97 tokens on 32 layers and 576 patches; 130.59 at 80 %, 72.84 at 90 %); there are 10 to 90 % and 55 %. The port in
-    VLMUniPruneBench keeps the lowest instead.
+    Both attentions are means over queries of the largest weight of any head; sums rank alike. A budget is met on the lines
+    between the published schemes, or from no token over `deletes` to all of them. `published:60%` is the scheme that saves 60 %
+    of the FLOPs (244.97 tokens on 32 layers and 576 patches; 130.59 at 80 %, 72.84 at 90 %); there are schemes for 10 to 90 %
+    and for 55 %. The port in VLMUniPruneBench keeps the lowest products instead.
     """
 
     deletes: tuple[NonNegativeInt, ...] | None = None
     """Tokens deleted after each layer of this very model, as `calibrate` prints them; default: the published schemes."""
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
-        """Counts that fall as the schemes say."""
+        """Return counts that fall as the schemes say."""
         if self.deletes is None:
             layers, schemes = (
                 language_layers(range(1, LANGUAGE_LAYERS), depth),
@@ -45,13 +45,13 @@ class FitPrune(InLLMPruner):
         else:
             layers, schemes = tuple(range(1, depth)), [left(self._checked(self.deletes, patches, depth), patches)]
         tables = [[0.0] * len(layers), *schemes, [float(patches)] * len(layers)]
-        places = [number / (len(tables) - 1) for number in range(1, len(tables) - 1)]
+        fractions = [number / (len(tables) - 1) for number in range(1, len(tables) - 1)]
         return fit(
-            keep, patches, depth, lambda place: staged(patches, depth, layers, between(tables, place)), match, places
+            keep, patches, depth, lambda at: staged(patches, depth, layers, between(tables, at)), match, fractions
         )
 
     def published(self, patches: int, depth: int) -> Mapping[str, Schedule]:
-        """The published schemes, by the percentage of FLOPs that they save; none where `deletes` are of another model."""
+        """Return the published schemes by the percentage of FLOPs that they save; none where `deletes` fit another model."""
         if self.deletes is not None:
             return {}
         layers = language_layers(range(1, LANGUAGE_LAYERS), depth)
@@ -66,13 +66,16 @@ class FitPrune(InLLMPruner):
         )
 
     def drop(self, site: Site, keep: int) -> Drop:
-        """The `keep` highest products."""
+        """Keep the `keep` highest products."""
         text, image = masses(site)
         return highest(text * image, keep)
 
 
 def masses(site: Site) -> tuple[Float[Tensor, " visual"], Float[Tensor, " visual"]]:
-    """Attention that each visual token receives from the text behind the image, and from the visual tokens; means."""
+    """Return the attention that each visual token receives from the text behind the image, and from the visual tokens.
+
+    Both are means over queries of the largest weight of any head.
+    """
     rows = torch.arange(site.start, len(site.hidden), device=site.hidden.device)
     weights = site.attention(rows).amax(0)[:, site.image]
     return weights[site.visual :].mean(0), weights[: site.visual].mean(0)

@@ -1,10 +1,10 @@
 """Patches that a random walk over similar patches ends at most often.
 
-G-Prune (Jiang et al., "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal
-Large Language Models from the Perspective of Graph", AAAI 2025, arXiv 2501.02268); official code jytmelon/G-Prune,
-LLaVA-NeXT/llava/model/llava_arch.py at 5e226fb, reimplemented from the formula. Published: `projected`, threshold
-0.5, temperature 0.03, 5 steps, raster order, compact positions. The official code keeps half of the patches, which is
-written into it: here the budget is asked for.
+G-Prune (Jiang et al., "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal Large Language
+Models from the Perspective of Graph", AAAI 2025, arXiv 2501.02268); official code jytmelon/G-Prune,
+LLaVA-NeXT/llava/model/llava_arch.py at 5e226fb, reimplemented from the formula. Published: `projected`, threshold 0.5,
+temperature 0.03, 5 steps, raster order, compact positions. The official code always keeps half of the patches: here a budget
+states the number.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
 NO_EDGE = -5000.0
-"""The logit of two patches without an edge: finite, so that a patch without any edge walks anywhere."""
+"""The logit of two patches without an edge: it is finite, so that a patch without any edge walks anywhere."""
 
 
 @dataclass(frozen=True)
 class GPrune(Pruner):
-    """Top-k of the importance that flows to a patch over edges between similar patches, divided by its edges.
+    """Keeps the patches to which most importance flows over edges between similar patches, divided by their edges.
 
-    Importance starts as the norm of the feature; patches are linked where their cosine reaches `threshold`, and
-    a step goes along an edge with the softmax of cosine / `temperature`.
+    Importance starts as the norm of the feature. Patches are linked where their cosine reaches `threshold`, and a step goes
+    along an edge with the softmax of cosine / `temperature`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
@@ -44,7 +44,7 @@ class GPrune(Pruner):
     """Steps of the walk."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """The `keep` highest scores of each image, ascending; of equals the lower index."""
+        """Return the `keep` highest scores of each image, ascending; of equal scores the lower index."""
         images = zip(tokens.arrays["projected"].float(), cosine_similarity(tokens.arrays["projected"]), strict=True)
         return top_k(torch.stack([self._scores(*image) for image in images]), keep)
 

@@ -1,13 +1,13 @@
 """HiPrune: anchors of a middle layer with their neighbours, and the patches that a deep layer attends to.
 
-Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
-arXiv 2508.00553; Danielement321/HiPrune at 6e83a12. Reimplemented from its maths.
+Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models", arXiv
+2508.00553; Danielement321/HiPrune at 6e83a12, reimplemented from its maths.
 
-Reads the attention that patches receive, averaged over heads and over all rows that attend, in two layers. Published: the
-object layer 8 of 24 (from 0), the layer that makes `raw` (-2 of LLaVA), alpha 0.1. Raster order, compact positions.
+The method reads the attention that patches receive in two layers, averaged over heads and over all rows that attend. Published:
+object layer 8 of 24 (from 0), as deep layer the one that makes `raw` (-2 of LLaVA), alpha 0.1, raster order, compact positions.
 
 Quirk: the neighbours of an anchor are the indices one and one row away, clamped to the image: beside the right edge that is the
-next row's first patch, and under the bottom row the last patch. `fixed` takes only neighbours that there are.
+next row's first patch, and under the bottom row the last patch. `fixed` takes only neighbours that exist.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ PLUS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 
 @dataclass(frozen=True)
 class HiPrune(Pruner):
-    """Plus-shaped groups around the best patches of the object layer, filled up with the best of the deep layer."""
+    """Keeps plus-shaped groups around the best patches of the object layer, and fills up with the best of the deep layer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention"})
     positions: ClassVar[Positions] = "compact"
@@ -40,16 +40,16 @@ class HiPrune(Pruner):
     object_layer: int = 8
     """Tower layer of the anchors, from 0 in a tower of 24."""
     deep_layer: int = -2
-    """Tower layer of all others; negative from the end, as `vision_feature_layer`."""
+    """Tower layer of all other patches; a negative number counts from the end, as in `vision_feature_layer`."""
     quirks: Literal["official", "fixed"] = "official"
-    """What lies beside the edge of the image: see above."""
+    """Which patches count as neighbours at the edge of the image: see above."""
 
     def tower_layers(self, layers: int) -> dict[str, int]:
-        """The layers of both choices."""
+        """Return the layers of both choices."""
         return {name: tower_layer(getattr(self, name), layers) for name in ("object_layer", "deep_layer")}
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Groups and fill-up, ascending."""
+        """Return groups and fill-up, ascending."""
         received = tokens.arrays["received_attention"]
         layers = self.tower_layers(received.shape[1])
         groups = min(round(keep * self.alpha / len(PLUS)), keep // len(PLUS))

@@ -1,13 +1,13 @@
 """Attended patches, a quota of them from every chunk of the image.
 
-HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention", NeurIPS
-2025, arXiv 2510.02912); official code obananas/HoloV, llava/model/utils.py at 1d2e65e, reimplemented from the formula.
-Published: CLS attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions; order: chunk
-by chunk, by falling attention inside, and in raster order where a chunk is kept whole.
+HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention", NeurIPS 2025,
+arXiv 2510.02912); official code obananas/HoloV, llava/model/utils.py at 1d2e65e, reimplemented from the formula. Published: CLS
+attention averaged over heads, cosines of `projected`, 16 chunks, alpha 0.09, compact positions; chunk by chunk, by falling
+attention inside, and in raster order where a chunk is kept whole.
 
 Quirks: the paper speaks of crops, the code cuts the raster into runs of 36 patches, 1.5 rows each. Where a chunk is given more
-than it has, the code fills up with zero vectors. The variance of similarities is rescaled to the mean attention, so it multiplies
-every chunk's weight by the same 1 + alpha and moves nothing. A chunk of one patch is not multiplied by 1000.
+than it has, the code fills up with zero vectors. The variance of similarities is rescaled to the mean attention, so it
+multiplies every chunk's weight by the same 1 + alpha and moves nothing. A chunk of one patch is not multiplied by 1000.
 """
 
 import math
@@ -32,7 +32,7 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class Holov(Pruner):
-    """The budget divided among chunks by attention and variety, and the most attended patches of each chunk."""
+    """Divides the budget among chunks by attention and variety, and keeps the most attended patches of each chunk."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected", "cls_attention"})
     positions: ClassVar[Positions] = "compact"
@@ -43,19 +43,20 @@ class Holov(Pruner):
     alpha: NonNegativeFloat = 0.09
     """Weight of the variance of similarities."""
     quirks: Literal["official", "paper", "fixed"] = "fixed"
-    """`fixed`: what a full chunk cannot take goes to the next best ones, otherwise as the official code;
-    `official`: zero vectors in its place; `paper`: as `fixed`, with crops instead of runs of the raster."""
+    """`official`: zero vectors fill up; `fixed`: the next best chunks take what a full chunk cannot; `paper`: `fixed`, with
+    crops.
+    """
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, chunk by chunk; raises PrunerMisused where the official code keeps fewer."""
+        """Return `keep` patches of each image, chunk by chunk; raise PrunerMisused where the official code keeps fewer."""
         chosen = self._chosen(tokens, keep)
         if any(len(index) < keep for index in chosen):
-            what = f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches"
-            raise PrunerMisused(f"{what}: call prune, choose another budget or set quirks to fixed")
+            problem = f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches"
+            raise PrunerMisused(f"{problem}: call prune, choose another budget or set quirks to fixed")
         return torch.stack(chosen)
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """The selection; `official` a merge, as its zero vectors are sums of nothing."""
+        """Return the selection; `official` returns a merge, as its zero vectors are sums of nothing."""
         if self.quirks != "official":
             return Pruned(self.select(tokens, keep))
         picks = [one_hot(index, tokens.patches) for index in self._chosen(tokens, keep)]
@@ -63,9 +64,8 @@ class Holov(Pruner):
         return Pruned(merge=Merge(torch.stack(filled), "projected"))
 
     def _chosen(self, tokens: VisualTokens, keep: int) -> list[Int[Tensor, " kept"]]:
-        of_paper = self.quirks == "paper"
-        parts = crops(tokens.grid, math.isqrt(self.chunks)) if of_paper else runs(tokens.grid, self.chunks)
-        chunks = [part.to(tokens.device) for part in parts]
+        cut, count = (crops, math.isqrt(self.chunks)) if self.quirks == "paper" else (runs, self.chunks)
+        chunks = [part.to(tokens.device) for part in cut(tokens.grid, count)]
         images = zip(tokens.arrays["projected"], tokens.arrays["cls_attention"].mean(dim=1), strict=True)
         return [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
 

@@ -1,4 +1,4 @@
-"""No pruning: the unpruned model, every curve's upper reference."""
+"""No pruning: the unpruned model, the upper reference of every curve."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,14 +13,14 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class KeepAll(Pruner):
-    """Every visual token, in raster order."""
+    """Keeps every visual token, in raster order."""
 
     budget: ClassVar[Budget] = "fixed"
 
     def fixed_keep(self, patches: int) -> int:
-        """All of them."""
+        """Return the number of patches."""
         return patches
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """0, 1, …, keep - 1; keep is the number of patches."""
+        """Return 0, 1, …, keep - 1; keep is the number of patches."""
         return torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)

@@ -1,4 +1,4 @@
-"""No visual token at all: what the language model answers blind, every curve's lower reference."""
+"""No visual token at all: what the language model answers blind, the lower reference of every curve."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,14 +13,14 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class KeepNone(Pruner):
-    """Nothing; with `original` positions the text stays where it would stand after all patches."""
+    """Keeps nothing; with `original` positions the text stays where it would stand after all patches."""
 
     budget: ClassVar[Budget] = "fixed"
 
     def fixed_keep(self, patches: int) -> int:
-        """Zero, whatever the image."""
+        """Return zero, whatever the image."""
         return 0
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """An empty index; keep is 0."""
+        """Return an empty index; keep is 0."""
         return torch.empty(len(tokens.image_ids), keep, dtype=torch.long, device=tokens.device)

@@ -17,10 +17,10 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class LearnedScorer(TrainedPruner):
-    """Top-k of a score per patch, learned from its raw feature, the image's mean and its CLS attention.
+    """Keeps the patches with the highest learned scores; a score reads the raw feature, the image's mean and the CLS attention.
 
-    It does not look at the question. Trained with a soft top-k (stage2_prune/primitives/soft_topk.py) at random budgets,
-    so one network serves every budget.
+    The method does not look at the question. It is trained with a soft top-k (stage2_prune/primitives/soft_topk.py) at random
+    budgets, so one network serves every budget.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
@@ -31,25 +31,25 @@ class LearnedScorer(TrainedPruner):
     """Softness of the top-k in training, in units of the score: towards 0 a patch is either kept or not."""
 
     def build(self, spec: ModuleSpec) -> nn.Module:
-        """The scoring network for features of any width and any number of heads."""
+        """Build the scoring network for features of any width and any number of heads."""
         return Scorer(spec.shapes["raw"][-1], spec.shapes["cls_attention"][0], self.hidden)
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """The `keep` highest scores of each image, ascending; of equals the lower index."""
+        """Return the `keep` highest scores of each image, ascending; of equal scores the lower index."""
         return top_k(self.scores(tokens), keep)
 
     def soft(self, tokens: VisualTokens, keep: int) -> Float[Tensor, "image patch"]:
-        """Weights of the soft top-k."""
+        """Return the weights of the soft top-k."""
         return soft_top_k(self.scores(tokens), keep, self.temperature)
 
     def scores(self, tokens: VisualTokens) -> Float[Tensor, "image patch"]:
-        """One float32 score per patch; images one by one, as a GEMM's last bits may depend on its shape."""
+        """Compute a float32 score per patch, image by image, as the last bits of a GEMM may depend on its shape."""
         images = zip(tokens.arrays["raw"], tokens.arrays["cls_attention"], strict=True)
         return torch.stack([self.module(raw.float(), attention) for raw, attention in images])
 
 
 class Scorer(nn.Module):
-    """Two layers on each patch: its own feature, the image's mean as context, and its log CLS attention."""
+    """A network of two layers on each patch: it reads its own feature, the image's mean as context, and its log CLS attention."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Scorer(nn.Module):
     def forward(
         self, raw: Float[Tensor, "patch hidden"], attention: Float[Tensor, "head patch"]
     ) -> Float[Tensor, " patch"]:
-        """Scores of one image."""
+        """Compute the scores of one image."""
         feature = F.layer_norm(raw, raw.shape[-1:])
         mean = feature.mean(0, keepdim=True)
         # Relative to uniform attention: 0 for an average patch, whatever the number of patches.

@@ -2,11 +2,11 @@
 
 MMTok (Dong et al., "MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs", ICLR 2026, arXiv 2508.18264),
 Ironieser/MMTok; its released mmtok/core/semantic_selector.py, as copied by Thames-H/26nips-mmtok at 13f0c9a, reimplemented from
-the formula. Reads the language model's embeddings of the question, `projected` (its likeness to words) and `raw` (to other
-patches). Published: temperatures 0.02 and 0.2, weight 0.5, raster order, compact positions.
+the formula. The method reads the language model's embeddings of the question, `projected` (its likeness to words) and `raw`
+(its likeness to other patches). Published: temperatures 0.02 and 0.2, weight 0.5, raster order, compact positions.
 
-Quirks: the release leaves stop words and the answer's format out of the question, and patches of pure padding out of the choice
-on LLaVA-1.5: neither is in the paper, and neither is here. Its gains are summed afresh in float32 at every step; here they are
+Quirks: the release leaves stop words and the answer's format out of the question, and on LLaVA-1.5 patches of pure padding out
+of the choice: neither is in the paper, and neither is here. Its gains are summed afresh in float32 at every step; here they are
 updated in float64.
 """
 
@@ -30,8 +30,8 @@ from stage2_prune.pruning.tokens import Beside, VisualTokens
 class MmTok(Pruner):
     """Greedy coverage: each token of the question and each patch is covered as far as the kept patch most like it is.
 
-    Likeness is the softmax, over an image's patches, of cosine / temperature; what counts is the mean cover of the
-    question's tokens + `weight` x that of the patches.
+    Likeness is the softmax, over an image's patches, of cosine / temperature. The greedy maximises the mean cover of the
+    question's tokens + `weight` x the mean cover of the patches.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "projected"})
@@ -41,12 +41,12 @@ class MmTok(Pruner):
     text_temperature: PositiveFloat = 0.02
     """Softness of the likeness of words and patches, in units of the cosine."""
     patch_temperature: PositiveFloat = 0.2
-    """The same of patches and patches."""
+    """Softness of the likeness of patches and patches, in units of the cosine."""
     weight: NonNegativeFloat = 0.5
-    """Weight of the patches' cover; that of the question's is 1."""
+    """Weight of the patches' cover; the weight of the question's cover is 1."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, ascending; of equals the lower index."""
+        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
         assert tokens.question is not None
         pairs = zip(tokens.question.float(), tokens.arrays["projected"].float(), strict=True)
         words = torch.stack([_cosines(*pair) for pair in pairs]) / self.text_temperature

@@ -1,16 +1,16 @@
-"""Nüwa, its first stage: patches kept evenly over the image, each of the less attended gathering what is like it nearby.
+"""Nüwa, its first stage: patches are kept evenly over the image, and the less attended of them gather similar patches nearby.
 
-"Nüwa: Mending the Spatial Integrity Torn by VLM Token Pruning", ICLR 2026; Man-PaperRejected/Nuwa at 2a4427f. Reimplemented from
-its maths.
+"Nüwa: Mending the Spatial Integrity Torn by VLM Token Pruning", ICLR 2026; Man-PaperRejected/Nuwa at 2a4427f, reimplemented
+from its maths.
 
-Reads the CLS row's attention of the layer that makes `raw`, `raw`, and the mean of late hidden states, whose cosines say what is
-alike. Published: 2 x 2 cells of which each offers its best 1, 2 or 3 patches for 112, 224 or 336 kept ones (the fewest that
-suffice, here at every budget), distance 280, quantile 0.55. Raster order, original positions. The second stage, inside the
-language model, cuts these to 64, 128 or 192 tokens on average over layers and is another method: here `keep` is what this stage
-keeps.
+The method reads the CLS row's attention of the layer that makes `raw`, `raw`, and the mean of late hidden states, whose cosines
+say which patches are alike. Published: 2 x 2 cells, each of which offers its best 1, 2 or 3 patches for 112, 224 or 336 kept
+patches (the fewest that suffice, here at every budget), distance 280, quantile 0.55, raster order, original positions. The
+second stage, inside the language model, cuts these to 64, 128 or 192 tokens on average over layers and is another method: here
+`keep` is what this stage keeps.
 
-Quirk: weights are normalised over the row and only then the patch's own is set to 1, so that they sum to almost 2; `fixed` leaves
-them normalised.
+Quirk: weights are normalised over the row and only then the patch's own weight is set to 1, so that they sum to almost 2;
+`fixed` leaves them normalised.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class Nuwa(Pruner):
-    """Top-k of CLS attention among the best of every cell; aggregation in raw space for all but the most attended."""
+    """Keeps the highest CLS attention among the best of every cell, and aggregates in raw space for all but the most attended."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention", "hidden_mean"})
     positions: ClassVar[Positions] = "original"
@@ -42,12 +42,12 @@ class Nuwa(Pruner):
     distance: PositiveFloat = 280.0
     """Square of the distance from which on nothing is gathered, in patches."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.55
-    """Of the kept patches' attention: from there on a patch gathers nothing."""
+    """Quantile of the kept patches' attention from which on a patch gathers nothing."""
     quirks: Literal["official", "fixed"] = "official"
     """What the weights sum to: see above."""
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """The kept patches, and what each is made of."""
+        """Return the kept patches, and the weights of what each is made of."""
         rows, columns = (-(-side // self.cell) for side in tokens.grid)
         window = windows(tokens.grid, rows, columns).to(tokens.device)
         near = self._nearness(tokens.grid).to(tokens.device)
@@ -76,7 +76,7 @@ class Nuwa(Pruner):
         return torch.where(attended[:, None], own, alike)
 
     def _nearness(self, grid: tuple[int, int]) -> Float[Tensor, "patch patch"]:
-        """1 at the patch itself, falling to 0 at the distance."""
+        """Return a weight that is 1 at the patch itself and falls to 0 at the distance."""
         row, column = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float().T
         squared = (row[:, None] - row).square() + (column[:, None] - column).square()
         return (1 - (squared / self.distance).sqrt()).clamp_min(0)

@@ -1,21 +1,23 @@
-"""LLaVA-PruMerge: the patches that CLS attends to most, each with what is like it added.
+"""LLaVA-PruMerge: the patches that CLS attends to most, each with the patches most like it added.
 
 Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV 2025, arXiv 2403.15388;
-42Shawn/LLaVA-PruMerge at 097c041. Reimplemented from its maths.
+42Shawn/LLaVA-PruMerge at 097c041, reimplemented from its maths.
 
-Reads the CLS row's attention and the keys of the tower's last layer, both over its full width, and `raw`. Published: as many
-patches as are outliers of the attention, 32 nearest by the cosine of keys, one token more for all patches that are not kept.
-PruMerge+ (`plus`) adds a sample at equal steps, three times as dense as the outliers; at a fixed count, as it is trained, half
-of the patches are a sample. The official sample at a fixed count has steps of int(1 / share), so that it has as many patches as
-the top-k at 43 of the 288 possible counts only (72 + 72 is one) and the official code raises at all others; here the sample
-is half of the budget at every budget, at equal steps that fit, and is the official one where there is one.
+The method reads the CLS row's attention and the keys of the tower's last layer, both over its full width, and `raw`. Published:
+as many patches as are outliers of the attention, 32 nearest by the cosine of keys, one token more for all patches that are not
+kept. PruMerge+ (`plus`) adds a sample at equal steps, three times as dense as the outliers; at a fixed count, as it is trained,
+half of the patches are a sample. The official sample at a fixed count has steps of int(1 / share), so that it has as many
+patches as the top-k at only 43 of the 288 possible counts (72 + 72 is such a count), and the official code raises at all
+others; here the sample is half of the budget at every budget, at equal steps that fit, and is the official sample where there
+is one.
 
-`keep` counts the last token. Order: by falling attention, then by step, then the last token, which stands nowhere in the
-image, so positions are compact; there is none where nothing is left for it.
+`keep` counts the last token. Tokens are in the order of falling attention, then of steps, and the last token comes last. It
+stands nowhere in the image, so positions are compact; an image has no last token where no patches are left for it.
 
-Quirks: weights are not normalised (1 for the patch itself, their attention for the others), and `plus` at a fixed count may take
-a patch twice and loses as many of the first patches that are not kept. `fixed` takes means weighted by attention, distinct
-patches, in raster order. The official code finds outliers over the batch, so that an image depends on it; here never.
+Quirks: weights are not normalised (1 for the patch itself, their attention for the others), and `plus` at a fixed count may
+take a patch twice and loses as many of the first patches that are not kept. `fixed` takes means weighted by attention, distinct
+patches, in raster order. The official code finds outliers over the batch, so that an image depends on its batch; here it never
+does.
 """
 
 from dataclasses import dataclass
@@ -38,28 +40,28 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class PruMerge(Pruner):
-    """Top-k of CLS attention in the tower's last layer; nearest neighbours are added in raw space, the rest is one token."""
+    """Keeps the highest CLS attention of the tower's last layer; adds nearest neighbours in raw space; the rest is one token."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "last_layer_attention", "last_layer_keys"})
     positions: ClassVar[Positions] = "compact"
     order: ClassVar[TokenOrder] = "own"
 
     plus: bool = False
-    """PruMerge+: an even sample of the image is among the patches."""
+    """Whether an even sample of the image is among the patches (PruMerge+)."""
     neighbours: PositiveInt = 32
-    """Patches that are added to each kept one."""
+    """Patches that are added to each kept patch."""
     quirks: Literal["official", "fixed"] = "official"
     """How weights are normalised and patches repeated: see above."""
     count: Literal["budget", "outliers"] = "budget"
-    """How many patches: as the budget says, or as many as the attention has outliers, as published."""
+    """How many patches are kept: as the budget says, or as many as the attention has outliers, as published."""
 
     @property
     def adaptive(self) -> bool:
-        """Where outliers decide."""
+        """Return whether outliers decide."""
         return self.count == "outliers"
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """Weights over the patches."""
+        """Return weights over the patches."""
         kept = self._outliers if self.adaptive else partial(self._budgeted, count=keep - 1)
         merged = Neighbours(self.neighbours, normalised=self.quirks == "fixed").weights
         arrays = zip(tokens.arrays["last_layer_attention"], tokens.arrays["last_layer_keys"], strict=True)

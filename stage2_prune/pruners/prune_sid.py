@@ -2,14 +2,14 @@
 
 PruneSID (Fang et al., "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic
 Importance-Diversity", ICLR 2026, arXiv 2603.09480); official code ZhengyaoFang/PruneSID,
-prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formula. Published: `raw`, CLS attention summed
-over heads, compact positions; order: group by group, in each first what survives the suppression and then the rest, by
-falling attention.
+prunesid/prunesid_llava/clip_encoder.py at 390d760, reimplemented from the formula. Published: `raw`, CLS attention summed over
+heads, compact positions. Patches are in the order of groups; in each, survivors of the suppression come before the rest, and
+both are by falling attention.
 
-Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of them
-are those of the official budget keep + 1. Its principal components come from a randomised decomposition without a seed; here
-it is drawn for each image. Groups with equally many survivors are filled up in the order of an unstable sort; here the first
-is next. At keep = patches the official code does not return, here everything is kept in raster order.
+Quirks: the official budget counts the CLS row, which goes to the language model too. Here only patches go: `keep` of them are
+those of the official budget keep + 1. Its principal components come from a randomised decomposition without a seed; here it is
+drawn for each image. Groups with equally many survivors are filled up in the order of an unstable sort; here the first comes
+next. At keep = patches the official code does not return; here everything is kept in raster order.
 """
 
 import math
@@ -34,14 +34,14 @@ from stage2_prune.pruning.tokens import VisualTokens
 TOKENS_PER_GROUP = 4
 """Tokens of the budget for which there is one group."""
 TOKENS_PER_MEAN_SIMILARITY = 32
-"""Tokens of the budget at which patches repeat each other from the image's mean similarity on; twice that from twice as many."""
+"""Budget at which patches repeat each other from the mean similarity on; at twice the budget from twice that similarity on."""
 
 
 @dataclass(frozen=True)
 class PruneSid(Pruner):
-    """A group for every four tokens of the budget, by principal component; each gives its most attended patches.
+    """Makes a group for every four tokens of the budget, by principal component; each gives its most attended patches.
 
-    Inside a group a more attended patch suppresses those like it; what survives comes first, and decides the group's share.
+    Inside a group a more attended patch suppresses those like it; survivors come first, and decide the group's share.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
@@ -50,12 +50,12 @@ class PruneSid(Pruner):
     randomised: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0
-    """Seed of the randomised decomposition; an evaluation averages over this one and those that follow."""
+    """Seed of the randomised decomposition; an evaluation averages over this seed and those that follow it."""
     quirks: Literal["official", "fixed"] = "official"
     """`official`: a randomised decomposition; `fixed`: the exact one, which uses no seed."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, group by group."""
+        """Return `keep` patches of each image, group by group."""
         if keep == tokens.patches:
             return torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)
         raw = tokens.arrays["raw"].float().cpu()  # the same draw on every device
@@ -71,15 +71,15 @@ class PruneSid(Pruner):
         image_id: str,
         keep: int,
     ) -> Int[Tensor, "{keep}"]:
-        budget = keep + 1  # the official one, with the CLS row
+        budget = keep + 1  # the official budget counts the CLS row
         drawn = None if self.quirks == "fixed" else image_seed(self.seed, image_id)
         component = heaviest_component(raw, min(max(1, budget // TOKENS_PER_GROUP), *raw.shape), drawn)
-        order = ranking(saliency)
+        ranked = ranking(saliency)
         threshold = budget / TOKENS_PER_MEAN_SIMILARITY * similarity.triu(1).sum() / math.comb(len(raw), 2)
         repeats = (similarity > threshold) & (component[:, None] == component)
-        survives = survivors(repeats[order][:, order])
-        order = torch.cat([order[survives], order[~survives]])
-        members, surviving = component.bincount(), component[order[: survives.sum()]].bincount()
+        survives = survivors(repeats[ranked][:, ranked])
+        ranked = torch.cat([ranked[survives], ranked[~survives]])
+        members, surviving = component.bincount(), component[ranked[: survives.sum()]].bincount()
         quotas = group_quotas(keep, budget, members, surviving)
-        groups = [order[component[order] == group] for group in range(len(members))]
+        groups = [ranked[component[ranked] == group] for group in range(len(members))]
         return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])

@@ -16,18 +16,17 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Random(Pruner):
-    """A uniform draw without replacement, a function of (seed, image id) alone.
+    """Draws patches uniformly without replacement, as a function of (seed, image id) alone.
 
-    One permutation per image, of which the first `keep` are taken: a smaller budget is a subset of a larger
-    one.
+    There is one permutation per image, and its first `keep` patches are kept: a smaller budget is a subset of a larger one.
     """
 
     randomised: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0
-    """Seed of the draw; an evaluation averages over this one and those that follow."""
+    """Seed of the draw; an evaluation averages over this seed and those that follow it."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` random patches of each image, ascending."""
+        """Return `keep` random patches of each image, ascending."""
         drawn = [np.sort(permutation(self.seed, name, tokens.patches)[:keep]) for name in tokens.image_ids]
         return torch.from_numpy(np.stack(drawn).astype(np.int64)).to(tokens.device)

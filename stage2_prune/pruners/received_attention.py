@@ -14,18 +14,18 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class ReceivedAttention(Pruner):
-    """Top-k of the attention that a patch receives in one layer, averaged over heads and over the rows that attend."""
+    """Keeps the patches that receive most attention in one layer, averaged over heads and over the rows that attend."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention"})
 
     layer: int = -2
-    """Tower layer, from 0 in a tower of 24; negative from the end, as `vision_feature_layer`."""
+    """Tower layer, from 0 in a tower of 24; a negative number counts from the end, as in `vision_feature_layer`."""
 
     def tower_layers(self, layers: int) -> dict[str, int]:
-        """The layer of the score."""
+        """Return the layer of the score."""
         return {"layer": tower_layer(self.layer, layers)}
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """The `keep` most attended patches of each image, ascending; of equals the lower index."""
+        """Return the `keep` most attended patches of each image, ascending; of equal patches the lower index."""
         received = tokens.arrays["received_attention"]
         return top_k(received[:, self.tower_layers(received.shape[1])["layer"]], keep)

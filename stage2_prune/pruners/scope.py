@@ -1,10 +1,10 @@
-"""Salient patches that cover what the kept ones do not yet.
+"""Salient patches that cover what the kept ones do not yet cover.
 
-SCOPE (Deng et al., "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs", NeurIPS 2025,
-arXiv 2510.24214); official code kinredon/SCOPE, scope/clip_encoder.py at 6bf7306, reimplemented from the formula.
-Published: cosine of `raw`, CLS attention summed over heads, alpha 1, `multi`, raster order, compact positions. The
-official code takes alpha and the combination from environment variables and divides the budget by the batch size:
-here they are fields, and the budget is each image's own.
+SCOPE (Deng et al., "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs", NeurIPS 2025, arXiv
+2510.24214); official code kinredon/SCOPE, scope/clip_encoder.py at 6bf7306, reimplemented from the formula. Published: cosine
+of `raw`, CLS attention summed over heads, alpha 1, `multi`, raster order, compact positions. The official code takes alpha and
+the combination from environment variables and divides the budget by the batch size: here both are fields, and each image has
+the whole budget.
 
 With alpha 0 and `multi` the saliency is 1 and gains tie exactly; the lower index is taken.
 """
@@ -25,9 +25,9 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Scope(Pruner):
-    """Greedy facility location times saliency: always the patch with the largest gain x CLS attention ** alpha.
+    """Greedy facility location times saliency: each step takes the patch with the largest gain x CLS attention ** alpha.
 
-    The gain is by how much the patch raises the sum, over all patches, of the cosine to the nearest kept one.
+    The gain is the amount by which the patch raises the sum, over all patches, of the cosine to the nearest kept patch.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
@@ -39,11 +39,11 @@ class Scope(Pruner):
     """Whether gain and saliency are multiplied or added."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, ascending; of equals the lower index."""
+        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
         saliency = tokens.arrays["cls_attention"].double().sum(dim=1) ** self.alpha
-        found = cover(
+        kept = cover(
             cosine_similarity(tokens.arrays["raw"]),
             keep,
             lambda gain: gain * saliency if self.combine == "multi" else gain + saliency,
         )
-        return found.sort(dim=-1).values
+        return kept.sort(dim=-1).values

@@ -1,14 +1,15 @@
 """VisionZip: the patches that CLS attends to most, and the rest merged into a few contextual tokens.
 
 Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467;
-dvlab-research/VisionZip at 3151f6d. Reimplemented from its maths.
+dvlab-research/VisionZip at 3151f6d, reimplemented from its maths.
 
-Reads the CLS row's attention and the keys of the layer that makes `raw`. Published: 54 dominant tokens (the CLS row is one of
-them) + 10 contextual ones of 64, 108 + 20 of 128, 162 + 30 of 192: the same share at every budget here. Tokens come in the
-order CLS, dominant patches in raster order, contextual ones. Compact positions, as the CLS row stands nowhere in the image.
+The method reads the CLS row's attention and the keys of the layer that makes `raw`. Published: 54 dominant tokens (the CLS row
+is one of them) + 10 contextual ones of 64, 108 + 20 of 128, 162 + 30 of 192; the same share at every budget here. Tokens come
+in the order CLS, dominant patches in raster order, contextual tokens. Positions are compact, as the CLS row stands nowhere in
+the image.
 
-Quirk: a contextual token is a target plus the mean of the patches assigned to it, which about doubles its norm; `paper` averages
-all of them, target included, as the paper's text has it.
+Quirk: a contextual token is a target plus the mean of the patches assigned to it, which about doubles its norm; `paper`
+averages all of them, target included, as the paper's text has it.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class VisionZip(Pruner):
-    """The CLS row, dominant patches as they are, and contextual tokens merged by the likeness of keys, in raw space."""
+    """Keeps the CLS row and dominant patches as they are, and merges contextual tokens by the likeness of keys, in raw space."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_hidden", "cls_attention", "keys"})
     positions: ClassVar[Positions] = "compact"
@@ -41,7 +42,7 @@ class VisionZip(Pruner):
     """What a contextual token is: see above."""
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """Weights over the patches and the CLS row after them."""
+        """Return weights over the patches and the CLS row after them."""
         targets = min(round(keep * self.contextual), keep - 1)
         weights: list[Tensor] = []
         for attention, keys in zip(tokens.arrays["cls_attention"], tokens.arrays["keys"], strict=True):

@@ -1,15 +1,15 @@
-"""VScan, its part before the language model: patches seen from afar and from near, all others averaged into them.
+"""VScan, its part before the language model: patches seen from afar and from near, with all others averaged into them.
 
 Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", arXiv 2505.22654;
-Tencent/SelfEvolvingAgent (VScan/) at a82450e. Reimplemented from its maths.
+Tencent/SelfEvolvingAgent (VScan/) at a82450e, reimplemented from its maths.
 
-Reads the CLS row's attention of a shallow layer and of the layer that makes `raw`, and `projected`. Published: half of the
-budget local, layer 5 of 24 (from 0) in 4 x 4 windows, the other half global; the second stage, which halves the tokens inside the
-language model at layer 16 of 32, is another method. Kept patches are in raster order; compact positions.
+The method reads the CLS row's attention of a shallow layer and of the layer that makes `raw`, and `projected`. Published: half
+of the budget local, layer 5 of 24 (from 0) in 4 x 4 windows, the other half global; the second stage, which halves the tokens
+inside the language model at layer 16 of 32, is another method. Kept patches are in raster order, and positions are compact.
 
-Where half of the budget is no multiple of the number of windows the released code keeps fewer tokens than asked for (98 of 100):
-here the global half gets what is left over. It also zeroes the cached attention in place; both are the same where it keeps its
-budget, so there is no quirk to choose.
+Where half of the budget is no multiple of the number of windows the released code keeps fewer tokens than asked for (98 of
+100): here the global half gets what is left over. The released code also zeroes the cached attention in place. Both codes do
+the same where the released one keeps its budget, so there is no quirk to choose.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class VScan(Pruner):
-    """The best patches of every window in a shallow layer and the best of the image in a deep one, in projected space."""
+    """Keeps the best patches of each window in a shallow layer and the best of the image in a deep one, and merges the others."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected", "cls_attention", "cls_attention_layers"})
     positions: ClassVar[Positions] = "compact"
@@ -41,16 +41,16 @@ class VScan(Pruner):
     local_layer: int = 5
     """Tower layer of the local choice, from 0 in a tower of 24."""
     windows_per_side: PositiveInt = 4
-    """Into how many windows each side of the image is cut."""
+    """Windows into which each side of the image is cut."""
 
     def tower_layers(self, layers: int) -> dict[str, int]:
-        """The local layer; the global one is that which makes `raw`."""
+        """Return the local layer; the global layer is the one that makes `raw`."""
         return {"local_layer": tower_layer(self.local_layer, layers)}
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """The kept patches, and weights that average each with those most like it."""
-        every = tokens.arrays["cls_attention_layers"]
-        shallow = every[:, self.tower_layers(every.shape[1])["local_layer"]]
+        """Return the kept patches, and weights that average each with the patches most like it."""
+        by_layer = tokens.arrays["cls_attention_layers"]
+        shallow = by_layer[:, self.tower_layers(by_layer.shape[1])["local_layer"]]
         window = windows(tokens.grid, self.windows_per_side, self.windows_per_side).to(tokens.device)
         index, weights = [], []
         for near, far, features in zip(

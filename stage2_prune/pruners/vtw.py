@@ -1,7 +1,8 @@
 """No visual token at all in the second half of the language model.
 
 VTW (Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal", AAAI 2025), as in the port
-ModelTC/LightCompress at 9701d03; reimplemented from the description. Reads nothing; published at layer 16 of 32.
+ModelTC/LightCompress at 9701d03, reimplemented from the description. The method reads nothing. It was published at layer 16 of
+32.
 """
 
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from stage2_prune.pruning.schedule import Schedule, Stage
 
 @dataclass(frozen=True)
 class Vtw(InLLMPruner):
-    """All visual tokens up to a layer, none from there on.
+    """Keeps all visual tokens up to a layer and none from there on.
 
-    It takes no budget: its mean over layers follows from `layer` alone, in steps of patches / layers.
+    The method takes no budget: its mean over layers follows from `layer` alone, in steps of patches / layers.
     """
 
     budget: ClassVar[Budget] = "fixed"
@@ -30,10 +31,10 @@ class Vtw(InLLMPruner):
     """Layers that see every token, of 32."""
 
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:
-        """Everything, then nothing; `keep` is not looked at."""
+        """Return a schedule of everything, then nothing; `keep` has no effect."""
         stages = (Stage(language_layer(self.layer, depth), 0),) if depth > 1 else ()
         return Schedule(depth, patches, stages)
 
     def drop(self, site: Site, keep: int) -> Drop:
-        """Nothing stays."""
+        """Keep nothing."""
         return Drop(torch.empty(0, dtype=torch.long, device=site.hidden.device))

@@ -1,13 +1,13 @@
-"""Patches that move the language model's input most when they are shaken, far from each other.
+"""Patches at which the projector is most sensitive, far from each other.
 
 ZOO-Prune (Kim et al., "Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Vision-Language Models", CVPR 2026,
 arXiv 2509.24837); official code AIM-SKKU/ZOO-Prune, LLaVA/llava/model/llava_arch.py at 159f7f9, reimplemented from the formula.
-Reads `raw`, the projector and `projected`. Published: 64 directions, each for all patches of an image, step 0.01, cosine distance
-of `projected`, raster order, compact positions. It costs 2 x 64 projections of an image.
+The method reads `raw`, the projector and `projected`. Published: 64 directions, each for all patches of an image, step 0.01,
+cosine distance of `projected`, raster order, compact positions. It costs 2 x 64 projections of an image.
 
-Quirks: the official directions have no seed; here they are drawn for each image. It shakes features in 16 bits, where a step of
-0.01 along a unit vector is mostly rounded away: in float32 the formula is as published, in 16 bits what it tends to for small
-steps, the derivative along the direction (forward mode), which no rounding swallows.
+Quirks: the official directions have no seed; here they are drawn for each image. The official code moves features in 16 bits,
+where a step of 0.01 along a unit vector is mostly rounded away. Here the formula is as published in float32; in 16 bits it is
+the limit for small steps, the derivative along the direction (forward mode), which no rounding swallows.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from stage2_prune.pruning.tokens import Beside, Project, VisualTokens
 class ZooPrune(Pruner):
     """Greedy max-min diversity, in which distances are weighed by how sensitive the projector is at a patch.
 
-    Sensitivity is the mean, over random unit directions, of how far the projected patch moves per step; scaled to [0, 1]
+    Sensitivity is the mean, over random unit directions, of how far the projected patch moves per step; it is scaled to [0, 1]
     over an image. The most sensitive patch is first.
     """
 
@@ -42,14 +42,14 @@ class ZooPrune(Pruner):
     randomised: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0
-    """Seed of the directions; an evaluation averages over this one and those that follow."""
+    """Seed of the directions; an evaluation averages over this seed and those that follow it."""
     directions: PositiveInt = 64
-    """Directions in which an image is shaken."""
+    """Directions along which the features of an image are moved."""
     step: PositiveFloat = 0.01
-    """How far to either side, in units of `raw`; without effect in 16 bits, see above."""
+    """Length of a step to either side, in units of `raw`; it has no effect in 16 bits, see above."""
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """`keep` patches of each image, ascending; of equals the lower index."""
+        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
         assert tokens.projector is not None
         images = zip(tokens.arrays["raw"], tokens.image_ids, strict=True)
         sensitivity = torch.stack([self._sensitivity(raw, tokens.projector, name) for raw, name in images])
@@ -63,5 +63,5 @@ class ZooPrune(Pruner):
     ) -> Float[Tensor, " patch"]:
         generator = torch.Generator().manual_seed(image_seed(self.seed, image_id) % 2**63)
         drawn = F.normalize(torch.randn(self.directions, raw.shape[-1], generator=generator), dim=-1)
-        # A direction at a time: two projections of one image are all that is held.
-        return torch.stack([slope(project, raw, one, self.step) for one in drawn.to(raw)]).mean(dim=0)
+        # One direction at a time, so that memory holds no more than two projections of an image.
+        return torch.stack([slope(project, raw, direction, self.step) for direction in drawn.to(raw)]).mean(dim=0)

@@ -63,7 +63,6 @@ def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: b
         questions: the questions of one batch.
         post_prompt: text that is appended to every question.
         rank: whether the choices will be ranked; otherwise they are not tokenised.
-
     """
     wordings = [question.question + post_prompt for question in questions]
     choices = tuple(

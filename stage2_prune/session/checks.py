@@ -66,7 +66,6 @@ def check_checkpoint(features: Features, family: type[Family], config: Any, mode
 
     Raises:
         StoreMismatch: (exit 4) with every field that differs.
-
     """
     store = features.store
     semantic = store.fingerprint(features.source).semantic
@@ -128,7 +127,6 @@ def check_reprojection(features: Features, allow_foreign_device: bool) -> Reproj
 
     Raises:
         StoreMismatch: (exit 4) if the features differ.
-
     """
     store = features.store
     if not {"raw", "projected"} <= store.arrays.keys() or features.projector is None:

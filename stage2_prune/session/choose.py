@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from configs.experiment import Experiment
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.session.features import Excluded
-from store.questions.question import Question, Split, read_questions
+from store.questions.question import Question, Split, no_questions, read_questions
 from store.questions.splits import say, select
 
 NO_ANSWER = "it has no answer to be scored by"
@@ -28,7 +28,6 @@ def choose(experiment: Experiment, split: Split, limit: int | None = None) -> li
 
     Raises:
         PrunerMisused: (exit 2) if the split has no question.
-
     """
     return _chosen(experiment, [split], limit)[split]
 
@@ -40,16 +39,14 @@ def choose_scored(experiment: Experiment, *splits: Split) -> list[Chosen]:
 
     Raises:
         PrunerMisused: (exit 2) for a split without such a question.
-
     """
     splits_chosen: list[Chosen] = []
     for split, questions in _chosen(experiment, splits, None).items():
         answered = [question for question in questions if question.can_be_scored]
         if not answered:
-            raise PrunerMisused(
-                f"expected answered questions in the {split} split, none of {len(questions)} has an answer "
-                f"({', '.join(question.question_id for question in questions[:3])}): check data.questions"
-            )
+            names = ", ".join(question.question_id for question in questions[:3])
+            came = f"none of {len(questions)} has an answer ({names})"
+            raise PrunerMisused(no_questions(f"answered questions in the {split} split", came))
         unanswered = [Excluded(question.question_id, NO_ANSWER) for question in questions if not question.can_be_scored]
         splits_chosen.append(Chosen(answered, unanswered))
     return splits_chosen
@@ -60,6 +57,6 @@ def _chosen(experiment: Experiment, splits: Sequence[Split], limit: int | None) 
     chosen: dict[Split, list[Question]] = {split: select(questions, experiment.data, split)[:limit] for split in splits}
     for split, taken in chosen.items():
         if not taken:
-            raise PrunerMisused(f"expected questions in the {split} split, there are none: check data.questions")
+            raise PrunerMisused(no_questions(f"questions in the {split} split", "there are none"))
     say(questions, experiment.data, splits, limit)
     return chosen

@@ -125,7 +125,6 @@ class Features:
             NotExtracted: (exit 5) if the pruner reads the projector and the store has no projector.
             PrunerMisused: (exit 2) if an array that the pruner reads has another number of patches than there are visual
                 tokens.
-
         """
         if "projector" in pruner.reads and self.projector is None:
             raise NotExtracted(
@@ -147,7 +146,6 @@ class Features:
         Raises:
             NotExtracted: (exit 5) if an image was never given to stage 1, or if its shard is not committed yet.
             NothingToAsk: (exit 3) if no question is about an image that could be encoded.
-
         """
         absent = sorted({q.image for q in questions if self.store.ids.row_of_name(q.image) is None})
         if absent:
@@ -177,7 +175,6 @@ class Features:
         Args:
             batches: the questions of each batch.
             source: the array that the features to select from come from, in place of `self.source`.
-
         """
         source = self.source if source is None else source
         names = sorted(self.needs | {source})

@@ -43,7 +43,6 @@ def questions_as_now(recorded: Any, now: Mapping[str, Any], digest_now: str, cou
         now: today's questions, as `of_questions` returns them.
         digest_now: the digest of today's questions, taken as the earlier version took it.
         count: the number of questions, recorded elsewhere.
-
     """
     if isinstance(recorded, Mapping):
         return recorded
@@ -76,7 +75,6 @@ def require_same(
 
     Raises:
         OtherRun: (exit 2), or `error`, naming the settings that differ with both values.
-
     """
     differing = differences(old, now)
     if differing:

@@ -21,7 +21,6 @@ def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned
 
     Raises:
         PrunerMisused: (exit 2) for another number of weights than there are rows.
-
     """
     if pruned.merge is None:
         return pruned

@@ -67,7 +67,6 @@ def prune_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) 
     Returns:
         The batch that the result belongs to, and the visual tokens that the pruner leaves. If the pruner reads the
         question, that batch has an image of its own for each question.
-
     """
     batch, chosen = choose_batch(pruner, batch, keep, reader)
     return batch, make_merged(chosen, batch, reader.features.project)
@@ -78,7 +77,6 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader)
 
     Raises:
         PrunerMisused: (exit 2) if a method that is not `adaptive` keeps another number of tokens than `keep`.
-
     """
     if "projector" in pruner.reads:
         batch = replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
@@ -158,7 +156,6 @@ def joined(parts: Sequence[Pruned], order: Sequence[int]) -> Pruned:
     Args:
         parts: the results.
         order: for each image of the joined result, its index among the images of all parts, laid one after another.
-
     """
     most = max(part.kept for part in parts)
 

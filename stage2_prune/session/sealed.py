@@ -61,7 +61,6 @@ def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
     Raises:
         DamagedRun: (exit 4) if the file holds no JSON object, or an object whose checksum does not match. An object
             without a checksum is accepted. `remedy` ends the message.
-
     """
     data = read_bytes(path, remedy)
     if data is None:
@@ -83,7 +82,6 @@ def read_bytes(path: Path, remedy: str) -> bytes | None:
 
     Raises:
         DamagedRun: (exit 4) if the file cannot be read. `remedy` ends the message.
-
     """
     try:
         return path.read_bytes()

@@ -93,7 +93,6 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
         StoreError: for arrays that the store lacks.
         CheckpointMissing: (exit 5) if there is no such checkpoint.
         StoreMismatch: (exit 4) if another model made the features.
-
     """
     store = FeatureStore.open(experiment.store_location)
     check_shapes(store)
@@ -115,7 +114,6 @@ def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_d
 
     Raises:
         StoreMismatch: (exit 4) if the store's features cannot be those of this checkpoint.
-
     """
     features = open_features(experiment, needs)
     check_projector(features, experiment.model)

@@ -46,7 +46,6 @@ def belongings(features: Features, pruner: TrainedPruner, language_model: str | 
         features: the opened store.
         pruner: the pruner whose weights are described.
         language_model: the digest of the language model's weights; None if no model is at hand to compare.
-
     """
     arrays = features.fingerprints(pruner.needs | {features.source})
     semantic = {
@@ -77,7 +76,6 @@ def save(
 
     Returns:
         The sha256 of the weights file.
-
     """
     data = safetensors.torch.save(_state(pruner))
     digest = hashlib.sha256(data).hexdigest()
@@ -128,7 +126,6 @@ def load(
         NotTrained: (exit 5) if nothing was trained.
         WeightsMismatch: (exit 4) if the weights belong to other parameters, other features or another language model.
         DamagedRun: (exit 4) if a file is damaged.
-
     """
     record = None if folder.is_file() else read_record(folder)
     if record is None:

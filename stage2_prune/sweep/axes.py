@@ -1,4 +1,4 @@
-"""What the accuracies of a sweep are drawn against."""
+"""Define the axes that the accuracies of a sweep are drawn against."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """A logarithmic axis."""
+    """A logarithmic axis: where a row of results lies on it, and how its ticks are chosen and written."""
 
     title: str
     value: Callable[[Row], float]
+    """Gives the value of a row on this axis."""
     tick: Callable[[float], str]
+    """Formats the label of a tick."""
     factor: Literal[8, 10]
-    """8: ticks at powers of two; 10: at 1, 2, 5, 10, …"""
+    """8 puts ticks at powers of two; 10 puts them at 1, 2, 5, 10, …"""
     most: int
-    """Ticks that there is room for."""
+    """The largest number of ticks that there is room for."""
 
     def ticks(self, values: Sequence[float]) -> list[float]:
-        """A few round numbers."""
+        """Choose a few round numbers that span the values."""
         low, high = min(values), max(values)
         steps = (1, 2, 4) if self.factor == 8 else (1, 2, 5)
         every = (step * float(self.factor) ** power for power in range(-6, 20) for step in steps)

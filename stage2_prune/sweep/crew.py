@@ -1,6 +1,6 @@
-"""Processes that share the cells of a sweep: the caller is one of them, the others are spawned.
+"""Share the cells of a sweep among processes: the caller is one of these processes, the others are spawned.
 
-Who answers which cell changes no bit: every process has the same number of CPU threads and asks in the same batches.
+The division of work changes no bit, because every process has the same number of CPU threads and asks in the same batches.
 """
 
 import multiprocessing
@@ -25,44 +25,39 @@ from stage2_prune.evaluation.evaluate import answer
 from stage2_prune.evaluation.predictions import PredictionFile
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.sweep.grid import build, needs, servable, wanted
+from store.layout.tensors import worker_devices
 from store.questions.question import Question
 
 PATIENCE_SECONDS = 5.0
-"""How long workers may take to end when the sweep does."""
+"""How long workers may take to end after the sweep has ended, before they are killed."""
 _POLL_SECONDS = 0.2
+"""Seconds between two looks at the workers' progress."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be answered, as every worker is told it."""
+    """The description of what is to be answered, which every worker receives."""
 
     experiment: Experiment
     tasks: tuple[tuple[str, ...], ...]
-    """Names of cells that one worker answers together, as features are read once for them; the longest first."""
+    """Tasks, the longest first. A task names the cells that one worker answers together, with features read once for all."""
     identities: Mapping[str, Mapping[str, Any]]
-    """What the predictions of each cell are made with."""
+    """The settings that the predictions of each cell are made with, by the cell's name."""
     asked: tuple[Question, ...]
     allow_foreign_device: bool
 
     @property
     def workers(self) -> int:
-        """As many as the config says, else one per GPU, or as many as the cores have room for; no more than tasks."""
-        section, here = self.experiment.sweep, devices(self.experiment)
-        on_cpu = here == ["cpu"] or not torch.cuda.is_available()
-        many = _cores() // section.threads if on_cpu else len(here)
-        return max(1, min(section.workers or many, len(self.tasks)))
-
-
-def devices(experiment: Experiment) -> list[str]:
-    """The devices of this machine that workers are spread over."""
-    name = experiment.model.device
-    count = torch.cuda.device_count()
-    return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]
+        """The number of workers: the config's, else one per GPU or as many as the cores have room for; at most one a task."""
+        section, devices = self.experiment.sweep, worker_devices(self.experiment.model.device)
+        on_cpu = devices == ["cpu"] or not torch.cuda.is_available()
+        room = _cores() // section.threads if on_cpu else len(devices)
+        return max(1, min(section.workers or room, len(self.tasks)))
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """So many threads for torch on the CPU, in this block."""
+    """Let torch use `count` CPU threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -72,38 +67,46 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def inner(experiment: Experiment) -> Experiment:
-    """The same, with its predictions below `sweep`, where those of `eval` are not."""
+    """Move the predictions of an experiment below `sweep`, apart from the predictions of `eval`."""
     return experiment.model_copy(update={"run_dir": experiment.run_dir / "sweep"})
 
 
-def share(work: Work, session: Session, cells: Mapping[str, Cell], told: Callable[[int], object]) -> None:
-    """Answer everything; `told` is called with numbers of answers, of all workers.
+def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Callable[[int], object]) -> None:
+    """Answer everything, in this process and in spawned workers.
 
-    Raises WorkerFailed if a worker ended with an error; what was answered by then is kept.
+    Args:
+        work: the description of the work.
+        session: the opened store and model of this process.
+        cells: the cells by name.
+        report: called with each number of new answers, of all workers.
+
+    Raises:
+        WorkerFailed: if a worker ended with an error; all answers up to then are kept.
     """
     context = multiprocessing.get_context("spawn")
-    taken, answered = context.Value("q", 0), context.Value("q", 0)
-    here = devices(work.experiment)
+    taken, answered = context.Value("q", 0), context.Value("q", 0)  # tasks taken by anyone; answers of spawned workers
+    devices = worker_devices(work.experiment.model.device)
     members = [
-        context.Process(target=_main, args=(work, here[index % len(here)], taken, answered), daemon=True)
+        context.Process(target=_main, args=(work, devices[index % len(devices)], taken, answered), daemon=True)
         for index in range(1, work.workers)
     ]
     seen = 0
 
-    def look(answers: int) -> None:
+    def report_all(answers: int) -> None:
+        """Report the answers of this process with those that workers gave meanwhile; raise if a worker failed."""
         nonlocal seen
         others = answered.value
-        told(answers + others - seen)
+        report(answers + others - seen)
         seen = others
         _require_alive(members)
 
     try:
         for member in members:
             member.start()
-        _answer(work, session, cells, taken, look)
+        _answer(work, session, cells, taken, report_all)
         while any(member.exitcode is None for member in members):
             next(member for member in members if member.exitcode is None).join(_POLL_SECONDS)
-            look(0)
+            report_all(0)
     finally:
         _stop(members)
 
@@ -115,7 +118,7 @@ def _require_alive(members: Sequence[SpawnProcess]) -> None:
 
 
 def _stop(members: Sequence[SpawnProcess]) -> None:
-    """No worker outlives the sweep."""
+    """End all workers, so that no worker outlives the sweep."""
     started = [member for member in members if member.pid is not None]
     for member in started:
         member.terminate()
@@ -127,13 +130,16 @@ def _stop(members: Sequence[SpawnProcess]) -> None:
 
 
 def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
-    """A spawned worker: the exit codes of a command; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run a spawned worker, and exit with the exit code of a command."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     stop_on_sigterm()
     torch.set_num_threads(work.experiment.sweep.threads)
 
-    def tell(answers: int) -> None:
-        """Count answers; raise, before any is written, if nobody waits for them: another sweep may be there by now."""
+    def count(answers: int) -> None:
+        """Count answers; before they are written, abort if the parent process has died.
+
+        Another sweep may have started since, and may be writing the same files.
+        """
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             raise Interrupted("the process that started this worker is gone; run the same command again to go on")
@@ -147,21 +153,23 @@ def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
             named, _ = servable(experiment, wanted(experiment))
             session = open_session(experiment, needs(named), work.allow_foreign_device)
             cells = {cell.name: cell for cell in build(session, named).cells}
-            _answer(work, session, cells, taken, tell)
-        except Interrupted as end:  # the parent has said it
+            _answer(work, session, cells, taken, count)
+        except Interrupted as end:  # the parent has printed the message
             return end.exit_code
         return 0
 
     sys.exit(run_to_exit_code(run))
 
 
-def _answer(work: Work, session: Session, cells: Mapping[str, Cell], taken: Any, told: Callable[[int], object]) -> None:
-    """Take tasks until there are no more."""
+def _answer(
+    work: Work, session: Session, cells: Mapping[str, Cell], taken: Any, report: Callable[[int], object]
+) -> None:
+    """Take and answer tasks until no task is left."""
     experiment = inner(session.experiment)
     below = Session(experiment, session.features, session.language, session.reprojection, session.exact)
     folder, size = experiment.run_dir / "eval" / "predictions", experiment.eval.batch_size
     while (task := _take(taken)) < len(work.tasks):
-        told(0)  # as before each write: opening a file cuts it to whole batches
+        report(0)  # as before each write, because opening a file cuts it to whole batches
         todo = [
             Progress(
                 cells[name],
@@ -171,14 +179,16 @@ def _answer(work: Work, session: Session, cells: Mapping[str, Cell], taken: Any,
             )
             for name in work.tasks[task]
         ]
-        answer(below, todo, work.asked, told)
+        answer(below, todo, work.asked, report)
 
 
 def _take(taken: Any) -> int:
+    """Return the number of the next task, counted from 0 over all workers."""
     with taken.get_lock():
         taken.value += 1
         return taken.value - 1
 
 
 def _cores() -> int:
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The grid of a sweep: every method that can be served, crossed with all that the config varies; each cell once."""
+"""Build the grid of a sweep: every method that can be served, crossed with all that the config varies; each cell once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -28,92 +28,99 @@ from stage2_prune.sweep.raster_order import RasterOrder
 from store.reading.absent import how_to_add
 from store.reading.reader import FeatureStore
 
-Order = Literal["default", "raster"]
+OrderChoice = Literal["default", "raster"]
+"""The order of kept patches: the method's own, or that of the image."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its parameters and the factors that cells of it share."""
+    """A method with its parameters and the factors that its cells share."""
 
     label: str
+    """The name in results, which also begins the names of files."""
     method: str
-    """Its file's name."""
+    """The name of the method's file."""
     pruner: Pruner
-    order: Order
+    order: OrderChoice
     match: Match
 
 
 @dataclass
 class Grid:
-    """What is asked, and what cannot be."""
+    """The cells of a sweep, and the methods and budgets that cannot be had."""
 
     variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
-    """By label, those that the store can serve."""
+    """The variants that the store can serve, by label."""
     cells: list[Cell] = field(default_factory=list[Cell])
     infeasible: list[Unmet] = field(default_factory=list[Unmet])
     unavailable: list[Unavailable] = field(default_factory=list[Unavailable])
     digests: dict[str, str] = field(default_factory=dict[str, str])
-    """Of trained weights, by label."""
+    """Digests of the weights that methods use, by label."""
 
 
 def wanted(experiment: Experiment) -> list[Variant]:
-    """All methods that the config names, in its order, whatever they need."""
+    """List all methods that the config names, in its order, whether or not their needs can be met.
+
+    Raises:
+        PrunerMisused: (exit 2) if the config names no method.
+    """
     classes = plugin.find_all(pruners, Pruner)
     section = experiment.sweep
     matches = tuple(dict.fromkeys(section.matches)) or (experiment.prune.match,)
-    found: dict[str, Variant] = {}
+    named: dict[str, Variant] = {}
     for method in variants(experiment, classes)[0]:
         pruner = build_method(method, classes)
         inside = pruner.place == "in_llm" and pruner.budget != "fixed"
         for order in _orders(section.order, pruner):
             for match in matches if inside else matches[:1]:
-                other = {"order": order} if order == "raster" else {}
-                other |= {"match": match} if inside and match != "mean-tokens" else {}
-                other |= {} if method.weights is None else {"weights": method.weights}
-                label = label_of(method.name, pruner, other)
-                found.setdefault(label, Variant(label, method.name, pruner, order, match))
-    if not found:
+                factors = {"order": order} if order == "raster" else {}
+                factors |= {"match": match} if inside and match != "mean-tokens" else {}
+                factors |= {} if method.weights is None else {"weights": method.weights}
+                label = label_of(method.name, pruner, factors)
+                named.setdefault(label, Variant(label, method.name, pruner, order, match))
+    if not named:
         raise PrunerMisused("expected methods to sweep over, there are none: set sweep.methods to `all`, or name some")
-    return list(found.values())
+    return list(named.values())
 
 
-def _orders(asked: Sequence[Order], pruner: Pruner) -> Sequence[Order]:
-    """Those that differ: a method that keeps patches in raster order has one."""
-    return tuple(dict.fromkeys(asked)) if pruner.order == "own" else ("default",)
+def _orders(choices: Sequence[OrderChoice], pruner: Pruner) -> Sequence[OrderChoice]:
+    """Choose the orders that differ: a method that keeps patches in raster order anyway has a single one."""
+    return tuple(dict.fromkeys(choices)) if pruner.order == "own" else ("default",)
 
 
-def label_of(method: str, pruner: Pruner, other: Mapping[str, Any]) -> str:
-    """A name that depends on nothing but the method and what differs from its defaults: cells keep it when a config grows.
+def label_of(method: str, pruner: Pruner, factors: Mapping[str, Any]) -> str:
+    """Label a method by its name, the parameters that differ from its defaults, and `factors`.
+
+    The label depends on nothing else, so that cells keep their names when a config grows.
 
     >>> from stage2_prune.pruners.first_last import FirstLast
     >>> label_of("first_last", FirstLast(), {}), label_of("first_last", FirstLast("last"), {"order": "raster"})
     ('first_last', 'first_last@end=last,order=raster')
     """
     assert is_dataclass(pruner), f"{method} must be a frozen dataclass"
-    differing = {
-        one.name: value for one in fields(pruner) if (value := getattr(pruner, one.name)) != one.default
-    } | dict(other)
+    parameters = {f.name: value for f in fields(pruner) if (value := getattr(pruner, f.name)) != f.default}
+    differing = parameters | dict(factors)
     if not differing:
         return method
-    said = ",".join(f"{name}={value}" for name, value in differing.items())
-    return label_with(method, said)
+    return label_with(method, ",".join(f"{name}={value}" for name, value in differing.items()))
 
 
 def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Variant], list[Unavailable]]:
-    """The methods whose arrays the store has and whose questions can be read, and the others with what they need."""
+    """Split methods into those whose arrays and questions can be read, and the others with what they need."""
     store = FeatureStore.open(experiment.store_location)
-    _, unread = available({one.label: one.pruner for one in named}, experiment.model)
-    reasons = {one.pruner: one.reason for one in unread}
-    for one in named:
-        absent = sorted(one.pruner.needs - store.arrays.keys())
-        if absent and one.label not in reasons:
-            reasons[one.label] = f"needs {', '.join(absent)}: {how_to_add(absent, store.plan)}"
-    served = [one for one in named if one.label not in reasons]
-    return served, [Unavailable(one.label, reasons[one.label]) for one in named if one.label in reasons]
+    _, without_text = available({variant.label: variant.pruner for variant in named}, experiment.model)
+    reasons = {method.pruner: method.reason for method in without_text}
+    for variant in named:
+        absent = sorted(variant.pruner.needs - store.arrays.keys())
+        if absent and variant.label not in reasons:
+            reasons[variant.label] = f"needs {', '.join(absent)}: {how_to_add(absent, store.plan)}"
+    served = [variant for variant in named if variant.label not in reasons]
+    unserved = [variant.label for variant in named if variant.label in reasons]
+    return served, [Unavailable(label, reasons[label]) for label in unserved]
 
 
 def build(session: Session, named: Sequence[Variant]) -> Grid:
-    """The grid of methods that are `servable`; trained ones without weights are listed as unavailable."""
+    """Build the grid of `servable` methods; a trained method without weights is listed as unavailable."""
     experiment, patches = session.experiment, session.features.patches
     check_budgets(experiment, patches)
     grid = Grid()
@@ -140,23 +147,23 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
 
 
 def _bound(session: Session, variant: Variant, grid: Grid) -> Pruner:
-    """The pruner, a trained one with the weights that lie where `train` puts them."""
+    """Bind a variant's pruner; a trained pruner gets the weights that lie where `train` puts them."""
     label = variant.label
     if isinstance(variant.pruner, TrainedPruner) and not _names_weights(variant.pruner):
         configured = configured_pruners(session.experiment)
-        mine = (name for name, one in configured.items() if one == variant.pruner and not _names_weights(one))
-        label = next(mine, variant.method)
-    found, digests = bind(session, {label: variant.pruner})
+        same = (name for name, pruner in configured.items() if pruner == variant.pruner and not _names_weights(pruner))
+        label = next(same, variant.method)
+    bound, digests = bind(session, {label: variant.pruner})
     if label in digests:
         grid.digests[variant.label] = digests[label]
-    return found[label]
+    return bound[label]
 
 
 def _names_weights(pruner: Pruner) -> bool:
-    """Whether the config names the folder of a method's weights."""
+    """Tell whether the config names the folder of a method's weights."""
     return isinstance(pruner, TrainedPruner) and pruner.weights is not None
 
 
 def needs(named: Sequence[Variant]) -> frozenset[str]:
-    """All arrays that some methods read."""
-    return frozenset[str]().union(*(one.pruner.needs for one in named))
+    """List all arrays that the methods read."""
+    return frozenset[str]().union(*(variant.pruner.needs for variant in named))

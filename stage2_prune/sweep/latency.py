@@ -1,7 +1,6 @@
-"""What a cell costs on the clock: selecting and reading the prompt of one question, in turn with the unpruned model."""
+"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, in turn with the unpruned model."""
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.errors import DamagedRun, Infeasible, PrunerMisused
 from stage2_prune.evaluation.cells import Cell
+from stage2_prune.language.clock import seconds_after_work
 from stage2_prune.language.layer_loop import pruning_inside
 from stage2_prune.pruning.in_llm import InLLMPruner
 from stage2_prune.pruning.pruner import Pruner
@@ -32,35 +32,35 @@ _SAVED_EVERY = 50
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians over questions that are asked one at a time, twice each, of which the faster counts."""
+    """The latency of a cell: medians over questions. Questions are asked one at a time, twice; the faster run counts."""
 
     select_ms: float
-    """Before the language model: selecting, merging, and projecting what was merged."""
+    """Milliseconds before the language model: selecting, merging, and projecting merged tokens."""
     prefill_ms: float
-    """The language model's forward over the prompt, with what a method does inside it."""
+    """Milliseconds of the language model's forward pass over the prompt, including a method's work inside the model."""
     prefill_ratio: float
-    """`prefill_ms` over the unpruned model's, measured in turn."""
+    """`prefill_ms` divided by the unpruned model's, measured in turn."""
     latency_ratio: float
-    """Selecting and prefill together over the unpruned prefill: above 1, pruning is slower than not pruning."""
+    """Selecting and prefill together divided by the unpruned prefill: above 1, pruning is slower than not pruning."""
     latency_low: float
-    """The smallest such ratio among all runs, of every question and its repetition: with the largest one, the noise."""
+    """The smallest `latency_ratio` of all single runs; together with the largest, it shows the noise."""
     latency_high: float
-    """The largest such ratio."""
+    """The largest `latency_ratio` of all single runs."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The clock on one question: seconds of the fastest of its repetitions, and what each of them gave."""
+    """The times of one question: seconds of its fastest repetition, and the ratio of every repetition."""
 
     select: float
     prefill: float
     unpruned: float
     ratios: Sequence[float]
-    """Selecting and prefill over the unpruned prefill."""
+    """For each repetition, selecting and prefill together divided by the unpruned prefill."""
 
 
 def probe(session: Session, cells: Sequence[Cell], question: Question) -> dict[str, str]:
-    """Why cells cannot be answered, by name: each of them prunes and reads one question."""
+    """Try every cell on one question; return the names of the cells that fail, each with the reason."""
     failed: dict[str, str] = {}
     for batch in session.features.batches([[question]]):
         prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
@@ -77,83 +77,95 @@ def measure(
     cells: Mapping[str, tuple[Cell, Mapping[str, Any]]],
     asked: Sequence[Question],
     path: Path,
-    told: Callable[[int], object],
+    report: Callable[[int], object],
     overwrite: bool = False,
 ) -> dict[str, Latency]:
-    """The latencies of cells, by name, each given with what its predictions are made with; `path` keeps them, measured once
-    unless `overwrite`.
+    """Measure the latencies of cells and keep them in a file; a cell is measured once.
+
+    Args:
+        session: the opened store and model.
+        cells: for each name, the cell and the settings that its predictions are made with.
+        asked: the questions, of which a few are timed.
+        path: the file that keeps the latencies.
+        report: called with the number of cells that have been measured since the last call.
+        overwrite: whether to measure again what the file already holds.
     """
     rounds = spread(asked, session.experiment.sweep.rounds)
-    here = [[one.question_id for one in rounds], machine()]
-    of = {name: digest([identity, here]) for name, (_, identity) in cells.items()}
+    conditions = [[question.question_id for question in rounds], machine()]
+    measured_of = {name: digest([identity, conditions]) for name, (_, identity) in cells.items()}
     saved = {} if overwrite else _saved(path)
-    left = [name for name in cells if saved.get(name, {}).get("of") != of[name]]
-    told(len(cells) - len(left))
+    left = [name for name in cells if saved.get(name, {}).get("of") != measured_of[name]]
+    report(len(cells) - len(left))
     for start in range(0, len(left), _SAVED_EVERY):
         part = left[start : start + _SAVED_EVERY]
-        for name, found in zip(part, _measure(session, [cells[name][0] for name in part], rounds), strict=True):
-            saved[name] = {"of": of[name], **asdict(found)}
+        for name, latency in zip(part, _measure(session, [cells[name][0] for name in part], rounds), strict=True):
+            saved[name] = {"of": measured_of[name], **asdict(latency)}
         write_object(path, dict(sorted(saved.items())))
-        told(len(part))
+        report(len(part))
     return {name: Latency(**{k: v for k, v in saved[name].items() if k != "of"}) for name in cells}
 
 
 def _saved(path: Path) -> dict[str, Any]:
-    """What was measured before; DamagedRun (exit 4) if the file is not as it was written."""
+    """Read what was measured before; raise DamagedRun (exit 4) if the file is damaged."""
     remedy = "delete it and run the sweep again, which measures its latencies anew"
     saved = read_object(path, remedy) or {}
     expected = {"of", *(field.name for field in fields(Latency))}
-    earlier = expected - {"latency_low", "latency_high"}  # versions that did not tell the noise: measured anew
-    saved = {cell: found for cell, found in saved.items() if not (isinstance(found, dict) and found.keys() == earlier)}
-    for cell, found in saved.items():
-        if not isinstance(found, dict) or found.keys() != expected:
+    earlier = expected - {
+        "latency_low",
+        "latency_high",
+    }  # earlier versions recorded no noise: their cells are measured anew
+    saved = {cell: times for cell, times in saved.items() if not (isinstance(times, dict) and times.keys() == earlier)}
+    for cell, times in saved.items():
+        if not isinstance(times, dict) or times.keys() != expected:
             raise DamagedRun(f"{path} is damaged (expected {', '.join(sorted(expected))} of {cell}): {remedy}")
     return saved
 
 
 def spread(asked: Sequence[Question], count: int) -> list[Question]:
-    """So many questions, evenly over all."""
+    """Choose `count` questions, spread evenly over all."""
     count = min(count, len(asked))
-    return [asked[place * len(asked) // count] for place in range(count)]
+    return [asked[number * len(asked) // count] for number in range(count)]
 
 
 def machine() -> str:
-    """What a latency was measured on."""
+    """Describe the machine that latencies are measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.machine()}, {gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]) -> list[Latency]:
+    """Time every cell on every question of `rounds`, in turn with the unpruned model."""
     unpruned = _unpruned(session)
-    seconds: list[list[_Run]] = [[] for _ in cells]
+    runs_of_cells: list[list[_Run]] = [[] for _ in cells]
     for batch in session.features.batches([[question] for question in rounds]):
         prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
-        _timed(session, unpruned, batch, prepared)
-        for found, cell in zip(seconds, cells, strict=True):
-            both = [
+        _timed(session, unpruned, batch, prepared)  # warms caches up
+        for runs, cell in zip(runs_of_cells, cells, strict=True):
+            in_turn = [
                 (_timed(session, unpruned, batch, prepared), _timed(session, cell, batch, prepared)) for _ in range(2)
             ]
-            wholes, parts = zip(*both, strict=True)
+            wholes, parts = zip(*in_turn, strict=True)
             select, prefill = (min(times) for times in zip(*parts, strict=True))
             ratios = [(chosen + read) / whole for (chosen, read), (_, whole) in zip(parts, wholes, strict=True)]
-            found.append(_Run(select, prefill, min(prefill for _, prefill in wholes), ratios))
-    return [_medians(found) for found in seconds]
+            runs.append(_Run(select, prefill, min(prefill for _, prefill in wholes), ratios))
+    return [_medians(runs) for runs in runs_of_cells]
 
 
 def _medians(runs: Sequence[_Run]) -> Latency:
-    """Of all questions."""
-    ratios = [ratio for one in runs for ratio in one.ratios]
+    """Take the medians over all questions, and the smallest and largest ratio of all repetitions."""
+    ratios = [ratio for run in runs for ratio in run.ratios]
     return Latency(
-        1000 * median(one.select for one in runs),
-        1000 * median(one.prefill for one in runs),
-        median(one.prefill / one.unpruned for one in runs),
-        median((one.select + one.prefill) / one.unpruned for one in runs),
+        1000 * median(run.select for run in runs),
+        1000 * median(run.prefill for run in runs),
+        median(run.prefill / run.unpruned for run in runs),
+        median((run.select + run.prefill) / run.unpruned for run in runs),
         min(ratios),
         max(ratios),
     )
 
 
 def _unpruned(session: Session) -> Cell:
+    """Make the cell of the unpruned model."""
     depth: int = session.language.model.config.num_hidden_layers
     pruner = plugin.find(pruners, UNPRUNED, Pruner)()
     patches = session.features.patches
@@ -162,18 +174,18 @@ def _unpruned(session: Session) -> Cell:
 
 @torch.no_grad()
 def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared) -> tuple[float, float]:
-    """Seconds of selecting, which reads the question anew, and of the prompt's forward."""
+    """Measure the seconds of selecting, which reads the question anew, and of the prompt's forward pass."""
+    language, device = session.language, session.language.device
     if "clip_text" in cell.pruner.reads:
         session.reader.clip.forget()
-    begun = _now(session)
+    begun = seconds_after_work(device)
     batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
-    selected = _now(session)
-    language = session.language
+    selected = seconds_after_work(device)
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
     prompt = prompts(language, batch, prepared, pruned, cell.positions)
     model = language.answering(prompt.slots)
-    entered = _now(session)
+    entered = seconds_after_work(device)
     model(
         inputs_embeds=prompt.inputs_embeds,
         attention_mask=prompt.attention_mask,
@@ -181,11 +193,4 @@ def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared
         use_cache=True,
         logits_to_keep=1,
     )
-    return selected - begun, _now(session) - entered
-
-
-def _now(session: Session) -> float:
-    """Seconds, after what the device was still doing."""
-    if session.language.device.type == "cuda":
-        torch.cuda.synchronize(session.language.device)
-    return time.perf_counter()
+    return selected - begun, seconds_after_work(device) - entered

@@ -1,7 +1,6 @@
-"""Pictures of a sweep: a small panel for each method, all others in grey behind it."""
+"""Draw the pictures of a sweep: a small panel for each method, with all other methods in grey behind it."""
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from math import ceil
 from pathlib import Path
 from textwrap import fill
@@ -11,28 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from configs.files.atomic import write_atomically
-from stage2_prune.evaluation.plot import COLOURS, ends
+from stage2_prune.evaluation.plot import COLOURS, ends, save_figure
 from stage2_prune.language.price import one_convention
 from stage2_prune.sweep.axes import AXES, Axis, Row
 
 REFERENCES = {"keep_all": "all tokens", "keep_none": "none"}
-"""Drawn as lines through all panels."""
+"""Methods that are drawn as lines through all panels."""
 GROUPS = {"before_llm": "before the language model", "in_llm": "inside the language model"}
 COLUMNS = 6
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 _INK, _GREY, _PALE = "#222222", "#6b6b6b", "#d4d4d4"
 _PANEL, _GAP = (2.1, 1.3), (0.16, 0.36)
-"""Width and height of a panel, and between panels, in inches."""
+"""Width and height of a panel, and of the gaps between panels, in inches."""
 _LEFT, _RIGHT, _TOP, _HEADING, _BOTTOM = 0.5, 0.2, 0.6, 0.46, 0.36
 Curves = dict[str, dict[str, list[Row]]]
-"""Of each method, by what tells them apart."""
+"""For each method, its rows by the name of their curve."""
 Groups = dict[str, Curves]
-"""By where a method works."""
+"""The curves by the place where their method prunes."""
 
 
 def plot(summary: dict[str, Any], name: str, path: Path) -> None:
-    """Write the PNG of accuracy against AXES[name]: logarithmic, 95 % bands, unpruned and blind model as lines."""
+    """Write the PNG of accuracy against AXES[name]: logarithmic, 95 % bands, the unpruned and the blind model as lines."""
     axis = AXES[name]
     rows = [row for row in summary["results"] if row["method"] not in REFERENCES and axis.value(row) > 0]
     groups = {place: _methods(rows, place) for place in GROUPS}
@@ -47,26 +45,25 @@ def plot(summary: dict[str, Any], name: str, path: Path) -> None:
     figure = Figure(figsize=size, dpi=150)
     _titles(figure, summary, axis, note)
     panels: list[Axes] = []
-    for methods, place in _laid_out(figure, groups):
-        panels += _panels(figure, methods, place, rows, summary, axis)
-    if panels:  # none where a sweep is of the references alone
+    for methods, upper in _laid_out(figure, groups):
+        panels += _panels(figure, methods, upper, rows, summary, axis)
+    if panels:  # a sweep of the references alone has no panel
         _scales(panels, rows, axis)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _methods(rows: Sequence[Row], place: str) -> Curves:
-    """Of each method its curves, by what tells them apart."""
-    found: dict[str, dict[str, list[Row]]] = {}
+    """Group the rows of the methods that prune at `place` into curves, by method and by the curve's name."""
+    methods: Curves = {}
     for row in sorted((row for row in rows if row["place"] == place), key=lambda row: row["method"]):
-        found.setdefault(row["method"], {}).setdefault(_name(row, rows), []).append(row)
-    return found
+        methods.setdefault(row["method"], {}).setdefault(_name(row, rows), []).append(row)
+    return methods
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:
-    """What a curve differs by from the others of its method: parameters, order, positions; not by how budgets are matched,
-    as it is drawn at the tokens that entered.
+    """Name a curve by what tells it from the other curves of its method: parameters, order, positions.
+
+    How budgets are matched is no part of the name, because a curve is drawn at the tokens that entered.
     """
     _, _, parameters = row["label"].partition("@")
     parts = [part for part in parameters.split(",") if part and not part.startswith(("quirks=", "match="))]
@@ -76,7 +73,7 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _laid_out(figure: Figure, groups: Groups) -> Iterator[tuple[Curves, float]]:
-    """Each group of methods with the height of its first line of panels, in inches from below; its heading is written."""
+    """Write each group's heading; yield the group with the height of its first line of panels, in inches from below."""
     width, height = figure.get_size_inches()
     below = height - _TOP
     for place, methods in groups.items():
@@ -95,8 +92,9 @@ def _panels(
     summary: dict[str, Any],
     axis: Axis,
 ) -> list[Axes]:
+    """Draw the panels of a group, the first line at the height `upper`."""
     width, height = figure.get_size_inches()
-    found: list[Axes] = []
+    panels: list[Axes] = []
     for number, (method, curves) in enumerate(methods.items()):
         line, column = divmod(number, COLUMNS)
         left = _LEFT + column * (_PANEL[0] + _GAP[0])
@@ -105,20 +103,20 @@ def _panels(
         _panel(axes, method, curves, rows, summary, axis)
         last = number + COLUMNS >= len(methods)
         axes.tick_params(labelleft=column == 0, labelbottom=last, length=2, width=0.6, labelsize=7, colors=_GREY, pad=2)
-        found.append(axes)
-    return found
+        panels.append(axes)
+    return panels
 
 
 def _panel(
     axes: Axes, method: str, curves: dict[str, list[Row]], rows: Sequence[Row], summary: dict[str, Any], axis: Axis
 ) -> None:
-    """One method in colour, all others in grey; what the unpruned and the blind model answer, dashed."""
+    """Draw one method in colour, all others in grey, and the unpruned and the blind model as dashed lines."""
     others = (
         curve
         for place in GROUPS
-        for name, found in _methods(rows, place).items()
+        for name, others_curves in _methods(rows, place).items()
         if name != method
-        for curve in found.values()
+        for curve in others_curves.values()
     )
     for curve in others:
         points = _sorted(curve)
@@ -129,21 +127,28 @@ def _panel(
     for row in summary["results"]:
         if row["method"] in REFERENCES:
             axes.axhline(row["accuracy"], color=_GREY, lw=0.7, ls=(0, (4, 3)), zorder=2)
-    for number, (name, found) in enumerate(curves.items()):
-        _curve(axes, _sorted(found), number, axis)
+    for number, (name, curve) in enumerate(curves.items()):
+        _curve(axes, _sorted(curve), number, axis)
         if len(curves) > 1:
-            place = (0.975, 0.06 + 0.125 * (len(curves) - 1 - number))
+            corner = (0.975, 0.06 + 0.125 * (len(curves) - 1 - number))
             axes.annotate(
-                name, place, xycoords="axes fraction", ha="right", size=7, color=_colour(number), zorder=5, bbox=_BEHIND
+                name,
+                corner,
+                xycoords="axes fraction",
+                ha="right",
+                size=7,
+                color=_colour(number),
+                zorder=5,
+                bbox=_BEHIND,
             )
     first = _sorted(next(iter(curves.values())))[0]
-    at = f"{first['accuracy']:.2f} at {axis.tick(axis.value(first))}"
+    fewest = f"{first['accuracy']:.2f} at {axis.tick(axis.value(first))}"
     axes.set_title(method, loc="left", size=8, color=_INK, pad=3, weight="bold")
-    axes.set_title(at, loc="right", size=7, color=COLOURS[0], pad=3)
+    axes.set_title(fewest, loc="right", size=7, color=COLOURS[0], pad=3)
 
 
 def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
-    """With its band; later ones are thinner, so that one that coincides with another does not hide it."""
+    """Draw a curve with its band. Later curves are thinner, so that a curve does not hide another that it coincides with."""
     colour = _colour(number)
     x, y = [axis.value(row) for row in points], [row["accuracy"] for row in points]
     low, high = [ends(row)[0] for row in points], [ends(row)[1] for row in points]
@@ -156,17 +161,17 @@ def _curve(axes: Axes, points: Sequence[Row], number: int, axis: Axis) -> None:
 
 
 def _colour(number: int) -> str:
-    """Of a panel's curve; they come again where there are more curves than colours."""
+    """Choose the colour of a panel's curve; colours repeat if there are more curves than colours."""
     return COLOURS[number % len(COLOURS)]
 
 
 def _sorted(curve: Sequence[Row]) -> list[Row]:
-    """By tokens, on every axis: neighbouring budgets are neighbours."""
+    """Sort rows by tokens, whatever the axis, so that neighbouring budgets are neighbours on the curve."""
     return sorted(curve, key=lambda row: row["tokens_per_layer_mean"])
 
 
 def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
-    """One scale for all panels."""
+    """Give all panels the same scale."""
     values = [axis.value(row) for row in rows]
     lowest = min(ends(row)[0] for row in rows)
     for axes in panels:
@@ -180,18 +185,20 @@ def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
         axes.grid(color="#eeeeee", lw=0.5, zorder=0)
         axes.set_axisbelow(True)
         if axis.value is AXES["latency"].value:
-            axes.axvline(1, color=_GREY, lw=0.7, zorder=2)  # to the right of it pruning is slower than not pruning
+            axes.axvline(
+                1, color=_GREY, lw=0.7, zorder=2
+            )  # to the right of this line, pruning is slower than not pruning
         axes.spines[["top", "right"]].set_visible(False)
         for spine in axes.spines.values():
             spine.set(color=_PALE, linewidth=0.8)
 
 
 def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> None:
+    """Write the title, the line below it, and the note at the foot."""
     width, height = figure.get_size_inches()
-    convention = one_convention(summary["results"])
-    what = axis.title.format(convention=convention)
+    title = axis.title.format(convention=one_convention(summary["results"]))
     figure.text(
-        _LEFT / width, 1 - 0.2 / height, f"Accuracy against {what}", size=13, color=_INK, va="top", weight="bold"
+        _LEFT / width, 1 - 0.2 / height, f"Accuracy against {title}", size=13, color=_INK, va="top", weight="bold"
     )
     lines = [
         f"{REFERENCES[row['method']]} {row['accuracy']:.3f}"
@@ -207,9 +214,10 @@ def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> N
 
 
 def _note(summary: dict[str, Any], name: str) -> str:
-    """What is not in the picture."""
+    """Say what is not in the picture."""
     lacking = {row["method"]: row["reason"].split(":")[0] for row in summary["unavailable"]}
-    parts = [f"Not available: {', '.join(f'{method} ({why})' for method, why in lacking.items())}."] if lacking else []
+    listed = ", ".join(f"{method} ({reason})" for method, reason in lacking.items())
+    parts = [f"Not available: {listed}."] if lacking else []
     cells = len(summary["infeasible"])
     if cells:
         methods = dict.fromkeys(row["method"] for row in summary["infeasible"])

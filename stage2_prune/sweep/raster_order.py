@@ -1,4 +1,4 @@
-"""A method's kept patches in raster order: the same patches, for methods that hand them over in an order of their own."""
+"""Put a method's kept patches in raster order: for methods that return their patches in an order of their own."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
 @dataclass(frozen=True)
 class RasterOrder(Pruner):
-    """What `inner` keeps, sorted by where it stands in the image."""
+    """A pruner that keeps the patches of another pruner, `inner`, but returns them sorted by their place in the image."""
 
     inner: Pruner
 
@@ -24,42 +24,46 @@ class RasterOrder(Pruner):
 
     @property
     def adaptive(self) -> bool:
-        """As `inner`."""
+        """Answer as `inner` does."""
         return self.inner.adaptive
 
     @property
     def file(self) -> Path:
-        """As `inner`."""
+        """Answer as `inner` does."""
         return self.inner.file
 
     @property
     def code(self) -> str:
-        """As `inner`."""
+        """Answer as `inner` does."""
         return self.inner.code
 
     def fixed_keep(self, patches: int) -> int:
-        """As `inner`."""
+        """Answer as `inner` does."""
         return self.inner.fixed_keep(patches)
 
     def tower_layers(self, layers: int) -> dict[str, int]:
-        """As `inner`."""
+        """Answer as `inner` does."""
         return self.inner.tower_layers(layers)
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Ascending indices."""
+        """Select the patches of `inner`, with ascending indices."""
         return self.inner.select(tokens, keep).sort(dim=-1).values
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
-        """The tokens of `inner`, sorted; PrunerMisused where they are merged and have no places."""
+        """Prune as `inner` does and sort the tokens; raise PrunerMisused for merged tokens, which have no place."""
         return in_raster_order(self.inner.prune(tokens, keep))
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `inner`, and that the order is not its own."""
+        """Return the parameters of `inner`, and `order: raster`."""
         return self.inner.parameters() | {"order": "raster"}
 
 
 def in_raster_order(pruned: Pruned) -> Pruned:
-    """A result sorted by its index; what is behind an image's count is padding, and stays there."""
+    """Sort a result by its index; padding behind an image's count stays at the end.
+
+    Raises:
+        PrunerMisused: (exit 2) for merged tokens without an index.
+    """
     if pruned.index is None:
         raise PrunerMisused("merged tokens have no places to sort them by: leave this method in its own order")
     places = pruned.index.clone()
@@ -68,8 +72,8 @@ def in_raster_order(pruned: Pruned) -> Pruned:
         places[behind] = places.max() + 1
     order = places.argsort(dim=-1, stable=True)
 
-    def sorted_rows(found: Tensor) -> Tensor:
-        return found.gather(1, order[..., None].expand(-1, -1, found.shape[-1]))
+    def sorted_rows(rows: Tensor) -> Tensor:
+        return rows.gather(1, order[..., None].expand(-1, -1, rows.shape[-1]))
 
     merge = pruned.merge
     return replace(

@@ -1,4 +1,4 @@
-"""A sweep for people: accuracy of each method at each budget, what it costs, and what could not be had."""
+"""Write a sweep for people: the accuracy of each method at each budget, its cost, and what could not be had."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -17,7 +17,7 @@ PUBLISHED = (
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown."""
+    """Format the summary of a sweep as Markdown."""
     parts = [_intro(summary), *_accuracy(summary), *_clock(summary), *_prices(summary), *_not_had(summary)]
     return "\n".join(parts)
 
@@ -26,7 +26,7 @@ def _intro(summary: dict[str, Any]) -> str:
     inexact = (
         "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
     )
-    without = "".join(f" {sentence}" for sentence in left_out(one["reason"] for one in summary["excluded"]))
+    without = "".join(f" {sentence}" for sentence in left_out(question["reason"] for question in summary["excluded"]))
     return (
         f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
         "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
@@ -35,7 +35,7 @@ def _intro(summary: dict[str, Any]) -> str:
 
 
 def _accuracy(summary: dict[str, Any]) -> list[str]:
-    """Methods x budgets; and those that take no budget."""
+    """Tabulate accuracies: methods x budgets, then the methods that take no budget."""
     parts: list[str] = []
     if _comparable(summary):
         parts.append(_matrix(_comparable(summary), "accuracy at", _accurate))
@@ -79,21 +79,21 @@ def _clock(summary: dict[str, Any]) -> list[str]:
 
 
 def _prices(summary: dict[str, Any]) -> list[str]:
-    """Tokens, cache and operations: the same for all methods before the language model, and whatever the quirks."""
+    """Tabulate tokens, cache and operations, which are equal for all methods before the language model and all quirks."""
     if not summary["results"]:
         return []
     convention = one_convention(summary["results"])
-    rows = {_who_pays(row): row for row in summary["results"]}
+    rows = {_payer(row): row for row in summary["results"]}
     lines = [
         [
-            who,
+            payer,
             "-" if budget is None else str(budget),
             f"{tokens:.4g}",
             f"{row['kept']:.4g}",
             si(row["kv_bytes"], "B"),
             si(row["flops"][convention]),
         ]
-        for (who, budget, tokens), row in sorted(rows.items(), key=lambda item: (item[1]["place"], item[0][0]))
+        for (payer, budget, tokens), row in sorted(rows.items(), key=lambda item: (item[1]["place"], item[0][0]))
     ]
     note = (
         "What the visual tokens of a question cost inside the language model: mean over its layers of those that enter, "
@@ -104,15 +104,16 @@ def _prices(summary: dict[str, Any]) -> list[str]:
     return [note, markdown(header, lines, left=(0,))]
 
 
-def _who_pays(row: Row) -> tuple[str, int | float | str | None, float]:
+def _payer(row: Row) -> tuple[str, int | float | str | None, float]:
+    """Identify the rows that cost the same: a name for the table, the budget, and the mean of tokens per layer."""
     inside = row["place"] == "in_llm"
     kept = ", budgets as tokens kept" if row["match"] == "kept" else ""
-    who = row["method"] + kept if inside else "before the language model"
-    return who, row["budget"], row["tokens_per_layer_mean"]
+    name = row["method"] + kept if inside else "before the language model"
+    return name, row["budget"], row["tokens_per_layer_mean"]
 
 
 def _not_had(summary: dict[str, Any]) -> list[str]:
-    """Cells that cannot be met, by their reasons; methods that cannot be served."""
+    """List shortcuts, methods that cannot be served, and budgets that cannot be met, grouped by reason."""
     lines = [f"- {row['shortcut']}." for row in summary["results"] if row["shortcut"]]
     lines += [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
     same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
@@ -125,37 +126,37 @@ def _not_had(summary: dict[str, Any]) -> list[str]:
 
 
 def _bare(reason: str) -> str:
-    """A reason without its numbers, which differ from budget to budget."""
+    """Remove the numbers from a reason, because they differ from budget to budget."""
     return "".join(letter for letter in reason if not letter.isdigit())
 
 
 def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
-    """Methods x budgets, those before the language model first."""
+    """Tabulate methods x budgets, those before the language model first; `say` formats the entry of a row."""
     budgets = sorted({row["budget"] for row in rows}, key=ascending, reverse=True)
-    said: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
+    entries: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
     for row in rows:
-        found = said.setdefault((row["place"], row["label"], row["positions"]), {})
-        found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
+        by_budget = entries.setdefault((row["place"], row["label"], row["positions"]), {})
+        by_budget[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
     lines = [
-        [label, positions, *(found.get(keep, "-") for keep in budgets)]
-        for (_, label, positions), found in sorted(said.items())
+        [label, positions, *(by_budget.get(keep, "-") for keep in budgets)]
+        for (_, label, positions), by_budget in sorted(entries.items())
     ]
     header = ["method", "positions", f"{title} {in_words(budgets[0])}", *map(str, budgets[1:])]
     return markdown(header, lines, left=(0, 1))
 
 
 def _budgeted(summary: dict[str, Any]) -> list[Row]:
-    """The rows whose method takes a budget."""
+    """Choose the rows whose method takes a budget."""
     return [row for row in [*summary["results"], *summary["infeasible"]] if row["budget"] is not None]
 
 
 def _comparable(summary: dict[str, Any]) -> list[Row]:
-    """Those whose budget is a mean over layers, as it is for every method before the language model."""
+    """Choose the rows whose budget is a mean over layers, as for every method before the language model."""
     return [row for row in _budgeted(summary) if row["match"] != "kept"]
 
 
 def _accurate(row: Row) -> str:
-    """Accuracy with its interval; beside a published schedule the mean of the tokens that it lets into a layer."""
+    """Format accuracy and interval; for a published schedule also the mean number of tokens that enter a layer."""
     return _with_tokens(row) if isinstance(row["budget"], str) else f"{row['accuracy']:.3f} {_interval(row)}"
 
 
@@ -171,5 +172,5 @@ def _interval(row: Row) -> str:
 
 
 def _latency(row: Row) -> str:
-    """With its noise: the fastest and the slowest of the interleaved runs."""
+    """Format the latency with its noise: the fastest and the slowest of the interleaved runs."""
     return f"{row['latency_ratio']:.2f} ({row['latency_low']:.2f} to {row['latency_high']:.2f})"

@@ -1,4 +1,4 @@
-"""The rows of a sweep: what an evaluation says of each cell, with the factors that made it and its latency; as tidy CSV."""
+"""Make the rows of a sweep: each cell's evaluation, the factors that made the cell, and its latency; write them as CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from stage2_prune.sweep.grid import Grid, Variant
 from stage2_prune.sweep.latency import Latency
 
 Key = tuple[str, int | float | str | None, str]
-"""What seeds of a cell share: label, budget, positions."""
+"""Label, budget and positions, which the seeds of a cell share."""
 FACTORS = ("method", "label", "parameters", "place", "quirks", "order", "positions", "match", "budget")
 STATUS = ("status", "reason")
 PRICE = ("tokens_per_layer_mean", "kept", "kv_bytes", *CONVENTIONS)
@@ -28,11 +28,11 @@ CLOCK = (
     "latency_high",
 )
 COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK)
-"""Of the CSV: CLOCK depends on the machine, all else on the experiment alone."""
+"""Columns of the CSV. Those in CLOCK depend on the machine, all others only on the experiment."""
 
 
 def key(cell: Cell) -> Key:
-    """Of a cell."""
+    """Return what the cell shares with its other seeds."""
     return cell.label, cell.keep, cell.positions
 
 
@@ -43,28 +43,37 @@ def complete(
     measured: Mapping[Key, Latency],
     patches: int,
 ) -> dict[str, Any]:
-    """What a sweep says beyond an evaluation: its results, and what could not be had, each with its factors."""
+    """Complete an evaluation's summary to a sweep's: results, and what could not be had, each with its factors.
+
+    Args:
+        summary: the summary of the evaluation.
+        grid: the grid of the sweep.
+        variants: all variants that the config names, by label.
+        measured: the latencies.
+        patches: the number of visual tokens per image.
+    """
     cells = {key(cell): cell for cell in grid.cells}
     results: list[dict[str, Any]] = []
     for row in summary["results"]:
-        place = row["pruner"], row["keep"], row["positions"]
-        cell = cells[place]
-        asked = row["keep"] if cell.pruner.budget != "fixed" else None
-        said = factors(variants[cell.label], asked, cell.positions) | {"status": "ok", "reason": None}
-        results.append(row | said | {"kept": _kept(cell, row, patches)} | asdict(measured[place]))
+        cell_key = row["pruner"], row["keep"], row["positions"]
+        cell = cells[cell_key]
+        budget = row["keep"] if cell.pruner.budget != "fixed" else None
+        made_by = factors(variants[cell.label], budget, cell.positions) | {"status": "ok", "reason": None}
+        results.append(row | made_by | {"kept": _kept(cell, row, patches)} | asdict(measured[cell_key]))
     infeasible = [
-        factors(variants[one.pruner], one.keep or None, one.positions) | {"status": "infeasible", "reason": one.reason}
-        for one in grid.infeasible
+        factors(variants[unmet.pruner], unmet.keep or None, unmet.positions)
+        | {"status": "infeasible", "reason": unmet.reason}
+        for unmet in grid.infeasible
     ]
     unavailable = [
-        factors(variants[one.pruner], None, None) | {"status": "unavailable", "reason": one.reason}
-        for one in grid.unavailable
+        factors(variants[method.pruner], None, None) | {"status": "unavailable", "reason": method.reason}
+        for method in grid.unavailable
     ]
     return {"results": results, "infeasible": infeasible, "unavailable": unavailable}
 
 
 def factors(variant: Variant, budget: int | float | str | None, positions: str | None) -> dict[str, Any]:
-    """What was asked for."""
+    """List the factors of a cell: method, parameters, budget and the like."""
     pruner = variant.pruner
     parameters = {name: value for name, value in pruner.parameters().items() if name != "seed" or not pruner.randomised}
     return {
@@ -81,14 +90,14 @@ def factors(variant: Variant, budget: int | float | str | None, positions: str |
 
 
 def _kept(cell: Cell, row: Mapping[str, Any], patches: int) -> float:
-    """Visual tokens behind the first drop, which a selection before the language model is."""
-    if cell.pruner.adaptive:  # the mean of what it kept; its schedule has the most that it may keep
+    """Count the visual tokens behind the first drop; a selection before the language model counts as a drop."""
+    if cell.pruner.adaptive:  # the mean number that it kept, as its schedule has the most that it may keep
         return float(row["tokens_per_layer"][0])
     return float(cell.schedule.kept(patches))
 
 
 def csv_text(summary: Mapping[str, Any]) -> str:
-    """One row per cell, seeds averaged, an empty field where there is nothing to say."""
+    """Format the sweep as CSV: a row per cell, seeds averaged; a field without a value is empty."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()

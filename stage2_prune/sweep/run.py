@@ -1,11 +1,11 @@
-"""A sweep: every method that the store can serve x budgets x positions, and what else the config crosses.
+"""Run a sweep: every method that the store can serve x budgets x positions, and what else the config crosses.
 
 <run_dir>/sweep/
   results.csv           one row per cell, seeds averaged; cells that could not be had with the reason
-  table.md              for people
+  table.md              the results for people
   summary.json          everything, for programs
   accuracy_vs_*.png     against tokens, FLOPs and measured latency
-  latency.json          what was measured on the clock, once
+  latency.json          the latencies, each measured once
   eval/                 predictions and cells.json, as `eval` writes them: `compare` reads them
 """
 
@@ -38,15 +38,26 @@ from store.questions.question import Question
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
-    """Evaluate the whole grid; returns what `sweep/summary.json` holds.
+    """Evaluate the whole grid; an interrupted sweep goes on where it stopped.
 
-    Goes on where it stopped: each cell is answered once, and each latency measured once. Methods that cannot be served
-    and cells that cannot be met are listed. Raises OtherRun (exit 2) for predictions of other settings, unless `overwrite`,
-    and RunLocked (exit 6) while another command writes there.
+    Each cell is answered once, and each latency is measured once. Methods that cannot be served and budgets that cannot be
+    met are listed with the reason.
+
+    Args:
+        experiment: the config.
+        overwrite: whether to replace predictions of other settings.
+        allow_foreign_device: whether to accept a store whose re-projection differs as little as another device explains.
+
+    Returns:
+        The content of `sweep/summary.json`.
+
+    Raises:
+        OtherRun: (exit 2) for predictions of other settings, unless `overwrite`.
+        RunLocked: (exit 6) while another command writes into the folder.
     """
     (chosen,) = choose_scored(experiment, experiment.eval.split)
-    everyone = wanted(experiment)
-    named, unavailable = servable(experiment, everyone)
+    variants = wanted(experiment)
+    named, unavailable = servable(experiment, variants)
     with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)
         grid = build(session, named)
@@ -59,19 +70,19 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, [*chosen.unanswered, *excluded]) | {"machine": latency.machine()}
         summary |= sweep_rows.complete(
-            summary, grid, {one.label: one for one in everyone}, measured, session.features.patches
+            summary, grid, {variant.label: variant for variant in variants}, measured, session.features.patches
         )
         _write(experiment, summary)
     return summary
 
 
 def _below(session: Session) -> Session:
-    """The session of an experiment whose predictions lie below `sweep`."""
+    """Return the session of the same experiment, with its predictions below `sweep`."""
     return Session(inner(session.experiment), session.features, session.language, session.reprojection, session.exact)
 
 
 def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) -> None:
-    """Move cells that their method refuses from the cells to the infeasible; Infeasible (exit 2) if none is left."""
+    """Move the cells that their method refuses to the infeasible ones; raise Infeasible (exit 2) if no cell is left."""
     failed = latency.probe(session, grid.cells, asked[0])
     for cell in grid.cells:
         if cell.name in failed:
@@ -86,36 +97,37 @@ def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) ->
 def _measure(
     session: Session, todo: Sequence[Progress], asked: Sequence[Question], overwrite: bool
 ) -> dict[sweep_rows.Key, latency.Latency]:
-    """The latency of each cell's first seed, before other processes disturb it."""
+    """Measure the latency of each cell's first seed, before other processes of this sweep disturb the clock."""
     first: dict[sweep_rows.Key, Progress] = {}
-    for one in todo:
-        first.setdefault(sweep_rows.key(one.cell), one)
+    for progress in todo:
+        first.setdefault(sweep_rows.key(progress.cell), progress)
     path = session.experiment.run_dir / "sweep" / "latency.json"
     with ProgressBar(what="latency", total=len(first), unit="cells") as bar:
-        cells = {one.cell.name: (one.cell, one.identity) for one in first.values()}
-        found = latency.measure(session, cells, asked, path, bar.update, overwrite)
-    return {key: found[one.cell.name] for key, one in first.items()}
+        cells = {progress.cell.name: (progress.cell, progress.identity) for progress in first.values()}
+        latencies = latency.measure(session, cells, asked, path, bar.update, overwrite)
+    return {key: latencies[progress.cell.name] for key, progress in first.items()}
 
 
 def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question], allow_foreign_device: bool) -> None:
-    """Let the workers answer what is not answered yet."""
-    left = [one for one in todo if not one.file.finished]
-    tasks = [list(group) for _, group in groupby(left, key=lambda one: one.cell.label)]
-    tasks.sort(key=lambda task: -sum(one.cell.schedule.mean for one in task))
+    """Let the workers answer the cells that are not finished."""
+    left = [progress for progress in todo if not progress.file.finished]
+    tasks = [list(group) for _, group in groupby(left, key=lambda progress: progress.cell.label)]
+    tasks.sort(key=lambda task: -sum(progress.cell.schedule.mean for progress in task))
     work = Work(
         session.experiment,
-        tuple(tuple(one.cell.name for one in task) for task in tasks),
-        {one.cell.name: one.identity for one in left},
+        tuple(tuple(progress.cell.name for progress in task) for task in tasks),
+        {progress.cell.name: progress.identity for progress in left},
         tuple(asked),
         allow_foreign_device,
     )
-    answers = sum(len(asked) - len(one.file.rows) for one in left)
+    answers = sum(len(asked) - len(progress.file.rows) for progress in left)
     with ProgressBar(what="sweep", total=answers, unit="answers") as bar:
         if tasks:
-            share(work, session, {one.cell.name: one.cell for one in left}, bar.update)
+            share(work, session, {progress.cell.name: progress.cell for progress in left}, bar.update)
 
 
 def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: Sequence[Excluded]) -> dict[str, Any]:
+    """Summarise all cells from their files of predictions, as an evaluation does."""
     folder = inner(session.experiment).run_dir / "eval"
     records, size = read_cells(folder), session.experiment.eval.batch_size
 

@@ -73,7 +73,6 @@ def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list
 
     Raises:
         Infeasible: if no such counts meet the budget.
-
     """
     depth: int = language.model.config.num_hidden_layers
     patches = int(questions[0].slots.sum())

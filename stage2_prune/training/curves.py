@@ -1,7 +1,6 @@
 """Draw the picture of a training: loss per step, validation accuracy per epoch."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from configs.files.atomic import write_atomically
-from stage2_prune.evaluation.plot import COLOURS
+from stage2_prune.evaluation.plot import COLOURS, save_figure
 
 SMOOTHED = 0.05
 """Share of all steps that each point of the smoothed loss averages."""
@@ -28,9 +26,7 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, best_epoch: int, path: P
         axes.grid(axis="y", alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title, x=0.01, ha="left", size=10)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)
 
 
 def _losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:

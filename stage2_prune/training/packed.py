@@ -81,7 +81,6 @@ def answer_logits(
         visual: the projected features of one image.
         weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
         packed: the lessons about this image.
-
     """
     before, patches = len(packed.before), len(visual)
     text = language.embed(torch.cat([packed.before, packed.ids]))

@@ -23,7 +23,6 @@ def epoch_batches(images: Sequence[str], batch_size: int, seed: int, epoch: int)
 
     Returns:
         For each batch, the indices of its questions.
-
     """
     groups: dict[str, list[int]] = {}
     for question, image in enumerate(images):

@@ -111,7 +111,6 @@ def save_state(
         module: the pruner's module.
         optimiser: the optimiser of the module.
         best: the weights of the best epoch so far.
-
     """
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}

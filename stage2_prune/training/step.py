@@ -88,7 +88,6 @@ def accumulate_gradients(
 
     Raises:
         NonFiniteLoss: (exit 3) if the training has diverged.
-
     """
     tokens = sum(len(lesson.answer) for lesson in lessons)
     answer = torch.zeros((), device=language.device)
@@ -106,13 +105,17 @@ def accumulate_gradients(
             divergence += distance.detach()
             loss = loss + kl_weight * distance
         scaler.scale(loss).backward()
-    result = StepLoss(answer.item(), divergence.item() if kl_weight else None)
+    _require_finite(answer, divergence, keep)
+    return StepLoss(answer.item(), divergence.item() if kl_weight else None)
+
+
+def _require_finite(answer: Tensor, divergence: Tensor, keep: int) -> None:
+    """Raise NonFiniteLoss (exit 3) unless both losses of a step are finite."""
     if not torch.isfinite(answer + divergence):
         raise NonFiniteLoss(
-            f"expected a finite training loss, got {result.answer} at {keep} tokens per image: "
+            f"expected a finite training loss, got {answer.item()} at {keep} tokens per image: "
             "lower train.learning_rate, or set model.dtype to bfloat16 or float32"
         )
-    return result
 
 
 def _groups(batch: FeatureBatch, lessons: Sequence[Lesson]) -> Iterator[tuple[int, list[Lesson]]]:

@@ -48,7 +48,6 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         NonFiniteLoss: (exit 3) if the training diverges.
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
-
     """
     label, pruner = _trainable(experiment)
     train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))

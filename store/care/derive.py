@@ -1,4 +1,4 @@
-"""`projected` from `raw`, with the projector in the store: no image, no vision tower, the same bits."""
+"""Making `projected` from `raw` with the projector in the store: the same bits, without an image or a vision tower."""
 
 import logging
 import time
@@ -16,6 +16,7 @@ from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
 from store.layout.tensors import from_storage, pick_device, to_storage
 from store.projectors import Projector, build, project_image
+from store.reading.projector_state import ProjectorState
 from store.reading.reader import FeatureStore
 from store.writing.growth import grown
 from store.writing.writer import StoreWriter
@@ -25,11 +26,22 @@ _log = logging.getLogger(__name__)
 
 
 def derive_projected(path: Path, device_name: str) -> int:
-    """Compute what is missing of `projected`, a shard at a time, and return how many shards that was; goes on where it
-    stopped. A shard of which `raw` is missing is left out, and said.
+    """Compute the missing shards of `projected`, one shard at a time; goes on where an earlier call stopped.
 
-    Raises StoreMissing (exit 5) for a store without `raw` or projector, FingerprintMismatch (exit 4) where another
-    environment has begun it, StoreLocked (exit 6), NoSpace (exit 7).
+    Shards of which `raw` is missing are left out, and a warning says how many.
+
+    Args:
+        path: Folder of the store.
+        device_name: Device to compute on, such as `auto` or `cpu`.
+
+    Returns:
+        The number of shards that were computed.
+
+    Raises:
+        StoreMissing: the store has no `raw` or no projector (exit 5).
+        FingerprintMismatch: `projected` was begun in another environment (exit 4).
+        StoreLocked: another process writes (exit 6).
+        NoSpace: the disk is full or read-only (exit 7).
     """
     device = pick_device(device_name)
     store = FeatureStore.open(path)
@@ -41,17 +53,14 @@ def derive_projected(path: Path, device_name: str) -> int:
         )
     projector = build(state, device)
     use_threads(store.fingerprint(RAW).numeric)
-    plan, numeric = store.plan, numeric_of_derived(store.fingerprint(RAW).numeric, torch_environment(device))
-    if PROJECTED not in store.arrays:
-        semantic = store.fingerprint(RAW).semantic | {"projector_sha256": state.sha256}
-        made = Fingerprint(semantic=semantic, numeric=numeric)
-        plan, _ = grown(plan, store.ids, [], [(_spec(store, projector), made)], derived=True)
+    numeric = numeric_of_derived(store.fingerprint(RAW).numeric, torch_environment(device))
+    plan = store.plan if PROJECTED in store.arrays else _with_projected(store, state, projector, numeric)
     with StoreWriter.open(path, plan, store.ids, state) as writer:
-        wanted = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
-        ready = [shard for shard in wanted if writer.missing_arrays(shard) == [PROJECTED]]
-        if len(ready) < len(wanted):
+        missing = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
+        ready = [shard for shard in missing if writer.missing_arrays(shard) == [PROJECTED]]
+        if len(ready) < len(missing):
             _log.warning(
-                "note: %d shards are not extracted yet, so not projected: run `make extract`", len(wanted) - len(ready)
+                "note: %d shards are not extracted yet, so not projected: run `make extract`", len(missing) - len(ready)
             )
         failed = store.failed([RAW])
         if ready:
@@ -62,16 +71,27 @@ def derive_projected(path: Path, device_name: str) -> int:
 
 
 def numeric_of_derived(raw: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """The numeric part of what is made of `raw` in an environment: that of `raw` where it is the same.
+    """Return the numeric part of the fingerprint of an array that is made from `raw` in an environment.
 
-    Otherwise it says where the array was made, and under `raw` in what the making of `raw` differs.
+    It equals the numeric part of `raw` if `raw` was made in the same environment. Otherwise it describes the environment in
+    which the array is made, and under the key `raw` the fields in which the environment of `raw` differed.
     """
     elsewhere = {field: raw[field] for field in environment if field in raw and raw[field] != environment[field]}
     return raw | environment | ({RAW: elsewhere} if elsewhere else {})
 
 
+def _with_projected(store: FeatureStore, state: ProjectorState, projector: Projector, numeric: dict[str, Any]) -> Plan:
+    """Plan the generation of a store that adds `projected`."""
+    semantic = store.fingerprint(RAW).semantic | {"projector_sha256": state.sha256}
+    made_by = Fingerprint(semantic=semantic, numeric=numeric)
+    return grown(store.plan, store.ids, [], [(_spec(store, projector), made_by)], derived=True)[0]
+
+
 def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) -> None:
-    """One array, one environment: otherwise some images would have bits that the fingerprint does not speak of."""
+    """Refuse to go on in another environment than `projected` was begun in; warn if `raw` was made in another environment.
+
+    With two environments, some images would have bits that the fingerprint of the array does not describe.
+    """
     advice = f"go on with it where it was begun, or make all of it here: `python -m store drop {PROJECTED} {path}`, then derive"
     what = f"the environment in which {PROJECTED} of {path} was begun"
     require_equal(what, plan.fingerprints[PROJECTED].numeric, numeric, advice)
@@ -83,7 +103,7 @@ def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) ->
 
 
 def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
-    """Of `projected`; its width is what the projector makes of a row."""
+    """Describe `projected`; its shape is found by projecting a row."""
     rows = store.rows_with([RAW])[:1]
     if not rows:
         raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
@@ -101,9 +121,9 @@ def _derive_shard(
         return
     values = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
     failures = {row: failed[row] for row in rows if row in failed}
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row not in failures:
-            values[place] = _project(store, projector, row)[0]
+            values[index] = _project(store, projector, row)[0]
             lease.beat()
     telemetry = {"began": began, "ended": time.time(), "tower_images": 0, "worker": "derive"}
     writer.commit_shard(shard, {PROJECTED: values}, failures, telemetry, lease)

@@ -1,19 +1,23 @@
-"""Take an array out of a store, and its bytes off the disk."""
+"""Taking an array out of a store, and its bytes off the disk."""
 
 import shutil
 from pathlib import Path
 
 from store.errors import StoreMissing
-from store.reading.reader import FEATURES, FeatureStore
+from store.layout.plan import FEATURES
+from store.reading.reader import FeatureStore
 from store.writing.growth import without
 from store.writing.writer import StoreWriter
 
 
 def drop(path: Path, name: str) -> int:
-    """A generation without the array, then its files' removal; returns the bytes that are free again.
+    """Write a generation without the array `name`, then remove the array's files; return the bytes that are free again.
 
-    Killed in between, the files are left, and the same call removes them. Raises StoreMissing (exit 5) for an array that
-    was never there, StoreLocked (exit 6).
+    If the process is killed in between, the files are left, and the same call removes them.
+
+    Raises:
+        StoreMissing: the store has no such array, or no other array (exit 5).
+        StoreLocked: another process writes (exit 6).
     """
     store = FeatureStore.open(path)
     folder = path / FEATURES / name

@@ -1,4 +1,4 @@
-"""What a store holds, as one JSON-able report and as text; imports neither torch nor transformers."""
+"""Reporting what a store holds, as JSON and as text; imports neither torch nor transformers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _SHOWN = 20
 
 
 def report(path: StoreLocation) -> dict[str, Any]:
-    """Arrays, fingerprints, committed and missing shards, failures."""
+    """Report the arrays, fingerprints, committed and missing shards and failures of a store, as a value for JSON."""
     store = FeatureStore.open(path)
     plan = store.plan
     return {
@@ -46,7 +46,7 @@ def report(path: StoreLocation) -> dict[str, Any]:
 
 
 def _failures(store: FeatureStore) -> list[dict[str, Any]]:
-    """Rows that lack an array because their image could not be encoded, with the arrays that they lack."""
+    """List the rows that lack an array because their image could not be encoded, with the arrays that they lack."""
     lacking = {name: store.failed([name]) for name in store.arrays}
     return [
         {
@@ -59,36 +59,36 @@ def _failures(store: FeatureStore) -> list[dict[str, Any]]:
     ]
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The report for a reader."""
-    shards, failures = found["shards"], found["failures"]
-    grid, tokens = found["geometry"]["grid"], found["geometry"]["tokens"]
+def as_text(contents: dict[str, Any]) -> str:
+    """Format a report for a reader."""
+    shards, failures = contents["shards"], contents["failures"]
+    grid, tokens = contents["geometry"]["grid"], contents["geometry"]["tokens"]
     tokens_of_each = f"{grid[0]}x{grid[1]} patches" if grid else f"{tokens} tokens without a grid"
     lines = [
-        f"{found['path']}: {found['images']} images of {tokens_of_each}, "
-        f"format {found['format']}, generation {found['generation']}, identity by {found['identity']}",
+        f"{contents['path']}: {contents['images']} images of {tokens_of_each}, "
+        f"format {contents['format']}, generation {contents['generation']}, identity by {contents['identity']}",
         "",
     ]
     lines += [
         f"  {array['name']:<16} {' x '.join(map(str, array['shape'])):<22} {array['dtype']:<9} "
         f"{array['bytes'] / 1e6:>12,.1f} MB   ({', '.join(array['axes'])})"
-        for array in found["arrays"]
+        for array in contents["arrays"]
     ]
-    if found["codec"] != "none":
-        lines += ["", f"codec      {found['codec']}: an archive, which is only read"]
-    lines += ["", f"projector  {found['projector'] or 'none: it could not be reached apart from the model'}"]
+    if contents["codec"] != "none":
+        lines += ["", f"codec      {contents['codec']}: an archive, which is only read"]
+    lines += ["", f"projector  {contents['projector'] or 'none: it could not be reached apart from the model'}"]
     lines += [
         f"shards     {len(shards['committed'])} of {shards['total']} committed, {shards['images_per_shard']} images each"
         + (f"; missing {_some(shards['missing'])}" if shards["missing"] else "")
     ]
     lines += [f"failures   {len(failures)}"]
     lines += [
-        f"  row {one['row']} {', '.join(map(printable, one['names']))}: {one['reason']}"
-        + (f" ({', '.join(one['arrays'])} only)" if len(one["arrays"]) < len(found["arrays"]) else "")
-        for one in failures[:_SHOWN]
+        f"  row {failure['row']} {', '.join(map(printable, failure['names']))}: {failure['reason']}"
+        + (f" ({', '.join(failure['arrays'])} only)" if len(failure["arrays"]) < len(contents["arrays"]) else "")
+        for failure in failures[:_SHOWN]
     ]
-    lines += [f"note       {note}" for note in found["notes"]]
-    for name, fingerprint in found["fingerprints"].items():
+    lines += [f"note       {note}" for note in contents["notes"]]
+    for name, fingerprint in contents["fingerprints"].items():
         lines += ["", f"fingerprint of {name}"]
         for part, fields in fingerprint.items():
             lines += [f"  {part:<9} {key}: {value}" for key, value in fields.items()]
@@ -96,5 +96,6 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def _some(numbers: list[int]) -> str:
+    """List the first numbers, with an ellipsis if there are more."""
     listed = ", ".join(map(str, numbers[:_SHOWN]))
     return listed + (" …" if len(numbers) > _SHOWN else "")

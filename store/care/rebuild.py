@@ -1,4 +1,4 @@
-"""What can be written again from the store itself, without an image or a checkpoint: metadata, and what ids are found by."""
+"""Writing again what follows from the rest of a store, without an image or a checkpoint: metadata, and indices of ids."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -16,17 +16,17 @@ from store.writing.prepare import build
 
 
 def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> set[str]:
-    """Which of some files below `features.zarr` can be written again as they were, bit for bit."""
+    """Return those of the `damaged` files below `features.zarr` that can be written again as they were, bit for bit."""
     with _rebuilt(store, plan, manifest, damaged) as (_, names):
         return {*names}
 
 
 def rebuild(store: Path) -> list[Path]:
-    """Write what is damaged again, as far as that can be done; the caller is alone in the store."""
+    """Write damaged files again where the rest of the store suffices, and return their paths; the caller is alone in it."""
     newest = read_plan(store)
     written: list[Path] = []
     for generation in range(newest.generation + 1):
-        with suppress(IntegrityError):  # of a plan before the newest
+        with suppress(IntegrityError):  # `verify` reports a damaged plan or manifest
             manifest, plan = read_manifest(store, generation), read_plan_file(plan_path(store, generation), "")
             is_newest = generation == newest.generation
             damaged = manifest.damaged(store / FEATURES) if is_newest else damaged_ids(store, plan, manifest)
@@ -35,7 +35,7 @@ def rebuild(store: Path) -> list[Path]:
 
 
 def damaged_ids(store: Path, plan: Plan, manifest: Manifest) -> list[str]:
-    """Files of the ids of a generation that are not as they were written."""
+    """Name the ids files of a generation that are not as they were written."""
     names = [name for name in manifest.files if name.startswith(f"{plan.ids_group}/")]
     return [name for name in names if file_digest(store / FEATURES / name) != manifest.files[name]]
 
@@ -52,17 +52,21 @@ def _rebuild(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]
 def _rebuilt(
     store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]
 ) -> Generator[tuple[Path, list[str]], None, None]:
-    """A temporary folder with files made anew, and the names of those that are what the manifest says."""
+    """Build damaged files again in a temporary folder.
+
+    Yields the folder, and the names of those files whose content is what the manifest says.
+    """
     wanted = [*damaged]
     with scratch("encode-once") as folder:
         aside = folder / "features"
         if wanted:
-            named = any(name.startswith(f"{plan.ids_group}/") for name in wanted)
-            build(aside, plan, _ids(store, plan) if named else None, None, stored_codec(store))
+            with_ids = any(name.startswith(f"{plan.ids_group}/") for name in wanted)
+            build(aside, plan, _ids(store, plan) if with_ids else None, None, stored_codec(store))
         yield aside, [name for name in wanted if file_digest(aside / name) == manifest.files[name]]
 
 
 def _ids(store: Path, plan: Plan) -> ImageIds | None:
+    """Make the ids again from what is left of their files; None unless the result is what the plan says."""
     with suppress(IntegrityError):
         ids = ImageIds.recovered(store / FEATURES / plan.ids_group)
         return ids if ids.digest() == plan.ids_digest else None

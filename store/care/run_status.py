@@ -1,6 +1,6 @@
-"""How far the evaluations, sweeps and trainings of a run folder are, read from its files alone, also while they are written.
+"""Telling how far the evaluations, sweeps and trainings of a run folder are, from its files alone, even as they are written.
 
-Nothing here opens a model, or torch; damage in a file is the business of the command that reads its content.
+Nothing here opens a model or imports torch. A damaged file is no error here: the command that reads its content reports it.
 """
 
 import json
@@ -13,45 +13,45 @@ from typing import Any, cast
 from configs.parsing.strict_yaml import parse
 
 _TAIL = 1 << 16
-"""Bytes at the end of a log in which its last line is looked for."""
+"""Bytes at the end of a log that are searched for its last line."""
 
 
 def run_status(folder: Path) -> dict[str, Any]:
-    """Count what lies in a run folder; parts of a run that have not begun are None.
+    """Count what lies in a run folder; a part of the run that has not begun is None.
 
-    `cells` are combinations of a method, a budget, positions and a seed, which have a file of predictions each.
+    A cell is a combination of a method, a budget, positions and a seed; each cell has a file of predictions.
     """
     trainings = {path.name: _training(path) for path in sorted(_folders(folder / "pruner"))}
     return {
         "path": str(folder),
         "eval": _evaluation(folder / "eval"),
         "sweep": _sweep(folder / "sweep"),
-        "trainings": {name: found for name, found in trainings.items() if found is not None},
+        "trainings": {name: training for name, training in trainings.items() if training is not None},
     }
 
 
 def run_folder_of(store: Path) -> Path:
-    """Return the run folder that a path means: the path itself, or the folder around the store of a run."""
+    """Return the run folder that `store` means: the path itself if it is a run folder, otherwise the folder around it."""
     looks_like_run = any((store / part).is_dir() for part in ("store", "eval", "sweep", "pruner"))
     return store if looks_like_run else store.parent
 
 
-def has_begun(found: dict[str, Any]) -> bool:
-    """Whether anything lies in the run folder but a store."""
-    return bool(found["eval"] or found["sweep"] or found["trainings"])
+def has_begun(progress: dict[str, Any]) -> bool:
+    """Say whether the run folder holds anything beside a store."""
+    return bool(progress["eval"] or progress["sweep"] or progress["trainings"])
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The status for a reader, a line for each part of the run that has begun."""
+def as_text(progress: dict[str, Any]) -> str:
+    """Format the status of a run for a reader, a line for each part of the run that has begun."""
     lines: list[str] = []
-    if (part := found["eval"]) is not None:
+    if (part := progress["eval"]) is not None:
         done, begun = part["cells_complete"], part["cells_in_progress"]
         lines.append(f"eval: {done} cells complete, {len(begun)} begun; {part['answers']:,} answers{_summarised(part)}")
         lines += [f"  {cell}: {answers:,} answers so far" for cell, answers in begun.items()]
-    if (part := found["sweep"]) is not None:
+    if (part := progress["sweep"]) is not None:
         rows = "" if part["rows"] is None else f"{part['rows']} rows of results"
         lines.append(f"sweep: {rows or 'begun, its cells are among those of eval'}{_summarised(part)}")
-    for name, part in found["trainings"].items():
+    for name, part in progress["trainings"].items():
         if part["trained"]:
             lines.append(f"train {name}: finished, validation accuracy {part['val_accuracy']}{_ago(part)}")
         else:
@@ -67,10 +67,10 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
     begun = {path.name.removesuffix(".jsonl.partial"): path for path in files if path.name.endswith(".jsonl.partial")}
     whole = {path.stem: path for path in files if path.suffix == ".jsonl"}
     lines = {path: _lines(path) for path in (*begun.values(), *whole.values())}
-    progress = {cell: lines[path] + (lines[whole[cell]] if cell in whole else 0) for cell, path in begun.items()}
+    answers = {cell: lines[path] + (lines[whole[cell]] if cell in whole else 0) for cell, path in begun.items()}
     return {
         "cells_complete": len(whole.keys() - begun.keys()),
-        "cells_in_progress": progress,
+        "cells_in_progress": answers,
         "answers": sum(lines.values()),
         "summarised": _is_newer(folder / "summary.json", lines),
         "seconds_since_written": _age(lines),
@@ -108,7 +108,7 @@ def _training(folder: Path) -> dict[str, Any] | None:
 
 
 def _epochs(config: Path) -> int | None:
-    """Epochs that a training was asked for; None where the config beside it does not say."""
+    """Read how many epochs a training was asked for; None if the config beside it does not say."""
     try:
         epochs = parse(config.read_text(encoding="utf-8"))[0]["train"]["epochs"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,31 +117,31 @@ def _epochs(config: Path) -> int | None:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, sealed or not; None where there is none that can be read."""
+    """Read the JSON object in a file, sealed or not; None if the file holds no object that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a log that is an object; empty where there is none."""
+    """Read the last whole line of a log that is a JSON object; empty if there is no such line."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read().split(b"\n")[:-1]
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            return cast("dict[str, Any]", found)
+        if isinstance(value, dict):
+            return cast("dict[str, Any]", value)
     return {}
 
 
 def _lines(path: Path) -> int:
-    """Whole lines of a file, 0 where it is gone by now."""
+    """Count the whole lines of a file; 0 if the file is gone by now."""
     try:
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
@@ -154,6 +154,7 @@ def _folders(folder: Path) -> Iterable[Path]:
 
 
 def _written(path: Path) -> float | None:
+    """Return the time at which a file was written, in seconds since the epoch; None if the file is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -161,12 +162,13 @@ def _written(path: Path) -> float | None:
 
 
 def _age(paths: Iterable[Path]) -> float | None:
-    """Seconds since the newest of some files was written."""
+    """Return the seconds since the newest of some files was written; None if there are no files."""
     times = [when for path in paths if (when := _written(path)) is not None]
     return max(0.0, time.time() - max(times)) if times else None
 
 
 def _is_newer(summary: Path, files: Iterable[Path]) -> bool:
+    """Say whether a summary was written after all of the files that it is made from."""
     when = _written(summary)
     return when is not None and all((other := _written(path)) is None or other <= when for path in files)
 

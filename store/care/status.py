@@ -1,4 +1,4 @@
-"""How far a run is; of a store it reads only the plan, the log and the leases, so that it may be asked at any time."""
+"""Telling how far a run is; reads only the plan, the log and the leases of a store, so it can be asked at any time."""
 
 import statistics
 from datetime import timedelta
@@ -14,22 +14,22 @@ from store.layout.plan import read_plan
 from store.log.commits import SUPERSEDED, intact_records
 from store.log.leases import live_leases
 from store.reading.remote import reached
-from store.writing.writer import STALL_SECONDS
+from store.writing.lock import STALL_SECONDS
 
 RECENT = 50
-"""Commits whose times the rate is taken from."""
+"""How many of the last commits the rate is computed from."""
 
 
 def status(location: StoreLocation) -> dict[str, Any]:
-    """Committed, in flight and failed, images per second over the last commits, and the seconds that are left."""
+    """Count committed, running and failed work of a store; estimate images per second and the seconds that are left."""
     with reached(location) as (store, _):
         plan = read_plan(store)
         logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
         holders = live_leases(store, STALL_SECONDS)
-    parts = [(one, shard) for one in range(plan.generation + 1) for shard in plan.shards_of(one)]
-    missing = {shard for one, shard in parts if shard not in logs[one]}
+    parts = [(number, shard) for number in range(plan.generation + 1) for shard in plan.shards_of(number)]
+    missing = {shard for number, shard in parts if shard not in logs[number]}
     left = sum(len(plan.rows(shard)) for shard in missing)
-    # Compacted records are old ones: reading them all again would take longer than anything else here.
+    # Compacted records are old, and reading all of them again would take longer than anything else here.
     recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
     rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
     return {
@@ -46,9 +46,14 @@ def status(location: StoreLocation) -> dict[str, Any]:
 
 
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
-    """The status of a store, and under `run` that of the run folder around it; either may be missing.
+    """Return the status of a store and, under the key `run`, of the run folder around it; either may be missing.
 
-    `location` is a store, or a run folder where `run` is None. Raises StoreMissing (exit 5) where there is neither.
+    Args:
+        location: A store, or, if `run` is None, a store or a run folder.
+        run: The run folder.
+
+    Raises:
+        StoreMissing: there is neither a store nor a run that has begun (exit 5).
     """
     local = location if isinstance(location, Path) else None
     folder = run if run is not None or local is None else run_folder_of(local)
@@ -63,9 +68,12 @@ def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str,
 
 
 def images_per_second(ended: list[tuple[float, int]]) -> float | None:
-    """The rate of the last commits, from when each ended and its images; None where there are too few to tell.
+    """Compute the rate of the last commits; None if there are too few commits to tell.
 
-    Pauses between runs are left out: gaps far above the usual one are no work.
+    Pauses between runs are left out: a gap far above the median gap is no work.
+
+    Args:
+        ended: For each commit, the time at which it ended, in seconds, and its number of images.
     """
     last = sorted(ended)[-RECENT:]
     gaps = [(after - before, images) for (before, _), (after, images) in pairwise(last)]
@@ -77,21 +85,21 @@ def images_per_second(ended: list[tuple[float, int]]) -> float | None:
     return sum(images for _, images in working) / seconds if seconds > 0 else None
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The status for a reader."""
-    parts = [] if "images" not in found else [_store_as_text(found)]
-    if found.get("run"):
-        parts.append(run_as_text(found["run"]))
+def as_text(progress: dict[str, Any]) -> str:
+    """Format a status for a reader."""
+    parts = [] if "images" not in progress else [_store_as_text(progress)]
+    if progress.get("run"):
+        parts.append(run_as_text(progress["run"]))
     return "\n".join(filter(None, parts))
 
 
-def _store_as_text(found: dict[str, Any]) -> str:
-    rate, eta = found["images_per_second"], found["eta_seconds"]
+def _store_as_text(progress: dict[str, Any]) -> str:
+    rate, eta = progress["images_per_second"], progress["eta_seconds"]
     lines = [
-        f"{found['path']}: {found['images_committed']} of {found['images']} images, {found['shards_committed']} of "
-        f"{found['shards']} shards committed; {found['failed']} images failed"
+        f"{progress['path']}: {progress['images_committed']} of {progress['images']} images, {progress['shards_committed']} of "
+        f"{progress['shards']} shards committed; {progress['failed']} images failed"
     ]
-    lines += [f"  in flight: shard {shard} by {holder}" for shard, holder in found["in_flight"].items()]
+    lines += [f"  in flight: shard {shard} by {holder}" for shard, holder in progress["in_flight"].items()]
     if eta is None:
         lines += ["  ETA unknown: too few commits to tell"]
     elif eta > 0:

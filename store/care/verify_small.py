@@ -1,4 +1,4 @@
-"""What of a store is no shard and no record: plans, manifests, metadata, ids, projector, config; is it as it was written?"""
+"""Verifying the small files of a store: plans, manifests, metadata, ids, projector and config."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ from store.log.progress import stored_codec
 from store.log.spare import content_of, known_digests, sound
 
 CHANGED = "changed or missing"
-_BEFORE = f"{COPY}; only an older generation is described there, which nothing that is read needs"
+_BEFORE = f"{COPY}; it describes only an older generation, which no reader needs"
 
 
 def small_files(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
-    """What is wrong with all that is no shard and no record; `quick` looks at no ids and no projector."""
+    """Report what is wrong with everything but shards and commit records; `quick` leaves out ids and projector."""
     for stray in strays(store, plan):
         yield Finding(str(stray), "it does not belong there", None, MOVE)
     for generation in range(plan.generation + 1):
@@ -33,16 +33,16 @@ def small_files(store: Path, plan: Plan, quick: bool) -> Iterator[Finding]:
     try:
         manifest = read_manifest(store, plan.generation)
     except IntegrityError:
-        return  # said already; without it nobody knows what the rest was
+        return  # reported already; without the manifest, nothing says what the other files should hold
     damaged = manifest.damaged(store / FEATURES, metadata_only=quick)
-    again = can_be_rebuilt(store, plan, manifest, damaged)
+    rebuildable = can_be_rebuilt(store, plan, manifest, damaged)
     for name in damaged:
-        remedy = REPAIR if name in again else _remedy(store, plan, name)
+        remedy = REPAIR if name in rebuildable else _remedy(store, plan, name)
         yield Finding(str(store / FEATURES / name), CHANGED, None, remedy)
 
 
 def _config(store: Path) -> Iterator[Finding]:
-    """The resolved config of the extraction; a store that was made by other means has none."""
+    """Report a damaged config of the extraction; a store that was not made by an extraction has no config."""
     path = store / CONFIG
     try:
         problem = None if is_as_sealed(content(path)) else CHANGED
@@ -55,23 +55,23 @@ def _config(store: Path) -> Iterator[Finding]:
 
 
 def _earlier_ids(store: Path, plan: Plan) -> Iterator[Finding]:
-    """Ids of generations before the newest, which only making ids again may need."""
+    """Report damaged ids of generations before the newest; they are needed only to make damaged ids again."""
     seen = {plan.ids_group}
     for generation in range(plan.generation):
         try:
             manifest = read_manifest(store, generation)
             earlier = read_plan_file(plan_path(store, generation), COPY)
         except IntegrityError:
-            continue  # said already
+            continue  # reported already
         damaged = [] if earlier.ids_group in seen else damaged_ids(store, earlier, manifest)
         seen.add(earlier.ids_group)
-        again = can_be_rebuilt(store, earlier, manifest, damaged)
+        rebuildable = can_be_rebuilt(store, earlier, manifest, damaged)
         for name in damaged:
-            yield Finding(str(store / FEATURES / name), CHANGED, None, REPAIR if name in again else _BEFORE)
+            yield Finding(str(store / FEATURES / name), CHANGED, None, REPAIR if name in rebuildable else _BEFORE)
 
 
 def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
-    """Plan, manifest and their spares of a generation; stores that were made before there were spares have none."""
+    """Report damaged plans, manifests and spares of a generation; stores of early versions have no spares."""
     planned, manifest = plan_path(store, generation), manifest_path(store, generation)
     written = sound(store, generation)
     for path, whole in written.items():
@@ -102,7 +102,7 @@ def _is_manifest_of(path: Path, plans: set[str]) -> bool:
 
 
 def _remedy(store: Path, plan: Plan, name: str) -> str:
-    """What is left for a file that cannot be written again from the store itself."""
+    """Return the remedy for a file that cannot be written again from the store itself."""
     if stored_codec(store) != "none":
         return ARCHIVE
     if name.startswith(f"{plan.ids_group}/"):

@@ -1,1 +1,1 @@
-"""What both stages read of a checkpoint: its config, its weights, its tokenizer."""
+"""The parts of a checkpoint that both stages read: its config, its weights and its text side."""

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch and transformers are typed in part)
-"""The part of a CLIP checkpoint that leads image features into the space which it shares with texts."""
+"""The head of a CLIP checkpoint: the layers that project image features into the space that CLIP shares with texts."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from store.errors import DamagedCheckpoint
 
 NORM, PROJECTION = "vision_model.post_layernorm.", "visual_projection."
 DIGEST = "clip_head_sha256"
-"""Field of a fingerprint: by which weights an array was led into that space."""
+"""Field of a fingerprint: the digest of the head's weights that made an array in CLIP's space."""
 
 
 def clip_source(model: ModelSection, what: str) -> str:
-    """`model.clip`; ConfigError (exit 2) says that `what` needs it."""
+    """Return the CLIP checkpoint that `model.clip` names; ConfigError (exit 2) says that `what` needs it."""
     if model.clip is None:
         raise ConfigError(
             f"model.clip: expected a CLIP checkpoint for {what}, none is named: name the one whose vision tower the model "
@@ -30,7 +30,10 @@ def clip_source(model: ModelSection, what: str) -> str:
 
 
 def clip_config(model: ModelSection, what: str) -> Any:
-    """Its transformers config; CheckpointMissing (exit 5) names what to download, ConfigError (exit 2) what is no CLIP."""
+    """Open the transformers config of the CLIP checkpoint that `what` needs.
+
+    Raises CheckpointMissing (exit 5) naming what to download, ConfigError (exit 2) for a checkpoint of another type than CLIP.
+    """
     source = clip_source(model, what)
     config = load_config(source, model.clip_revision, model.trust_remote_code)
     if config.model_type != "clip":
@@ -42,15 +45,18 @@ def clip_config(model: ModelSection, what: str) -> Any:
 
 
 def clip_head(model: ModelSection, what: str, dtype: torch.dtype) -> dict[str, Shaped[Tensor, "..."]]:
-    """Weights of its last layer norm and projection; DamagedCheckpoint (exit 4) where there are others or none."""
+    """Load the last layer norm and the projection of the CLIP checkpoint that `what` needs.
+
+    Raises DamagedCheckpoint (exit 4) where these weights are missing or have other shapes than the config says.
+    """
     source, config = clip_source(model, what), clip_config(model, what)
     tensors = load_tensors(source, (NORM, PROJECTION), dtype, model.clip_revision)
     hidden, clip = config.vision_config.hidden_size, config.projection_dim
     expected = {f"{NORM}weight": (hidden,), f"{NORM}bias": (hidden,), f"{PROJECTION}weight": (clip, hidden)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected:
         raise DamagedCheckpoint(
-            f"expected {expected} in {source}, as its config says, found {found or 'none of them'}: name a whole CLIP, or "
+            f"expected {expected} in {source}, as its config says, found {shapes or 'none of them'}: name a whole CLIP, or "
             "download it again"
         )
     return tensors

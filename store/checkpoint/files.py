@@ -1,12 +1,14 @@
-"""The files of a checkpoint, be it a folder or a repository of the Hugging Face hub."""
+"""The files of a checkpoint, which is a folder or a repository of the Hugging Face hub."""
 
 import ssl
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from store.checkpoint.json_files import FileState, state_of
 from store.checkpoint.kinds import refuse_file, refuse_without
 from store.errors import CheckpointMissing
 
@@ -14,10 +16,14 @@ _HUB_SECONDS = 3.0
 
 
 def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path:
-    """A local path of one file of a checkpoint, downloaded if it is on the hub and that can be reached."""
-    found = optional_checkpoint_file(source, name, revision)
-    if found is not None:
-        return found
+    """Return the local path of a checkpoint's file, downloading the file if the checkpoint is on the hub.
+
+    Raises CheckpointMissing (exit 5) where the file cannot be had, UnusableCheckpoint (exit 5) where other files show that
+    the checkpoint is of a kind that cannot be read.
+    """
+    path = optional_checkpoint_file(source, name, revision)
+    if path is not None:
+        return path
     refuse_without(source, name, names_of(source, revision))
     if Path(source).is_dir():
         raise CheckpointMissing(
@@ -31,7 +37,10 @@ def checkpoint_file(source: str, name: str, revision: str | None = None) -> Path
 
 
 def optional_checkpoint_file(source: str, name: str, revision: str | None = None) -> Path | None:
-    """As `checkpoint_file`, None where the checkpoint has no such file or cannot be had."""
+    """Return the local path of a checkpoint's file as `checkpoint_file` does, or None where the checkpoint lacks that file.
+
+    None also means that the checkpoint is neither in the cache nor can be downloaded.
+    """
     folder = Path(source)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -70,13 +79,23 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
 
 
 def local_file(source: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a checkpoint that is here already, None where it would have to be downloaded."""
+    """Return the path of a checkpoint's file that is on this machine already, or None where it would have to be downloaded."""
     folder = _local_folder(source, revision)
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 
+def states_of(source: str, wanted: Callable[[str], bool], revision: str | None = None) -> dict[str, FileState]:
+    """Return the state of each file of a checkpoint that is on this machine already and whose name is `wanted`."""
+    folder = _local_folder(source, revision)
+    paths = () if folder is None else sorted(folder.iterdir())
+    return {path.name: state_of(path) for path in paths if wanted(path.name) and path.is_file()}
+
+
 def names_of(source: str, revision: str | None = None) -> frozenset[str]:
-    """The names of a checkpoint's files: all of a folder's, and of a hub repository's as far as they can be known."""
+    """Return the names of a checkpoint's files: of a folder all names, of a hub repository the names that are known.
+
+    Where the hub cannot be reached, these are the names of the files in the cache.
+    """
     if not Path(source).is_dir() and _hub_answers() and (listed := _listed_on_hub(source, revision)):
         return listed
     folder = _local_folder(source, revision)
@@ -84,7 +103,7 @@ def names_of(source: str, revision: str | None = None) -> frozenset[str]:
 
 
 def _local_folder(source: str, revision: str | None) -> Path | None:
-    """The folder that a source is, or that the hub's cache keeps of it."""
+    """Return the folder of a checkpoint: the source itself, or the snapshot that the hub's cache keeps; None for neither."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import constants
@@ -94,7 +113,7 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
     try:
         repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
     except HFValidationError:
-        return None  # a path, as of a folder that is not there
+        return None  # it is no hub id but a path, to a folder that does not exist
     reference = repository / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or "main"
     snapshot = repository / "snapshots" / commit
@@ -103,7 +122,7 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
 
 @cache
 def _listed_on_hub(source: str, revision: str | None) -> frozenset[str]:
-    """Nothing where the hub, or a mirror that stands for it, does not say."""
+    """List a repository's files; an empty list where the hub, or a mirror in its place, gives no answer."""
     from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,7 +134,7 @@ def _listed_on_hub(source: str, revision: str | None) -> frozenset[str]:
 
 @cache
 def _hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and briefly: its own client goes on trying for half a minute."""
+    """Check whether the hub can be reached, once and briefly, because its own client goes on trying for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -125,7 +144,7 @@ def _hub_answers() -> bool:
     except HTTPError:
         return True
     except URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # its client may know other certificates
+        return isinstance(error.reason, ssl.SSLError)  # the hub's client may know other certificates
     except OSError:
         return False
     return True

@@ -1,12 +1,12 @@
-"""What a checkpoint's generation config asks of an answer: followed as stock generation does, without effect, or refused.
+"""The settings in a checkpoint's generation config: each is followed as stock generation does, without effect, or refused.
 
-Answers are greedy in both stages, with the arguments of `GREEDY`. Everything else in `generation_config.json` is stock's to
-follow: stage 2 hands it the ids of the prompt beside the embeddings. What that cannot do is refused by name, before an
-image is encoded and before a question is asked. A setting that is in none of the three tables is refused where the installed
-transformers knows it, as a later one may; what it does not know changes nothing in stock generation, and nothing here.
+Answers are greedy in both stages, with the arguments of `GREEDY`. Stock generation follows every other setting in
+`generation_config.json`: stage 2 hands it the ids of the prompt beside the embeddings. Settings that cannot be followed this
+way are refused by name, before an image is encoded and before a question is asked. A setting that is in none of the three
+tables is refused if the installed transformers knows it, as a later version may; a setting that transformers does not know
+changes nothing in stock generation, and nothing here.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from configs.experiment import ModelSection
 from store.checkpoint.files import checkpoint_file, optional_checkpoint_file
+from store.checkpoint.json_files import read_json
 from store.checkpoint.opening import load_config, stock_reading
 from store.errors import DamagedCheckpoint, GenerationRefused
 
@@ -29,7 +30,7 @@ GREEDY: Mapping[str, Any] = {
     "output_logits": True,
     "return_dict_in_generate": True,
 }
-"""Arguments of `generate()` in both stages; they go before the checkpoint's own settings."""
+"""Arguments of `generate()` in both stages; they win over the checkpoint's own settings."""
 
 FOLLOWED = frozenset(
     {
@@ -80,7 +81,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 """Settings that change no token of a greedy answer, and why."""
 
 _ASSISTED = "answers would come from another way of decoding, one question at a time"
-_GONE = "transformers 5 has this way of decoding no more"
+_GONE = "transformers 5 no longer has this way of decoding"
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "encoder_no_repeat_ngram_size": ((0,), "it reads the ids of an encoder, which a language model has none of"),
     "encoder_repetition_penalty": ((1,), "it reads the ids of an encoder, which a language model has none of"),
@@ -107,7 +108,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "constraints": ((), _GONE),
     "force_words_ids": ((), _GONE),
 }
-"""Settings that are refused: the values beside null that change nothing, and why any other is refused."""
+"""Settings that are refused: the values beside null that change nothing, and why every other value is refused."""
 
 _NO_CHANGE: Mapping[str, Any] = {
     "min_length": 0,
@@ -117,23 +118,23 @@ _NO_CHANGE: Mapping[str, Any] = {
     "renormalize_logits": False,
     "repetition_penalty": 1,
 }
-"""Values, beside null, with which a followed setting does nothing."""
+"""Values, beside null, with which a followed setting changes nothing."""
 
 
 def generation_settings(model: ModelSection) -> dict[str, Any]:
-    """Read the settings that answers of a checkpoint follow beside being greedy; those that do nothing are left out.
+    """Read the generation settings of a checkpoint that its greedy answers follow; settings without effect are left out.
 
     Raises GenerationRefused (exit 2) naming every setting that cannot be followed, DamagedCheckpoint (exit 4) where the
-    file cannot be read or stock generation refuses it.
+    file cannot be read or stock generation refuses a setting.
     """
-    named, place = _written(model.checkpoint, model.revision)
+    named, path = _written(model.checkpoint, model.revision)
     undecided = _undecided() if named.keys() - FOLLOWED - WITHOUT_EFFECT.keys() - REFUSED.keys() else frozenset[str]()
     refused = [
         f"  {name}: {value!r} ({why})\n" for name, value in named.items() if (why := _refusal(name, value, undecided))
     ]
     if refused:
         raise GenerationRefused(
-            f"expected generation settings in {place} that answers from cached features can follow, it has\n"
+            f"expected generation settings in {path} that answers from cached features can follow, it has\n"
             f"{''.join(refused)}take them out of a copy of the checkpoint, and name the copy in model.checkpoint"
         )
     written = {name: named[name] for name in sorted(FOLLOWED & named.keys()) if named[name] is not None}
@@ -144,7 +145,7 @@ def generation_settings(model: ModelSection) -> dict[str, Any]:
 
 
 def _written(source: str, revision: str | None) -> tuple[dict[str, Any], Path]:
-    """The generation settings of a checkpoint, from where stock loading takes them, and that file."""
+    """Read the generation settings of a checkpoint from the file that stock loading takes; return them and the file's path."""
     own = optional_checkpoint_file(source, FILE, revision)
     if own is not None:
         return _read(own), own
@@ -153,12 +154,14 @@ def _written(source: str, revision: str | None) -> tuple[dict[str, Any], Path]:
     inside: Any = written.get("text_config")
     layers: list[dict[str, Any]] = [inside if isinstance(inside, dict) else {}, written]
     known = FOLLOWED | WITHOUT_EFFECT.keys() | REFUSED.keys()
-    return {name: v for one in layers for name, v in one.items() if name in known and v is not None}, path
+    settings = {name: value for layer in layers for name, value in layer.items() if name in known and value is not None}
+    return settings, path
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file; DamagedCheckpoint (exit 4) for anything else."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path)
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(
             f"expected JSON in {path}, it cannot be read ({error}): download it again, or correct it"
@@ -171,7 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:
-    """Let stock generation follow the settings for one step, on a language model of two numbers a token."""
+    """Let stock generation follow the settings for one step, on a language model whose tokens are two numbers wide."""
     import torch
     import transformers
 
@@ -193,7 +196,7 @@ def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:
 
 
 def _undecided() -> frozenset[str]:
-    """Settings of the installed transformers that none of the three tables decides on."""
+    """Return the settings of the installed transformers that are in none of the three tables."""
     import transformers
 
     library: Any = transformers  # typed in part
@@ -203,7 +206,7 @@ def _undecided() -> frozenset[str]:
 
 
 def _refusal(name: str, value: Any, undecided: frozenset[str]) -> str | None:
-    """Why a setting cannot be followed; None where it can, and where the installed transformers does not know it."""
+    """Say why a setting cannot be followed; None for a setting that can be, or that the installed transformers does not know."""
     if value is None or name in FOLLOWED or name in WITHOUT_EFFECT:
         return None
     if name in undecided:

@@ -1,4 +1,4 @@
-"""A checkpoint's own image processor, always on Pillow: other backends resize to other pixels."""
+"""A checkpoint's own image processor, which always runs on Pillow because other backends resize to other pixels."""
 
 import json
 from collections.abc import Mapping
@@ -13,15 +13,18 @@ FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def has_image_processor(source: str, revision: str | None = None) -> bool:
-    """Whether a checkpoint carries the settings of one."""
+    """Check whether a checkpoint has the settings of an image processor."""
     return any(optional_checkpoint_file(source, name, revision) is not None for name in FILES)
 
 
 def open_image_processor(source: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Open the stock processor, on Pillow whether or not torchvision is installed.
+    """Open the stock image processor of a checkpoint, on Pillow whether or not torchvision is installed.
 
-    Raises CheckpointMissing (exit 5) where there are no settings for one, CustomCode (exit 2) where it is code of the
-    checkpoint's own and that was not asked for, UnsupportedProcessor (exit 2) where it exists on torchvision alone.
+    Raises:
+        CheckpointMissing: (exit 5) The checkpoint has no settings of an image processor.
+        CustomCode: (exit 2) The processor is code of the checkpoint's own, and `trust_remote_code` is off.
+        UnsupportedProcessor: (exit 2) The processor exists for torchvision alone.
+
     """
     from transformers import AutoImageProcessor
     from transformers.image_processing_backends import TorchvisionBackend
@@ -39,7 +42,7 @@ def open_image_processor(source: str, revision: str | None = None, trust_remote_
                 source, revision=revision, backend=BACKEND, trust_remote_code=trust_remote_code
             )
     except DamagedCheckpoint as error:
-        if "torchvision" in str(error):  # it is not installed; if it were, it would be taken in place of Pillow
+        if "torchvision" in str(error):  # not installed; if it were, stock code would take it in place of Pillow
             raise only_torchvision from None
         raise
     if isinstance(opened, TorchvisionBackend):
@@ -48,6 +51,6 @@ def open_image_processor(source: str, revision: str | None = None, trust_remote_
 
 
 def processor_fingerprint(stock: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides which pixels the tower sees; `options` are laid over the checkpoint's settings."""
+    """Return everything that decides which pixels the tower sees; `options` win over the checkpoint's settings."""
     config: dict[str, Any] = json.loads(stock.to_json_string())
     return {"class": type(stock).__name__, "backend": BACKEND, "exif": "ignored", "config": config | dict(options)}

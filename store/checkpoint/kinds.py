@@ -1,15 +1,15 @@
-"""What a checkpoint is that cannot be read as it lies there, and what makes one of it that can.
+"""Kinds of checkpoints that cannot be read as they are: how each is recognised, and how to make a readable checkpoint of it.
 
-Adapters, quantised weights, other programs' formats and weights saved out of a wrapper are refused by name: read as they
+Adapters, quantised weights, other programs' formats and weights saved out of a wrapper are refused by name. Read as they
 are, they would give noise, or an error that blames something else.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from store.checkpoint.json_files import as_object
 from store.errors import UnusableCheckpoint
 
 ADAPTER = "adapter_config.json"
@@ -20,7 +20,7 @@ QUANTISED_FILES = {
     "quantization_config.json": "a method of quantisation",
     "hf_quant_config.json": "ModelOpt",
 }
-"""Files beside config.json that say how weights were quantised, and whose they usually are."""
+"""Files beside config.json that describe quantised weights, each with the method that usually writes it."""
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 _ORIGINAL_KEYS = {"mm_vision_tower", "mm_projector_type", "mm_hidden_size"}
 _ORIGINAL_CLASS = re.compile(r"Llava\w+ForCausalLM")
@@ -43,7 +43,7 @@ _SIGNS = (
     ),
     (re.compile(r"(^|\.)mm_projector\."), _ORIGINAL),
 )
-"""Names of tensors that say how a checkpoint was written."""
+"""Names of tensors that show how a checkpoint was written, and what to do about it."""
 _QUANTISED_NAMES = (
     (re.compile(r"\.(SCB|weight_format)$"), "bitsandbytes in 8 bit"),
     (re.compile(r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\."), "bitsandbytes in 4 bit"),
@@ -53,19 +53,19 @@ _QUANTISED_NAMES = (
     (re.compile(r"\.W_q$"), "HQQ"),
     (re.compile(r"\.weight\._(data|scale|shift)$"), "quanto"),
 )
-"""Names of tensors that only a method of quantisation writes."""
+"""Names of tensors that only methods of quantisation write, each with its method."""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Kinds of numbers, as safetensors calls them, that weights are read from."""
+"""Kinds of numbers that weights may have, by safetensors' names."""
 
 
 def refuse_file(source: str) -> None:
-    """Say which folder is meant where a file is named as a checkpoint."""
+    """Refuse a single GGUF file that is named as a checkpoint (UnusableCheckpoint, exit 5); other files pass."""
     if source.endswith(".gguf"):
         raise UnusableCheckpoint(f"{source} is {_gguf(Path(source).name)}")
 
 
 def refuse_adapter(source: str, names: Collection[str], settings: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint with an adapter: stock code lays it over the weights only where peft is installed."""
+    """Refuse a checkpoint with an adapter, which stock code lays over the weights only if peft is installed."""
     if ADAPTER not in names:
         return
     base = settings.get("base_model_name_or_path")
@@ -76,7 +76,7 @@ def refuse_adapter(source: str, names: Collection[str], settings: Mapping[str, A
 
 
 def refuse_original(source: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a config.json of the original LLaVA repository, some of which call themselves `llava` too."""
+    """Refuse a config.json in the layout of the original LLaVA repository; its `model_type` may be `llava` too."""
     named = _ORIGINAL_CLASS.search(str(settings.get("architectures")))
     # Converted checkpoints may keep a key of the original beside the text_config that stock loading reads.
     if named is not None or (_ORIGINAL_KEYS & settings.keys() and "text_config" not in settings):
@@ -84,22 +84,22 @@ def refuse_original(source: str, settings: Mapping[str, Any]) -> None:
 
 
 def refuse_quantised(source: str, settings: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse weights that config.json, a part of it, or a file beside it calls quantised.
+    """Refuse weights that are quantised according to config.json, a part of it, or a file beside it.
 
     Args:
         source: Folder or hub id of the checkpoint.
         settings: The content of config.json.
-        beside: By its name, the content of each file of `QUANTISED_FILES` that is there.
+        beside: The content of each file of `QUANTISED_FILES` that the checkpoint has, by its name.
 
     """
-    for where, found in _quantisations(settings):
-        _refuse_method(source, _method(found) or "a method that is not named", f"{where} of config.json")
+    for key, quantisation in _quantisations(settings):
+        _refuse_method(source, _method(quantisation) or "a method that is not named", f"{key} of config.json")
     for name, content in beside.items():
         _refuse_method(source, _method(content) or QUANTISED_FILES[name], name)
 
 
 def refuse_names(source: str, names: Iterable[str]) -> None:
-    """Refuse tensors whose names say that they cannot be read as they are."""
+    """Refuse tensors whose names show that they cannot be read as they are."""
     for name in names:
         for pattern, kind in _SIGNS:
             if pattern.search(name):
@@ -110,7 +110,7 @@ def refuse_names(source: str, names: Iterable[str]) -> None:
 
 
 def refuse_kinds_of_numbers(source: str, kinds: Mapping[str, str]) -> None:
-    """Refuse weights, given as tensor name -> kind of number, that are no floats of 16 bit or more."""
+    """Refuse weights that are not floats of 16 bit or more; `kinds` holds the kind of number of each tensor, by its name."""
     for name, kind in kinds.items():
         if name.endswith(".weight") and kind not in FLOATS:
             raise UnusableCheckpoint(
@@ -120,9 +120,13 @@ def refuse_kinds_of_numbers(source: str, kinds: Mapping[str, str]) -> None:
 
 
 def refuse_without(source: str, wanted: str, names: Collection[str]) -> None:
-    """Say what a checkpoint is that has no config.json, or no model.safetensors, among the `names` of its files.
+    """Refuse a checkpoint that lacks config.json or model.safetensors and whose other files show what it is.
 
-    Nothing is said of any other file that is `wanted`.
+    Args:
+        source: Folder or hub id of the checkpoint.
+        wanted: The file that is missing; for any file but those two, this function does nothing.
+        names: The names of the files that the checkpoint has.
+
     """
     if wanted not in ("config.json", "model.safetensors"):
         return
@@ -151,27 +155,19 @@ def refuse_without(source: str, wanted: str, names: Collection[str]) -> None:
 
 
 def refuse_shards_of_ranks(source: str, names: Collection[str]) -> None:
-    """Refuse the files that ranks of a training wrote each for itself; newer transformers read these first."""
-    found = next((n for n in sorted(names) if re.match(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$", n)), None)
-    if found is not None:
+    """Refuse files that each rank of a training wrote for itself; newer versions of transformers read these first."""
+    pattern = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
+    shard = next((name for name in sorted(names) if pattern.match(name)), None)
+    if shard is not None:
         raise UnusableCheckpoint(
-            f"{source} holds {found}, what one rank of a training saved: load it with transformers and "
-            "`save_pretrained(FOLDER)` the whole model, and name that folder"
+            f"{source} holds {shard}, what one rank of a training saved: load the whole model with transformers, save it "
+            "with `save_pretrained(FOLDER)`, and name that folder"
         )
 
 
-def read_settings(path: Path | None) -> Mapping[str, Any]:
-    """The JSON object in a file; nothing where there is none or it cannot be parsed, which stock code says better."""
-    try:
-        content: Any = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return {}
-    return _object(content)
-
-
 def _quantisations(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each part of a config that speaks of quantisation, with its dotted path."""
-    parts = {"": settings} | {f"{name}.": _object(part) for name, part in settings.items()}
+    """Yield each part of a config that describes a quantisation, with its dotted path."""
+    parts = {"": settings} | {f"{name}.": as_object(part) for name, part in settings.items()}
     for path, part in parts.items():
         for key in _QUANTISED_KEYS:
             if part.get(key):
@@ -179,21 +175,16 @@ def _quantisations(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _method(settings: Any) -> str | None:
-    """The method of quantisation that a config names, with its bits where it says them."""
-    found = _object(settings)
-    flags = {bits: found.get(f"load_in_{bits}bit") for bits in (4, 8)}
-    bits: Any = next((n for n, is_set in flags.items() if is_set), found.get("bits") or found.get("w_bit"))
+    """Return the method of quantisation that a config names, with its bits where the config gives them."""
+    named = as_object(settings)
+    flags = {bits: named.get(f"load_in_{bits}bit") for bits in (4, 8)}
+    bits: Any = next((count for count, is_set in flags.items() if is_set), named.get("bits") or named.get("w_bit"))
     method: Any = (
-        found.get("quant_method") or found.get("quant_algo") or ("bitsandbytes" if any(flags.values()) else None)
+        named.get("quant_method") or named.get("quant_algo") or ("bitsandbytes" if any(flags.values()) else None)
     )
-    if method is None and "quantization" in found:
-        return _method(found["quantization"])
+    if method is None and "quantization" in named:
+        return _method(named["quantization"])
     return None if method is None else f"{method}" if bits is None else f"{method} in {bits} bit"
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object, an empty one in place of anything else."""
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _refuse_method(source: str, method: str, where: str) -> None:
@@ -210,5 +201,5 @@ def _gguf(name: str) -> str:
 
 
 def _first(names: Iterable[str], *endings: str) -> str | None:
-    """The first name with the first of `endings` that any name has."""
+    """Return the first name, in order, with the first of `endings` that any name has."""
     return next((name for ending in endings for name in sorted(names) if name.endswith(ending)), None)

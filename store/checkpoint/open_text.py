@@ -1,7 +1,7 @@
-"""Opening the text side of a checkpoint, so that whatever is wrong with it is said before the first image or question.
+"""Opening the text side of a checkpoint: everything that is wrong with it is found before the first image or question.
 
-What a checkpoint's small files mean is decided by stock code: `AutoTokenizer`, `GenerationConfig`, and the dict that a
-stock processor is built from.
+Stock code decides what a checkpoint's small files mean: `AutoTokenizer`, `GenerationConfig`, and the dict that a stock
+processor is built from.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,25 @@ from store.checkpoint.text import Text
 from store.errors import CheckpointMissing, DamagedCheckpoint, InvalidQuestions
 
 PLACEHOLDER = "<image>"
-"""What stock processors put for an image where neither their config nor the tokenizer names a token."""
+"""The image token of a stock processor whose config and tokenizer name none."""
 _TRIED = "what is in the picture"
 
 
 def check_text_side(config: Any, model: ModelSection) -> Text:
-    """Open all that asking and answering will need of a checkpoint beside its weights, and try one prompt.
+    """Open everything but the weights that asking and answering need of a checkpoint, and try one prompt.
 
-    The place for every refusal that concerns the text side: `extract` calls it before the first image where questions are
-    configured, and each command of stage 2 before the first question.
+    All refusals that concern the text side are made here: `extract` calls this function before the first image if questions
+    are configured, and each command of stage 2 calls it before the first question.
 
-    Raises DamagedCheckpoint (exit 4) for what cannot be read or does not fit together, CheckpointMissing (exit 5) for what
-    is not there, GenerationRefused (exit 2) for a generation config that answers here cannot follow.
+    Args:
+        config: The checkpoint's transformers config.
+        model: The section of the experiment that names the checkpoint.
+
+    Raises:
+        DamagedCheckpoint: (exit 4) A file cannot be read, or two files do not fit together.
+        CheckpointMissing: (exit 5) A file or a setting is missing.
+        GenerationRefused: (exit 2) Answers cannot follow a setting of the generation config.
+
     """
     source = model.checkpoint
     generation = generation_settings(model)
@@ -57,7 +64,7 @@ def _open_tokenizer(model: ModelSection) -> Any:
 
 
 def _processor_settings(model: ModelSection) -> Mapping[str, Any]:
-    """What a stock processor would be built from, the chat template among it: stock code knows all its places."""
+    """Read the settings of a stock processor with its chat template; stock code knows all files that may hold the template."""
     from transformers.processing_utils import ProcessorMixin
 
     with stock_reading(model.checkpoint, "a chat template and a processor_config.json"):
@@ -66,7 +73,7 @@ def _processor_settings(model: ModelSection) -> Mapping[str, Any]:
 
 
 def _open_generation_config(model: ModelSection) -> Any | None:
-    """The checkpoint's stock GenerationConfig, None where it has no file of that name."""
+    """Open the checkpoint's stock GenerationConfig; None where the checkpoint has no generation_config.json."""
     from transformers import GenerationConfig
 
     if optional_checkpoint_file(model.checkpoint, "generation_config.json", model.revision) is None:
@@ -77,20 +84,20 @@ def _open_generation_config(model: ModelSection) -> Any | None:
 
 
 def _end_tokens(source: str, generation: Any | None, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Where generation ends: the first that says so of generation config, text config and tokenizer."""
-    said = (
+    """Return the ids that end an answer: of generation config, text config and tokenizer, the first that names any decides."""
+    candidates = (
         None if generation is None else generation.eos_token_id,
         config.text_config.eos_token_id,
         tokenizer.eos_token_id,
     )
-    eos = next((one for one in said if one is not None), None)
+    eos = next((ids for ids in candidates if ids is not None), None)
     if eos is None:
         raise CheckpointMissing(
             f"expected an eos_token_id in the configs or the tokenizer of {source}, found none: add the one that ends the "
             "model's answers"
         )
     ids: list[Any] = list(eos) if hasattr(eos, "__iter__") and not isinstance(eos, str) else [eos]
-    if not ids or not all(type(one) is int for one in ids):
+    if not ids or not all(type(number) is int for number in ids):
         raise DamagedCheckpoint(
             f"expected a token id or a list of them as eos_token_id in the configs of {source}, got {eos!r:.80}: correct it"
         )
@@ -98,7 +105,7 @@ def _end_tokens(source: str, generation: Any | None, config: Any, tokenizer: Any
 
 
 def _template(source: str, processor: Mapping[str, Any], tokenizer: Any) -> str:
-    """The chat template that a stock processor would take, or else the tokenizer's."""
+    """Return the chat template of the stock processor, or else the tokenizer's."""
     template: Any = processor.get("chat_template") or tokenizer.chat_template
     if hasattr(template, "keys") and "default" in template:  # several templates, by name
         template = template["default"]
@@ -113,7 +120,7 @@ def _template(source: str, processor: Mapping[str, Any], tokenizer: Any) -> str:
 
 
 def _check_embedded(source: str, text: Text) -> None:
-    """Refuse ids that batches are made with and that the embeddings have no row for."""
+    """Refuse an image token or a padding token that the text embeddings have no row for."""
     for what, name, number in (
         ("image_token_index", "config.json", text.image_token_id),
         ("pad_token_id", "the tokenizer", text.pad_token_id),
@@ -127,10 +134,10 @@ def _check_embedded(source: str, text: Text) -> None:
 
 
 def _check_image_token(source: str, text: Text, processor: Mapping[str, Any]) -> None:
-    """Demand that the processor's image token is the model's, and that the template puts it once for an image.
+    """Require that the processor and the model have the same image token, and that the template writes it once per image.
 
-    A stock processor repeats its image token, found by its text, and the stock model puts features where the id of
-    config.json stands: where these two are not one token, stock refuses every picture.
+    A stock processor finds its image token by its text and repeats it; the stock model puts features where the id of
+    config.json stands. If these are two different tokens, the stock model refuses every picture.
     """
     token: Any = getattr(text.tokenizer, "image_token", None) or processor.get("image_token", PLACEHOLDER)
     if not isinstance(token, str):

@@ -1,6 +1,6 @@
 """The text side of a checkpoint: its tokenizer, its chat template, and the token that stands for an image.
 
-Both stages open it: stage 2 to ask, and `extract` to know before the first image that the questions can be asked.
+Both stages open it: stage 2 to ask questions, and `extract` to find out before the first image that they can be asked.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from store.errors import DamagedCheckpoint, InvalidQuestions
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids on both sides of the image; the visual tokens go between them."""
+    """The token ids of a prompt on both sides of its image; the visual tokens go between them."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -24,7 +24,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """The text around an image and a question, and how it becomes token ids; holds no model."""
+    """The text side of a checkpoint: it makes prompts of questions, and text of answers; it holds no model."""
 
     tokenizer: Any
     template: str
@@ -33,14 +33,14 @@ class Text:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     vocabulary: int | None = None
-    """How many ids the text embeddings have rows for; None where no config says it."""
+    """Number of rows of the text embeddings; None where no config gives it."""
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The checkpoint's own generation settings that answers follow; see store/checkpoint/generation.py."""
+    """The checkpoint's own generation settings that answers follow, by name; see store/checkpoint/generation.py."""
 
     def text(self, question: str) -> str:
         """Fill the template with an image and a question, up to where the answer begins.
 
-        Raises DamagedCheckpoint (exit 4) where the template, which is code of the checkpoint, raises anything.
+        Raises DamagedCheckpoint (exit 4) where the template, which is code of the checkpoint, raises any error.
         """
         content = [{"type": "image"}, {"type": "text", "text": question}]
         try:
@@ -51,10 +51,10 @@ class Text:
                 add_generation_prompt=True,
             )
         except Exception as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise DamagedCheckpoint(
                 f"expected a chat template that makes a prompt of an image and the question {question!r:.80}, the "
-                f"checkpoint's raises {type(error).__name__}: {said:.200}; correct the template, or download it again"
+                f"checkpoint's raises {type(error).__name__}: {message:.200}; correct the template, or download it again"
             ) from None
 
     def prompt(self, question: str) -> Prompt:
@@ -73,7 +73,10 @@ class Text:
         return Prompt(tuple(ids[:at]), tuple(ids[at + 1 :]))
 
     def answer_ids(self, question: str, answer: str) -> tuple[int, ...]:
-        """Ids of `answer` after the prompt: a word has other ids there than at the start of a text."""
+        """Tokenise `answer` behind the prompt, because a word has other ids there than at the start of a text.
+
+        Raises InvalidQuestions (exit 2) where the answer's first token merges with the end of the prompt.
+        """
         text = self.text(question)
         ids = self._ids(text)
         joined = self._ids(text + ("" if text[-1:].isspace() else " ") + answer)
@@ -84,13 +87,14 @@ class Text:
         return tuple(joined[len(ids) :])
 
     def decode(self, tokens: Int[Tensor, "question step"]) -> list[str]:
-        """Answers as text: up to the end token, without special tokens."""
+        """Turn the tokens of answers into text: up to the end token, without special tokens."""
         stock: Any = tokens  # torch leaves the type of `tolist` open
         answers: list[list[int]] = stock.tolist()
-        rows = [list(takewhile(lambda i: i not in self.eos_token_ids, row)) for row in answers]
+        rows = [list(takewhile(lambda token: token not in self.eos_token_ids, row)) for row in answers]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def _ids(self, text: str) -> list[int]:
+        """Tokenise a text with one begin-of-text token; DamagedCheckpoint (exit 4) for an id without an embedding."""
         bos = self.tokenizer.bos_token
         twice = bos is not None and text.startswith(bos)
         ids: list[int] = self.tokenizer(text, add_special_tokens=not twice)["input_ids"]

@@ -1,4 +1,4 @@
-"""The versions of transformers that the tests ran with, and a word about any other; nothing heavy is imported here."""
+"""The versions of transformers that were tested, and a warning about any other version; this module imports nothing heavy."""
 
 import logging
 from functools import cache
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from packaging.version import Version
 
 OLDEST_TESTED, NEWEST_TESTED = "5.18.0", "5.24.0"
-"""Versions of transformers: `make test-versions` runs the tests with both (tests/versions)."""
+"""The two ends of the supported window: `make test-versions` runs the tests with both (tests/versions)."""
 _log = logging.getLogger(__name__)
 
 
@@ -17,7 +17,7 @@ def installed() -> str:
 
 
 def remedy() -> str:
-    """Return what is installed, what was tested and what to do, to end a message with."""
+    """Return the end of a message: which version is installed, which version was tested, and what to do."""
     return (
         f"transformers {installed()} is installed, the newest version that was tested is {NEWEST_TESTED}: "
         f'run `pip install "transformers=={NEWEST_TESTED}"`'
@@ -26,7 +26,7 @@ def remedy() -> str:
 
 @cache
 def note_untested() -> None:
-    """Say once in a process, on the log, that the installed transformers lies outside the tested versions."""
+    """Warn once in a process that the installed transformers is outside the tested versions."""
     if Version(installed()) > Version(NEWEST_TESTED):
         _log.warning(
             "note: transformers %s is newer than %s, the newest version that was tested", installed(), NEWEST_TESTED

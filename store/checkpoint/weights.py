@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch, transformers and safetensors are typed in part)
-"""The key layouts of LLaVA checkpoints, and loading a part of one without touching the rest.
+"""The weights of LLaVA checkpoints: their key layouts, and loading a part of a checkpoint without touching the rest.
 
 Three layouts are in circulation: the hub's (`vision_tower.vision_model.*`, `language_model.model.*`), the runtime names
 of transformers 4.52-4.57 (`model.vision_tower.vision_model.*`, `lm_head.*`), and what transformers 5 saves for a fresh
@@ -8,7 +8,6 @@ model (`vision_tower.encoder.*`). `canonical` maps them all to one.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -24,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from store.checkpoint.files import checkpoint_file, local_file, names_of, optional_checkpoint_file
+from store.checkpoint.json_files import read_json, read_settings
 from store.checkpoint.kinds import (
-    read_settings,
     refuse_kinds_of_numbers,
     refuse_names,
     refuse_shards_of_ranks,
@@ -36,7 +35,7 @@ from store.errors import DamagedCheckpoint
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SAID = 300
-"""Characters of another library's message that are repeated."""
+"""Largest number of characters of another library's message that is repeated."""
 _ENDINGS = (".safetensors", ".safetensors.index.json")
 _log = logging.getLogger(__name__)
 _RULES = (
@@ -48,7 +47,7 @@ _RULES = (
 
 
 def canonical(key: str) -> str:
-    """The one name of a tensor, whichever layout its checkpoint uses.
+    """Return the canonical name of a tensor, which is the same for every layout.
 
     >>> canonical("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias")
     'vision_tower.encoder.layers.0.mlp.fc1.bias'
@@ -60,17 +59,17 @@ def canonical(key: str) -> str:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Which file of a checkpoint holds which tensor; nothing is read or fetched before it is asked for."""
+    """Which file of a checkpoint holds which tensor; a file is fetched only when `fetch` is called."""
 
     source: str
     revision: str | None
     name: str
-    """What stock loading begins with: a safetensors file, or the index of several."""
+    """The file that stock loading begins with: a safetensors file, or the index of several."""
     file_of: Mapping[str, str]
-    """By the tensors' names on disk."""
+    """The file of each tensor, by the tensor's name on disk."""
 
     def fetch(self, file: str) -> Path:
-        """A local path of one of the files, downloaded if need be."""
+        """Return the local path of one of the files, downloading it if necessary."""
         return checkpoint_file(self.source, file, self.revision)
 
 
@@ -79,26 +78,30 @@ def weight_files(source: str, revision: str | None = None) -> WeightFiles:
 
     Stock takes the file that config.json names as `transformers_weights`, or else model.safetensors, or else the index.
 
-    Raises CheckpointMissing (exit 5) where there are none, UnusableCheckpoint (exit 5) where they are of a kind that
-    cannot be read as they are, DamagedCheckpoint (exit 4) where files and index do not fit together.
+    Raises:
+        CheckpointMissing: (exit 5) The checkpoint has no weights.
+        UnusableCheckpoint: (exit 5) The weights are of a kind that cannot be read as it is.
+        DamagedCheckpoint: (exit 4) The files and the index do not fit together.
+
     """
     names = names_of(source, revision)
     refuse_shards_of_ranks(source, names)
     name = _chosen(source, revision)
     if name is None:
         refuse_without(source, SINGLE, names)
-        name = SINGLE  # its own message says what to fetch
+        name = SINGLE  # so that `checkpoint_file` below says what to fetch
     path = checkpoint_file(source, name, revision)
     listed = _weight_map(path) if name.endswith(".index.json") else dict.fromkeys(_kinds_in(path), name)
-    weights = WeightFiles(source, revision, name, _found_in(source, revision, listed))
+    weights = WeightFiles(source, revision, name, _file_of_each(source, revision, listed))
     refuse_names(source, weights.file_of)
     return weights
 
 
 def require_all_files(source: str, revision: str | None = None) -> None:
-    """Demand every file of a folder's weights, those of the language half too, which `extract` itself does not open.
+    """Require every file of a folder's weights, including the language half, which `extract` itself does not open.
 
-    A hub repository is left alone: what stage 1 does not read of it is downloaded by stage 2.
+    Raises CheckpointMissing (exit 5) naming a file that is missing. A hub repository passes unchecked, because stage 2
+    downloads the files that stage 1 does not read.
     """
     if Path(source).is_dir():
         for file in sorted(set(weight_files(source, revision).file_of.values())):
@@ -106,6 +109,7 @@ def require_all_files(source: str, revision: str | None = None) -> None:
 
 
 def _chosen(source: str, revision: str | None) -> str | None:
+    """Return the file that stock loading begins with; None where the checkpoint has none of its candidates."""
     settings = read_settings(optional_checkpoint_file(source, "config.json", revision))
     named = settings.get("transformers_weights")
     if named is not None:
@@ -115,7 +119,7 @@ def _chosen(source: str, revision: str | None) -> str | None:
                 f"{named!r:.{_SAID}}: correct it"
             )
         return named
-    present = [one for one in (SINGLE, INDEX) if optional_checkpoint_file(source, one, revision) is not None]
+    present = [name for name in (SINGLE, INDEX) if optional_checkpoint_file(source, name, revision) is not None]
     if len(present) > 1:
         _warn_of_two(source)
     return present[0] if present else None
@@ -129,37 +133,37 @@ def _warn_of_two(source: str) -> None:
     )  # fmt: skip
 
 
-def _found_in(source: str, revision: str | None, listed: Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> file, as the files themselves say it wherever they are at hand; stock reads every tensor of each.
+def _file_of_each(source: str, revision: str | None, listed: Mapping[str, str]) -> dict[str, str]:
+    """Return the file of each tensor, read from the files' own headers, because stock loading reads every tensor of a file.
 
-    Files of a hub repository that were not downloaded yet are believed to hold what the index says.
+    For files of a hub repository that were not downloaded yet, the index (`listed`) is believed.
     """
-    found: dict[str, str] = {}
+    read: dict[str, str] = {}
     for file in sorted(set(listed.values())):
         path = local_file(source, file, revision)
         if path is None:
             continue
         kinds = _kinds_in(path)
         refuse_kinds_of_numbers(source, kinds)
-        for name in kinds.keys() & found.keys():
+        for name in kinds.keys() & read.keys():
             raise DamagedCheckpoint(
-                f"expected each tensor once in {source}, {name} is in {found[name]} and in {file}: remove the file that does "
+                f"expected each tensor once in {source}, {name} is in {read[name]} and in {file}: remove the file that does "
                 "not belong there, or download the checkpoint again"
             )
-        found |= dict.fromkeys(kinds, file)
-    return {**listed, **found}
+        read |= dict.fromkeys(kinds, file)
+    return {**listed, **read}
 
 
 def _kinds_in(path: Path) -> dict[str, str]:
-    """The kind of number of each tensor of a safetensors file, from its header."""
+    """Read the kind of number of each tensor from the header of a safetensors file."""
     with _reading(path), safe_open(path, "pt") as file:
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no dict)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file; its files lie beside the index and nowhere else."""
+    """Read the file of each tensor from an index; DamagedCheckpoint (exit 4) for files that do not lie beside the index."""
     try:
-        files: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: Any = read_json(index)["weight_map"]
         strange = [name for name in files.values() if not name.endswith(".safetensors") or Path(name).name != name]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(
@@ -175,9 +179,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 def load_tensors(
     source: str, prefixes: Iterable[str], dtype: torch.dtype | None = None, revision: str | None = None
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """Tensors whose canonical name begins with one of `prefixes`; only the files that hold them are opened.
+    """Load the tensors whose canonical names begin with one of `prefixes`; only the files that hold them are opened.
 
-    Raises DamagedCheckpoint (exit 4) naming the tensor that cannot be read or holds NaN or infinity.
+    Returns the tensors by canonical name. Raises DamagedCheckpoint (exit 4) naming the file that cannot be read, or the
+    tensor that holds NaN or infinity.
     """
     each = each_tensor(source, prefixes, revision)
     tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in each}
@@ -188,7 +193,7 @@ def load_tensors(
 def each_tensor(
     source: str, prefixes: Iterable[str], revision: str | None = None
 ) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
-    """The same under their canonical names, one at a time, as they lie on disk."""
+    """Yield the tensors that `load_tensors` loads one at a time, in the dtype that they have on disk."""
     wanted = tuple(prefixes)
     weights = weight_files(source, revision)
     by_file: dict[str, list[str]] = {}
@@ -203,7 +208,7 @@ def each_tensor(
 
 
 def require_finite(source: str, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
-    """Raise DamagedCheckpoint (exit 4) naming the first tensor with NaN or infinity: all that it touches would be NaN."""
+    """Raise DamagedCheckpoint (exit 4) naming the first tensor with NaN or infinity, which would spread to every result."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise DamagedCheckpoint(
@@ -213,7 +218,7 @@ def require_finite(source: str, tensors: Mapping[str, Shaped[Tensor, "..."]]) ->
 
 
 def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names; the same for every key layout."""
+    """Return the sha256 over names, dtypes, shapes and bytes, in the order of the names: the same digest for every key layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -224,10 +229,11 @@ def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Generator[None, None, None]:
+    """Turn an error of safetensors inside the block into DamagedCheckpoint (exit 4), which names the file."""
     try:
         yield
     except SafetensorError as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise DamagedCheckpoint(
-            f"{path} is not a safetensors file that can be read ({said:.{_SAID}}): download the checkpoint again"
+            f"{path} is not a safetensors file that can be read ({message:.{_SAID}}): download the checkpoint again"
         ) from None

@@ -1,4 +1,4 @@
-"""A store out of the contents of another: an ordinary one, or an archive."""
+"""Making a store, or an archive, from the contents of another store."""
 
 import shutil
 import time
@@ -13,10 +13,19 @@ from store.writing.writer import StoreWriter
 
 
 def write_copy(contents: Contents, out: Path, codec: Codec = "none", config: bytes | None = None) -> None:
-    """Make a store at `out`, whole or not at all, with `config` as its `config.yaml`.
+    """Make a store at `out`, whole or not at all; it is identical to the store that the contents came from.
 
-    Of equal contents it is identical to the store that they came from. With the codec zstd it is an archive: smaller, slower
-    to read, and never written to. Raises TargetExists (exit 2), NonFinite (exit 3), NoSpace (exit 7).
+    Args:
+        contents: What to write.
+        out: Folder of the new store, which must not exist.
+        codec: With `zstd` the copy is an archive: smaller, slower to read, and never written to.
+        config: What the copy's `config.yaml` holds; None writes no such file.
+
+    Raises:
+        TargetExists: something lies at `out` (exit 2).
+        NonFinite: features are not numbers (exit 3).
+        StoreMissing: there is nothing to archive (exit 5).
+        NoSpace: the disk is full or read-only (exit 7).
     """
     if codec != "none" and not contents.shards:
         raise StoreMissing("expected committed shards to archive, there are none yet: run `make extract` first")
@@ -39,8 +48,10 @@ def _copy_shard(contents: Contents, writer: StoreWriter, shard: int) -> None:
 
 
 def _require_room(contents: Contents, aside: Path) -> None:
+    """Raise NoSpace (exit 7) if the disk has less room than the copy needs."""
     plan = contents.plan
-    needed = sum(plan.layout(a.name).file_bytes(len(plan.rows(s))) for s in contents.shards for a in plan.arrays)
+    layouts = [plan.layout(spec.name) for spec in plan.arrays]
+    needed = sum(layout.file_bytes(len(plan.rows(shard))) for shard in contents.shards for layout in layouts)
     free = shutil.disk_usage(aside.parent).free
     if needed > free:
         raise NoSpace(f"expected {needed:,} free bytes in {aside.parent}, there are {free:,}: make room first")

@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUnknownParameterType=false
 # (h5py has no types)
-"""HDF5 out of a store and back into one, for tools that read nothing else.
+"""Exporting a store to an HDF5 file, for tools that read nothing else; `store.copies.hdf5_import` makes a store of it again.
 
-Never a working format: a writer that is killed leaves it unreadable. `store.copies.hdf5_import` reads it back.
+HDF5 is never the working format: a writer that is killed leaves an unreadable file.
 
 out.h5               attribute `plan`: the store's plan, as one generation
   <array>            (image, …) float32, float16, or bfloat16 as a 16-bit float that h5py reads as float32
@@ -10,12 +10,12 @@ out.h5               attribute `plan`: the store's plan, as one generation
   sha256             (image,)   hex
   names              (image,)   names, joined by newlines
   failed             (failure,) "row<TAB>reason" of images that could not be encoded
-and, so that `import` makes the same store of it:
-  failures           the same as JSON
+and, so that `import` makes the same store again:
+  failures           what `failed` holds, as JSON
   ids/               sha256, names_utf8, name_offsets, name_rows of every row, as in `features.zarr/ids`
-  projector/         its weights; attributes kind, config (JSON) and sha256
+  projector/         the projector's weights; attributes kind, config (JSON) and sha256
   checksums/<array>  (image,) crc32c of each row's bytes
-and the attribute `sha256`: of everything else that is read back, see `seal_of`
+and the attribute `sha256`: a digest of everything that is read back apart from the rows, see `seal_of`
 """
 
 import hashlib
@@ -32,15 +32,21 @@ from configs.progress import ProgressBar
 from store.copies.contents import Contents
 from store.layout.schema import ArraySpec, Dtype, storage_dtype
 from store.layout.shard import crc
-from store.reading.reader import PROJECTOR, FeatureStore, ProjectorState
+from store.reading.projector_state import PROJECTOR, ProjectorState
+from store.reading.reader import FeatureStore
 from store.writing.aside import written_aside
 
 CHECKSUMS, SEAL = "checksums", "sha256"
+"""The group of the rows' checksums, and the attribute that seals everything else."""
 IDS = {"sha256": "|u1", "names_utf8": "|u1", "name_offsets": "<i8", "name_rows": "<i8"}
+"""The columns of the ids that a file holds, with their dtypes."""
 
 
 def export_hdf5(store: FeatureStore, out: Path, overwrite: bool) -> None:
-    """Write what is committed of a store to one file, whole or not at all; TargetExists (exit 2)."""
+    """Write what a store has committed to one file, whole or not at all.
+
+    Raises TargetExists (exit 2) if `out` exists; `overwrite` replaces a file.
+    """
     contents = Contents.of(store)
     with written_aside(out, overwrite) as aside, h5py.File(aside, "w") as file:
         file.attrs["plan"] = contents.plan.to_json()
@@ -63,7 +69,7 @@ def _write_names(file: h5py.File, contents: Contents) -> None:
 
 
 def texts_of(contents: Contents) -> dict[str, list[bytes]]:
-    """Return what other tools read of ids, names and failures, by the name of the dataset."""
+    """Return ids, names and failures as lines of text for other tools, by the name of their dataset."""
     rows, ids = contents.all_rows, contents.ids
     return {
         "sha256": [ids.sha_of_row(row).encode() for row in rows],
@@ -73,7 +79,7 @@ def texts_of(contents: Contents) -> dict[str, list[bytes]]:
 
 
 def seal_of(contents: Contents, checksums: Mapping[str, NDArray[Any]]) -> str:
-    """Return a sha256 over all that an import reads but the rows, which have checksums of their own."""
+    """Return the sha256 of everything that an import reads apart from the rows, which have checksums of their own."""
     digest = hashlib.sha256()
     failures = {str(row): why for row, why in contents.failures.items()}
     parts: list[Any] = [contents.plan.to_json(), contents.all_rows, failures]
@@ -94,7 +100,7 @@ def seal_of(contents: Contents, checksums: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _text(name: str) -> bytes:
-    """As the bytes that the name was read from; HDF5's text ends at a zero byte."""
+    """Encode a name as the bytes that it was read from; zero bytes are escaped, because HDF5's text ends at one."""
     try:
         encoded = name.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -108,7 +114,7 @@ def _write_projector(group: h5py.Group, projector: ProjectorState) -> None:
     })  # fmt: skip
     for name, values in projector.weights.items():
         data = group.create_dataset(name, values.shape, hdf5_type(projector.dtypes[name]))
-        # Written with the file's own type, here and below, so that the bits go through unconverted.
+        # Values are written with the file's own type, here and below, so that HDF5 converts no bits.
         data.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), data.id.get_type())
 
 
@@ -119,25 +125,25 @@ def _write_array(file: h5py.File, contents: Contents, spec: ArraySpec) -> NDArra
     data.attrs["axes"] = ["image", *spec.axes]
     first = 0
     for shard in ProgressBar(contents.shards, f"export {spec.name}", unit="shards"):
-        if not (rows := contents.rows(shard)):
+        if not (rows := contents.rows(shard)):  # all images of the shard failed
             continue
         values = contents.read(spec.name, rows)
-        memory, place = places(data, first, values.shape)
-        data.id.write(memory, place, values, data.id.get_type())
+        in_memory, in_file = selections(data, first, values.shape)
+        data.id.write(in_memory, in_file, values, data.id.get_type())
         checksums += map(crc, values)
         first += len(values)
     return np.array(checksums, "<u4")
 
 
-def places(data: h5py.Dataset, first: int, shape: tuple[int, ...]) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
-    """Say where rows lie in memory, and where in the file."""
+def selections(data: h5py.Dataset, first: int, shape: tuple[int, ...]) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
+    """Select rows in memory and in the file, from row `first` on, for HDF5's low-level reads and writes."""
     space = data.id.get_space()
     space.select_hyperslab((first, *[0] * (len(shape) - 1)), shape)
     return h5py.h5s.create_simple(shape), space
 
 
 def hdf5_type(dtype: Dtype) -> h5py.Datatype:
-    """How values of a dtype lie in a file."""
+    """Return the HDF5 type in which a file holds values of a dtype."""
     return h5py.Datatype(bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(storage_dtype(dtype)))
 
 

@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUnknownParameterType=false
 # (h5py has no types)
-"""A store out of an HDF5 file that `store.copies.hdf5` wrote.
+"""Reading a store back from an HDF5 file that `store.copies.hdf5` wrote.
 
-Files come from anywhere, so what is read is compared with what a store must be and with the checksums in the file, links out
-of the file are not followed, and nothing is unpickled.
+Such a file may come from anywhere. So everything that is read is compared with what a store must be and with the checksums in
+the file, links out of the file are not followed, and nothing is unpickled.
 """
 
 import json
@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from store.copies.contents import Contents
-from store.copies.hdf5 import CHECKSUMS, IDS, SEAL, bfloat16, hdf5_type, places, seal_of, texts_of
+from store.copies.hdf5 import CHECKSUMS, IDS, SEAL, bfloat16, hdf5_type, seal_of, selections, texts_of
 from store.errors import StoreError, StoreMissing
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, Dtype, storage_dtype
 from store.layout.shard import crc
-from store.reading.reader import PROJECTOR, ProjectorState
+from store.reading.opening import in_one_line
+from store.reading.projector_state import PROJECTOR, ProjectorState
 
-_TAKEN = {"rows", "sha256", "names", "failed", "failures", "ids", CHECKSUMS, PROJECTOR}
+_RESERVED = {"rows", "sha256", "names", "failed", "failures", "ids", CHECKSUMS, PROJECTOR}
 """Names that no array may have."""
 _NAME = re.compile(r"\w[\w.-]*")
 _log = logging.getLogger(__name__)
@@ -37,9 +38,11 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def opened(path: Path) -> Generator[Contents, None, None]:
-    """The store in a file that `export_hdf5` wrote.
+    """Open a file that `export_hdf5` wrote, and yield the store in it.
 
-    Raises StoreMissing (exit 5) where there is no such file, StoreError where it holds no store that fits together.
+    Raises:
+        StoreMissing: there is no such file (exit 5).
+        StoreError: the file holds no store, or a store whose parts do not fit together (exit 4).
     """
     if not path.is_file():
         raise StoreMissing(f"expected an HDF5 file at {path}, there is none: name one that `export --hdf5` wrote")
@@ -52,16 +55,17 @@ def opened(path: Path) -> Generator[Contents, None, None]:
 
 
 def _values(data: h5py.Dataset, first: int, count: int, storage: np.dtype[Any]) -> NDArray[Any]:
+    """Read `count` rows of a dataset from row `first` on, without converting their bits."""
     values = np.empty((count, *data.shape[1:]), storage)
     if count:
-        memory, place = places(data, first, values.shape)
-        data.id.read(memory, place, values, data.id.get_type())
+        in_memory, in_file = selections(data, first, values.shape)
+        data.id.read(in_memory, in_file, values, data.id.get_type())
     return values
 
 
 @contextmanager
 def _refusing(path: Path) -> Generator[None, None, None]:
-    """Whatever a file that is no export makes h5py, numpy or this module say, said in one sentence."""
+    """Turn every error of h5py, numpy or this module about a file that is no export into one StoreError (exit 4)."""
     try:
         yield
     except (
@@ -74,20 +78,20 @@ def _refusing(path: Path) -> Generator[None, None, None]:
         OverflowError,
         MemoryError,
     ) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
         raise StoreError(
-            f"expected a whole HDF5 export of a store, {path} is none ({said}): write it again with "
+            f"expected a whole HDF5 export of a store, {path} is not ({in_one_line(error)}): write it again with "
             "`python -m store export STORE --hdf5 OUT`"
         ) from None
 
 
-def _require(is_so: bool, expected: str, found: object) -> None:
-    if not is_so:
+def _require(holds: bool, expected: str, found: object) -> None:
+    """Raise ValueError unless a condition holds; `_refusing` makes it an error about the file."""
+    if not holds:
         raise ValueError(f"expected {expected}, found {found}")
 
 
 def _dataset(group: h5py.Group, name: str, dtype: str | np.dtype[Any]) -> h5py.Dataset:
-    """A dataset whose bytes lie in this file."""
+    """Return a dataset of the expected dtype whose bytes lie in this file."""
     link = group.get(name, getlink=True)
     _require(isinstance(link, h5py.HardLink), f"the dataset {name}", "none" if link is None else "a link")
     data: Any = group[name]
@@ -99,10 +103,11 @@ def _dataset(group: h5py.Group, name: str, dtype: str | np.dtype[Any]) -> h5py.D
 
 
 def _group(file: h5py.File, name: str) -> h5py.Group:
-    found: Any = file.get(name)
+    """Return a group that lies in this file."""
+    group: Any = file.get(name)
     _require(isinstance(file.get(name, getlink=True), h5py.HardLink), f"the group {name}", "none, or a link")
-    _require(isinstance(found, h5py.Group), f"the group {name}", "a dataset")
-    return found
+    _require(isinstance(group, h5py.Group), f"the group {name}", "a dataset")
+    return group
 
 
 def _read_contents(file: h5py.File, path: Path) -> Contents:
@@ -110,8 +115,8 @@ def _read_contents(file: h5py.File, path: Path) -> Contents:
     failures, rows = _read_failures(file, plan), _dataset(file, "rows", "<i8")[...]
     arrays = {spec.name: _dataset(file, spec.name, spec.dtype) for spec in plan.arrays}
     for spec in plan.arrays:
-        wanted, found = (len(rows), *spec.shape), arrays[spec.name].shape
-        _require(found == wanted, f"{spec.name} as {wanted}", found)
+        expected, shape = (len(rows), *spec.shape), arrays[spec.name].shape
+        _require(shape == expected, f"{spec.name} of shape {expected}", shape)
 
     checksums = _read_checksums(file, plan, len(rows))
 
@@ -120,35 +125,39 @@ def _read_contents(file: h5py.File, path: Path) -> Contents:
             first = int(np.searchsorted(rows, wanted[0])) if wanted else 0
             values = _values(arrays[name], first, len(wanted), plan.array(name).storage)
             for row, value, checksum in zip(wanted, values, checksums.get(name, ())[first:], strict=False):
-                _require(crc(value) == int(checksum), f"row {row} of {name} as it was written", "another")
+                _require(crc(value) == int(checksum), f"row {row} of {name} as it was written", "other bytes")
             return values
 
     shards = tuple(sorted({row // plan.shard_images for row in [*rows.tolist(), *failures]}))
     contents = Contents(plan, _read_ids(file, plan), _read_projector(file), shards, failures, read)
-    _require(contents.all_rows == rows.tolist(), "all rows of the shards that `rows` names", f"{len(rows)} others")
+    _require(contents.all_rows == rows.tolist(), "all rows of the shards that `rows` names", f"{len(rows)} other rows")
     if checksums:
-        _require(file.attrs.get(SEAL) == seal_of(contents, checksums), "all but the rows as it was written", "others")
+        _require(
+            file.attrs.get(SEAL) == seal_of(contents, checksums),
+            "all but the rows as it was written",
+            "another checksum",
+        )
         for name, lines in texts_of(contents).items():
-            found = _dataset(file, name, h5py.string_dtype())[...].tolist()
-            _require(found == lines, f"{name} as they were written", "others")
+            stored = _dataset(file, name, h5py.string_dtype())[...].tolist()
+            _require(stored == lines, f"{name} as they were written", "other lines")
     return contents
 
 
 def _read_checksums(file: h5py.File, plan: Plan, rows: int) -> dict[str, NDArray[Any]]:
-    """The checksums of the rows by array; none in a file of an earlier version, which is said."""
+    """Read the checksums of the rows by array; a file of an earlier version has none, and a warning says so."""
     if SEAL not in file.attrs and CHECKSUMS not in file:
         _log.warning(
             "note: the file has no checksums, as earlier versions wrote none: its values are taken as they are"
         )
         return {}
     group = _group(file, CHECKSUMS)
-    found = {spec.name: _dataset(group, spec.name, "<u4")[...] for spec in plan.arrays}
-    _require(all(len(values) == rows for values in found.values()), f"{rows} checksums of each array", "others")
-    return found
+    checksums = {spec.name: _dataset(group, spec.name, "<u4")[...] for spec in plan.arrays}
+    _require(all(len(c) == rows for c in checksums.values()), f"{rows} checksums of each array", "another number")
+    return checksums
 
 
 def _read_plan(file: h5py.File) -> Plan:
-    """The plan, if it is one of a first generation whose parts fit together."""
+    """Read the plan; ValueError unless it is a plan of a first generation whose parts fit together."""
     try:
         plan = Plan.model_validate_json(str(file.attrs["plan"]))
     except ValidationError as error:
@@ -156,33 +165,33 @@ def _read_plan(file: h5py.File) -> Plan:
         raise ValueError(f"plan.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     _require(plan == plan.flattened(), "the plan of a first generation", f"generation {plan.generation}")
     names = [spec.name for spec in plan.arrays]
-    odd = [name for name in names if name in _TAKEN or names.count(name) > 1 or not _NAME.fullmatch(name)]
+    odd = [name for name in names if name in _RESERVED or names.count(name) > 1 or not _NAME.fullmatch(name)]
     _require(bool(names) and not odd, "arrays under names of their own", odd)
     for spec in plan.arrays:
         sizes = spec.shape if len(spec.shape) == len(spec.axes) else ()
         _require(bool(sizes) and min(sizes) > 0, f"axes of {spec.name} with their sizes", spec.shape)
     _require(plan.shard_images > 0 and plan.n_images >= 0, "numbers of images", (plan.shard_images, plan.n_images))
     apart = all(b.first_row >= a.first_row + a.n_images for a, b in pairwise(plan.parts))
-    begin = all(one.first_row % plan.shard_images == 0 <= min(one.first_row, one.n_images) for one in plan.parts)
-    total = sum(one.n_images for one in plan.parts)
-    _require(apart and begin and total == plan.n_images, "segments at shard boundaries", plan.segments)
+    aligned = all(part.first_row % plan.shard_images == 0 <= min(part.first_row, part.n_images) for part in plan.parts)
+    total = sum(part.n_images for part in plan.parts)
+    _require(apart and aligned and total == plan.n_images, "segments at shard boundaries", plan.segments)
     return plan
 
 
 def _read_ids(file: h5py.File, plan: Plan) -> ImageIds:
-    """Made again of ids and names, so that what lookups go by cannot say something else."""
+    """Make the ids again from their sha256 and names, so that the sorted indices used for lookups cannot contradict them."""
     group = _group(file, "ids")
     stored = {name: _dataset(group, name, dtype) for name, dtype in IDS.items()}
     _require(stored["sha256"].shape == (plan.n_rows, 32), f"{plan.n_rows} ids", stored["sha256"].shape)
     ids = ImageIds.of_columns(*(stored[name][...] for name in IDS))
-    _require(ids.digest() == plan.ids_digest, "the ids of the plan", "others")
+    _require(ids.digest() == plan.ids_digest, "the ids of the plan", "other ids")
     return ids
 
 
 def _read_failures(file: h5py.File, plan: Plan) -> dict[int, str]:
     text = _dataset(file, "failures", h5py.string_dtype()).asstr()[()]
     failures = {int(row): why for row, why in json.loads(str(text)).items()}
-    _require(all(isinstance(why, str) for why in failures.values()), "failures with a reason", "others")
+    _require(all(isinstance(why, str) for why in failures.values()), "failures with a reason each", "a failure without")
     for row in failures:
         _require(row in plan.rows(row // plan.shard_images), "rows of images that failed", row)
     return dict(sorted(failures.items()))
@@ -209,8 +218,9 @@ def _read_projector(file: h5py.File) -> ProjectorState | None:
 
 
 def _dtype_of(group: h5py.Group, name: str) -> Dtype:
-    found = h5py.h5d.open(group.id, name.encode()).get_type()
+    """Return the logical dtype of a dataset."""
+    stored = h5py.h5d.open(group.id, name.encode()).get_type()
     for dtype in get_args(Dtype):
-        if found.equal(hdf5_type(dtype).id):
+        if stored.equal(hdf5_type(dtype).id):
             return dtype
-    raise ValueError(f"expected {name} as one of {', '.join(get_args(Dtype))}, found {found.dtype}")
+    raise ValueError(f"expected {name} as one of {', '.join(get_args(Dtype))}, found {stored.dtype}")

@@ -1,4 +1,4 @@
-"""safetensors out of a store: for tools that read tensors, bfloat16 as their own bfloat16."""
+"""Exporting a store to safetensors files, for tools that read tensors; bfloat16 stays bfloat16."""
 
 import json
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ INDEX = "index.json"
 
 
 def export_safetensors(store: FeatureStore, out: Path) -> None:
-    """Write what is committed of a store to a folder, whole or not at all; TargetExists (exit 2).
+    """Write what a store has committed to a new folder, whole or not at all; TargetExists (exit 2) if `out` exists.
 
     out/
       shard-00000.safetensors   <array> (image, …) of the shard's images, failed ones left out; metadata `rows` and `sha256`
-      index.json                arrays, fingerprints, failures; of every file its rows, ids and names in that order
+      index.json                arrays, fingerprints, failures; for every file its rows, ids and names in the order of its images
     """
     contents = Contents.of(store)
     with written_aside(out) as aside:
@@ -44,7 +44,7 @@ def _write_shard(folder: Path, contents: Contents, shard: int) -> Mapping[str, A
     """Write one file, and return what the index says about it."""
     rows, ids = contents.rows(shard), contents.ids
     shas = [ids.sha_of_row(row) for row in rows]
-    tensors = {a.name: from_storage(contents.read(a.name, rows), a.dtype) for a in contents.plan.arrays}
+    tensors = {spec.name: from_storage(contents.read(spec.name, rows), spec.dtype) for spec in contents.plan.arrays}
     name = f"shard-{shard:05}.safetensors"
     library: Any = safetensors.torch  # typed in part
     library.save_file(tensors, folder / name, {"rows": json.dumps(rows), "sha256": json.dumps(shas)})

@@ -29,7 +29,7 @@ class Geometry(BaseModel):
         return None if self.grid[0] == 1 < self.tokens and not self.has_cls else self.grid
 
     def as_recorded(self) -> dict[str, Any]:
-        """Return the geometry as fingerprints record it: where there is no grid, with the grid (1, tokens)."""
+        """Return the geometry as fingerprints record it; a missing grid is recorded as (1, tokens)."""
         return self.model_dump(mode="json") | {"grid": list(self.grid or (1, self.tokens))}
 
     def __eq__(self, other: object) -> bool:

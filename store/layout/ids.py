@@ -173,7 +173,7 @@ class ImageIds:
 
 
 def printable(name: str) -> str:
-    """Make of a name text on one line that every output takes: escape bytes that are not UTF-8 and terminal control codes."""
+    """Turn a name into one line that every output can show: escape bytes that are not UTF-8 and terminal control codes."""
     return "".join(map(_visible, name))
 
 

@@ -69,3 +69,9 @@ def pick_device(name: str) -> torch.device:
             f"model.device: expected a device that is here, such as cpu or auto, got {name!r} ({reason})"
         ) from None
     return device
+
+
+def worker_devices(name: str) -> list[str]:
+    """List the devices that workers are spread over: every GPU if `model.device` is `auto` or `cuda`, else that device."""
+    count = torch.cuda.device_count()
+    return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]

@@ -24,7 +24,7 @@ from store.layout.manifest import HEAL, METADATA
 from store.layout.shard import crc
 
 _CRC_BYTES = 4
-# How `write_whole` has zarr write an array; numbers of one byte have no order of bytes.
+# How the metadata of an array that `write_whole` wrote names its codecs; one-byte numbers have no byte order.
 _BYTES = {"name": "bytes"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
@@ -38,7 +38,7 @@ class WholeArray:
     dtype: str
     shape: tuple[int, ...]
     crc32c: int
-    """Checksum of the values' bytes; loaded values that have another one are refused."""
+    """Checksum of the values' bytes; loaded values with another checksum are refused."""
     sha256: str
     """Digest of the values' bytes, in hex."""
     load: Callable[[], NDArray[Any]]
@@ -80,8 +80,8 @@ class WholeArray:
 def write_whole(group: zarr.Group, name: str, array: NDArray[Any], fill: float | int = 0) -> zarr.Array[Any]:
     """Write a small array as one uncompressed chunk with a checksum.
 
-    The chunk is written even if it holds nothing but `fill`: zarr would leave such a chunk out, and a lost file could not be
-    told from it.
+    The chunk is written even if it holds nothing but `fill`: zarr would leave such a chunk out, and then a
+    lost file would look like an array of fill.
     """
     chunks = tuple(max(1, size) for size in array.shape) or None
     created = group.create_array(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs import plugin
 
 if TYPE_CHECKING:
-    from store.reading.reader import ProjectorState
+    from store.reading.projector_state import ProjectorState
 
 
 class Projector(nn.Module):

@@ -1,1 +1,1 @@
-"""The questions about stored images, and the messages in which both stages exchange them."""
+"""The questions about stored images: reading them, dividing them into splits, and exchanging them between the stages."""

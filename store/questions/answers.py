@@ -1,4 +1,4 @@
-"""How answers are compared: the same text counts as the same answer whatever its case, punctuation and white space."""
+"""How answers are compared: texts that differ only in case, punctuation and white space count as the same answer."""
 
 import string
 
@@ -7,9 +7,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Return text as it is compared: see NORMALISATION.
+    """Return the form of a text that is compared with other answers; NORMALISATION says how it is made.
 
-    An answer of nothing but punctuation keeps it, so that it cannot equal an empty prediction.
+    An answer that is all punctuation keeps its punctuation, so that it cannot equal an empty prediction.
 
     >>> normalise("  A red\\n Circle. ")
     'a red circle'

@@ -1,17 +1,17 @@
-"""Conversations in LLaVA's format, read as questions: each human turn with the model's answer to it.
+"""Conversations in LLaVA's format, read as questions: each human turn becomes a question with the model's answer.
 
     {"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                     {"from": "gpt", "value": "A cat."}]}
 
 Turns are paired by who speaks, never by their position. A first turn that is not the human's is skipped, as LLaVA's own
-training (`preprocess_v1`) skips it; what else is no question with an answer is left out, counted and named.
+training (`preprocess_v1`) skips it. Every other turn that is not a question with an answer is left out, counted and named.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-from store.questions.fields import is_list, is_object, misspelt
+from store.questions.fields import first_few, is_list, is_object, misspelt
 
 Speaker = Literal["human", "model", "system"]
 PLACEHOLDER = "<image>"
@@ -20,11 +20,10 @@ SPEAKERS: dict[str, Speaker] = {
     "gpt": "model", "assistant": "model", "model": "model", "bot": "model", "chatgpt": "model",
     "system": "system",
 }  # fmt: skip
-"""What `from`, or `role`, may say, in any case."""
+"""Values of `from` or `role`, in lower case, and who speaks; a file may use any case."""
 TURNS, IMAGES = ("conversations", "messages"), ("image", "images")
 SPEAKER, TEXT = ("from", "role"), ("value", "content")
-"""The names that a field has in the wild; the first one is LLaVA's."""
-SHOWN = 3
+"""Names that files use for a field; the first name of each field is LLaVA's."""
 
 NO_IMAGE = "conversations have no image"
 NO_TURNS = "conversations have no turns"
@@ -42,22 +41,27 @@ class Turn:
     """One message of a conversation."""
 
     where: str
+    """The position in the file, for messages."""
     speaker: Speaker | None
+    """None where the file does not say who speaks."""
     text: Any
-    """As the file has it; something else than text where the file is wrong."""
+    """The text of the message; where the file is wrong, whatever the file has in its place."""
     images: int
-    """How many images the message shows."""
+    """Number of images that the message shows."""
 
 
 def is_conversation(entry: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether an entry of a file of questions is a conversation, or is meant to be one."""
+    """Check whether an entry of a file of questions is a conversation, or is meant to be one although a field is misspelt."""
     return is_object(entry) and "question" not in entry and any(
         name in entry or name in misspelt(entry, TURNS).values() for name in TURNS
     )  # fmt: skip
 
 
 class Conversations:
-    """Reads the conversations of one file, and remembers what of them is left out."""
+    """Reads the conversations of one file, and remembers which parts of them it leaves out.
+
+    Errors are appended to the list `problems`, which the caller shares.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         self._problems = problems
@@ -66,9 +70,18 @@ class Conversations:
         self._not_shown: list[str] = []
 
     def rows(self, where: str, number: int, entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the place and the fields of each question.
+        """Yield the questions of one conversation.
 
-        Ids repeat in LLaVA's own file: a conversation whose id was there before is told apart by its place in the file.
+        Ids repeat in LLaVA's own file, so a repeated id gets the conversation's number in the file appended.
+
+        Args:
+            where: The position of the conversation in the file, for messages.
+            number: The number of the conversation in the file.
+            entry: The conversation.
+
+        Yields:
+            For each question its position in the file and its fields, by the names of `Question`.
+
         """
         if self._is_misspelt(where, entry, IMAGES, TURNS, ("split",)):
             return
@@ -92,18 +105,23 @@ class Conversations:
             )
 
     def notes(self) -> list[str]:
-        """Say what was left out, and why; and which images were shown where the file does not show them."""
-        left_out = [f"{len(places):,} {reason} ({_first(places)})" for reason, places in self._left_out.items()]
+        """Write the notes on a file: what was left out and why, and which conversations do not mark the place of their image."""
+        left_out = [f"{len(places):,} {reason} ({first_few(places)})" for reason, places in self._left_out.items()]
         notes = [f"left out: {'; '.join(left_out)}"] if left_out else []
         if self._not_shown:
             notes.append(
                 f"{len(self._not_shown):,} conversations have no {PLACEHOLDER}, they are taken to be about their image all "
-                f"the same ({_first(self._not_shown)})"
+                f"the same ({first_few(self._not_shown)})"
             )
         return notes
 
     def _is_misspelt(self, where: str, given: Mapping[str, Any], *fields: tuple[str, ...]) -> bool:
-        """Note a problem for each name that is nearly one of a field's, which has none of its names."""
+        """Note a problem for each name that is nearly the name of a missing field; `fields` holds the names of each field.
+
+        Returns:
+            True if there is such a name.
+
+        """
         absent = [name for names in fields if not any(name in given for name in names) for name in names]
         wrong = misspelt(given, absent) if absent else {}
         self._problems += [
@@ -115,7 +133,7 @@ class Conversations:
         self._left_out.setdefault(reason, []).append(where)
 
     def _image(self, where: str, entry: Mapping[str, Any]) -> Any:
-        """The conversation's one image; None, and left out, where there is none or more than one."""
+        """Return the only image of a conversation; None where it has no image or several, and leave the conversation out."""
         given = entry.get(_present(entry, IMAGES))
         images = given if is_list(given) else [given]
         if len(images) > 1:
@@ -127,19 +145,20 @@ class Conversations:
         return None
 
     def _turns(self, where: str, given: Any) -> list[Turn] | None:
+        """Read the turns of a conversation; None, with a problem noted, for anything but a list of objects."""
         if not is_list(given) or not all(is_object(turn) for turn in given):
             self._problems.append(f"{where}: {TURNS[0]}: expected a list of turns (got {given!r:.80})")
             return None
         turns: list[Turn] = []
         for number, turn in enumerate(given):
-            place = f"{where} message {number}"
-            self._is_misspelt(place, turn, SPEAKER, TEXT)
-            speaker, said = (turn.get(_present(turn, names)) for names in (SPEAKER, TEXT))
-            turns.append(Turn(place, SPEAKERS.get(str(speaker).strip().lower()), *_text(said)))
+            position = f"{where} message {number}"
+            self._is_misspelt(position, turn, SPEAKER, TEXT)
+            speaker, content = (turn.get(_present(turn, names)) for names in (SPEAKER, TEXT))
+            turns.append(Turn(position, SPEAKERS.get(str(speaker).strip().lower()), *_text(content)))
         return turns
 
     def _asked(self, where: str, turns: list[Turn]) -> list[tuple[Turn, Turn]]:
-        """The human turns of a conversation about one image, each with its answer."""
+        """Pair the human turns of a conversation about one image with their answers; turns before the image are left out."""
         showing = [number for number, turn in enumerate(turns) for _ in range(turn.images)]
         if len(showing) > 1:
             self._leave_out(SEVERAL_IMAGES, where)
@@ -156,7 +175,7 @@ class Conversations:
         return [pair for pair in pairs if pair[0] not in unseen]
 
     def _pairs(self, turns: list[Turn]) -> list[tuple[Turn, Turn]]:
-        """Each human turn that the model's turn follows; the other turns are left out."""
+        """Pair each human turn with the model's turn that follows it; leave out the other turns."""
         pairs: list[tuple[Turn, Turn]] = []
         waiting: Turn | None = None
         for turn in turns:
@@ -177,23 +196,22 @@ class Conversations:
 
 
 def _present(given: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """Which of a field's names is given; the first where none is."""
+    """Return the name under which a field is given, or the first of its names where the field is missing."""
     return next((name for name in names if name in given), names[0])
 
 
-def _text(said: Any) -> tuple[Any, int]:
-    """What was said, and how many images it shows; a list of parts, as chat templates take, is put together."""
-    if is_list(said) and all(is_object(part) for part in said):
-        shown = sum(part.get("type") in ("image", "image_url") for part in said)
-        text, more = _text("".join(str(part.get("text", "")) for part in said))
+def _text(content: Any) -> tuple[Any, int]:
+    """Return the text of a message and the number of images that it shows; a list of parts is joined.
+
+    Chat templates take such lists, of parts such as `{"type": "text", "text": …}` and `{"type": "image"}`.
+    """
+    if is_list(content) and all(is_object(part) for part in content):
+        shown = sum(part.get("type") in ("image", "image_url") for part in content)
+        text, more = _text("".join(str(part.get("text", "")) for part in content))
         return text, shown + more
-    return said, said.count(PLACEHOLDER) if isinstance(said, str) else 0
+    return content, content.count(PLACEHOLDER) if isinstance(content, str) else 0
 
 
-def _without_placeholder(said: Any) -> Any:
-    """A human's words without the image's place among them, which LLaVA's own training moves to the front."""
-    return said.replace(PLACEHOLDER, "").strip() if isinstance(said, str) else said
-
-
-def _first(places: list[str]) -> str:
-    return ", ".join(places[:SHOWN]) + (", …" if len(places) > SHOWN else "")
+def _without_placeholder(text: Any) -> Any:
+    """Remove the image's placeholder from a human's words; LLaVA's own training moves it to the front."""
+    return text.replace(PLACEHOLDER, "").strip() if isinstance(text, str) else text

@@ -1,11 +1,13 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch, transformers and safetensors are typed in part)
-"""What `stage2_prune parity` asks of `stage1_extract reference`, and gets back: files in one folder.
+"""The files in which `stage2_prune parity` asks `stage1_extract reference` for the full model's answers, and gets them.
 
-batch.json                 `Order`: which model, which images, how long an answer may be
-batch.safetensors          <batch>.input_ids, <batch>.attention_mask, <batch>.position_ids
-reference.json             `Environment`: what the full model ran on
-reference-<batch>.safetensors   image_features, raw (where the model lets it be seen), logits, tokens
+All files lie in one folder:
+
+    batch.json                      an `Order`: which model, which images, how long an answer may be
+    batch.safetensors               <batch>.input_ids, <batch>.attention_mask, <batch>.position_ids
+    reference.json                  the versions and the device that the full model ran on
+    reference-<batch>.safetensors   image_features, raw (where the model has a part of that name), logits, tokens
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,20 +30,20 @@ ENVIRONMENT = "reference.json"
 
 
 class Asked(BaseModel):
-    """One batch of questions."""
+    """The images of one batch of questions; the prompts of the batch are in batch.safetensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: tuple[str, ...]
-    """Distinct images of the batch, by name under the image root."""
+    """The names of the batch's distinct images, relative to the image root."""
     sha256: tuple[str, ...]
-    """Their ids in the store."""
+    """The ids of these images in the store."""
     of_question: tuple[int, ...]
-    """Which of the images each question is about."""
+    """For each question, the index in `images` of its image."""
 
 
 class Order(BaseModel):
-    """Everything that the full model is told, but the prompts."""
+    """Everything that the full model needs to answer, except the prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,12 +53,12 @@ class Order(BaseModel):
     device: str
     trust_remote_code: bool = False
     image_root: Path
-    """Absolute."""
+    """The absolute path of the image root."""
     image_format: ImageFormat = "auto"
     image_column: str | None = None
     follow_links: bool = False
     by_content: bool
-    """Whether ids are those of the files' bytes, so that a changed file is noticed."""
+    """Whether an image's id is the sha256 of its file, so that a changed file is noticed."""
     max_pixels: int
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
@@ -66,7 +68,7 @@ class Order(BaseModel):
 
 @dataclass(frozen=True)
 class Prompts:
-    """The token ids of one batch: one image placeholder per patch, padded on the left."""
+    """The token ids of one batch: with one image placeholder per patch, padded on the left."""
 
     input_ids: Int[Tensor, "question token"]
     attention_mask: Int[Tensor, "question token"]
@@ -75,25 +77,27 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the full model made of one batch."""
+    """The results of the full model on one batch."""
 
     image_features: Float[Tensor, "image patch embed"]
-    """From stock `get_image_features`, one image at a time."""
+    """The result of stock `get_image_features`, called on one image at a time."""
     raw: Float[Tensor, "image patch hidden"] | None
-    """What its projector was given; None where the model has no part of that name."""
+    """The input of the model's projector; None where the model has no part of that name."""
     logits: Float[Tensor, "question step vocab"]
     tokens: Int[Tensor, "question step"]
 
 
 def write_order(folder: Path, order: Order, prompts: Sequence[Prompts]) -> None:
-    """Write the question side of the folder."""
-    tensors = {f"{n}.{name}": tensor for n, one in enumerate(prompts) for name, tensor in vars(one).items()}
+    """Write what the full model is asked: the order, and the prompts of each batch."""
+    tensors = {
+        f"{number}.{name}": tensor for number, batch in enumerate(prompts) for name, tensor in vars(batch).items()
+    }
     save_file(tensors, folder / PROMPTS)
     (folder / ORDER).write_text(order.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_order(folder: Path) -> tuple[Order, list[Prompts]]:
-    """Read the question side; DataMissing (exit 5) where the folder holds none."""
+    """Read what the full model is asked; DataMissing (exit 5) where the folder holds no order."""
     if not (folder / ORDER).is_file():
         raise DataMissing(f"expected {ORDER} in {folder}, there is none: `stage2_prune parity` writes such folders")
     order = Order.model_validate_json((folder / ORDER).read_text(encoding="utf-8"))
@@ -104,13 +108,13 @@ def read_order(folder: Path) -> tuple[Order, list[Prompts]]:
 
 
 def write_reference(folder: Path, number: int, reference: Reference) -> None:
-    """Write the answer to one batch."""
+    """Write the results of the full model on one batch."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in vars(reference).items() if tensor is not None}
     save_file(tensors, _answer(folder, number))
 
 
 def read_reference(folder: Path, number: int, device: str | torch.device = "cpu") -> Reference:
-    """Read the answer to one batch."""
+    """Read the results of the full model on one batch; the tensors are put on `device`."""
     tensors: Mapping[str, Any] = load_file(_answer(folder, number), device=str(device))
     return Reference(tensors["image_features"], tensors.get("raw"), tensors["logits"], tensors["tokens"])
 

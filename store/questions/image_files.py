@@ -1,13 +1,15 @@
-"""Files of an image folder: which formats are decoded, and where a name may lead."""
+"""Files of an image folder: which formats are decoded, and which paths an image's name may lead to."""
 
 import os
 from pathlib import Path
 
 from PIL import features
 
-_HAS_AVIF = "avif" in features.modules and features.check("avif")  # Pillow warns of a feature that it does not know
+_HAS_AVIF = "avif" in features.modules and features.check(
+    "avif"
+)  # checked in this order because Pillow warns about a feature that it does not know
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if _HAS_AVIF else ()))
-"""Formats that are decoded, AVIF where this Pillow can; of an animation, the first frame."""
+"""Formats that are decoded; AVIF only if this Pillow can decode it. Of an animation, the first frame is decoded."""
 
 
 class OutsideRoot(Exception):
@@ -16,16 +18,17 @@ class OutsideRoot(Exception):
     def __init__(self, link: str | None) -> None:
         super().__init__(link)
         self.link = link
-        """The link that leads out, by its path below the root; None where the name itself climbs."""
+        """Path below the root of the link that leads out of it; None where the name itself does, by `..`."""
 
 
 def locate(root: Path, name: str, follow_links: bool) -> Path:
-    """Find the path of an image below `root`; it need not exist.
+    """Return the path of an image below `root`; the file need not exist.
 
-    Links that stay inside are followed, and with `follow_links` all of them. Raises OutsideRoot.
+    Links that stay inside the root are followed; with `follow_links`, all links are followed. Raises OutsideRoot for a name
+    that leads out of the root.
     """
     if follow_links:
-        inside = os.path.normpath(name)  # a `..` goes back along the name, not along a link
+        inside = os.path.normpath(name)  # because `..` goes back along the name, not along a link
         if Path(name).is_absolute() or inside.split("/")[0] == ".." or "\0" in name:
             raise OutsideRoot(None)
         return root / inside
@@ -40,7 +43,7 @@ def locate(root: Path, name: str, follow_links: bool) -> Path:
 
 
 def _link_out_of(root: Path, name: str) -> str | None:
-    """The first link on the way to an image that leads out of the root; None where it climbs without one."""
+    """Return the first link on the path of an image that leads out of the root; None where `..` leads out, without a link."""
     path = root
     for part in Path(name).parts:
         path = path / part

@@ -1,7 +1,7 @@
 """The questions asked about the stored images, and the images that they name.
 
 A file of questions is JSONL, or one JSON list; each entry is a question or a conversation in LLaVA's format. Image names
-are data relative to the image root; they are never opened here.
+are relative to the image root; this module never opens the images.
 """
 
 import json
@@ -20,6 +20,7 @@ from store.questions.fields import is_object, misspelt
 
 Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
+"""Largest number of problems that a message lists."""
 _log = logging.getLogger(__name__)
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -37,7 +38,7 @@ Box = Annotated[tuple[_Share, _Share, _Share, _Share], AfterValidator(_in_order)
 
 
 class Question(BaseModel):
-    """One row of a questions JSONL."""
+    """One question about one image: a row of a questions JSONL."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
 
@@ -46,40 +47,40 @@ class Question(BaseModel):
     """Path of the image, relative to the image root."""
     question: str
     answers: tuple[str, ...] = ()
-    """Any of them counts as right."""
+    """The right answers; a prediction is right if it equals any of these."""
     choices: tuple[str, ...] | None = None
-    """All possible answers, where they are a closed list."""
+    """All possible answers, if there is a closed list of them."""
     kind: str | None = None
-    """Group that accuracy is reported by."""
+    """The group that the question's accuracy is reported in."""
     split: Split | None = None
+    """The split that the question is in; None in all questions of a file whose questions are dealt out."""
     patches: tuple[NonNegativeInt, ...] | None = None
-    """Raster indices of the patches that show what the question is about, where that is known."""
+    """Raster indices of the patches that show what the question is about, if these are known."""
     region: tuple[Box, ...] | None = None
-    """The same as boxes in the image file, whatever the tower's patches are; `patches`, where given, has the last word."""
+    """The part of the image that shows what the question is about, as boxes, for towers with any patches; `patches` wins."""
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether there is an answer to compare with: blank ones are none."""
+        """Whether a prediction can be compared with an answer; blank answers do not count."""
         return any(answer.strip() for answer in self.answers)
 
 
 def read_questions(data: DataSection) -> list[Question]:
-    """Read all questions of `data`, in file order; none for a plain image folder.
+    """Read all questions of `data`, in file order; the list is empty for a plain image folder.
 
-    What of a conversation is no question is left out, counted and named in a warning.
+    Turns of a conversation that are not questions with an answer are left out; a warning counts and names them.
 
     Raises:
-        DataMissing: (exit 5) The file is absent.
-        InvalidQuestions: (exit 2) Rows cannot be read, or have a field that is nearly a known one; they are listed.
+        DataMissing: (exit 5) The file does not exist.
+        InvalidQuestions: (exit 2) Rows cannot be read, or have a field whose name is nearly a known name; the message lists
+            the first of them.
 
     """
     if data.questions is None:
         return []
     if not data.questions.is_file():
-        raise DataMissing(
-            f"expected questions at {data.questions}, there is no such file: check data.questions, "
-            "or write the demo's with `make data`"
-        )
+        missing = no_questions(f"questions at {data.questions}", "there is no such file")
+        raise DataMissing(f"{missing}, or write the demo's with `make data`")
     problems: list[str] = []
     conversations = Conversations(problems)
     rows = _rows(data.questions, conversations, problems)
@@ -97,12 +98,22 @@ def read_questions(data: DataSection) -> list[Question]:
     return questions
 
 
+def no_questions(expected: str, came: str) -> str:
+    """Compose the message about questions that are missing.
+
+    >>> no_questions("questions in the val split", "there are none")
+    'expected questions in the val split, there are none: check data.questions'
+    """
+    return f"expected {expected}, {came}: check data.questions"
+
+
 def image_names(questions: Sequence[Question]) -> list[str]:
-    """Distinct image names in order of first appearance."""
+    """Return the distinct image names in order of first appearance."""
     return list(dict.fromkeys(question.image for question in questions))
 
 
 def _question(where: str, row: Any, problems: list[str]) -> Question | None:
+    """Read one row; None, with the problem noted, for a row that is not a question."""
     if is_object(row) and (wrong := misspelt(row, Question.model_fields)):
         problems += [f"{where}: unknown field {given!r:.80}: did you mean {meant!r}?" for given, meant in wrong.items()]
         return None
@@ -117,7 +128,7 @@ def _question(where: str, row: Any, problems: list[str]) -> Question | None:
 
 
 def _rows(path: Path, conversations: Conversations, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the content of each question; a conversation is several."""
+    """Yield the position and the content of each question; a conversation yields several."""
     for where, number, entry in _entries(path, problems):
         if is_conversation(entry):
             yield from conversations.rows(where, number, entry)
@@ -126,7 +137,7 @@ def _rows(path: Path, conversations: Conversations, problems: list[str]) -> Iter
 
 
 def _entries(path: Path, problems: list[str]) -> Iterator[tuple[str, int, Any]]:
-    """Yield the place, the number and the content of each line, or of each member of one list."""
+    """Yield the position, the number and the content of each line, or of each member of the file's list."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -152,8 +163,8 @@ def _entries(path: Path, problems: list[str]) -> Iterator[tuple[str, int, Any]]:
 
 
 def _not_json(error: ValueError | RecursionError, line: int | None = None) -> str:
-    """Also numbers of thousands of digits, and lists inside each other without end."""
+    """Describe JSON that cannot be read; it may also have numbers of thousands of digits, or lists nested too deeply."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {line or error.lineno}: not JSON ({error.msg})"
-    where = "the file" if line is None else f"line {line}"
-    return f"{where}: not JSON that can be read ({error})"
+    position = "the file" if line is None else f"line {line}"
+    return f"{position}: not JSON that can be read ({error})"

@@ -1,6 +1,6 @@
-"""Which questions an experiment takes of those that there are, and how it says so.
+"""Splits: which questions of a file an experiment takes, and the note that tells the user.
 
-A split is named by every question, or by none: then images are dealt out, all questions about an image to one split.
+Either every question names its split, or none does: then images are dealt out, all questions about an image to one split.
 """
 
 import hashlib
@@ -9,14 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from configs.experiment import DataSection
 from store.errors import InvalidQuestions
-from store.layout.ids import printable
 from store.questions.answers import normalise
+from store.questions.fields import first_few
 from store.questions.question import Question, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHARES: Mapping[Split, int] = {"test": 20, "val": 20, "train": 60}
-"""Per cent of the questions, where no number says otherwise; in the order in which splits are dealt out."""
-SHOWN = 3
+"""Shares in per cent of the questions of splits without a number, in the order in which splits are dealt out."""
 _log = logging.getLogger(__name__)
 
 
@@ -26,14 +25,14 @@ def select(questions: Sequence[Question], data: DataSection, split: Split) -> li
 
 
 def used(questions: Sequence[Question], data: DataSection) -> list[Question]:
-    """The questions that any split takes, in file order: what an experiment needs encoded."""
+    """Return the questions that any split takes, in file order: an experiment needs their images encoded."""
     splits = divided(questions, data)
     wanted = {question.question_id for split in SPLITS for question in splits[split][: getattr(data, split)]}
     return [question for question in questions if question.question_id in wanted]
 
 
 def divided(questions: Sequence[Question], data: DataSection) -> dict[Split, list[Question]]:
-    """All questions of each split, whatever its limit.
+    """Return all questions of each split, without the limits that `data` gives.
 
     Raises InvalidQuestions (exit 2) where only some of the questions name a split.
     """
@@ -50,25 +49,30 @@ def divided(questions: Sequence[Question], data: DataSection) -> dict[Split, lis
 def account(
     questions: Sequence[Question], data: DataSection, splits: Collection[Split], limit: int | None = None
 ) -> str:
-    """Say how many of how many questions the `splits` take, about how many of how many images, and why not more.
+    """Write how many of how many questions the `splits` take, about how many of how many images, and why no more.
 
-    `limit` is what `--limit` says of one split.
+    Args:
+        questions: All questions of the file.
+        data: The section of the experiment, with a limit for each split.
+        splits: The splits that a command asks.
+        limit: The value of `--limit`, which applies to each split.
+
     """
-    there = divided(questions, data)
+    every = divided(questions, data)
     parts: list[str] = []
     taken: list[Question] = []
     for split in SPLITS:
         if split not in splits:
             continue
-        found, wanted = there[split], getattr(data, split)
-        chosen = found[:wanted][:limit]
+        whole, wanted = every[split], getattr(data, split)
+        chosen = whole[:wanted][:limit]
         taken += chosen
         cause = "--limit" if limit is not None and len(chosen) == limit else f"data.{split}"
-        if len(chosen) == len(found):
-            parts.append(f"all {len(found):,} in {split}" if found else f"none are in {split}")
+        if len(chosen) == len(whole):
+            parts.append(f"all {len(whole):,} in {split}" if whole else f"none are in {split}")
         else:
-            parts.append(f"{len(chosen):,} of {len(found):,} in {split}, as {cause} is {len(chosen):,}")
-    others = [f"{len(there[split]):,} in {split}" for split in SPLITS if split not in splits and there[split]]
+            parts.append(f"{len(chosen):,} of {len(whole):,} in {split}, as {cause} is {len(chosen):,}")
+    others = [f"{len(every[split]):,} in {split}" for split in SPLITS if split not in splits and every[split]]
     parts += [f"{' and '.join(others)} are not asked here"] if others else []
     dealing = "" if any(question.split for question in questions) else f"; {_dealing(len(questions), data)}"
     return (
@@ -78,26 +82,26 @@ def account(
 
 
 def say(questions: Sequence[Question], data: DataSection, splits: Collection[Split], limit: int | None = None) -> None:
-    """Warn, once per command, of what the `splits` take of the questions and of what cannot be scored among it."""
+    """Note which questions the `splits` take, and which of these cannot be scored; a command calls this function once."""
     _log.warning("note: %s: %s", data.questions, account(questions, data, splits, limit))
-    taken = [one for split in splits for one in select(questions, data, split)[:limit]]
+    taken = [question for split in splits for question in select(questions, data, split)[:limit]]
     silent = [question.question_id for question in taken if not question.can_be_scored]
     if silent:
-        _log.warning("note: %d of them have no answer, and cannot be scored (%s)", len(silent), _first(silent))
+        _log.warning("note: %d of them have no answer, and cannot be scored (%s)", len(silent), first_few(silent))
     outside = [question for question in taken if not answer_is_a_choice(question)]
     if outside:
         listed = [
-            f"{one.question_id}: {one.answers[0]!r:.80} is none of {', '.join(one.choices or ())!r:.80}"
-            for one in outside
+            f"{question.question_id}: {question.answers[0]!r:.80} is none of {', '.join(question.choices or ())!r:.80}"
+            for question in outside
         ]
         _log.warning(
             "note: %d of them have an answer that is not among their choices, so that ranking cannot be right (%s)",
-            len(outside), _first(listed),
+            len(outside), first_few(listed),
         )  # fmt: skip
 
 
 def answer_is_a_choice(question: Question) -> bool:
-    """Whether any of a question's answers is among its choices; also where one of the two is missing."""
+    """Check whether any answer of a question is among its choices; True also for a question without answers or choices."""
     if not question.choices or not question.can_be_scored:
         return True
     choices = {normalise(choice) for choice in question.choices}
@@ -107,8 +111,8 @@ def answer_is_a_choice(question: Question) -> bool:
 def _dealt(questions: Sequence[Question], data: DataSection) -> dict[Split, list[Question]]:
     """Deal images out in the order of their names' hashes, to each split until it has its number of questions.
 
-    The last split takes the rest. So splits share no image and do not depend on the order of the file; and where there are
-    as many images as splits, none is empty.
+    The last split takes the rest. So splits share no image and do not depend on the order of the file; if there are at least
+    as many images as splits, no split is empty.
     """
     by_image: dict[str, list[Question]] = {}
     for question in questions:
@@ -117,19 +121,19 @@ def _dealt(questions: Sequence[Question], data: DataSection) -> dict[Split, list
     dealt: dict[Split, list[Question]] = {split: [] for split in sizes}
     remaining = list(sizes)
     images = sorted(by_image, key=lambda name: hashlib.sha256(name.encode()).digest())
-    for place, image in enumerate(images):
-        now, left = dealt[remaining[0]], len(images) - place
-        if now and len(remaining) > 1 and (len(now) >= sizes[remaining[0]] or left < len(remaining)):
+    for index, image in enumerate(images):
+        current, left = dealt[remaining[0]], len(images) - index
+        if current and len(remaining) > 1 and (len(current) >= sizes[remaining[0]] or left < len(remaining)):
             remaining.pop(0)
         dealt[remaining[0]] += by_image[image]
     return dealt
 
 
 def _sizes(total: int, data: DataSection) -> dict[Split, float]:
-    """How many questions each split is dealt, in the order of dealing: first the splits whose number `data` gives.
+    """Return how many questions each split is dealt, in the order of dealing: the splits with a number in `data` come first.
 
-    Where there are enough, these have their number, and the others share the rest by SHARES. Otherwise the others have
-    their part of all by SHARES, and the numbers say in which proportion the rest is shared.
+    If there are enough questions, these splits get their number, and the other splits share the rest by SHARES. Otherwise the
+    other splits get their part of all questions by SHARES, and the splits with a number share the rest in proportion.
     """
     counts = _counts(data)
     free: dict[Split, int] = {split: share for split, share in SHARES.items() if split not in counts}
@@ -140,18 +144,19 @@ def _sizes(total: int, data: DataSection) -> dict[Split, float]:
 
 
 def _counts(data: DataSection) -> dict[Split, int]:
+    """Return the number of questions of each split that has a number in `data`."""
     counts: dict[Split, int | None] = {split: getattr(data, split) for split in SHARES}
     return {split: count for split, count in counts.items() if count is not None}
 
 
 def _is_enough(total: int, data: DataSection) -> bool:
-    """Whether there are questions for every number that `data` gives, and one for each of the other splits."""
+    """Check whether `total` questions are enough for every number in `data`, with one question for each other split."""
     counts = _counts(data)
     return bool(counts) and sum(counts.values()) + len(SHARES) - len(counts) <= total
 
 
 def _dealing(total: int, data: DataSection) -> str:
-    """Say how questions that name no split were dealt out."""
+    """Describe how questions that name no split were dealt out."""
     counts = _counts(data)
     shares = "train, val and test 60/20/20"
     how = f"to {shares}"
@@ -166,8 +171,5 @@ def _dealing(total: int, data: DataSection) -> str:
 
 
 def _images(questions: Iterable[Question]) -> int:
+    """Count the distinct images of the questions."""
     return len({question.image for question in questions})
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(map(printable, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")

@@ -1,22 +1,22 @@
-"""How arrays that a store lacks can be had, or why they cannot."""
+"""How a store gets an array that it lacks, or why it cannot get the array."""
 
 from collections.abc import Collection
 
 from store.layout.plan import Plan
 
 NEED_CLS_ROW = frozenset({"cls_hidden", "cls_attention", "cls_attention_layers", "last_layer_attention"})
-"""Arrays that are made of the tower's CLS row."""
+"""Arrays that are made from the tower's CLS row."""
 
 
 def how_to_add(names: Collection[str], plan: Plan) -> str:
-    """Say what adds the arrays `names` to a store, or why no command can and what to do instead."""
+    """Name the command that adds the arrays `names` to a store; if no command can, say why and what to do instead."""
     listed = ",".join(sorted(names))
     geometry = plan.geometry
     impossible = sorted(NEED_CLS_ROW.intersection(names)) if not geometry.has_cls else []
     if geometry.patch_grid is None and not geometry.has_cls:
         return (
-            "this model's own code made the features, and gives nothing but `projected`: leave out methods that read "
-            f"{listed}"
+            "the model's own code made these features, and that code gives nothing but `projected`: leave out methods "
+            f"that read {listed}"
         )
     if impossible:
         return (

@@ -1,4 +1,4 @@
-"""What is looked at before a store is believed: its group, its metadata, its ids, and whether a record is about them."""
+"""Checks before a store is believed: its Zarr group, its metadata, its ids, and whether a commit record fits its plan."""
 
 import os
 from collections.abc import Generator
@@ -18,7 +18,12 @@ from store.log.compacted import FOLDER as COMMITS
 
 
 def open_features(path: Path) -> zarr.Group:
-    """The plain Zarr group of a store."""
+    """Open the plain Zarr group of a store.
+
+    Raises:
+        StoreMissing: the store has a plan, but no features yet (exit 5).
+        IntegrityError: the group is damaged, or it is missing though shards may be committed (exit 4).
+    """
     folder = path / FEATURES
     if not folder.is_dir() and os.path.lexists(path / COMMITS):
         raise IntegrityError(
@@ -28,14 +33,14 @@ def open_features(path: Path) -> zarr.Group:
     if not folder.is_dir():
         raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run `make extract` to go on")
     library: Any = zarr  # typed in part
-    with damage(folder):
+    with as_integrity_error(folder):
         return library.open_group(RegularFiles(folder), mode="r")
 
 
 def stored_ids(path: Path, plan: Plan) -> ImageIds:
-    """The ids of a store; IntegrityError (exit 4) if they are damaged, or not those of the plan."""
+    """Read the ids of a store; raises IntegrityError (exit 4) if they are damaged, or differ from the plan's."""
     folder = path / FEATURES / plan.ids_group
-    with damage(folder):
+    with as_integrity_error(folder):
         ids = ImageIds.read(subgroup(open_features(path), plan.ids_group))
     if len(ids) != plan.n_rows or ids.digest() != plan.ids_digest:
         raise IntegrityError(f"the ids in {folder} are not those of the plan: {HEAL}")
@@ -43,52 +48,63 @@ def stored_ids(path: Path, plan: Plan) -> ImageIds:
 
 
 def require_metadata(path: Path, plan: Plan) -> None:
-    """Refuse a `zarr.json` that is not as it was written: nothing in it is checked otherwise.
-
-    For a moment, a store that grows has the metadata of the generation before or of the one to come.
-    """
+    """Raise IntegrityError (exit 4) if a `zarr.json` is not as it was written: zarr itself checks nothing in it."""
     damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
-    if damaged:  # not so if it is growing now
-        beside = [one for one in (plan.generation - 1, plan.generation + 1) if manifest_path(path, one).is_file()]
-        others = [read_manifest(path, one) for one in beside]
-        damaged = [n for n in damaged if file_digest(path / FEATURES / n) not in {o.files.get(n, "") for o in others}]
-    if damaged:
-        raise IntegrityError(f"{path / FEATURES / damaged[0]} is damaged or missing: {HEAL}")
+    if damaged:  # A store that grows right now has, for a moment, the metadata of the generation before or after.
+        neighbours = (plan.generation - 1, plan.generation + 1)
+        manifests = [read_manifest(path, near) for near in neighbours if manifest_path(path, near).is_file()]
+        for name in damaged:
+            if file_digest(path / FEATURES / name) not in {manifest.files.get(name, "") for manifest in manifests}:
+                raise IntegrityError(f"{path / FEATURES / name} is damaged or missing: {HEAL}")
 
 
-def require_ours(
+def require_fits_plan(
     path: Path, plan: Plan, ids: ImageIds, record: CommitRecord, generation: int, believe_plan: bool
 ) -> None:
-    """Refuse a commit record that is about something else than the plan."""
+    """Raise IntegrityError (exit 4) if a commit record is about other images, another plan or other files than the plan's.
+
+    Args:
+        path: Folder of the store, for the message.
+        plan: The store's newest plan.
+        ids: The ids that `plan` was made for.
+        record: The commit record to check.
+        generation: The generation in whose log the record lies.
+        believe_plan: Accept a record that was written for another plan, to look into a store whose plan was changed.
+    """
     shard = record.shard
     rows = plan.rows(shard) if 0 <= shard < plan.n_shards else range(0)
     added = {spec.name for spec in plan.arrays_of(generation, shard)} if rows else set[str]()
-    where = f"commit {shard} of {path}"
+    subject = f"commit {shard} of {path}"
     if (record.first_row, record.last_row) != (rows.start, rows.stop - 1) or record.ids_digest != ids.digest(rows):
-        raise IntegrityError(f"{where} is about other images than the plan's: remove it and run `make extract`")
+        raise IntegrityError(f"{subject} is about other images than the plan's: remove it and run `make extract`")
     if record.plan_digest != plan.digest_of(generation) and not believe_plan:
         raise IntegrityError(
-            f"{where} was made for another plan: {path / PLAN} was changed since; restore it, or let "
+            f"{subject} was made for another plan: {path / PLAN} was changed since; restore it, or let "
             f"`python -m stage1_extract diagnose {path}` say what the store holds"
         )
     paths = {name: plan.layout(name).relative_path(shard) for name in added}
-    if {name: file.path for name, file in record.files.items() if name in added} != paths:  # others were dropped
-        raise IntegrityError(f"{where} names other files than the plan's: remove it and run `make extract`")
+    # Arrays that were dropped are still in the record, but no longer in the plan.
+    if {name: file.path for name, file in record.files.items() if name in added} != paths:
+        raise IntegrityError(f"{subject} names other files than the plan's: remove it and run `make extract`")
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's message without its line breaks, or the name of its class if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
-def damage(folder: Path) -> Generator[None, None, None]:
-    """Say what zarr raises on damaged bytes or metadata as an IntegrityError."""
+def as_integrity_error(folder: Path) -> Generator[None, None, None]:
+    """Turn what zarr raises on damaged bytes or metadata into an IntegrityError that names the folder."""
     try:
         yield
     except (ValueError, KeyError, TypeError, OSError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise IntegrityError(f"{folder} is damaged ({said}): {HEAL}") from None
+        raise IntegrityError(f"{folder} is damaged ({in_one_line(error)}): {HEAL}") from None
 
 
 def subgroup(group: zarr.Group, name: str) -> zarr.Group:
     """Return a group in a group; IntegrityError (exit 4) if an array has its name."""
-    found = group[name]
-    if not isinstance(found, zarr.Group):
+    member = group[name]
+    if not isinstance(member, zarr.Group):
         raise IntegrityError(f"expected the group {name} in {group.store_path}, found an array: restore the store")
-    return found
+    return member

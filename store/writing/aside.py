@@ -1,4 +1,4 @@
-"""Files and folders that are made beside their place and moved there when they are whole."""
+"""Writing a file or a folder beside its final path, and moving it there when it is whole."""
 
 import os
 import shutil
@@ -13,10 +13,16 @@ from store.log.scratch import owned_name, remove_of_the_dead
 
 @contextmanager
 def written_aside(target: Path, overwrite: bool = False) -> Generator[Path, None, None]:
-    """A path to write a file or a folder to; it becomes `target`, durably, when the block ends without an error.
+    """Yield a path to write a file or a folder to; it becomes `target`, durably, if the block ends without an error.
 
-    A killed process leaves at most `<target>.….partial`, which the next one removes. Raises TargetExists (exit 2);
-    `overwrite` replaces a file.
+    A killed process leaves at most `<target>.….partial`, which the next call removes.
+
+    Args:
+        target: Where the file or folder is to lie.
+        overwrite: Replace a file at `target`; a folder is never replaced.
+
+    Raises:
+        TargetExists: something lies at `target` and is not to be replaced (exit 2).
     """
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
         advice = "name another, or remove it first" if target.is_dir() else "name another, or add --overwrite"
@@ -38,10 +44,10 @@ def written_aside(target: Path, overwrite: bool = False) -> Generator[Path, None
 
 
 def _sync(path: Path) -> None:
-    """Make a file, or a folder with all that is in it, durable."""
-    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        if file.is_dir():
-            sync_directory(file)
+    """Make a file, or a folder with everything in it, durable."""
+    for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if entry.is_dir():
+            sync_directory(entry)
         else:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            with entry.open("rb") as file:
+                os.fsync(file.fileno())

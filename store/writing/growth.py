@@ -1,6 +1,6 @@
-"""How a store grows: the plan of the next generation, and which plan an extraction goes on with.
+"""How a store grows: the plan of the next generation, and the plan that an extraction goes on with.
 
-Appended images begin a new shard, an added array adds files to every shard, a dropped one is no longer named. Earlier
+Appended images begin a new shard, an added array adds files to every shard, and a dropped array is no longer named. Earlier
 shards, records and plans stay as they are.
 """
 
@@ -17,23 +17,35 @@ from store.layout.schema import ArraySpec
 from store.reading.opening import stored_ids
 
 NO_IMAGE = "0" * 64
-"""The id of rows between segments."""
-Named = tuple[str, list[str]]
+"""The id of rows between segments, which hold no image."""
+ELSEWHERE = "extract into another folder (--run-dir), or replace this store with --overwrite"
+"""What a user can do with a store that was made by something else than the config says."""
+NamedImage = tuple[str, list[str]]
 """An image: its id, in hex, and its names."""
-Made = tuple[ArraySpec, Fingerprint | None]
-"""An array, and what made it."""
+AddedArray = tuple[ArraySpec, Fingerprint | None]
+"""An array, and the fingerprint of what makes it."""
 _SHOWN = 5
 
 
 def plan_to_follow(
     path: Path, wanted: Plan, ids: ImageIds, unreadable: Container[str], append: bool
 ) -> tuple[Plan, ImageIds]:
-    """The plan and ids with which a store at `path` serves what is `wanted` (the plan of a first generation).
+    """Choose the plan and the ids with which an extraction goes on.
 
-    That is `wanted` itself where there is no store yet; the store's own plan where it has all the images and arrays; with
-    `append` that of a new generation which adds what it does not have. Images of `unreadable` names that the store has stay
-    as they are. Raises StoreError (exit 4) without `append`, and
-    FingerprintMismatch (exit 4) where the store was made by something else.
+    Args:
+        path: Folder of the store, which need not exist.
+        wanted: The plan that the config asks for, as the plan of a first generation.
+        ids: The ids that `wanted` was made for.
+        unreadable: Names of images that cannot be read now; images of these names in the store stay as they are.
+        append: Let the store grow if it lacks images or arrays.
+
+    Returns:
+        `wanted` itself if there is no store yet; the store's own plan if the store has all images and arrays; with
+        `append`, the plan of a new generation that adds what the store lacks.
+
+    Raises:
+        StoreError: the store lacks something, and `append` is not given (exit 4).
+        FingerprintMismatch: the store was made by something else (exit 4).
     """
     newest = newest_generation(path)
     if newest is None:
@@ -43,7 +55,7 @@ def plan_to_follow(
     except IntegrityError:
         if newest:
             raise
-        return wanted, ids  # a first plan is written again where the log was written for it
+        return wanted, ids  # a damaged first plan is written again if the commit log belongs to it
     if stored.generation == 0 and not append:
         return wanted, ids
     known = _known_ids(path, stored, ids, unreadable)
@@ -61,16 +73,31 @@ def plan_to_follow(
 
 
 def left_to_derive(plan: Plan, prints: Mapping[str, Fingerprint]) -> frozenset[str]:
-    """Derived arrays that an extraction which would make them by `prints` must not add to: they were made elsewhere."""
+    """Name the derived arrays that an extraction must not add to, because they were made elsewhere.
+
+    Args:
+        plan: The store's plan.
+        prints: The fingerprints that these arrays would have if this extraction made them.
+    """
     return frozenset(name for name in plan.derived if prints.get(name) != plan.fingerprints[name])
 
 
 def grown(
-    plan: Plan, ids: ImageIds, images: Sequence[Named], arrays: Sequence[Made], derived: bool = False
+    plan: Plan, ids: ImageIds, images: Sequence[NamedImage], arrays: Sequence[AddedArray], derived: bool = False
 ) -> tuple[Plan, ImageIds]:
-    """The next generation: with more images, and more arrays, which may be `derived` from those that are there.
+    """Plan the next generation of a store, with more images and more arrays.
 
-    A name that another image had is the new one's: its file has changed.
+    A name that belonged to another image so far moves to the new image: the file of that name has changed.
+
+    Args:
+        plan: The store's newest plan.
+        ids: The ids that `plan` was made for.
+        images: Images to add; known images may be named again, with further names.
+        arrays: Arrays to add.
+        derived: Whether `arrays` are made from arrays of the store, rather than by a tower.
+
+    Returns:
+        The new plan, and the ids that it is made for.
     """
     generation = plan.generation + 1
     changes: dict[str, Any] = {
@@ -86,12 +113,12 @@ def grown(
 
 
 def without(plan: Plan, name: str) -> Plan:
-    """The next generation, which has an array less."""
+    """Plan the next generation of a store, without the array `name`."""
     return _next(plan, {
         "arrays": tuple(spec for spec in plan.arrays if spec.name != name),
-        "added": {one: when for one, when in plan.added.items() if one != name},
-        "derived": tuple(one for one in plan.derived if one != name),
-        "fingerprints": {one: made for one, made in plan.fingerprints.items() if one != name},
+        "added": {other: generation for other, generation in plan.added.items() if other != name},
+        "derived": tuple(other for other in plan.derived if other != name),
+        "fingerprints": {other: made for other, made in plan.fingerprints.items() if other != name},
     })  # fmt: skip
 
 
@@ -101,48 +128,51 @@ def _next(plan: Plan, changes: dict[str, Any]) -> Plan:
 
 
 def _with_images(
-    plan: Plan, ids: ImageIds, images: Sequence[Named], generation: int
+    plan: Plan, ids: ImageIds, images: Sequence[NamedImage], generation: int
 ) -> tuple[dict[str, Any], ImageIds]:
-    together, fresh = _joined(ids, images, plan.shard_images)
+    together, n_new = _joined(ids, images, plan.shard_images)
     segments = plan.parts
-    if fresh:
-        segments += (Segment(generation=generation, first_row=len(together) - fresh, n_images=fresh),)
+    if n_new:
+        segments += (Segment(generation=generation, first_row=len(together) - n_new, n_images=n_new),)
     return {
         "segments": segments,
-        "n_images": plan.n_images + fresh,
+        "n_images": plan.n_images + n_new,
         "ids_group": f"ids_{generation}",
         "ids_digest": together.digest(),
     }, together
 
 
-def _joined(ids: ImageIds, images: Sequence[Named], shard_images: int) -> tuple[ImageIds, int]:
-    """The ids with more images, or more names, and how many images are new; these begin at a shard boundary."""
+def _joined(ids: ImageIds, images: Sequence[NamedImage], shard_images: int) -> tuple[ImageIds, int]:
+    """Add images, or names of known images, to ids; return the new ids and how many images are new.
+
+    The new images begin at a shard boundary.
+    """
     taken = {name for _, names in images for name in names}
     rows = [(ids.sha_of_row(row), [n for n in ids.names(row) if n not in taken]) for row in range(len(ids))]
-    fresh: list[Named] = []
+    new: list[NamedImage] = []
     for sha, names in images:
         row = ids.row_of_sha(sha)
         if row is None:
-            fresh.append((sha, names))
+            new.append((sha, names))
         else:  # known under other names
             rows[row][1].extend(names)
-    if fresh:
-        rows += [(NO_IMAGE, [])] * (-len(rows) % shard_images) + fresh
-    return ImageIds.build(rows), len(fresh)
+    if new:
+        rows += [(NO_IMAGE, [])] * (-len(rows) % shard_images) + new
+    return ImageIds.build(rows), len(new)
 
 
 def _known_ids(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[str]) -> ImageIds:
-    """The ids of a store; where they are damaged, made again of what is left of them, or of its images as they are named now.
+    """Read the ids of a store, or make damaged ids again from what is left of them, or from the images as they are named now.
 
-    The digest in the plan says whether that are they. Raises IntegrityError (exit 4) if not.
+    Ids that were made again are accepted only if their digest matches the plan's; otherwise raises IntegrityError (exit 4).
     """
     with suppress(IntegrityError):
         known = stored_ids(path, stored)
-        known.columns(ARRAYS)  # all of them, as they are to be written again
+        known.columns(ARRAYS)  # reads every column, as all of them are to be written again
         return known
-    for made in _remade(path, stored, ids, unreadable):
-        if made.digest() == stored.ids_digest:
-            return made
+    for candidate in _remade(path, stored, ids, unreadable):
+        if candidate.digest() == stored.ids_digest:
+            return candidate
     folder = path / FEATURES / stored.ids_group
     raise IntegrityError(
         f"expected the ids in {folder} as in the plan, they are damaged, and neither what is left of them nor the images that "
@@ -151,44 +181,48 @@ def _known_ids(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[st
 
 
 def _remade(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[str]) -> Iterator[ImageIds]:
-    """What the ids of a store may be: what is left of them; the images as they are named now; those after earlier ids."""
+    """Yield what the ids of a store may have been: what is left of them; the images as they are named now; for each
+    earlier generation, its ids with the images that it lacks.
+    """
     groups = ["ids", *(f"ids_{generation}" for generation in range(1, stored.generation + 1))]
     with suppress(IntegrityError):
         yield ImageIds.recovered(path / FEATURES / stored.ids_group)
     yield ids
     for group in groups[: groups.index(stored.ids_group)]:
         with suppress(IntegrityError):
-            before = ImageIds.recovered(path / FEATURES / group)
-            yield _joined(before, _unknown_images(before, ids, unreadable), stored.shard_images)[0]
+            earlier = ImageIds.recovered(path / FEATURES / group)
+            yield _joined(earlier, _unknown_images(earlier, ids, unreadable), stored.shard_images)[0]
 
 
-def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[Named]:
-    """Images that a store does not have, or not under all their names."""
+def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[NamedImage]:
+    """List the images that a store lacks, or does not know under all their names."""
 
     def is_known(name: str, row: int | None) -> bool:
-        there = known.row_of_name(name)
-        return there is not None and (there == row or name in unreadable)
+        known_row = known.row_of_name(name)
+        return known_row is not None and (known_row == row or name in unreadable)
 
-    unknown: list[Named] = []
+    unknown: list[NamedImage] = []
     for row in range(len(ids)):
-        there = known.row_of_sha(ids.sha_of_row(row))
-        names = [name for name in ids.names(row) if not is_known(name, there)]
+        known_row = known.row_of_sha(ids.sha_of_row(row))
+        names = [name for name in ids.names(row) if not is_known(name, known_row)]
         if names:
             unknown.append((ids.sha_of_row(row), names))
     return unknown
 
 
 def _require_compatible(path: Path, stored: Plan, wanted: Plan) -> None:
-    """What both have must be made alike: one array, one maker. Derived arrays may have other bits; see `left_to_derive`."""
-    advice = "extract into another folder (--run-dir), or replace this store with --overwrite"
+    """Require that the arrays of both plans were made alike: an array has one maker.
+
+    The numeric part of a derived array's fingerprint may differ; see `left_to_derive`.
+    """
     for name in sorted(stored.fingerprints.keys() & wanted.fingerprints.keys()):
         parts = {"semantic"} if name in stored.derived else {"semantic", "numeric"}
-        found, expected = (one.fingerprints[name].model_dump(include=parts) for one in (stored, wanted))
-        require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
-    there = {spec.name: spec for spec in stored.arrays}
-    differing = [spec.name for spec in wanted.arrays if there.get(spec.name, spec) != spec]
+        found, expected = (plan.fingerprints[name].model_dump(include=parts) for plan in (stored, wanted))
+        require_equal(f"the fingerprint of {name} in {path}", expected, found, ELSEWHERE)
+    stored_arrays = {spec.name: spec for spec in stored.arrays}
+    differing = [spec.name for spec in wanted.arrays if stored_arrays.get(spec.name, spec) != spec]
     differing += [field for field in ("geometry", "identity") if getattr(stored, field) != getattr(wanted, field)]
     if differing:
         raise StoreError(
-            f"{path} holds a store with other {', '.join(differing[:_SHOWN])} than this config's: {advice}"
+            f"{path} holds a store with other {', '.join(differing[:_SHOWN])} than this config's: {ELSEWHERE}"
         )

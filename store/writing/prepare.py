@@ -1,4 +1,4 @@
-"""What a store holds beside shards (plan, metadata, ids, projector): made, grown, and written again where it is damaged."""
+"""Writing what a store holds beside shards: plan, metadata, ids and projector, made, grown, or healed where damaged."""
 
 import logging
 import shutil
@@ -22,7 +22,8 @@ from store.layout.shard import ZSTD_LEVEL
 from store.layout.whole_arrays import write_whole
 from store.log.progress import missing_parts, require_nothing_lost
 from store.log.spare import content_of, known_digests, restore
-from store.reading.reader import PROJECTOR, ProjectorState
+from store.reading.projector_state import PROJECTOR, ProjectorState
+from store.writing.growth import ELSEWHERE
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +31,20 @@ _log = logging.getLogger(__name__)
 def prepare(
     path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec = "none"
 ) -> None:  # fmt: skip
-    """Plan, metadata, ids and projector: made if they are not there, written again where they are damaged."""
+    """Write a store's plan, metadata, ids and projector if they are missing; write damaged ones again.
+
+    The caller is alone in the store. A `plan` of the generation after the store's newest makes the store grow.
+
+    Raises:
+        FingerprintMismatch: the store was made by something else (exit 4).
+        StoreError: the store has another plan (exit 4).
+        IntegrityError: committed files are lost, so that writing plans again would hide the loss (exit 4).
+    """
     if plan.generation and read_plan(path).generation == plan.generation - 1:
         grow(path, plan, ids, projector)
         return
     if plan_path(path, plan.generation).exists():
-        with suppress(IntegrityError):  # a damaged plan is written again, if the rest of the store is of this one
+        with suppress(IntegrityError):  # a damaged plan is written again if the rest of the store belongs to `plan`
             stored, written = read_plan(path), known_digests(path, plan.generation)
             if stored.digest in written or plan.digest not in written:
                 _require_same(path, stored, plan)
@@ -54,8 +63,10 @@ def prepare(
 
 
 def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
-    """Make `plan` the newest generation of a store; the caller is alone in it. Killed before the plan is there, nothing has
-    happened; killed afterwards, the next extraction brings the metadata up to date.
+    """Make `plan` the newest generation of a store; the caller is alone in the store.
+
+    If the process is killed before the plan is written, nothing has happened; if it is killed afterwards, the next extraction
+    brings the metadata up to date.
     """
     aside = build(_aside(path), plan, ids, projector)
     manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
@@ -68,7 +79,7 @@ def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None
 
 
 def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None, codec: Codec) -> None:
-    """Built aside and renamed, so that it is whole or absent."""
+    """Write the plan, then build `features.zarr` aside and rename it, so that the folder is whole or absent."""
     write_plan(path, plan)
     aside = build(_aside(path), plan, ids, projector, codec)
     write_manifest(path, plan.generation, make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays]))
@@ -78,7 +89,7 @@ def _create(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | N
 
 
 def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
-    """Write damaged files again; what can be made again must be what the log was written for."""
+    """Write damaged files again, after checking that the commit log belongs to this plan."""
     missing_parts(path, plan)
     aside = build(_aside(path), plan, ids, projector)
     manifest = make_manifest(aside, plan.digest, [spec.name for spec in plan.arrays])
@@ -92,15 +103,17 @@ def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | Non
 
 
 def _install(path: Path, aside: Path, names: Iterable[str]) -> None:
+    """Move files from `aside` into `features.zarr`, over files of the same name."""
     for name in names:
-        place = path / FEATURES / name
-        make_way(path, place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).replace(place)
-        sync_directory(place.parent)
+        target = path / FEATURES / name
+        make_way(path, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).replace(target)
+        sync_directory(target.parent)
 
 
 def _aside(path: Path) -> Path:
+    """Return the path to build `features.zarr` at before it is moved; removes what a killed process left there."""
     aside = path / (FEATURES + PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     return aside
@@ -109,7 +122,18 @@ def _aside(path: Path) -> Path:
 def build(
     aside: Path, plan: Plan, ids: ImageIds | None, projector: ProjectorState | None, codec: Codec = "none"
 ) -> Path:  # fmt: skip
-    """A folder like `features.zarr` with metadata, ids and projector, as far as they are given."""
+    """Build a folder like `features.zarr`, without shards.
+
+    Args:
+        aside: The folder to create.
+        plan: The plan, from which the metadata follows.
+        ids: The ids; None leaves them out.
+        projector: The projector; None leaves it out.
+        codec: How the shards are compressed.
+
+    Returns:
+        The folder.
+    """
     library: Any = zarr  # typed in part
     group: zarr.Group = library.create_group(aside, attributes={"encode_once_format": plan.format})
     for spec in plan.arrays:
@@ -141,16 +165,16 @@ def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan, codec: Codec) 
 
 
 def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
-    """One store, one plan: what differs is named, fingerprints field by field."""
-    advice = "extract into another folder (--run-dir), or replace this store with --overwrite"
+    """Require that a store has the wanted plan; the error names what differs, fingerprints field by field."""
     for name in sorted({*stored.fingerprints} & {*wanted.fingerprints}):
         found, expected = stored.fingerprints[name].model_dump(), wanted.fingerprints[name].model_dump()
-        require_equal(f"the fingerprint of {name} in {path}", expected, found, advice)
-    absent = [spec.name for spec in wanted.arrays if spec.name not in {one.name for one in stored.arrays}]
+        require_equal(f"the fingerprint of {name} in {path}", expected, found, ELSEWHERE)
+    stored_names = {spec.name for spec in stored.arrays}
+    absent = [spec.name for spec in wanted.arrays if spec.name not in stored_names]
     if absent:
         raise StoreError(
             f"expected {', '.join(absent)} among the arrays of {path}, the store does not have them: add them with --append, "
-            f"or {advice}"
+            f"or {ELSEWHERE}"
         )
     if stored != wanted:
         differing = [
@@ -159,7 +183,7 @@ def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
             if getattr(stored, field) != getattr(wanted, field)
         ]
         raise StoreError(
-            f"{path} holds a store of another plan: {'; '.join(differing)}; add what it does not have with --append, {advice}"
+            f"{path} holds a store of another plan: {'; '.join(differing)}; add what it does not have with --append, {ELSEWHERE}"
         )
 
 

@@ -1,7 +1,7 @@
-"""Trying images again that could not be encoded: their shards are withdrawn, and what else is in these files is copied.
+"""Trying images again that could not be encoded: their shards are withdrawn, and the good rows of these shards are copied.
 
-A shard is written as a whole, so one mended image writes a shard. The record that was withdrawn is kept aside, in
-`retried/<generation>/<shard>.json`, until the shard is committed again: with it, rows of the old file are known to be right.
+A shard is written as a whole, so a single mended image makes a whole shard be written. The record that was withdrawn is kept
+in `retried/<generation>/<shard>.json` until the shard is committed again: it tells which rows of the old file are right.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,27 +18,38 @@ from store.layout.ids import ImageIds
 from store.layout.plan import FEATURES, Plan
 from store.layout.record import CommitRecord, intact_record
 from store.log.commits import read_commits, withdraw
-from store.reading.opening import require_ours
+from store.reading.opening import require_fits_plan
 from store.reading.shard_file import MappedShard
 
 FOLDER = "retried"
+"""Folder of a store that holds the withdrawn records."""
 _Values = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Features of a withdrawn shard that are right, and need no tower."""
+    """Features of a withdrawn shard that are right, so that no tower has to compute them again."""
 
     rows: frozenset[int] = frozenset()
+    """Rows whose features are right."""
     arrays: dict[str, _Values] = field(default_factory=dict[str, _Values])
-    """Whole shards of arrays, as (image, *shape) in storage dtype; all other rows hold fill."""
+    """The whole shard by array, as (image, *shape) in storage dtype; all rows that are not in `rows` hold fill."""
 
 
 def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool]) -> list[int]:
-    """Withdraw the shards of images that could not be encoded, so that they are tried again; the caller is alone.
+    """Withdraw the shards of images that could not be encoded, so that these images are tried again.
 
-    Those that failed for the reason `but` would fail again. Returns shards that stay, because they hold features of rows
-    that cannot be made any more: of a process that is killed while it writes them, these rows would be lost.
+    The caller is alone in the store.
+
+    Args:
+        store: Folder of the store.
+        plan: The store's newest plan.
+        but: The reason of failures that are not tried again, because they would fail again.
+        can_be_made: Says whether the features of a row can be computed now.
+
+    Returns:
+        Shards that were not withdrawn, because they hold good features of rows that cannot be computed any more: if the
+        process were killed while it writes such a shard again, these features would be lost.
     """
     spared: set[int] = set()
     for generation in range(plan.generation + 1):
@@ -53,9 +64,9 @@ def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[
 
 
 def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Sequence[int]) -> Kept:
-    """What a withdrawn shard holds of the arrays of some generations; nothing where any of it is damaged.
+    """Read the good rows of a withdrawn shard, of the arrays of some generations; nothing if any of it is damaged.
 
-    Every row is compared with its checksum, and the file with its record.
+    Every row is compared with its checksum, and every file with its record.
     """
     records: dict[int, CommitRecord] = {}
     try:
@@ -63,7 +74,7 @@ def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Seq
             record = intact_record(content(_path(store, shard, generation)))
             if record is None or record.shard != shard:
                 return Kept()
-            require_ours(store, plan, ids, record, generation, believe_plan=False)
+            require_fits_plan(store, plan, ids, record, generation, believe_plan=False)
             records[generation] = record
         failed = {row for record in records.values() for row in record.failures}
         rows = [row for row in plan.rows(shard) if row not in failed]
@@ -78,17 +89,18 @@ def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Seq
 
 
 def forget(store: Path, shard: int, generation: int) -> None:
-    """Remove the record that was kept aside: the shard is committed again."""
+    """Remove the withdrawn record of a shard that is committed again."""
     _path(store, shard, generation).unlink(missing_ok=True)
 
 
 def _read(store: Path, plan: Plan, name: str, record: CommitRecord, rows: Sequence[int]) -> _Values:
-    spec, written, of_shard = plan.array(name), record.files[name], plan.rows(record.shard)
+    """Read some rows of an array of a withdrawn shard into a whole shard whose other rows hold fill."""
+    spec, written, shard_rows = plan.array(name), record.files[name], plan.rows(record.shard)
     path = store / FEATURES / written.path
-    file = MappedShard(path, plan.layout(name), len(of_shard), written, "it is encoded again", None, "first-read")
-    values = np.full((len(of_shard), *spec.shape), spec.fill, spec.storage)
+    file = MappedShard(path, plan.layout(name), len(shard_rows), written, "it is encoded again", None, "first-read")
+    values = np.full((len(shard_rows), *spec.shape), spec.fill, spec.storage)
     for row in rows:
-        file.read(row - of_shard.start, values[row - of_shard.start])
+        file.read(row - shard_rows.start, values[row - shard_rows.start])
     return values
 
 

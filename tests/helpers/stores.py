@@ -12,10 +12,11 @@ from zarr.codecs import Crc32cCodec
 
 from configs.files.atomic import write_atomically
 from store.layout.manifest import make_manifest, write_manifest
-from store.layout.plan import PLAN, Plan, read_plan, write_plan
+from store.layout.plan import FEATURES, PLAN, Plan, read_plan, write_plan
 from store.layout.shard import write_shard
 from store.log.commits import CommitRecord, read_commits
-from store.reading.reader import FEATURES, PROJECTOR, FeatureStore
+from store.reading.projector_state import PROJECTOR
+from store.reading.reader import FeatureStore
 
 Rows = np.ndarray[Any, Any]
 

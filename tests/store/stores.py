@@ -16,7 +16,7 @@ from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, Dtype
 from store.layout.tensors import from_storage
-from store.reading.reader import ProjectorState
+from store.reading.projector_state import ProjectorState
 from store.writing.writer import StoreWriter
 
 SMALL, LARGE = (3, 5), (160, 210)

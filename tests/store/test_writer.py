@@ -27,7 +27,8 @@ from store.log.commits import CommitRecord, publish, read_commits
 from store.reading.reader import FEATURES, FeatureStore
 from store.writing import prepare as prepare_module
 from store.writing import writer as writer_module
-from store.writing.writer import HOLDER, StoreWriter
+from store.writing.lock import HOLDER
+from store.writing.writer import StoreWriter
 from tests.store.stores import image_ids, plan_of, projector, shard_values, spec, store_of, values, write_store
 
 ROOT = Path(__file__).parents[2]

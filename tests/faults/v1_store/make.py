@@ -13,8 +13,9 @@ from store.layout.geometry import Geometry
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
-from store.reading.reader import ProjectorState
-from store.writing.writer import LOCK, StoreWriter
+from store.reading.projector_state import ProjectorState
+from store.writing.lock import LOCK
+from store.writing.writer import StoreWriter
 
 NAMES = [["a.png", "copy of a.png"], ["b/ü 图.png"], ["c.png"]]
 
