@@ -1,4 +1,4 @@
-"""Stage 1: images -> store. Everything that holds a vision tower."""
+"""Stage 1: images -> store. Only this package loads and calls vision towers."""
 
 import lazy_loader
 

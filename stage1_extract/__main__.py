@@ -1,4 +1,4 @@
-"""`python -m stage1_extract`."""
+"""Run `python -m stage1_extract`."""
 
 from configs.cli import main
 from stage1_extract.cli import group

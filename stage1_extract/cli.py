@@ -1,4 +1,4 @@
-"""The commands of stage 1; torch and transformers are imported by the commands, not by `--help`."""
+"""The commands of stage 1. Each command imports torch and transformers itself, so that `--help` needs neither."""
 
 import json
 from pathlib import Path
@@ -20,29 +20,29 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.pass_context
 def group(context: click.Context) -> None:
     """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
-    if context.invoked_subcommand != reference.name:  # its parent, `stage2_prune parity`, has said it
+    if context.invoked_subcommand != reference.name:  # `stage2_prune parity` started it and has noted it already
         note_untested()
 
 
 @group.command()
 @experiment_options("extract", "model", "data", "store")
-@click.option("--dry-run", is_flag=True, help="Say images, shards, GB and free space; load nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace the store if there is one.")
+@click.option("--dry-run", is_flag=True, help="Print images, shards, GB and free space; load nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace the store, if it exists.")
 @click.option("--append", is_flag=True, help="Add images and arrays that the store was not planned for.")
-@click.option("--retry-failed", is_flag=True, help="Try images again that could not be encoded.")
+@click.option("--retry-failed", is_flag=True, help="Try again the images that could not be encoded.")
 @json_option
 def extract(
     config_path: Path, dry_run: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Encode the images that the store does not have yet."""
+    """Encode the images that the store lacks."""
     experiment = experiment_from(config_path, flags)
     from stage1_extract import extract as stage
     from stage1_extract.work import price
     from store.layout.ids import printable
 
     if dry_run:
-        found = stage.dry_run(experiment, overwrite, append or retry_failed)
-        click.echo(json.dumps(found) if as_json else price.as_text(found, experiment.store_path))
+        costs = stage.dry_run(experiment, overwrite, append or retry_failed)
+        click.echo(json.dumps(costs) if as_json else price.as_text(costs, experiment.store_path))
         return
     done = stage.extract(experiment, overwrite, append, retry_failed)
     if as_json:
@@ -60,7 +60,7 @@ def extract(
 @click.argument("store", type=STORE, required=False)
 @experiment_options("model", "data", "extract")
 @click.option("--live", type=click.IntRange(min=1), help="Encode this many images again and compare every bit.")
-@click.option("--sources", is_flag=True, help="Compare every image file with what was encoded.")
+@click.option("--sources", is_flag=True, help="Compare every image file with the one that was encoded.")
 @json_option
 @click.pass_context
 def verify(
@@ -69,20 +69,18 @@ def verify(
 ) -> int:  # fmt: skip
     """Compare STORE (default: the config's) with its images; exit 4 if they differ. Without options, --live 4.
 
-    Without --config, checkpoint and images are those of the config that was saved beside STORE. The store's own bytes are
-    the business of `python -m store verify`.
+    Without --config, checkpoint and images are those of the config that was saved beside STORE. Whether the store's own
+    bytes are intact is checked by `python -m store verify`.
     """
     experiment = _of_store(context, store, config_path, flags)
     from stage1_extract.checking import verify as stage
 
     asked = 4 if live is None and not sources else live
-    found = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
-    changed = [vars(one) for one in stage.changed_sources(experiment)] if sources else found["changed"]
-    if as_json:
-        click.echo(json.dumps(found | {"changed": changed}))
-    else:
-        click.echo(stage.as_text(found | {"changed": changed}))
-    return 4 if found["unequal"] or changed else 0
+    result = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
+    changed = [vars(image) for image in stage.changed_sources(experiment)] if sources else result["changed"]
+    result |= {"changed": changed}
+    click.echo(json.dumps(result) if as_json else stage.as_text(result))
+    return 4 if result["unequal"] or changed else 0
 
 
 @group.command()
@@ -99,13 +97,18 @@ def reference(batch_folder: Path) -> None:
 @experiment_options("model", "data", "extract")
 @click.option("--sample", type=click.IntRange(min=1), default=8, show_default=True, help="Images to encode again.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Decides which images those are, spread over the store."
+    "--seed", type=int, default=0, show_default=True, help="Seed that draws these images, spread over the store."
 )
-@click.option("--whole", is_flag=True, help="Check every row, not 64, by what needs no tower; the price is said first.")
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Run the checks that need no tower on every row instead of 64; the price is printed first.",
+)
 @click.option(
     "--tries",
     type=click.IntRange(min=0),
-    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: three minutes' worth.",
+    help="Most forwards of the tower to spend on changed pictures, if nothing cheaper explains the store; default: as many as "
+    "take about three minutes.",
 )
 @json_option
 @click.pass_context
@@ -119,21 +122,21 @@ def diagnose(
     Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
     """
     experiment = _of_store(context, store, config_path, flags)
-    from stage1_extract import diagnose
+    from stage1_extract.diagnose import run
 
-    return diagnose.run(experiment, sample, as_json, seed, whole, tries)
+    return run.run(experiment, sample, as_json, seed, whole, tries)
 
 
 def _of_store(
     context: click.Context, store: StoreLocation | None, config_path: Path, flags: dict[str, Any]
 ) -> Experiment:
-    """The experiment that made a store, unless another config is named."""
+    """Return the experiment of the config that is named, or else of the config that was saved beside the store."""
     if store is None:
         return experiment_from(config_path, flags)
     if context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
         config_path = Path(store) / "config.yaml"
         if not config_path.is_file():
             raise ConfigError(
-                f"expected the config that {store} was made with beside it, there is none: name it with --config"
+                f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
             )
     return experiment_from(config_path, flags | {"store__path": str(store)})

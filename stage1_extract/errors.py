@@ -1,26 +1,26 @@
-"""What can go wrong while encoding."""
+"""The errors of stage 1, each with the exit code of its command."""
 
 from configs.errors import EncodeOnceError
 
 
 class ExtractError(EncodeOnceError):
-    """Base of this package's errors."""
+    """Base class of this package's errors."""
 
 
 class UnsupportedModel(ExtractError):
-    """A tower, family or option that no file of this package knows."""
+    """The model has a tower, a family or an option that no file of this package serves."""
 
     exit_code = 2
 
 
 class TooManyFailures(ExtractError):
-    """More images could not be read than the config tolerates."""
+    """More images could not be encoded than the config tolerates."""
 
     exit_code = 3
 
 
 class WrongWeights(ExtractError):
-    """A checkpoint's tensors do not fit its config."""
+    """The checkpoint's tensors do not fit its config."""
 
     exit_code = 4
 
@@ -32,47 +32,55 @@ class ChangedImage(ExtractError):
 
 
 class BadImage(ExtractError):
-    """One image cannot be encoded; `reason` is one of the words of `images.REASONS`, with what else must be `told`."""
+    """One image cannot be encoded."""
 
     exit_code = 3
 
-    def __init__(self, reason: str, detail: str, told: str = "") -> None:
+    def __init__(self, reason: str, detail: str, addition: str = "") -> None:
+        """Make the error.
+
+        Args:
+            reason: A key of `images.REASONS`; it is recorded in the commit log.
+            detail: What the message says beside the reason: which image, and its measure.
+            addition: What the commit log records beside the reason.
+
+        """
         super().__init__(f"{reason}: {detail}")
-        self.reason = f"{reason} ({told})" if told else reason
+        self.reason = f"{reason} ({addition})" if addition else reason
 
 
 class UnusableImages(ExtractError):
-    """`data.images` is nothing that can be read in place, or several things at once."""
+    """`data.images` cannot be read in place, or holds several kinds of input."""
 
     exit_code = 2
 
 
 class DamagedArchive(ExtractError):
-    """A tar or parquet file is not whole."""
+    """A tar or parquet file is damaged or incomplete."""
 
     exit_code = 4
 
 
 class ReaderMissing(ExtractError):
-    """The library that reads a kind of input is not installed."""
+    """The library that reads this kind of input is not installed."""
 
     exit_code = 5
 
 
 class DeviceTooSmall(ExtractError):
-    """Not even one image fits into the device's memory."""
+    """The device's memory is too small for the smallest batch that may be encoded."""
 
     exit_code = 7
 
 
 class EngineMissing(ExtractError):
-    """The library of an engine is not installed."""
+    """The library of the engine is not installed."""
 
     exit_code = 5
 
 
 class WorkerFailed(ExtractError):
-    """A worker ended with an error, or died too often on one shard."""
+    """A worker ended with an error, or workers died too often on one shard."""
 
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)

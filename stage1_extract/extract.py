@@ -1,28 +1,38 @@
-"""Images -> store: prepared here, encoded by workers; killed at any moment, it goes on where it stopped."""
+"""Images -> store: plan the extraction here, let workers encode it. A killed run continues where it stopped."""
 
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
 from stage1_extract.encoding.arrays import with_captured
-from stage1_extract.encoding.family import Description, checkpoint_config
+from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.sources import Sources, find_sources, rows_of
+from stage1_extract.work.failures import allowed_failures, require_few
+from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
+from stage1_extract.work.planning import (
+    known_failures,
+    plan_for,
+    refuse_for_shared,
+    require_shards_of,
+    stored_plan,
+    with_stored_arrays,
+    worker_share,
+)
 from stage1_extract.work.price import price, require_space
-from stage1_extract.work.worker import OpenEncoder, Worker, allowed_failures, require_few, use_threads_of
-from store.errors import StoreError
+from stage1_extract.work.worker import Worker
 from store.layout.fingerprint import spelt_as
-from store.layout.plan import Plan, newest_generation, read_plan
-from store.layout.schema import default_shard_images
+from store.layout.ids import ImageIds
+from store.layout.plan import Plan, newest_generation
+from store.layout.tensors import worker_devices
 from store.log.commits import SUPERSEDED, read_commit
 from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
@@ -34,9 +44,12 @@ _log = logging.getLogger(__name__)
 
 
 def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
-    """The price of an extraction; loads no weights (but for a model whose parts cannot be reached)."""
+    """Return the price of an extraction (see work/price.py).
+
+    No weights are loaded, except for a model whose parts cannot be reached apart.
+    """
     experiment = with_captured(experiment)
-    experiment = experiment if overwrite else _with_stored_arrays(experiment)
+    experiment = experiment if overwrite else with_stored_arrays(experiment)
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
@@ -51,83 +64,163 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
 def extract(
     experiment: Experiment, overwrite: bool, append: bool = False, retry_failed: bool = False
 ) -> dict[str, Any]:
-    """Encode what the store does not have yet; returns counts and failures.
+    """Encode every image that the store lacks.
 
-    `append` adds images and arrays that the store was not planned for, `retry_failed` tries images again that could not be
-    encoded (a file that could not even be read had no content: now it is another image, and appended).
+    Args:
+        experiment: Names checkpoint, images and store.
+        overwrite: Whether to replace a store that exists.
+        append: Whether to add images and arrays that the store was not planned for.
+        retry_failed: Whether to try images again that could not be encoded. A file that could not be read had no content;
+            once it can be read, it is another image and is appended.
 
-    Raises TooManyFailures (exit 3), DataMissing and CheckpointMissing (exit 5), FingerprintMismatch (exit 4) if the store
-    was made by something else, StoreLocked (exit 6), NoSpace (exit 7).
+    Returns:
+        Counts, seconds and failures, as JSON-able values.
+
+    Raises:
+        TooManyFailures: More images failed than the config tolerates (exit 3).
+        FingerprintMismatch: The store was made by something else (exit 4).
+        DataMissing, CheckpointMissing: Something must be made or fetched first (exit 5).
+        StoreLocked: Another run writes to the store (exit 6).
+        NoSpace: The disk is too small (exit 7).
+
     """
     begun = time.monotonic()
-    share = _share(experiment)
+    share = worker_share(experiment)
     if share is not None:
-        _refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
+        refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
     sources = find_sources(experiment)
     allowed = allowed_failures(experiment.extract.max_failures, len(sources.rows))
-    require_few(dict(enumerate_failures(sources)), allowed, sources)
-    path = experiment.store_path
+    require_few(dict(known_failures(sources)), allowed, sources)
+    job = _prepare(experiment, sources, allowed, overwrite, append or retry_failed)
+    result = _run(job, share, retry_failed)
+    _warn_of_underived(job)
+    return result | {"seconds": round(time.monotonic() - begun, 2)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An extraction that is ready to run."""
+
+    experiment: Experiment
+    path: Path
+    """Folder of the store."""
+    plan: Plan
+    ids: ImageIds
+    sources: Sources
+    """The images by the plan's rows."""
+    readable: frozenset[str]
+    """Identities of the images that the experiment names now."""
+    opened: OpenEncoder
+    underived: Collection[str]
+    """Derived arrays that only another environment may make."""
+    allowed: int
+    """How many images may fail."""
+
+
+def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: bool, append: bool) -> _Job:
+    """Load the encoder and make the plan to follow."""
+    path, stall_seconds = experiment.store_path, experiment.extract.stall_seconds
     experiment = with_captured(experiment)
     if not overwrite:
         require_no_archive(path)
-        experiment = _with_stored_arrays(experiment)
-        if (stored := _stored_plan(path)) is not None:
+        experiment = with_stored_arrays(experiment)
+        if (stored := stored_plan(path)) is not None:
             use_threads_of(stored)
-    opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
-    description = opened.encoder.description
-    _warn(description.notes)
-    stall = experiment.extract.stall_seconds
-    if overwrite:  # not before it is sure that there is something to replace it with
-        _remove(path, stall)
-    stored = _stored_plan(path)
+    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
+    _warn(opened.encoder.description.notes)
+    if overwrite:  # only now, when it is certain that something will replace the store
+        _remove(path, stall_seconds)
+    stored = stored_plan(path)
     prints = opened.fingerprints() if stored is None else spelt_as(opened.fingerprints(), stored.fingerprints)
-    wanted = plan_for(experiment, sources, description, prints)
-    plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append or retry_failed)
-    leave = left_to_derive(plan, wanted.fingerprints)
-    _require_shards_of(plan, experiment)
-    readable = {source.sha for source in sources.rows}
-    sources = replace(sources, rows=rows_of(plan, ids))
-    presence = "exclusive" if share is None else "shared"
-    with StoreWriter.open(path, plan, ids, opened.encoder.projector, presence, stall, leave=leave) as writer:
+    wanted = plan_for(experiment, sources, opened.encoder.description, prints)
+    plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
+    require_shards_of(plan, experiment)
+    return _Job(
+        experiment=experiment,
+        path=path,
+        plan=plan,
+        ids=ids,
+        sources=replace(sources, rows=rows_of(plan, ids)),
+        readable=frozenset(source.sha for source in sources.rows),
+        opened=opened,
+        underived=left_to_derive(plan, wanted.fingerprints),
+        allowed=allowed,
+    )
+
+
+def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[str, Any]:
+    """Encode the missing shards of a job, or one worker's share of them; return counts and failures."""
+    path, plan, projector = job.path, job.plan, job.opened.encoder.projector
+    presence, stall_seconds = "exclusive" if share is None else "shared", job.experiment.extract.stall_seconds
+    with StoreWriter.open(path, plan, job.ids, projector, presence, stall_seconds, leave=job.underived) as writer:
         mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
         require_nothing_lost(path, plan, mine)
-        save_resolved(experiment, path)
+        save_resolved(job.experiment, path)
         if retry_failed:
-            spared = withdraw_failures(path, plan, SUPERSEDED, lambda row: ids.sha_of_row(row) in readable)
-            _warn_of_spared(spared)
-        parts = missing_parts(path, plan, leave)
+            kept = withdraw_failures(path, plan, SUPERSEDED, lambda row: job.ids.sha_of_row(row) in job.readable)
+            _warn_of_kept_failures(kept)
+        parts = missing_parts(path, plan, job.underived)
         missing = sorted({*writer.missing_shards()} & {*mine})
-        require_space(missing_bytes(path, plan, leave), path)
-        _warn(opened.side_costs() if missing else ())
-        _encode(experiment, writer, sources, opened, missing, allowed)
-    _warn_of_left(path, plan, leave)
+        require_space(missing_bytes(path, plan, job.underived), path)
+        _warn(job.opened.side_costs() if missing else ())
+        _encode(job, writer, missing)
     return {
         "store": str(path),
-        "images": sources.names,
+        "images": job.sources.names,
         "distinct": plan.n_images,
-        **_done(plan, path, [part for part in parts if part[1] in missing], sources),
-        "notes": list(description.notes),
-        "seconds": round(time.monotonic() - begun, 2),
+        **_counts(job, [part for part in parts if part[1] in missing]),
+        "notes": list(job.opened.encoder.description.notes),
     }
 
 
-def _share(experiment: Experiment) -> tuple[int, int] | None:
-    """Which worker of how many this run is; None where it does all."""
-    index, workers = experiment.extract.worker_index, experiment.extract.num_workers
-    if index is None and workers is None:
-        return None
-    if index is None or workers is None or index >= workers:
-        raise ConfigError(
-            f"expected --worker-index below --num-workers, both or neither, got {index} and {workers}: correct them"
-        )
-    return index, workers
+def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
+    """Encode all missing shards, in this process or by an engine, with one progress bar for all workers."""
+    experiment, plan = job.experiment, writer.plan
+    rows = sum(len(plan.rows(shard)) for shard in missing)
+    engine = {"local": local.run, "slurm": slurm.run, "ray": ray.run}[experiment.extract.engine]
+    alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
+    with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
+        if alone or experiment.extract.worker_index is not None:
+            worker = Worker(experiment, writer, job.sources, job.opened, "alone", bar.update)
+            worker.failures = committed_failures(writer.path, plan)
+            worker.extract(missing, job.allowed)
+            return
+
+        def look() -> None:
+            left = writer.missing_shards()
+            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.done)
+
+        try:
+            engine(experiment, writer, job.allowed, look)
+        finally:
+            writer.remove_leftovers()
+        look()
+    if missing:  # each worker knew its own failures only
+        require_few(committed_failures(writer.path, plan), job.allowed, job.sources)
+
+
+def _counts(job: _Job, parts: list[tuple[int, int]]) -> dict[str, Any]:
+    """Count the records that this run added to the log: those of `parts`, the pairs of generation and shard that were missing."""
+    records = [
+        record for generation, shard in parts if (record := read_commit(job.path, shard, generation)) is not None
+    ]
+    tower_images = {record.shard: record.telemetry["tower_images"] for record in records}
+    failures = committed_failures(job.path, job.plan)
+    names = [source.names for source in job.sources.rows]
+    return {
+        "tower_images": sum(tower_images.values()),
+        "shards": job.plan.n_shards,
+        "shards_written": len(tower_images),
+        "bytes_written": sum(file.bytes for record in records for file in record.files.values()),
+        "failures": {", ".join(names[row]): reason for row, reason in failures.items() if names[row]},
+    }
 
 
 def _remove(path: Path, stall_seconds: float) -> None:
-    """The store that there may be."""
+    """Remove the store at `path`, if there is one."""
     if newest_generation(path) is not None:
         with lock(path, "exclusive", stall_seconds):
             shutil.rmtree(path)
@@ -138,113 +231,20 @@ def _warn(notes: Iterable[str]) -> None:
         _log.warning("note: %s", note)
 
 
-def _refuse_for_shared(asked: dict[str, bool]) -> None:
-    """Refuse flags of runs that share the store with no other (ConfigError, exit 2)."""
-    for flag, is_set in asked.items():
-        if is_set:
-            raise ConfigError(f"expected {flag} in a run of its own, got it for one of several workers: run it first")
-
-
-def _require_shards_of(plan: Plan, experiment: Experiment) -> None:
-    if experiment.store.shard_images not in (None, plan.shard_images):
-        raise ConfigError(
-            f"store.shard_images: expected {plan.shard_images}, as in {experiment.store_path}, got "
-            f"{experiment.store.shard_images}: leave it out"
+def _warn_of_kept_failures(shards: Collection[int]) -> None:
+    """Warn of shards whose failures stay in the log, as re-encoding such a shard would lose an image that is gone."""
+    if shards:
+        _log.warning(
+            "note: the failures in shards %s are not tried again, as other images of these shards cannot be read any more",
+            shards,
         )
 
 
-def _warn_of_spared(shards: Sequence[int]) -> None:
-    """Failures that stay, as an image of the same shard is gone."""
-    if shards:
-        _log.warning("note: not tried again, as images of theirs cannot be read any more: shards %s", shards)
-
-
-def _warn_of_left(path: Path, plan: Plan, leave: Collection[str]) -> None:
-    """Arrays that only another environment may derive."""
-    left = set(missing_parts(path, plan)) - set(missing_parts(path, plan, leave))
+def _warn_of_underived(job: _Job) -> None:
+    """Warn of derived arrays that lack shards which only another environment may derive."""
+    left = set(missing_parts(job.path, job.plan)) - set(missing_parts(job.path, job.plan, job.underived))
     if left:
         _log.warning(
             "note: %s was derived in another environment than this one, and is still to be derived there for %d shards: "
-            "`python -m store derive projected %s`", ", ".join(sorted(leave)), len(left), path,
+            "`python -m store derive projected %s`", ", ".join(sorted(job.underived)), len(left), job.path,
         )  # fmt: skip
-
-
-def _encode(
-    experiment: Experiment, writer: StoreWriter, sources: Sources, opened: OpenEncoder, missing: list[int], allowed: int
-) -> None:
-    """All missing shards, here or by an engine; one bar for all workers."""
-    plan = writer.plan
-    rows = sum(len(plan.rows(shard)) for shard in missing)
-    engine = {"local": local.run, "slurm": slurm.run, "ray": ray.run}[experiment.extract.engine]
-    alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
-    with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
-        if alone or experiment.extract.worker_index is not None:
-            worker = Worker(experiment, writer, sources, opened, "alone", bar.update)
-            worker.failures = committed_failures(writer.path, plan)
-            worker.extract(missing, allowed)
-            return
-
-        def look() -> None:
-            left = writer.missing_shards()
-            bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.done)
-
-        del opened  # workers load their own
-        try:
-            engine(experiment, writer, allowed, look)
-        finally:
-            writer.remove_leftovers()
-        look()
-    if missing:  # each worker saw its own failures
-        require_few(committed_failures(writer.path, plan), allowed, sources)
-
-
-def _done(plan: Plan, path: Path, asked: list[tuple[int, int]], sources: Sources) -> dict[str, Any]:
-    """What is in the log now of the shards that were missing."""
-    done = [record for generation, shard in asked if (record := read_commit(path, shard, generation)) is not None]
-    shards = {record.shard: record.telemetry["tower_images"] for record in done}
-    failures = committed_failures(path, plan)
-    return {
-        "tower_images": sum(shards.values()),
-        "shards": plan.n_shards,
-        "shards_written": len(shards),
-        "bytes_written": sum(file.bytes for record in done for file in record.files.values()),
-        "failures": {
-            ", ".join(sources.rows[row].names): why for row, why in failures.items() if sources.rows[row].names
-        },
-    }
-
-
-def _with_stored_arrays(experiment: Experiment) -> Experiment:
-    """A store keeps its arrays, whichever the config names: a shard is always encoded whole."""
-    stored = _stored_plan(experiment.store_path)
-    arrays = () if stored is None else stored.arrays
-    return experiment.with_arrays([*(spec.name for spec in arrays), *experiment.store.arrays])
-
-
-def _stored_plan(path: Path) -> Plan | None:
-    """The plan of a store, None where there is none; damage to it is met where the plan is followed."""
-    try:
-        return read_plan(path)
-    except StoreError:
-        return None
-
-
-def enumerate_failures(sources: Sources) -> Iterator[tuple[int, str]]:
-    """Rows that are known to fail before anything is decoded."""
-    for row, source in enumerate(sources.rows):
-        if source.names[0] in sources.unreadable:
-            yield row, sources.unreadable[source.names[0]]
-
-
-def plan_for(experiment: Experiment, sources: Sources, description: Description, prints: dict[str, Any]) -> Plan:
-    """The store that an experiment asks for."""
-    return Plan(
-        n_images=len(sources.rows),
-        shard_images=experiment.store.shard_images or default_shard_images(description.arrays, len(sources.rows)),
-        arrays=description.arrays,
-        fingerprints=prints,
-        geometry=description.geometry,
-        identity=experiment.data.identity,
-        ids_digest=sources.ids().digest(),
-        notes=description.notes,
-    )

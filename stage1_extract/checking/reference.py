@@ -1,7 +1,7 @@
-"""The full model's answers to a batch: the one other thing than features that this stage makes.
+"""Answer batches with the full model: besides features, the only thing that this stage makes.
 
-Everything is stock: the model's own `get_image_features`, its own `generate`. `stage2_prune parity` compares them with
-what stage 2 makes of the store.
+Everything is stock: the model's own `get_image_features` and its own `generate`. `stage2_prune parity` compares the results
+with those that stage 2 makes of the store.
 """
 
 import json
@@ -36,8 +36,9 @@ class FullModel:
     """A stock model with its vision tower, and the image processor of its checkpoint."""
 
     def __init__(self, order: Order) -> None:
+        """Load what an order of `stage2_prune parity` names; WrongWeights (exit 4) if weights are missing."""
         load_config(order.checkpoint, order.revision, order.trust_remote_code)
-        weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
+        weight_files(order.checkpoint, order.revision)  # both name what is missing, before transformers fails
         self.order = order
         self.device = pick_device(order.device)
         self._images = open_images(order.image_root, order.image_format, order.image_column, order.follow_links)
@@ -58,7 +59,7 @@ class FullModel:
         self._processor = ImageProcessor(order.checkpoint, order.revision, order.trust_remote_code)
 
     def image(self, name: str, sha256: str) -> Image.Image:
-        """One image of the order; ChangedImage (exit 4) if it is not the one in the store."""
+        """Return one image of the order; raises ChangedImage (exit 4) if its file is not the one that the store encoded."""
         data = self._images.read(name)
         if self.order.by_content and content_id(data) != sha256:
             raise ChangedImage(
@@ -68,20 +69,20 @@ class FullModel:
         return decode_image(data, name, self.order.max_pixels)
 
     def features(self, image: Image.Image) -> tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]:
-        """Stock projected features of one image, and what the projector made them of."""
+        """Return the stock projected features of one image, and the projector's input; None where there is no projector."""
         pixels = {name: tensor.to(self.device) for name, tensor in self._processor(image).items()}
-        with _seen(getattr(self.model.model, "multi_modal_projector", None)) as raw:
-            found = self.model.get_image_features(**pixels, return_dict=True).pooler_output
-        return torch.cat(list(found)), raw[0][0] if raw else None
+        with _inputs_of(getattr(self.model.model, "multi_modal_projector", None)) as raw:
+            projected = self.model.get_image_features(**pixels, return_dict=True).pooler_output
+        return torch.cat(list(projected)), raw[0][0] if raw else None
 
     @torch.no_grad()
     def answer(self, asked: Asked, prompts: Prompts) -> Reference:
-        """One batch: images one at a time, as a tower may not be invariant to its batch; then stock generation."""
+        """Answer one batch by stock generation; images are encoded one at a time, as a tower's bits may depend on its batch."""
         images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
         features, raw = zip(*(self.features(image) for image in images), strict=True)
         self._require_slots(prompts, features[0])
         in_slots: Any = [features[image] for image in asked.of_question]
-        said = self.model.generate(
+        generated = self.model.generate(
             **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=in_slots)},
             max_new_tokens=self.order.max_new_tokens,
@@ -90,12 +91,12 @@ class FullModel:
             **GREEDY,
             **self._stopping,
         )
-        tokens = said.sequences[:, prompts.input_ids.shape[1] :]
-        return Reference(torch.stack(features), _stacked(raw), torch.stack(said.logits, dim=1), tokens)
+        tokens = generated.sequences[:, prompts.input_ids.shape[1] :]
+        return Reference(torch.stack(features), _stacked(raw), torch.stack(generated.logits, dim=1), tokens)
 
     @cached_property
     def _stopping(self) -> dict[str, Any]:
-        """The tokenizer, where the checkpoint's generation config ends answers at a text."""
+        """The tokenizer as an argument of `generate`, which needs it where the generation config ends answers at a text."""
         if not self.model.generation_config.stop_strings:
             return {}
         order = self.order
@@ -116,19 +117,19 @@ class FullModel:
 
 
 def run(folder: Path) -> None:
-    """Answer every batch that lies in `folder`; see store/questions/exchange.py for the files."""
+    """Answer every batch in `folder` and write the answers there; see store/questions/exchange.py for the files."""
     order, prompts = read_order(folder)
     full = FullModel(order)
     batches = ProgressBar(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batches")
-    for number, (asked, one) in enumerate(batches):
-        write_reference(folder, number, full.answer(asked, one))
+    for number, (asked, batch_prompts) in enumerate(batches):
+        write_reference(folder, number, full.answer(asked, batch_prompts))
     ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
     (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _seen(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
-    """The inputs of a module, while it is called inside."""
+def _inputs_of(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
+    """Yield a list that receives the input of every call of a module inside the block."""
     inputs: list[Tensor] = []
     handle = None if module is None else module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
@@ -139,5 +140,6 @@ def _seen(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack tensors; None if one of them is None."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if len(present) == len(tensors) else None

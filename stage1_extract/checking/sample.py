@@ -1,4 +1,4 @@
-"""A few images of a store, to be encoded again."""
+"""Choose a few images of a store, to be encoded again."""
 
 import random
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ def readable(store: FeatureStore) -> list[int]:
 
 
 def spread_out(store: FeatureStore, sample: int) -> list[int]:
-    """Return at most `sample` readable rows, spread over the whole store, always the same ones."""
+    """Return at most `sample` readable rows, spread evenly over the whole store; the choice never changes."""
     rows = readable(store)
     count = min(sample, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def drawn(rows: Sequence[int], sample: int, seed: int) -> list[int]:
-    """Draw at most `sample` rows by a seed: one at random from each of as many equal stretches."""
+    """Draw at most `sample` rows by a seed: the rows are cut into as many equal stretches, and one row is drawn from each."""
     count = min(sample, len(rows))
     stretches = [(number * len(rows) // count, (number + 1) * len(rows) // count) for number in range(count)]
-    chance = random.Random(seed)  # noqa: S311 (a sample, no secret)
-    return [rows[chance.randrange(first, last)] for first, last in stretches]
+    generator = random.Random(seed)  # noqa: S311 (a sample, no secret)
+    return [rows[generator.randrange(first, last)] for first, last in stretches]

@@ -1,4 +1,4 @@
-"""Does a store still say what its images are? Compared with their files, and with the tower's own work, bit for bit."""
+"""Compare a store with the image files that it was made of, and with features that are encoded again, bit for bit."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
-from stage1_extract.engines.joined import devices
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import stored_sources
 from stage1_extract.sources.images import content_id
-from stage1_extract.work.worker import OpenEncoder, decode, use_threads_of
+from stage1_extract.work.decoding import decode
+from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
-from store.layout.tensors import from_storage
+from store.layout.tensors import from_storage, worker_devices
 from store.reading.reader import FeatureStore
 
 
@@ -27,32 +27,34 @@ class Changed:
 
     name: str
     reason: str
+    """`changed`, or a word of `images.REASONS` for a file that cannot be read any more."""
 
 
 @dataclass(frozen=True)
 class Unequal:
-    """An array of an image that is not what the tower makes of it now."""
+    """An array of an image that differs from what the tower makes of the image now."""
 
     name: str
     array: str
     values: int
-    """How many differ."""
+    """How many values differ."""
     largest: float
     """Largest absolute difference."""
 
 
 def changed_sources(experiment: Experiment) -> list[Changed]:
-    """Images of the store whose files are gone or have other content. Names that are trusted (`data.identity: name`) only
-    have to be there.
+    """List the images of the store whose files are gone or have other content.
+
+    With `data.identity: name`, names are trusted: a file only has to exist.
     """
     store = FeatureStore.open(experiment.store_location)
     sources = stored_sources(experiment, store.plan, store.ids)
-    nowhere = set[int].intersection(*(set(store.failed([name])) for name in store.arrays))
-    named = [(name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in nowhere]
-    named.sort(key=lambda one: sources.images.place(one[0]))
+    in_no_array = set[int].intersection(*(set(store.failed([name])) for name in store.arrays))
+    named = [(name, row) for row, source in enumerate(sources.rows) for name in source.names if row not in in_no_array]
+    named.sort(key=lambda named_row: sources.images.position(named_row[0]))
 
-    def look(one: tuple[str, int]) -> Changed | None:
-        name, row = one
+    def look(named_row: tuple[str, int]) -> Changed | None:
+        name, row = named_row
         try:
             data = sources.images.read(name)
         except BadImage as bad:
@@ -62,18 +64,24 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
 
     with ThreadPoolExecutor(experiment.extract.decode_threads) as pool:
         looks = ProgressBar(pool.map(look, named), "compare", len(named), unit="images")
-        return [found for found in looks if found is not None]
+        return [changed for changed in looks if changed is not None]
 
 
 def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
-    """Encode some images of the store again, spread over all of it, and compare every array bit for bit.
+    """Encode `sample` images of the store again, spread over all of it, and compare every array bit for bit.
 
-    Raises StoreMissing (exit 5) if nothing is extracted yet.
+    Returns:
+        The number of images `compared`, the `unequal` arrays, the `changed` images, which could not be compared, and the
+        differences between this environment and the store's (`other_environment`), as JSON-able values.
+
+    Raises:
+        StoreMissing: Nothing is extracted yet (exit 5).
+
     """
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
     use_threads_of(store.plan)
-    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), devices(experiment)[0])
+    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0])
     sources = stored_sources(experiment, store.plan, store.ids)
     unequal: list[Unequal] = []
     changed: list[Changed] = []
@@ -84,20 +92,24 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
             changed.append(Changed(source.names[0], pixels.reason))
             continue
         made = opened.encode([pixels])
-        unequal += [one for name in store.arrays if (one := _compare(store, name, row, made[name][0])) is not None]
-    made_by = opened.fingerprints()
+        compared = (_compare(store, name, row, made[name][0]) for name in store.arrays)
+        unequal += [difference for difference in compared if difference is not None]
+    prints = opened.fingerprints()
     numeric = {
-        str(d) for name in store.arrays for d in differences(store.fingerprint(name).numeric, made_by[name].numeric)
+        str(difference)
+        for name in store.arrays
+        for difference in differences(store.fingerprint(name).numeric, prints[name].numeric)
     }
     return {
         "compared": len(rows) - len(changed),
-        "unequal": [asdict(one) for one in unequal],
-        "changed": [asdict(one) for one in changed],
+        "unequal": [asdict(array) for array in unequal],
+        "changed": [asdict(image) for image in changed],
         "other_environment": sorted(numeric),
     }
 
 
 def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Unequal | None:
+    """Compare a stored row of an array with the row that was made now; None if all bits are equal."""
     stored = store.gather(name, [row])[0]
     if stored.tobytes() == made.tobytes():
         return None
@@ -107,20 +119,21 @@ def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Un
     return Unequal(store.ids.names(row)[0], name, values, float(difference.max()))
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The findings for a reader."""
+def as_text(result: dict[str, Any]) -> str:
+    """Write the result of `encode_again`, or the changed images alone, as lines of text."""
     lines = [
-        f"image differs from what was encoded: {printable(one['name'])} ({one['reason']})" for one in found["changed"]
+        f"image differs from what was encoded: {printable(image['name'])} ({image['reason']})"
+        for image in result["changed"]
     ]
-    if found["changed"]:
+    if result["changed"]:
         lines += ["bring the files back, or let `extract --append` encode what changed as it is now"]
     lines += [
-        f"{printable(one['name'])}: {one['array']} differs in {one['values']:,} values, by up to {one['largest']:.3g}"
-        for one in found["unequal"]
+        f"{printable(array['name'])}: {array['array']} differs in {array['values']:,} values, by up to {array['largest']:.3g}"
+        for array in result["unequal"]
     ]
-    if found["unequal"] and found["other_environment"]:
+    if result["unequal"] and result["other_environment"]:
         lines += ["the store was made in another environment, where other bits are to be expected:"]
-        lines += [f"  {one}" for one in found["other_environment"]]
-    if "compared" in found and not found["unequal"]:
-        lines += [f"{found['compared']} images encoded again: every array is equal, bit for bit"]
+        lines += [f"  {difference}" for difference in result["other_environment"]]
+    if "compared" in result and not result["unequal"]:
+        lines += [f"{result['compared']} images encoded again: every array is equal, bit for bit"]
     return "\n".join(lines or ["every image file is the one that was encoded"])

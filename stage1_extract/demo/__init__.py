@@ -1,1 +1,1 @@
-"""The embedded default: scenes of coloured shapes, and a tiny LLaVA trained on such scenes."""
+"""The demo: scenes of coloured shapes, and a tiny LLaVA that was trained on such scenes."""

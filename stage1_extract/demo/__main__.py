@@ -1,4 +1,4 @@
-"""`python -m stage1_extract.demo`: the demo's data, and the recipe of its checkpoint."""
+"""Run `python -m stage1_extract.demo`: write the demo's data, or train its checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from configs.flags import Commands, experiment_from, experiment_options
 
 @click.group(cls=Commands)
 def demo() -> None:
-    """The embedded default: scenes of coloured shapes and the tiny LLaVA that was trained on such scenes."""
+    """Write the demo's scenes of coloured shapes, or train the tiny LLaVA on such scenes."""
 
 
 @demo.command()
 @experiment_options("data")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the scenes; the checkpoint's own is 1.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the scenes; not 1, the checkpoint's own.")
 def data(config_path: Path, seed: int, **flags: Any) -> None:
-    """Write the images and questions that the config names."""
+    """Write the images and questions of the splits that the config names."""
     from configs.errors import ConfigError
     from stage1_extract.demo.recipe import Recipe
     from stage1_extract.demo.write import write_dataset
@@ -30,14 +30,15 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
     out = wanted.images.parent
     if wanted.images.name != "images" or wanted.questions != out / "questions.jsonl":
         raise ConfigError(
-            f"the demo's data are a folder with `images` and `questions.jsonl`, {config_path} names {wanted.images} and "
-            f"{wanted.questions}: this command is for the demo's configs"
+            f"expected a folder with `images` and `questions.jsonl` as the demo's data, {config_path} names {wanted.images} and "
+            f"{wanted.questions}: use one of the demo's configs"
         )
     splits = {"train": wanted.train, "val": wanted.val, "test": wanted.test}
     counts = {name: count for name, count in splits.items() if count is not None}
     if len(counts) < len(splits):
         raise ConfigError(
-            f"the demo draws as many questions as asked for, {config_path} leaves a split open: give numbers"
+            f"expected a number of questions for data.train, data.val and data.test, {config_path} leaves one of them open: "
+            "give all three"
         )
     written = write_dataset(out, counts, seed)
     click.echo(f"{out}: {sum(counts.values())} questions " + ("written" if written else "are there already"), err=True)
@@ -50,7 +51,7 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--workers", type=int, default=16, show_default=True, help="Processes that draw scenes.")
 def train(out: Path, log: Path, seed: int, device: str, workers: int) -> None:
-    """Train the demo's checkpoint from nothing (about 8 minutes and 30 GB of memory on one H100)."""
+    """Train the demo's checkpoint from random weights (about 8 minutes and 30 GB of memory on one H100)."""
     import torch
 
     from stage1_extract.demo.recipe import Recipe

@@ -1,7 +1,7 @@
-"""Teach projector and language model on cached features: many questions about a scene in one packed sequence.
+"""Train projector and language model on cached features, with many questions about a scene packed into one sequence.
 
-Every question attends to the image and to itself only, and its positions restart after the image: that equals asking one
-question at a time, at a fraction of the cost.
+Each question attends to the image and to itself only, and its positions begin right after the image. So packing equals
+asking one question at a time, at a fraction of the cost.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ from stage1_extract.demo.teaching import Asked, Teaching
 from stage1_extract.demo.words import ASSISTANT, BOS, EOS, PAD, USER, vocabulary
 
 UNSCORED = -100
+"""Label of a position that no loss is taken at."""
 KINDS = 5
-"""The first KINDS questions of a scene are one of each kind: what is measured on."""
+"""Number of kinds of questions; the first KINDS questions of a scene, one of each kind, are used to measure."""
 _CHUNK = 50
+"""Scenes that are measured at a time."""
 
 
 class Reader(nn.Module):
-    """Projector and language model."""
+    """Projector and language model of the demo's LLaVA."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -35,12 +37,12 @@ class Reader(nn.Module):
         self.language = LlamaForCausalLM(self.config)
 
     def project(self, raw: Float[Tensor, "scene kept hidden"]) -> Float[Tensor, "scene kept embed"]:
-        """LLaVA's two-layer projector."""
+        """Project features as LLaVA does, by two linear layers."""
         return self.linear_2(F.gelu(self.linear_1(raw)))
 
 
 def language_config(recipe: Recipe) -> LlamaConfig:
-    """A small Llama over the demo's words."""
+    """Return the config of a small Llama over the demo's words."""
     words = vocabulary()
     width = recipe.language_width
     return LlamaConfig(
@@ -57,14 +59,15 @@ class Packed:
 
     ids: Int[Tensor, "scene token"]
     segment: Int[Tensor, "scene token"]
-    """Number of the question a token belongs to, from 1; -1 for padding."""
+    """Number of the question that a token belongs to, from 1; -1 for padding."""
     position: Int[Tensor, "scene token"]
+    """Position of each token in its own question's sequence, which begins with the image."""
     label: Int[Tensor, "scene token"]
-    """At each position the token to predict next, or UNSCORED."""
+    """The token to predict next at each position, or UNSCORED."""
 
 
 def pack(batch: list[list[Asked]], first_position: int, device: str) -> Packed:
-    """Lay the questions of each scene one after the other."""
+    """Concatenate the questions of each scene; `first_position` is the position after the image."""
     words = vocabulary()
     rows: list[tuple[list[int], ...]] = []
     for asked in batch:
@@ -85,7 +88,7 @@ def pack(batch: list[list[Asked]], first_position: int, device: str) -> Packed:
 def answer_logits(
     reader: Reader, raw: Float[Tensor, "scene patch hidden"], kept: Int[Tensor, "scene kept"], packed: Packed
 ) -> tuple[Float[Tensor, "answer word"], Int[Tensor, " answer"]]:
-    """Logits at every scored position, and the tokens that are right there."""
+    """Return the logits at every scored position, and the right tokens."""
     words, scenes, count = vocabulary(), len(raw), kept.shape[1]
     opening = torch.tensor([words[BOS], words[USER]], device=raw.device).expand(scenes, -1)
     lead = opening.shape[1] + count
@@ -107,7 +110,10 @@ def answer_logits(
 
 
 def block_mask(segments: Int[Tensor, "scene token"]) -> Bool[Tensor, "scene token token"]:
-    """Causal; a question sees segment 0 (the image) and itself; padding sees itself, so that no row is empty."""
+    """Return a causal mask in which a question sees the image (segment 0) and itself.
+
+    A padding token sees itself, so that no row of the mask is empty.
+    """
     size = segments.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
     visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
@@ -117,10 +123,11 @@ def block_mask(segments: Int[Tensor, "scene token"]) -> Bool[Tensor, "scene toke
 def kept_patches(
     on_object: Bool[Tensor, "scene patch"], keep: int, bias: float, generator: torch.Generator
 ) -> Int[Tensor, "scene {keep}"]:
-    """A random subset of patches, ascending.
+    """Draw a random subset of `keep` patches for each scene, in ascending order.
 
-    Half of the scenes prefer patches that show an object, by a random strength up to `bias` (Gumbel top-k): pruners
-    differ in that preference, and a model that only knows uniform subsets reads counts off the density of tokens.
+    In half of the scenes, patches that show an object are preferred, by a random strength up to `bias` (Gumbel top-k).
+    Pruners differ in this preference, and a model that only knows uniform subsets would read counts off the density of
+    tokens.
     """
     scenes = len(on_object)
     uniform = torch.rand(on_object.shape, generator=generator, device=on_object.device).clamp_min(1e-9)
@@ -133,7 +140,7 @@ def train_language(
     recipe: Recipe, features: Float[Tensor, "scene patch hidden"], lessons: Teaching,
     held_out_features: Float[Tensor, "held_out patch hidden"], held_out: Teaching, report: Report,
 ) -> Reader:  # fmt: skip
-    """A language model that looks at the image, also when most of its tokens are gone."""
+    """Train a language model that answers from the image, also when most of the image's tokens are gone."""
     reader = Reader(recipe).to(recipe.device)
     pace = Pace(list(reader.parameters()), recipe.learning_rate, recipe.language_steps)
     rng = np.random.default_rng(recipe.seed)
@@ -162,9 +169,9 @@ def accuracy(
     recipe: Recipe, reader: Reader, features: Float[Tensor, "scene patch hidden"], held_out: Teaching, keep: int,
     preferred: Bool[Tensor, "scene patch"] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Share of questions answered right (answer and end of text), by kind, with `keep` random patches.
+    """Return the share of questions whose answer and end of text are right, by kind, with `keep` random patches.
 
-    Patches that are `preferred` come first: the ground truth in that place gives what an oracle pruner would reach.
+    Patches that are `preferred` are kept first; with the ground truth as preference, the result is that of an oracle pruner.
     """
     generator = torch.Generator(features.device).manual_seed(recipe.seed)
     right: dict[str, list[bool]] = {}
@@ -185,4 +192,5 @@ def accuracy(
 
 
 def _sample(asked: list[Asked], count: int, rng: np.random.Generator) -> list[Asked]:
+    """Draw `count` questions without repetition, in random order."""
     return [asked[number] for number in rng.permutation(len(asked))[:count]]

@@ -1,4 +1,4 @@
-"""What both lessons share: the optimiser with its schedule, mixed precision on a GPU, and the log."""
+"""Shared by the training of tower and language model: optimiser and schedule, mixed precision on a GPU, and the log."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 0.08
+"""Share of the steps over which the learning rate rises."""
 
 
 class Pace:
@@ -23,7 +24,7 @@ class Pace:
         )
 
     def step(self, loss: Tensor) -> None:
-        """One step down `loss`."""
+        """Take one optimiser step that lowers `loss`."""
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -38,13 +39,13 @@ def _share_of_peak(progress: float) -> float:
 
 
 def autocast(device: torch.device | str) -> torch.autocast:
-    """bfloat16 on a GPU, plain float32 on a CPU."""
+    """Return a context that computes in bfloat16 on a GPU, and in plain float32 on a CPU."""
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
 
 class Report:
-    """One JSON line per measurement, in a file and on stdout."""
+    """A log with one JSON line per measurement, in a file and on stdout."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.begun = path, time.monotonic()
@@ -52,7 +53,7 @@ class Report:
         path.write_text("", encoding="utf-8")
 
     def __call__(self, **measured: Any) -> None:
-        """Append a line; `seconds` counts from the start."""
+        """Append a line with the measurements and the `seconds` since the log was opened."""
         line = json.dumps(measured | {"seconds": round(time.monotonic() - self.begun)})
         print(line, flush=True)
         with self.path.open("a", encoding="utf-8") as file:

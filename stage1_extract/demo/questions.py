@@ -1,4 +1,4 @@
-"""Five kinds of question about a scene: a pure function of (seed, index) and the scene."""
+"""Ask five kinds of questions about a scene; they are a pure function of (seed, index) and the scene."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ COUNTS = ("0", "1", "2", "3", "4")
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """What is asked, the answer, and where in the image the answer lies."""
+    """A question about a scene, its answer, and the patches that show the answer."""
 
     kind: str
+    """`color`, `shape`, `exists`, `count` or `side`."""
     text: str
     answer: str
     choices: tuple[str, ...]
     patches: tuple[int, ...]
-    """Raster indices of the patches of the objects asked about; empty where they are not in the scene."""
+    """Raster indices of the patches of the objects asked about; empty where the objects are not in the scene."""
 
 
 def questions(scene: Scene, seed: int, index: int) -> list[SceneQuestion]:
-    """One question of each kind."""
+    """Ask one question of each kind."""
     rng = np.random.default_rng([seed, index, 1])
     return [ask(scene.objects, rng) for ask in (_color, _shape, _exists, _count, _side)]
 
 
 def plural(shape: str) -> str:
-    """A shape's plural.
+    """Return the plural of a shape.
 
     >>> plural("cross"), plural("star")
     ('crosses', 'stars')
@@ -56,21 +57,25 @@ def _shape(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQ
 
 
 def _exists(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQuestion:
-    """Half of the time about an object that is there; otherwise one that shares a colour or a shape with one that is."""
+    """Ask whether an object is in the scene.
+
+    Half of the questions are about an object of the scene. The others begin with such an object, and change its colour or
+    shape until it matches no object of the scene.
+    """
     item = _pick(rng, list(objects))
-    color, shape, there = item.color, item.shape, bool(rng.random() < 0.5)
-    while not there and any((color, shape) == (other.color, other.shape) for other in objects):
+    color, shape, present = item.color, item.shape, bool(rng.random() < 0.5)
+    while not present and any((color, shape) == (other.color, other.shape) for other in objects):
         if rng.random() < 0.5:
             color = list(COLORS)[int(rng.integers(len(COLORS)))]
         else:
             shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    answer = "yes" if there else "no"
-    patches = _patches([item]) if there else ()
+    answer = "yes" if present else "no"
+    patches = _patches([item]) if present else ()
     return SceneQuestion("exists", f"is there a {color} {shape}?", answer, ("yes", "no"), patches)
 
 
 def _count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> SceneQuestion:
-    """Each count that occurs in the scene is equally likely, so that neither 0 nor 1 dominates."""
+    """Ask for a count; each count that occurs in the scene is equally likely, so that neither 0 nor 1 dominates."""
     counts = {shape: sum(item.shape == shape for item in objects) for shape in SHAPES}
     wanted = int(rng.choice(sorted(set(counts.values()))))
     shapes = [shape for shape in SHAPES if counts[shape] == wanted]

@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes: a pure function of (seed, index)."""
+"""Draw scenes of coloured shapes; a scene is a pure function of (seed, index)."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ IMAGE_SIZE = 336
 PATCH_SIZE = 14
 """Edge of a patch, in pixels."""
 GRID = IMAGE_SIZE // PATCH_SIZE
+"""Number of patches along an edge."""
 NOISE_BLOCK = 8
 """Edge of a block of background noise, in pixels."""
 CELLS = 3
-"""Objects lie in a CELLS x CELLS layout, so that they never overlap."""
+"""Objects lie in different cells of a CELLS x CELLS layout, so that they never overlap."""
 MIN_SHARE = 0.1
-"""An object is said to cover a patch from this share of the patch's pixels on."""
+"""Share of a patch's pixels from which on an object counts as covering the patch."""
 CENTRE_MARGIN = 24
-"""Objects asked about by side are at least this many pixels off the centre line."""
+"""Least distance from the centre line, in pixels, of objects whose side is asked for."""
 
 COLORS = {
     "red": (220, 40, 40),
@@ -35,44 +36,44 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape of a scene."""
+    """One coloured shape of a scene."""
 
     color: str
     shape: str
     x: float
-    """Centre, in pixels from the left."""
+    """Distance of the centre from the left, in pixels."""
     y: float
-    """Centre, in pixels from the top."""
+    """Distance of the centre from the top, in pixels."""
     radius: float
-    """Half of its extent, in pixels."""
+    """Half of the object's extent, in pixels."""
 
     @property
     def side(self) -> str:
-        """The half of the image that its centre lies in."""
+        """The half of the image that holds the centre: `left` or `right`."""
         return "left" if self.x < IMAGE_SIZE / 2 else "right"
 
     def cover(self) -> np.ndarray:
-        """Share of each patch's pixels that it covers: (GRID, GRID) float."""
+        """Return the share of each patch's pixels that the object covers, as floats of shape (GRID, GRID)."""
         mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
         _draw(ImageDraw.Draw(mask), self, 1)
         pixels = np.asarray(mask).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE)
         return pixels.mean((1, 3))
 
     def patches(self) -> list[int]:
-        """Raster indices of the patches that it covers."""
+        """Return the raster indices of the patches that the object covers."""
         return np.flatnonzero(self.cover().ravel() >= MIN_SHARE).tolist()
 
 
 @dataclass(frozen=True)
 class Scene:
-    """2 to 4 objects on a noisy background."""
+    """An image of 2 to 4 objects on a noisy background."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
 
 
 def scene(seed: int, index: int) -> Scene:
-    """The scene number `index` of a seed."""
+    """Draw scene number `index` of a seed."""
     rng = np.random.default_rng([seed, index])
     base = rng.integers(180, 250, 3)
     coarse = base + rng.normal(0, 12, (IMAGE_SIZE // NOISE_BLOCK, IMAGE_SIZE // NOISE_BLOCK, 3))
@@ -86,7 +87,7 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def _objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """Objects of which at least one has a unique shape, one a unique colour, and one lies off the centre line."""
+    """Draw objects until one has a unique shape, one has a unique colour, and one lies off the centre line."""
     while True:
         count = int(rng.integers(2, 5))
         kinds = rng.permutation(len(COLORS) * len(SHAPES))[:count]
@@ -106,13 +107,13 @@ def _askable(objects: tuple[SceneObject, ...]) -> bool:
 
 
 def unique(objects: tuple[SceneObject, ...], attribute: str) -> list[SceneObject]:
-    """Objects whose shape (or colour) no other object of the scene has."""
+    """List the objects whose `shape` or `color` no other object of the scene has."""
     values = [getattr(item, attribute) for item in objects]
     return [item for item, value in zip(objects, values, strict=True) if values.count(value) == 1]
 
 
 def off_centre(objects: tuple[SceneObject, ...]) -> list[SceneObject]:
-    """Objects that clearly lie on one side."""
+    """List the objects that clearly lie on one side."""
     return [item for item in objects if abs(item.x - IMAGE_SIZE / 2) >= CENTRE_MARGIN]
 
 

@@ -1,4 +1,4 @@
-"""Scenes with what is to be learned from them: dense labels per patch, and tokenised questions."""
+"""Prepare scenes to learn from: pixels, labels of every patch, and tokenised questions."""
 
 import tempfile
 from dataclasses import dataclass
@@ -17,36 +17,40 @@ from stage1_extract.demo.scenes import COLORS, GRID, IMAGE_SIZE, SHAPES, SceneOb
 from stage1_extract.demo.words import tokenizer
 
 IGNORED = -100
-"""Label of a patch that shows part of an object: it is neither background nor object, and not scored."""
+"""Label of a patch that shows only part of an object; the patch counts neither as background nor as object."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _ROUNDS = 4
-"""Different questions of each kind that are prepared per scene."""
+"""Number of questions of each kind that are prepared per scene."""
 _CHUNK = 250
+"""Scenes that are drawn, and moved to the device, at a time."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One tokenised question."""
+    """A tokenised question; see SceneQuestion."""
 
     kind: str
     question: tuple[int, ...]
+    """Token ids of the question."""
     answer: int
+    """Token id of the answer."""
     patches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A set of scenes on the training device; labels are 0 for background."""
+    """A set of scenes on the training device. Labels of patches are 0 for background, or IGNORED."""
 
     pixels: UInt8[Tensor, "scene height width 3"]
     color: Int8[Tensor, "scene patch"]
     shape: Int8[Tensor, "scene patch"]
     side: Int8[Tensor, "scene patch"]
-    """1: the patch's object is in the left half, 2: in the right one."""
+    """1 where the patch's object is in the left half of the image, 2 in the right half."""
     present: Int8[Tensor, "scene pair"]
-    """Which pairs of colour and shape are in the scene."""
+    """1 for each pair of colour and shape that is in the scene, else 0."""
     asked: list[list[Asked]]
+    """Questions by scene."""
 
 
 def teaching(recipe: Recipe, seed: int, count: int) -> Teaching:
@@ -70,12 +74,13 @@ def teaching(recipe: Recipe, seed: int, count: int) -> Teaching:
 
 
 def normalised(pixels: UInt8[Tensor, "scene height width 3"]) -> Float[Tensor, "scene 3 height width"]:
-    """What the checkpoint's image processor makes of the same image."""
+    """Normalise pixels as the checkpoint's image processor does."""
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.ndarray], list[list[Asked]]]:
+    """Draw a range of scenes into the memory-mapped file; return their labels and questions."""
     path, shape, seed, first, last = job
     pixels = np.memmap(path, np.uint8, "r+", shape=shape)
     encode = tokenizer()
@@ -92,6 +97,7 @@ def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.nda
 
 
 def _labels(objects: tuple[SceneObject, ...]) -> tuple[np.ndarray, ...]:
+    """Return colour, shape and side of every patch, and the pairs of colour and shape that are present."""
     cover = np.stack([item.cover().ravel() for item in objects])
     owner, share = cover.argmax(0), cover.max(0)
     colors = np.array([list(COLORS).index(item.color) + 1 for item in objects], np.int8)

@@ -1,4 +1,4 @@
-"""Teach the tower with dense labels: colour, shape, half and place of every patch, and what the scene holds."""
+"""Train the tower on labels of every patch (colour, shape, half, column, row) and on the objects that a scene holds."""
 
 from typing import Any
 
@@ -14,13 +14,15 @@ from stage1_extract.demo.scenes import COLORS, GRID, IMAGE_SIZE, PATCH_SIZE, SHA
 from stage1_extract.demo.teaching import IGNORED, Teaching, normalised
 
 FEATURE_LAYER = -2
-"""The hidden state that becomes LLaVA's raw features, and that the labels are read from."""
+"""The hidden state that becomes LLaVA's raw features; the labels are read from the same hidden state."""
 _WEIGHTS = {"color": 1.0, "shape": 2.0, "side": 1.0, "column": 1.0, "row": 0.5}
+"""Weight of each label in the loss."""
 _CHUNK = 200
+"""Scenes that are encoded at a time."""
 
 
 def tower_config(recipe: Recipe) -> CLIPVisionConfig:
-    """LLaVA-1.5's geometry, 24x24 patches and a CLS row, on a small width."""
+    """Return the config of a tower with LLaVA-1.5's geometry (24 x 24 patches and a CLS row) and a small width."""
     return CLIPVisionConfig(
         hidden_size=recipe.tower_width, intermediate_size=4 * recipe.tower_width, num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=recipe.tower_width,
@@ -28,7 +30,7 @@ def tower_config(recipe: Recipe) -> CLIPVisionConfig:
 
 
 class Heads(nn.ModuleDict):
-    """Linear read-outs that only the lessons need."""
+    """Linear read-outs of the labels, which are not part of the checkpoint."""
 
     def __init__(self, width: int) -> None:
         pairs = len(COLORS) * len(SHAPES)
@@ -38,7 +40,7 @@ class Heads(nn.ModuleDict):
 
 
 def train_tower(recipe: Recipe, lessons: Teaching, held_out: Teaching, report: Report) -> CLIPVisionModel:
-    """A tower whose patches know what and where they are, and whose CLS row attends to the objects."""
+    """Train a tower whose patches tell what and where they are, and whose CLS row attends to the objects."""
     tower: Any = CLIPVisionModel(tower_config(recipe))
     tower.to(recipe.device)
     heads = Heads(recipe.tower_width).to(recipe.device)
@@ -55,7 +57,7 @@ def train_tower(recipe: Recipe, lessons: Teaching, held_out: Teaching, report: R
 
 @torch.no_grad()
 def encode(tower: CLIPVisionModel, lessons: Teaching) -> Float[Tensor, "scene patch hidden"]:
-    """Raw features of all scenes, in half precision to fit the device."""
+    """Return the raw features of all scenes, in half precision so that they fit onto the device."""
     parts = [
         _forward(tower, normalised(lessons.pixels[first : first + _CHUNK]))[0].half()
         for first in range(0, len(lessons.pixels), _CHUNK)
@@ -64,6 +66,7 @@ def encode(tower: CLIPVisionModel, lessons: Teaching) -> Float[Tensor, "scene pa
 
 
 def _forward(tower: CLIPVisionModel, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the patches and the CLS row of the feature layer, and the pooled output."""
     with autocast(pixels.device):
         output = tower(pixels, output_hidden_states=True)
     hidden = output.hidden_states[FEATURE_LAYER].float()
@@ -71,13 +74,13 @@ def _forward(tower: CLIPVisionModel, pixels: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _labels(lessons: Teaching, chosen: Tensor) -> dict[str, Tensor]:
-    place = torch.arange(GRID, device=chosen.device)
+    index = torch.arange(GRID, device=chosen.device)
     return {
         "color": lessons.color[chosen].long(),
         "shape": lessons.shape[chosen].long(),
         "side": lessons.side[chosen].long(),
-        "column": place.repeat(GRID).expand(len(chosen), -1),
-        "row": place.repeat_interleave(GRID).expand(len(chosen), -1),
+        "column": index.repeat(GRID).expand(len(chosen), -1),
+        "row": index.repeat_interleave(GRID).expand(len(chosen), -1),
     }
 
 
@@ -87,7 +90,7 @@ def _loss(heads: Heads, lessons: Teaching, chosen: Tensor, features: Tensor, cls
         logits = heads[name](features).flatten(0, 1)
         loss = loss + _WEIGHTS[name] * F.cross_entropy(logits, label.flatten(), ignore_index=IGNORED)
     present = lessons.present[chosen].float()
-    # The CLS row of the layer that makes the features is taught too: so its attention means something to a pruner.
+    # The CLS row of the feature layer is trained too, so that its attention is informative for pruners.
     for name, row, weight in (("cls", cls, 2.0), ("pooled", pooled, 1.0)):
         loss = loss + weight * F.binary_cross_entropy_with_logits(heads[name](row), present)
     return loss

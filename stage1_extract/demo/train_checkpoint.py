@@ -1,4 +1,4 @@
-"""The whole recipe: scenes -> tower -> projector and language model -> a standard LLaVA checkpoint."""
+"""Train the demo's checkpoint: scenes -> tower -> projector and language model -> a standard LLaVA checkpoint."""
 
 import json
 from dataclasses import asdict
@@ -23,10 +23,11 @@ from stage1_extract.demo.tower_lessons import FEATURE_LAYER, encode, train_tower
 from stage1_extract.demo.words import CHAT_TEMPLATE, IMAGE, tokenizer, vocabulary
 
 MEASURED_BUDGETS = (192, 128, 64, 32, 16, 4)
+"""Budgets of the measurements after the training, in tokens per image."""
 
 
 def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
-    """Write a checkpoint folder that stock transformers opens, and a log of one JSON line per measurement."""
+    """Train and write a checkpoint folder that stock transformers opens, and a log with one JSON line per measurement."""
     save_processor(out)
     torch.manual_seed(recipe.seed)
     report = Report(log)
@@ -48,7 +49,7 @@ def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
 
 
 def save_processor(out: Path) -> None:
-    """Tokenizer, image processor and chat template, as `AutoProcessor` reads them."""
+    """Write tokenizer, image processor and chat template in the form that `AutoProcessor` reads."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
     LlavaProcessor(
@@ -79,7 +80,7 @@ def save_model(tower: CLIPVisionModel, reader: Reader, out: Path) -> None:
 
 
 def summary(log: Path) -> str:
-    """The last line of each phase of a log, for a reader."""
+    """Return the last line of each phase of a log."""
     last = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""The vocabulary of the demo's language: one token per word, and the tokenizer made of it."""
+"""The vocabulary of the demo, with one token per word, and the tokenizer that is made of it."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -14,19 +14,19 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %} "
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-"""As llava-1.5-7b-hf: `USER: <image>\\n{question} ASSISTANT:`."""
+"""The chat template of llava-1.5-7b-hf: `USER: <image>\\n{question} ASSISTANT:`."""
 _SENTENCES = "what color is the shape object on left or right how many are there a yes no ?"
 
 
 def vocabulary() -> dict[str, int]:
-    """Word -> token id."""
+    """Return the token id of each word."""
     words = [PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT, *_SENTENCES.split(), *COUNTS, *COLORS, *SHAPES]
     words += [plural(shape) for shape in SHAPES]
     return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Splits at spaces and before `?`; begins every text with the BOS token, as Llama's does."""
+    """Make a tokenizer that splits at spaces and before `?`, and begins every text with the BOS token, as Llama's does."""
     words = vocabulary()
     core = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     split_question_mark = pre_tokenizers.Split("?", behavior="isolated")

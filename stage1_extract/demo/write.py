@@ -1,4 +1,4 @@
-"""Write the demo's data set as ordinary files: images and a JSONL of questions, as a user's own would be."""
+"""Write the demo's data set as ordinary files, images and a JSONL of questions, like a user's own data set."""
 
 import json
 import math
@@ -13,18 +13,20 @@ from stage1_extract.demo.scenes import scene
 
 QUESTIONS_PER_SCENE = 5
 SPLIT_STRIDE = 1_000_000
-"""Scene numbers of a split begin at a multiple of this: splits share no scene, and one's size does not move another's."""
+"""The scene numbers of each split begin at a multiple of this number, so that splits share no scene, whatever their sizes."""
 UNFINISHED = "{}\n"
-"""What `dataset.json` holds until all else is written: the folder is ours, and is to be written again."""
+"""Content of `dataset.json` until everything else is written; it marks a folder that this command may write again."""
 
 
 def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
-    """Write `counts[split]` questions per split under `out`; False if exactly that is there already.
+    """Write `counts[split]` questions per split under `out`; return False if `out` holds exactly this data set already.
 
     out/
       images/<split>_<scene>.png
       questions.jsonl
-      dataset.json          what the folder holds; UNFINISHED until all else is written
+      dataset.json          seed and counts; UNFINISHED until everything else is written
+
+    Raises ConfigError (exit 2) if the folder holds other files.
     """
     settings = json.dumps({"seed": seed, "questions": counts}, indent=2) + "\n"
     marker = out / "dataset.json"
@@ -32,7 +34,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
         return False
     if not marker.is_file() and out.is_dir() and any(out.iterdir()):
         raise ConfigError(
-            f"expected a folder of this demo or none at {out}, it holds other files: name another, or remove it"
+            f"expected a folder of this demo or no folder at {out}, it holds other files: name another folder, or remove it"
         )
     write_atomically(marker, UNFINISHED)
     shutil.rmtree(out / "images", ignore_errors=True)

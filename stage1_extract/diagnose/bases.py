@@ -1,4 +1,4 @@
-"""How one row of each array is made from what a forward of the tower shows, before anything else happens to it."""
+"""Make one row of each array from a forward of the tower, under a hypothesis, before order, scale and rounding."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -15,12 +15,12 @@ from stage1_extract.encoding.encode import EveryLayer
 from store.projectors import project_image
 
 FEATURES = ("raw", "projected", "cls_hidden", "cls_attention")
-"""Arrays of which one forward shows what every layer would give."""
+"""Arrays for which one forward shows what each layer would have given."""
 STORED_PROJECTOR = Cause("projector", "another projector, the one in the store")
 
 
 class Rows:
-    """The rows of one array of a store: how each could have been made, and which hypothesis makes it best."""
+    """The rows of one array of a store: makes them under hypotheses, and finds the hypothesis that makes a row best."""
 
     def __init__(self, bench: Bench, name: str) -> None:
         self.bench, self.name = bench, name
@@ -33,21 +33,21 @@ class Rows:
         self.raw_trips = rounding_axis(bench.store.arrays[name].dtype, "raw") if through_raw else [Choice(None)]
 
     def stored(self, row: int) -> Float[Tensor, "token width"]:
-        """Return a stored row as tokens: attention patch by patch, arrays without patches as one token."""
+        """Return a stored row as tokens: attention as one token per patch, an array without patches as one token."""
         return self._as_tokens(self.bench.stored(self.name, row))
 
     def as_stored(self, tokens: Float[Tensor, "token width"]) -> Float[Tensor, "..."]:
-        """Return tokens in the shape of the array, to be compared with bytes of the store."""
+        """Return tokens in the shape of the array, so that they can be compared with bytes of the store."""
         return tokens.T.contiguous() if self.name == "cls_attention" else tokens
 
     def attempt(self, hypothesis: Hypothesis, image: int, row: int) -> Trial:
-        """Compare a stored row with what a hypothesis makes of the image of a row."""
-        hypothesis = self._of_here(hypothesis)
+        """Compare a stored row with what a hypothesis makes of the image of the row `image`."""
+        hypothesis = self._of_this_array(hypothesis)
         base = self.base(hypothesis, image)
         return compare(hypothesis, finish(base, hypothesis, self.bench.dtype(self.name)), self.stored(row))
 
     def base(self, hypothesis: Hypothesis, image: int) -> Base:
-        """Return what a hypothesis makes of an image before order, scale and round trip."""
+        """Return what a hypothesis makes of an image, before order, scale and round trip."""
         layers = [hypothesis["layer"]] if "layer" in hypothesis else None
         projectors = [hypothesis["projector"]] if "projector" in hypothesis else [Choice("own")]
         rows = [hypothesis["rows"]] if "rows" in hypothesis else self.row_choices[:1]
@@ -57,9 +57,17 @@ class Rows:
     def best(
         self, hypothesis: Hypothesis, image: int, row: int, layers: Sequence[Choice] | None = None
     ) -> Trial | None:
-        """Fit a stored row to an image under the picture and dtype of a hypothesis; None where nothing has its shape.
+        """Fit a stored row to an image under the picture and dtype of a hypothesis.
 
-        `layers` are those that are looked at, by default every layer that the array may come from.
+        Args:
+            hypothesis: Names picture and dtype; its choices on the axes in FITTED are ignored.
+            image: Row of the image that the stored row may show.
+            row: The stored row.
+            layers: Layers to look at; by default every layer that the array may come from.
+
+        Returns:
+            The best trial; None where nothing has the shape of the stored row.
+
         """
         kept = {axis: choice for axis, choice in hypothesis.items() if axis not in FITTED}
         stored = self.stored(row)
@@ -80,14 +88,14 @@ class Rows:
         return choices
 
     def own_layer(self) -> Choice:
-        """Return the layer that the checkpoint asks for."""
+        """Return the layers that the checkpoint asks for."""
         return Choice(self.bench.encoder.half.selection.layers)
 
     def _other_projector(self, hypothesis: Hypothesis) -> bool:
         return self.name == "projected" and "stored" in self.bench.projectors(hypothesis)
 
-    def _of_here(self, hypothesis: Hypothesis) -> Hypothesis:
-        """Leave out what cannot concern this array."""
+    def _of_this_array(self, hypothesis: Hypothesis) -> Hypothesis:
+        """Return a hypothesis without the axes that cannot concern this array."""
         without = set[str]()
         if self.name not in ("raw", "projected"):
             without |= {"rows"}
@@ -101,7 +109,7 @@ class Rows:
         self, hypothesis: Hypothesis, image: int, layers: Sequence[Choice], rows: Sequence[Choice],
         projectors: Sequence[Choice], trips: Sequence[Choice],
     ) -> Iterator[Base]:  # fmt: skip
-        """Yield a base for every layer, choice of rows and projector."""
+        """Yield a base for every combination of layer, choice of rows, projector and round trip of `raw`."""
         for layer in layers:
             fixed = {**hypothesis, **({} if layer.cause is None else {"layer": layer})}
             if self.name not in FEATURES:
@@ -120,19 +128,20 @@ class Rows:
         self, fixed: Hypothesis, states: Sequence[Tensor], rows: Sequence[Choice], projectors: Sequence[Choice],
         trips: Sequence[Choice],
     ) -> Iterator[Base]:  # fmt: skip
+        """Yield a base of `raw` or `projected` for every combination of rows, projector and round trip of `raw`."""
         facts = self.bench.encoder.half.facts
-        for taken in rows:
-            raw = torch.cat([state[:, taken.value] for state in states], -1).contiguous()
-            choices: dict[str, Any] = {**fixed, **({} if taken.cause is None else {"rows": taken})}
-            keeps_cls = facts.has_cls and taken.value.start == 0
-            leading, has_order = int(keeps_cls), not (keeps_cls and taken.value.stop == -1)
+        for choice in rows:
+            raw = torch.cat([state[:, choice.value] for state in states], -1).contiguous()
+            choices: dict[str, Any] = {**fixed, **({} if choice.cause is None else {"rows": choice})}
+            keeps_cls = facts.has_cls and choice.value.start == 0
+            leading, has_order = int(keeps_cls), not (keeps_cls and choice.value.stop == -1)
             if self.name == "raw":
                 yield Base(choices, raw[0], leading, has_order)
                 continue
             for projector, trip in product(projectors, trips):
                 module = self.bench.projectors(fixed)[projector.value]
                 extra = {"projector": projector, "raw_rounding": trip}
-                extra = {axis: choice for axis, choice in extra.items() if choice.cause is not None}
+                extra = {axis: added for axis, added in extra.items() if added.cause is not None}
                 yield Base(choices | extra, project_image(module, through(raw, trip.value))[0], leading, has_order)
 
     def _as_tokens(self, row: Float[Tensor, "..."]) -> Float[Tensor, "token width"]:
@@ -142,8 +151,8 @@ class Rows:
 
 
 FITTED = ("layer", "rows", "order", "scale", "rounding", "projector", "raw_rounding")
-"""Axes on which `Rows.best` chooses."""
+"""Axes of a hypothesis on which `Rows.best` chooses."""
 
 
 def _states(seen: EveryLayer, layer: Choice) -> list[Tensor]:
-    return [seen.last_hidden_state] if layer.value is None else [seen.hidden_states[one] for one in layer.value]
+    return [seen.last_hidden_state] if layer.value is None else [seen.hidden_states[index] for index in layer.value]

@@ -1,4 +1,4 @@
-"""The bench on which a store is examined: its rows, its images, and what the tower makes of them under any suspicion."""
+"""The bench on which a store is examined: its rows, its images, and what the tower makes of the images under a hypothesis."""
 
 import time
 from collections import OrderedDict
@@ -23,7 +23,7 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.images import content_id, decode_image
-from stage1_extract.work.worker import use_threads_of
+from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, from_storage, pick_device, torch_dtype
@@ -31,13 +31,15 @@ from store.projectors import Projector, build
 from store.reading.reader import FeatureStore
 
 CACHED_FORWARDS = 12
-"""What the tower made of an image, every layer of it, that is kept: some 60 MB each for CLIP ViT-L/14-336 in float32."""
+"""Number of forwards whose layers are all kept in memory, about 60 MB each for CLIP ViT-L/14-336 in float32."""
 CACHED_IMAGES = 64
+"""Number of decoded images that are kept in memory."""
 BATCH_FIELDS = ("tower_batch", "batch_invariant")
-"""Fields of a numeric fingerprint that change no bit where the batch is recorded as 1."""
+"""Fields of a numeric fingerprint that can be ignored where the features do not depend on the batch."""
 CLOSE_EPS = 4
 SMALLEST_CLOSE = 1e-5
-"""Relative difference up to which two devices' features count as the same: CLOSE_EPS of their dtype, at least this."""
+"""Relative difference up to which features of two devices count as equal: CLOSE_EPS times the eps of their dtype, and at least
+SMALLEST_CLOSE."""
 
 
 class Bench:
@@ -61,19 +63,22 @@ class Bench:
         self._forwards: OrderedDict[Hashable, EveryLayer] = OrderedDict()
         self._projectors: dict[Dtype, Projector] = {}
         self.forwards = 0
-        """How often the tower ran."""
+        """Number of forwards of the tower so far."""
         self.seconds = 0.0
-        """How long the last forward took, without reading the image."""
+        """Seconds that the last forward took, without reading the image."""
 
     def open(self, dtype: Dtype) -> LlavaEncoder:
-        """Return the vision half that computes in a dtype, loaded once."""
+        """Return the vision half that computes in a dtype; it is loaded once.
+
+        Raises UnsupportedModel (exit 2) for a model whose parts cannot be reached apart.
+        """
         if dtype not in self._encoders:
             model = self._experiment.model.model_copy(update={"dtype": dtype})
             experiment = self._experiment.model_copy(update={"model": model})
             encoder = find_family(self._config).open(experiment, self._config, self.device)
             if not isinstance(encoder, LlavaEncoder):
                 raise UnsupportedModel(
-                    f"expected a model whose tower and projector can be reached apart, {self._config.model_type} is none: "
+                    f"expected a model whose tower and projector can be reached apart, {self._config.model_type} is not: "
                     "its features can only be compared with its own get_image_features"
                 )
             self._encoders[dtype] = encoder
@@ -92,7 +97,10 @@ class Bench:
         return self.store.ids.names(row)[0]
 
     def image(self, row: int) -> Image.Image:
-        """Return the image of a row; raises ChangedImage (exit 4) if its file has changed, BadImage if it cannot be read."""
+        """Return the image of a row.
+
+        Raises ChangedImage (exit 4) if its file has changed, and BadImage if it cannot be read.
+        """
         if row not in self._images:
             name = self.image_name(row)
             data = self._source.read(name)
@@ -108,10 +116,8 @@ class Bench:
     def pixels(self, row: int, hypothesis: Hypothesis) -> dict[str, Tensor]:
         """Return what the image processor makes of a row's image under a hypothesis."""
         image, options = self.image(row), {}
-        for (
-            axis,
-            choice,
-        ) in hypothesis.items():  # in the order of the hypothesis: before a turn or after it, JPEG differs
+        # Changes are made in the order of the hypothesis, as JPEG before a turn differs from JPEG after it.
+        for axis, choice in hypothesis.items():
             if axis in PIXEL_AXES:
                 change = choice.value
                 image = image if change.edit is None else change.edit(image)
@@ -123,7 +129,7 @@ class Bench:
         return made
 
     def seen(self, row: int, hypothesis: Hypothesis) -> EveryLayer:
-        """Return all that one forward of the tower shows of a row's image under a hypothesis; the last few are kept."""
+        """Return every layer of a forward with a row's image under a hypothesis; the last few forwards are kept in memory."""
         encoder = self.encoder_of(hypothesis)
         chosen = tuple(id(choice) for axis, choice in hypothesis.items() if axis in PIXEL_AXES)
         key = (row, id(encoder), chosen)
@@ -133,16 +139,16 @@ class Bench:
         pixels = self.pixels(row, hypothesis)["pixel_values"]
         began = time.perf_counter()
         dtype = next(encoder.half.tower.parameters()).dtype
-        found = encode_every_layer(encoder.half, pixels.to(self.device, dtype))
-        found.last_hidden_state.sum().item()
+        layers = encode_every_layer(encoder.half, pixels.to(self.device, dtype))
+        layers.last_hidden_state.sum().item()  # waits for the device
         self.seconds, self.forwards = time.perf_counter() - began, self.forwards + 1
-        self._forwards[key] = found
+        self._forwards[key] = layers
         while len(self._forwards) > CACHED_FORWARDS:
             self._forwards.popitem(last=False)
-        return found
+        return layers
 
     def side_array(self, name: str, row: int, hypothesis: Hypothesis) -> Float[Tensor, "..."]:
-        """Return a row of an array beside the features, made by a forward of its own."""
+        """Make a row of a side array under a hypothesis, by a forward of its own."""
         encoder = self.encoder_of(hypothesis)
         pixels = self.pixels(row, hypothesis)
         if name in pixels:
@@ -155,13 +161,13 @@ class Bench:
         return encode(half, pixels["pixel_values"].to(self.device, dtype))[name][0]
 
     def projectors(self, hypothesis: Hypothesis) -> dict[str, Projector]:
-        """Return the checkpoint's projector, and the store's where it is another one."""
+        """Return the checkpoint's projector as `own`, and the store's as `stored` where it is another projector."""
         own, stored = self.encoder_of(hypothesis).half.projector, self.stored_projector()
         different = stored is not None and self.projector_differs()
         return {"own": own} | ({"stored": stored} if stored is not None and different else {})
 
     def stored_projector(self) -> Projector | None:
-        """Return the projector that the store carries."""
+        """Return the projector in the store; None where the store has none."""
         state = self.store.projector
         if state is None:
             return None
@@ -171,7 +177,7 @@ class Bench:
         return self._projectors[dtype]
 
     def projector_differs(self) -> bool:
-        """Return whether the store carries other projector weights than the checkpoint has in the same dtype."""
+        """Return whether the projector in the store differs from the checkpoint's in the same dtype."""
         state, stored = self.store.projector, self.stored_projector()
         if state is None or stored is None:
             return False
@@ -180,16 +186,19 @@ class Bench:
         return theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours)
 
     def made_elsewhere(self, name: str) -> list[str]:
-        """List in what the environment that made an array differs from this one: then bits may differ by rounding."""
+        """List the differences between the environment that made an array and this one, by which bits may be rounded apart."""
         if name not in self.expected:
             return []
         ours, theirs = self.expected[name].numeric, self.store.fingerprint(name).numeric
         if theirs.get("batch_invariant", True):
-            ours, theirs = ({k: v for k, v in one.items() if k not in BATCH_FIELDS} for one in (ours, theirs))
+            ours, theirs = (
+                {field: value for field, value in numeric.items() if field not in BATCH_FIELDS}
+                for numeric in (ours, theirs)
+            )
         return [str(difference) for difference in differences(ours, theirs)]
 
     def rounding(self, name: str) -> float:
-        """Return the relative difference that another device may make in an array, by the coarsest dtype on the way."""
+        """Return the relative difference that another device may cause in an array; the coarsest dtype on the way decides."""
         dtypes = (self.dtype(name), torch_dtype(self.compute[0].value))
         return max(SMALLEST_CLOSE, *(CLOSE_EPS * torch.finfo(dtype).eps for dtype in dtypes))
 
@@ -198,6 +207,6 @@ class Bench:
         return torch_dtype(self.store.arrays[name].dtype)
 
     def stored_dtype(self) -> Dtype:
-        """Return the dtype of the features; attention is float32 whatever made it."""
+        """Return the dtype of the stored features; attention does not count, as it is float32 whatever dtype made it."""
         features = next((name for name in ("raw", "projected", "cls_hidden") if name in self.store.arrays), None)
         return self.asked if features is None else dtype_name(self.dtype(features))

@@ -1,4 +1,4 @@
-"""What can be seen in a store without a forward of the tower: empty rows, equal rows, projections, conspicuous rows."""
+"""Check a store without a forward of the tower: empty rows, equal rows, wrong projections, conspicuous rows."""
 
 import hashlib
 import time
@@ -21,72 +21,74 @@ from store.layout.tensors import from_storage
 from store.projectors import Projector, project_image
 
 CONSPICUOUS = 8.0
-"""Distance of a row's size from the median, in median distances, beyond which it is encoded again too."""
+"""How many median distances a row's root mean square may lie from the median before the row is encoded again too."""
 ENOUGH = 16
-"""Rows from which on sizes are compared at all."""
+"""Number of rows from which on their root mean squares are compared at all."""
 _FEATURES = ("raw", "projected")
 
 
 @dataclass
 class Checked:
-    """What was found without the tower."""
+    """The findings of the checks without the tower."""
 
     rows: tuple[int, ...]
+    """Rows that were checked."""
     blank: dict[str, dict[int, Cause]] = field(default_factory=dict[str, dict[int, Cause]])
-    """By array and row, what is wrong with rows that are empty, wholly or in some of their tokens."""
+    """Causes of rows that are empty, wholly or in some of their tokens, by array and row."""
     twins: dict[str, list[tuple[int, ...]]] = field(default_factory=dict[str, list[tuple[int, ...]]])
-    """By array, rows that are equal although their pictures are not."""
+    """Groups of rows that are equal although their pictures differ, by array."""
     not_projected: list[int] = field(default_factory=list[int])
     """Rows whose `projected` is not the projection of their `raw`."""
     conspicuous: list[int] = field(default_factory=list[int])
-    """Rows to encode again besides, the most conspicuous first."""
-    places: dict[str, dict[bytes, list[int]]] = field(default_factory=dict[str, dict[bytes, list[int]]])
-    """By array, the rows that hold just these bytes."""
+    """Rows that are worth encoding again, the most conspicuous first."""
+    by_digest: dict[str, dict[bytes, list[int]]] = field(default_factory=dict[str, dict[bytes, list[int]]])
+    """Rows by array and by the digest of their bytes."""
 
-    def where(self, name: str, row: NDArray[Any]) -> list[int]:
-        """List the rows of an array that hold the same bytes."""
-        return self.places.get(name, {}).get(_digest(row), [])
+    def where(self, name: str, values: NDArray[Any]) -> list[int]:
+        """List the checked rows of an array that hold exactly these values."""
+        return self.by_digest.get(name, {}).get(_digest(values), [])
 
 
 def price(bench: Bench, rows: Sequence[int]) -> str:
-    """Say what the checks read, and how long projecting takes, measured on one row."""
-    read = sum(spec.row_bytes for spec in bench.store.arrays.values()) * len(rows) / 1e9
-    said = f"checks without the tower: {len(rows)} of {bench.store.plan.n_rows} rows, {read:.2f} GB to read"
-    projected = _projection(bench)
-    if projected is None:
-        return said
+    """Say how many bytes the checks read, and how long projecting takes, measured on one row."""
+    gigabytes = sum(spec.row_bytes for spec in bench.store.arrays.values()) * len(rows) / 1e9
+    reading = f"checks without the tower: {len(rows)} of {bench.store.plan.n_rows} rows, {gigabytes:.2f} GB to read"
+    is_projected = _projection_check(bench)
+    if is_projected is None:
+        return reading
     began = time.perf_counter()
-    projected(rows[0])
-    return f"{said}, about {(time.perf_counter() - began) * len(rows) / 60:.1f} minutes to project"
+    is_projected(rows[0])
+    return f"{reading}, about {(time.perf_counter() - began) * len(rows) / 60:.1f} minutes to project"
 
 
 def check(bench: Bench, rows: Sequence[int], sampled: int) -> Checked:
-    """Look at rows of all arrays; at most `sampled` of them are called conspicuous."""
-    found = Checked(tuple(rows))
+    """Check rows of all arrays; at most `sampled` of them are called conspicuous."""
+    checked = Checked(tuple(rows))
     sizes: dict[str, list[float]] = defaultdict(list)
-    projects = _projection(bench)
-    found.places = {name: defaultdict(list) for name in bench.store.arrays}
+    is_projected = _projection_check(bench)
+    checked.by_digest = {name: defaultdict(list) for name in bench.store.arrays}
     for row in ProgressBar(rows, "check rows", unit="rows"):
         for name, spec in bench.store.arrays.items():
             values = bench.store.gather(name, [row])[0]
-            found.places[name][_digest(values)].append(row)
+            checked.by_digest[name][_digest(values)].append(row)
             tensor = from_storage(values, spec.dtype).float()
             sizes[name].append(tensor.square().mean().sqrt().item())
             cause = None if name == IMAGE_AREA else _blank(tensor, by_token=name in _FEATURES)
             if cause is not None:
-                found.blank.setdefault(name, {})[row] = cause
-        if projects is not None and not projects(row):
-            found.not_projected.append(row)
+                checked.blank.setdefault(name, {})[row] = cause
+        if is_projected is not None and not is_projected(row):
+            checked.not_projected.append(row)
     for name in bench.store.arrays:
         if name != IMAGE_AREA:
-            blank = found.blank.get(name, {})
-            groups = (group for group in found.places[name].values() if len(group) > 1 and group[0] not in blank)
-            found.twins[name] = [group for group in map(tuple, groups) if _pictures_differ(bench, group)]
-    found.conspicuous = _conspicuous(found, sizes)[:sampled]
-    return found
+            blank = checked.blank.get(name, {})
+            groups = (group for group in checked.by_digest[name].values() if len(group) > 1 and group[0] not in blank)
+            checked.twins[name] = [group for group in map(tuple, groups) if _pictures_differ(bench, group)]
+    checked.conspicuous = _conspicuous(checked, sizes)[:sampled]
+    return checked
 
 
 def _blank(tensor: Tensor, by_token: bool) -> Cause | None:
+    """Return the cause of a row in which all values, or all values of a token, are equal; None for any other row."""
     tokens = tensor.reshape(-1, tensor.shape[-1]) if by_token else tensor.reshape(1, -1)
     constant = (tokens == tokens[:, :1]).all(1)
     if not constant.any() or tokens.shape[1] == 1:
@@ -94,15 +96,16 @@ def _blank(tensor: Tensor, by_token: bool) -> Cause | None:
     return ZEROS if (tokens[constant] == 0).all() else ONE_VALUE
 
 
-def _projection(bench: Bench) -> Callable[[int], bool] | None:
-    """Return a check of one row, or None where the store cannot be checked.
+def _projection_check(bench: Bench) -> Callable[[int], bool] | None:
+    """Return a function that tells whether a row's `projected` is the projection of its `raw`.
 
-    Bits must agree where `projected` was made in this environment; elsewhere rounding is allowed.
+    Bits must agree where `projected` was made in this environment; elsewhere rounding is allowed. None for a store that lacks
+    the projector or one of the arrays.
     """
     arrays, projector = bench.store.arrays, bench.stored_projector()
     if projector is None or not {*_FEATURES} <= {*arrays}:
         return None
-    elsewhere = bool(bench.made_elsewhere("projected"))
+    made_elsewhere = bool(bench.made_elsewhere("projected"))
 
     def agrees(row: int) -> bool:
         raw, projected = (bench.stored(name, row) for name in _FEATURES)
@@ -110,13 +113,13 @@ def _projection(bench: Bench) -> Callable[[int], bool] | None:
         if made is None or made.dtype != projected.dtype or made.shape != projected.shape:
             return False
         trial = compare({}, made, projected)
-        return trial.equal or (elsewhere and trial.residual <= bench.rounding("projected"))
+        return trial.equal or (made_elsewhere and trial.residual <= bench.rounding("projected"))
 
     return agrees
 
 
 def project(bench: Bench, projector: Projector, raw: Tensor) -> Tensor | None:
-    """Project one stored row on the bench's device; None where its width or dtype is not the projector's."""
+    """Project one stored row on the bench's device; None where the projector takes another width or dtype."""
     first = next(iter(projector.parameters()))
     if raw.dtype != first.dtype or raw.shape[-1] != first.shape[-1]:
         return None
@@ -124,35 +127,35 @@ def project(bench: Bench, projector: Projector, raw: Tensor) -> Tensor | None:
 
 
 def follows(bench: Bench, projector: Projector, row: int) -> bool:
-    """Return whether a stored row of `projected` is the projection of the stored `raw`, bit for bit."""
+    """Return whether a stored row of `projected` is the projection of the stored row of `raw`, bit for bit."""
     made = project(bench, projector, bench.stored("raw", row))
     stored = bench.stored("projected", row)
     return made is not None and made.dtype == stored.dtype and same_bits(made, stored)
 
 
 def _pictures_differ(bench: Bench, group: Iterable[int]) -> bool:
-    """Return whether images of a group look different to the tower; those that cannot be read are left out."""
-    seen: set[bytes] = set()
+    """Return whether images of a group look different to the tower; images that cannot be read are left out."""
+    pictures: set[bytes] = set()
     for row in group:
         try:
-            seen.add(_digest(bench.pixels(row, {})["pixel_values"].numpy()))
+            pictures.add(_digest(bench.pixels(row, {})["pixel_values"].numpy()))
         except BadImage:
             continue
-    return len(seen) > 1
+    return len(pictures) > 1
 
 
-def _conspicuous(found: Checked, sizes: Mapping[str, Sequence[float]]) -> list[int]:
-    """List rows that a check found, then those whose size is far from all others'."""
-    named = [*found.not_projected, *(row for rows in found.twins.values() for group in rows for row in group)]
-    named += [row for rows in found.blank.values() for row in rows]
-    for measured in sizes.values() if len(found.rows) >= ENOUGH else ():
+def _conspicuous(checked: Checked, sizes: Mapping[str, Sequence[float]]) -> list[int]:
+    """List the rows that a check objected to, then the rows whose root mean square is far from all others'."""
+    rows = [*checked.not_projected, *(row for groups in checked.twins.values() for group in groups for row in group)]
+    rows += [row for blank in checked.blank.values() for row in blank]
+    for measured in sizes.values() if len(checked.rows) >= ENOUGH else ():
         values = np.array(measured)
         apart = np.abs(values - np.median(values))
         usual = max(float(np.median(apart)), float(np.finfo(np.float32).eps * np.abs(values).max()))
         far = np.flatnonzero(apart > CONSPICUOUS * usual)
-        named += [found.rows[place] for place in far[np.argsort(-apart[far], kind="stable")]]
-    return list(dict.fromkeys(named))
+        rows += [checked.rows[index] for index in far[np.argsort(-apart[far], kind="stable")]]
+    return list(dict.fromkeys(rows))
 
 
-def _digest(row: NDArray[Any]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
+def _digest(values: NDArray[Any]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()

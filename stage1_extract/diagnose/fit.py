@@ -1,7 +1,7 @@
-"""Fits one stored row of an array to what one forward of the tower shows: layer, CLS row, order, scale, round trip.
+"""Fit one stored row of an array to one forward of the tower: by layer, CLS row, order, scale and round trip.
 
-Nothing here runs the tower. What is made under a hypothesis is compared with what is stored; a factor and an order of the
-patches that has no name are found by comparing, everything else is a finite list.
+Nothing here runs the tower. Tokens that are made under a hypothesis are compared with the stored ones. A factor, and an
+order of the patches that has no name, are computed by comparing; all other choices come from finite lists.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,33 +16,34 @@ from store.layout.schema import Dtype
 from store.layout.tensors import torch_dtype
 
 FEW = 3
-"""Layers, and arrangements of them, that are looked at closely: those whose difference is smallest at a first glance."""
+"""Number of layers, and of their arrangements, that are compared closely: those that differ least at a first glance."""
 NEAR = 0.1
-"""Relative difference above which no scale or round trip is tried: it could not explain it."""
+"""Relative difference above which no scale or round trip is tried, as neither could explain it."""
 SAME_NORM = 1e-3
-"""Relative spread of the tokens' lengths up to which they count as equal."""
+"""Relative spread up to which the tokens' lengths count as equal."""
 WORTH = 0.5
-"""What a factor or another cause must bring the difference down to, relatively, to be worth naming."""
+"""A factor, or one more cause, is named only if it brings the difference down to this share of it."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a layer gives for one row of an array, before anything else happens to it."""
+    """The tokens that a layer gives for one row of an array, before order, scale and round trip."""
 
     choices: Hypothesis
     tokens: Float[Tensor, "token width"]
     leading: int = 0
-    """Rows before the patches, which no order of the patches moves."""
+    """Number of tokens before the patches, which no order of the patches moves."""
     has_order: bool = True
+    """Whether the tokens are patches, which may lie in another order."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How well a hypothesis makes one stored row."""
+    """The comparison of one stored row with what a hypothesis makes."""
 
     hypothesis: Hypothesis
     equal: bool
-    """Bit for bit."""
+    """Whether the row is equal bit for bit."""
     residual: float
     """Relative root mean square of the difference."""
     peak: float
@@ -50,11 +51,15 @@ class Trial:
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """What is wrong under the hypothesis."""
+        """What is wrong if the hypothesis is true."""
         return causes_of(self.hypothesis)
 
     def rank(self) -> tuple[float | int, ...]:
-        """Order trials: bit-equal ones first, by their causes; others by what they leave, each cause worth half of it."""
+        """Return a key that sorts trials, the best first.
+
+        Bit-equal trials come first, those with fewer causes before others. The rest is sorted by residual, where each cause
+        must halve the residual to pay for itself.
+        """
         return (0, len(self.causes)) if self.equal else (1, self.residual / WORTH ** len(self.causes))
 
 
@@ -77,7 +82,7 @@ def compare(hypothesis: Hypothesis, made: Float[Tensor, "..."], stored: Float[Te
 
 
 def finish(base: Base, hypothesis: Hypothesis, dtype: torch.dtype) -> Float[Tensor, "token width"]:
-    """Lead a base through order, scale and round trip of a hypothesis into the dtype of the store."""
+    """Apply the order, scale and round trip of a hypothesis to a base, and cast the result to the store's dtype."""
     made = arranged(base, hypothesis["order"]) if "order" in hypothesis else base.tokens
     factor = hypothesis["scale"].value if "scale" in hypothesis else None
     trip, before = hypothesis["rounding"].value if "rounding" in hypothesis else (None, False)
@@ -99,12 +104,12 @@ def arranged(base: Base, order: Choice) -> Float[Tensor, "token width"]:
 def fit(
     bases: Sequence[Base], stored: Float[Tensor, "token width"], orders: Sequence[Choice], trips: Sequence[Choice]
 ) -> Trial | None:
-    """Return the best way to make a stored row from one of the bases, None where none has its shape."""
+    """Return the best trial that makes a stored row from one of the bases; None where no base has the row's shape."""
     bases = [base for base in bases if base.tokens.shape == stored.shape]
     if not bases:
         return None
     target = stored.to(bases[0].tokens.device).float()
-    glances = sorted(_glances(_shortlist(bases, target), target, orders), key=lambda one: one[0])[:FEW]
+    glances = sorted(_glances(_shortlist(bases, target), target, orders), key=lambda glance: glance[0])[:FEW]
     trials: list[Trial] = []
     for residual, base, order in glances:
         plain = {**base.choices, **({} if order.cause is None else {"order": order})}
@@ -118,21 +123,21 @@ def fit(
 
 
 def through(tensor: Tensor, trip: Dtype | None) -> Tensor:
-    """Lead a tensor through another dtype and back; None leaves it as it is."""
+    """Cast a tensor to another dtype and back; None leaves the tensor as it is."""
     return tensor if trip is None else tensor.to(torch_dtype(trip)).to(tensor.dtype)
 
 
 def _shortlist(bases: Sequence[Base], target: Float[Tensor, "token width"]) -> list[Base]:
-    """Choose the bases that are nearest, token by token or by the tokens' lengths, which no order and no factor changes."""
+    """Choose the nearest bases: by the tokens' values, and by their lengths, which no order and no factor changes."""
     lengths = _relative_lengths(target)
     by_length = [(_relative_lengths(base.tokens.float()) - lengths).norm().item() for base in bases]
     by_value = [_scaled_residual(base.tokens.float(), target) for base in bases]
     chosen = {*range(min(FEW, len(bases)))} if len(target) == 1 else _smallest(by_length)
-    return [bases[place] for place in sorted(chosen | _smallest(by_value))]
+    return [bases[index] for index in sorted(chosen | _smallest(by_value))]
 
 
 def _smallest(numbers: Sequence[float]) -> set[int]:
-    return set(sorted(range(len(numbers)), key=lambda place: numbers[place])[:FEW])
+    return set(sorted(range(len(numbers)), key=lambda index: numbers[index])[:FEW])
 
 
 def _relative_lengths(tokens: Float[Tensor, "token width"]) -> Float[Tensor, " token"]:
@@ -143,35 +148,36 @@ def _relative_lengths(tokens: Float[Tensor, "token width"]) -> Float[Tensor, " t
 def _glances(
     bases: Sequence[Base], target: Float[Tensor, "token width"], orders: Sequence[Choice]
 ) -> Iterator[tuple[float, Base, Choice]]:
-    """Yield what is left unexplained by each base in each order, with the factor that suits it best."""
+    """Yield the residual of each base in each order, with the factor that fits best."""
     for base in bases:
         named = [order for order in orders if order.value is None or base.has_order]
         for order in named:
             if order.value is None or len(order.value) + base.leading == len(target):
                 yield _scaled_residual(arranged(base, order).float(), target), base, order
-        found = _found_order(base, target)
-        if found is not None:
-            yield _scaled_residual(arranged(base, found).float(), target), base, found
+        nameless = _nameless_order(base, target)
+        if nameless is not None:
+            yield _scaled_residual(arranged(base, nameless).float(), target), base, nameless
 
 
 def _scaled_residual(made: Float[Tensor, "token width"], target: Float[Tensor, "token width"]) -> float:
-    """Return the relative difference, with the factor that makes it smallest."""
+    """Return the relative difference, with the factor that makes the difference smallest."""
     total = target.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     explained = (made * target).sum().square() / made.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     left = (total - explained) / total
-    if left < SAME_NORM:  # too near for float32
+    if left < SAME_NORM:  # so near that float32 would lose the difference of the sums
         factor = _factor(made, target)
         return ((made * factor - target).norm() / total.sqrt()).item()
     return left.clamp_min(0).sqrt().nan_to_num(nan=torch.inf).item()
 
 
 def _factor(made: Tensor, target: Tensor) -> float:
+    """Return the factor that brings `made` nearest to the target, by least squares."""
     made, target = made.double(), target.double()
     return ((made * target).sum() / made.square().sum().clamp_min(torch.finfo(torch.float64).tiny)).item()
 
 
-def _found_order(base: Base, target: Float[Tensor, "token width"]) -> Choice | None:
-    """Find the order in which each stored token is the nearest of the base's, if it is one and moves patches alone."""
+def _nameless_order(base: Base, target: Float[Tensor, "token width"]) -> Choice | None:
+    """Match each stored token with the nearest token of the base; None if the matches are no order, or move more than patches."""
     if not base.has_order or len(target) == 1:
         return None
     made = base.tokens.float()
@@ -188,7 +194,7 @@ def _found_order(base: Base, target: Float[Tensor, "token width"]) -> Choice | N
 def _changes(
     made: Float[Tensor, "token width"], target: Float[Tensor, "token width"], trips: Sequence[Choice]
 ) -> Iterator[Hypothesis]:
-    """Yield round trips, factors, and both in both orders, for a base that is near."""
+    """Yield the changes to try on a near base: each round trip, each factor, and each pair of them in both orders."""
     real = [trip for trip in trips if trip.value is not None]
     after = [{"rounding": Choice((trip.value, False), trip.cause)} for trip in real]
     before = [{"rounding": Choice((trip.value, True), trip.cause)} for trip in real]
@@ -200,7 +206,7 @@ def _changes(
 
 
 def _factors(made: Float[Tensor, "token width"], target: Float[Tensor, "token width"]) -> list[float | str]:
-    """List the factors that may have been meant: simple numbers first, then the one that suits best."""
+    """List the factors to try: simple numbers near the best-fitting factor first, then that factor itself."""
     lengths = target.norm(dim=-1)
     if len(target) > 1 and lengths.std() < SAME_NORM and (lengths - 1).abs().max() < 10 * SAME_NORM:
         return [UNIT]
@@ -208,4 +214,4 @@ def _factors(made: Float[Tensor, "token width"], target: Float[Tensor, "token wi
     if exact == 0 or (made * exact - target).norm() > WORTH * (made - target).norm():
         return []
     simple = {float(f"{exact:.{digits}g}"): None for digits in (1, 2, 3, 6)} | {1 / float(f"{1 / exact:.3g}"): None}
-    return [*(one for one in simple if abs(one / exact - 1) < SAME_NORM), exact]
+    return [*(factor for factor in simple if abs(factor / exact - 1) < SAME_NORM), exact]

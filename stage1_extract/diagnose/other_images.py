@@ -1,4 +1,4 @@
-"""Rows that hold the features of other images: whose, found by equal bytes, or by comparing with other images' features."""
+"""Find the image whose features a row holds: by rows of equal bytes, or by comparing with other images' features."""
 
 from stage1_extract.diagnose.bases import FEATURES
 from stage1_extract.diagnose.checks import Checked
@@ -9,7 +9,7 @@ from stage1_extract.errors import BadImage
 from store.layout.tensors import to_storage
 
 MOST = 8
-"""Images whose features are looked for in a row that is not theirs."""
+"""Number of other images that are tried on one row."""
 
 
 class OtherImages:
@@ -21,29 +21,32 @@ class OtherImages:
         self._rows = {row for row in store.rows_with(store.arrays) if store.ids.names(row)}
 
     def likely(self, name: str, row: int) -> list[int]:
-        """List rows whose images a row may show: those that hold the same bytes, then all that are wrong too."""
+        """List rows whose images a row may show: rows that hold the same bytes, then the other wrong rows."""
         same = self._checked.where(name, self._bench.store.gather(name, [row])[0])
-        wrong = [other for other, finding in self._evidence.found[name].items() if finding.wrong]
+        wrong = [other for other, finding in self._evidence.findings[name].items() if finding.wrong]
         return self._readable(row, [*same, *wrong])
 
     def explain(self, name: str, row: int, picture: Hypothesis) -> bool:
-        """Explain a row by the features of another image, or by its own features in the row of another."""
-        rows, place = self._evidence.arrays[name], self.place_of(name, row, picture)
-        # Where the features of this image moved by so many rows, this row may hold those that moved as far.
-        moved = [] if place is None else [place, 2 * row - place]
-        elsewhere = [found[row].image for found in self._evidence.found.values()]
-        seen = [image for image in elsewhere if image is not None]
+        """Explain a row by another image's features, or by its own image's features lying in another row.
+
+        Returns whether the row is explained.
+        """
+        rows, moved_to = self._evidence.arrays[name], self.row_of_features(name, row, picture)
+        # If this image's features moved by some rows, this row may hold features that moved as far.
+        moved = [] if moved_to is None else [moved_to, 2 * row - moved_to]
+        in_other_arrays = [findings[row].image for findings in self._evidence.findings.values()]
+        seen = [image for image in in_other_arrays if image is not None]
         for image in self._readable(row, [*seen, *moved, *self.likely(name, row)]):
             trial = rows.best(picture, image, row, None if name != "projected" else [rows.own_layer()])
             if trial is not None and self._evidence.note(name, row, image, trial):
                 return True
-        if place is not None:
-            trial = self._evidence.found[name][row].trial
-            self._evidence.found[name][row] = Finding(row, trial, (OTHER_IMAGES,))
-        return place is not None
+        if moved_to is not None:
+            trial = self._evidence.findings[name][row].trial
+            self._evidence.findings[name][row] = Finding(row, trial, (OTHER_IMAGES,))
+        return moved_to is not None
 
-    def place_of(self, name: str, row: int, picture: Hypothesis) -> int | None:
-        """Return a row that holds what this row's image should have, from the layer that is asked for or another."""
+    def row_of_features(self, name: str, row: int, picture: Hypothesis) -> int | None:
+        """Return another row that holds the features of this row's image, of any layer; None where there is no such row."""
         rows = self._evidence.arrays[name]
         if name not in FEATURES:
             return None
@@ -57,6 +60,7 @@ class OtherImages:
         return None
 
     def _readable(self, row: int, others: list[int]) -> list[int]:
+        """List the first MOST distinct rows of `others` whose images can be read."""
         distinct = (other for other in dict.fromkeys(others) if other != row and other in self._rows)
         return [other for other in distinct if self._can_be_read(other)][:MOST]
 

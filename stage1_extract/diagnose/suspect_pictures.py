@@ -1,4 +1,4 @@
-"""Other pictures and other image processors that a tower may have seen; every choice costs a forward to be tried."""
+"""Changed pictures and image processors that a tower may have seen; each choice costs a forward to try."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from transformers.utils.constants import (
 from stage1_extract.diagnose.suspects import Cause, Choice, Hypothesis
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""Pillow's resampling filters."""
+"""Names of Pillow's resampling filters by their numbers."""
 NORMALISATIONS = {
     "CLIP's": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -34,43 +34,45 @@ TURNS = {
     "transposed": Image.Transpose.TRANSPOSE,
     "transposed along the other diagonal": Image.Transpose.TRANSVERSE,
 }
-"""All ways to lay a picture on its sides; degrees are counter-clockwise."""
+"""All turns and mirrorings of a picture; degrees are counter-clockwise."""
 JPEG_QUALITIES = (75, 95, 90, 85, 80, 70, 50, 100)
-"""Pillow's default first, then OpenCV's."""
+"""JPEG qualities to try: Pillow's default first, then OpenCV's."""
 
 
 @dataclass(frozen=True)
 class PixelChange:
-    """What happens to a picture before the tower sees it."""
+    """A change of a picture before the tower sees it."""
 
     edit: Callable[[Image.Image], Image.Image] | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Laid over the image processor's own."""
+    """Options that replace the image processor's own."""
 
 
 PIXEL_AXES = ("jpeg", "turn", "channels", "fit", "normalisation", "resampling", "rescaling")
-"""In the usual order of their changes."""
+"""Axes of changed pictures, in the usual order of the changes."""
 LIKELY_FIRST = ("fit", "normalisation", "channels", "resampling", "turn", "rescaling", "jpeg")
+"""The same axes, in the order in which they are tried."""
 
 
 def pixel_axes(stock: Any) -> dict[str, list[Choice]]:
-    """List other pictures and other image processors, the likely ones first; `stock` is the checkpoint's processor.
+    """List the changes on each axis, the likely axes first; `stock` is the checkpoint's image processor.
 
-    Right choices are not listed: there is nothing to change for them.
+    The right choice is not listed, as it changes nothing.
     """
     axes = {**_processor_axes(stock), **_picture_axes()}
     return {axis: axes[axis] for axis in LIKELY_FIRST}
 
 
 def together(axes: Mapping[str, Sequence[Choice]], count: int) -> Iterator[Hypothesis]:
-    """Yield all ways to depart on exactly `count` axes; the changes are made in the order of a hypothesis.
+    """Yield every combination of changes on exactly `count` axes; changes are made in the order of the hypothesis.
 
-    JPEG comes first, as of a file that is read and then turned, and once more last, as of one that is turned and saved.
+    With a turn or reversed channels, JPEG is tried twice: first, as in a file that is read and then turned, and last, as in a
+    picture that is turned and then saved.
     """
     singles = [(axis, choice) for axis, choices in axes.items() for choice in choices]
     for chosen in combinations(singles, count):
         if len({axis for axis, _ in chosen}) == count:
-            changes = {axis: choice for axis in PIXEL_AXES for one, choice in chosen if one == axis}
+            changes = {axis: choice for axis in PIXEL_AXES for name, choice in chosen if name == axis}
             yield changes
             if "jpeg" in changes and {"turn", "channels"} & {*changes}:
                 yield {axis: changes[axis] for axis in (*PIXEL_AXES[1:], "jpeg") if axis in changes}
@@ -117,7 +119,7 @@ def _picture_axes() -> dict[str, list[Choice]]:
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """Pad like LLaVA's `expand2square`: centred on a square of the mean colour."""
+    """Pad a picture like LLaVA's `expand2square`: centred on a square of the mean colour."""
     edge = max(image.size)
     square = Image.new("RGB", (edge, edge), tuple(int(value * 255) for value in mean))
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
@@ -132,5 +134,5 @@ def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def channels_reversed(image: Image.Image) -> Image.Image:
-    """Take blue for red and red for blue, as code does that reads pictures with OpenCV."""
+    """Swap red and blue, as code does that reads pictures with OpenCV."""
     return Image.merge("RGB", image.split()[::-1])

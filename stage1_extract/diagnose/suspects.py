@@ -1,7 +1,7 @@
-"""What can be wrong with stored features: a few axes, on each the right choice and a finite list of others.
+"""What can be wrong with stored features: a few axes, each with the right choice and a finite list of others.
 
-A hypothesis picks one choice on every axis; its causes are those of the choices that are not the right one. Axes of the
-picture (suspect_pictures.py) cost a forward of the tower for every choice; those here are tried on what one forward shows.
+A hypothesis takes one choice on every axis; its causes are the causes of the choices that are not right. A choice on an axis
+of the picture (suspect_pictures.py) costs a forward of the tower; the choices in this file share one forward.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,20 +17,21 @@ from stage1_extract.encoding.tower import TowerFacts
 from store.layout.schema import Dtype
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+"""Dtypes in which features may have been computed or rounded."""
 UNIT = "unit"
-"""Value of the scale axis that brings every token to length 1."""
+"""Value on the scale axis that stands for scaling every token to length 1."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing that is wrong."""
+    """One thing that is wrong with features."""
 
     kind: str
     """`blank`, `cls_row`, `dtype`, `images`, `layer`, `patch_order`, `picture`, `processor`, `projection`, `projector`
     or `scale`.
     """
     detail: str
-    """In words."""
+    """The cause in words."""
 
 
 OTHER_IMAGES = Cause("images", "rows hold the features of other images")
@@ -44,23 +45,23 @@ OTHER_PROJECTOR = Cause(
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One way to do one thing; `cause` is None for the way that the checkpoint asks for."""
+    """One choice on an axis; `cause` is None for the choice that the checkpoint asks for."""
 
     value: Any
     cause: Cause | None = None
 
 
 Hypothesis = Mapping[str, Choice]
-"""Choices by axis. An axis that is not named has its right choice."""
+"""Choices by axis. An axis that is not in the mapping has its right choice."""
 
 
 def causes_of(hypothesis: Hypothesis) -> tuple[Cause, ...]:
-    """Return what is wrong under a hypothesis."""
+    """Return what is wrong if a hypothesis is true."""
     return tuple(choice.cause for choice in hypothesis.values() if choice.cause is not None)
 
 
 def causes_key(hypothesis: Hypothesis) -> str:
-    """Return the causes of a hypothesis as one text."""
+    """Return the causes of a hypothesis as one text, by which equal hypotheses are recognised."""
     return "; ".join(sorted(choice.cause.detail for choice in hypothesis.values() if choice.cause is not None))
 
 
@@ -70,17 +71,20 @@ def compute_axis(stored: Dtype, asked: Dtype) -> list[Choice]:
     In a store of another dtype than the config asks for, every choice is a cause.
     """
     if stored == asked:
-        others = [Choice(one, Cause("dtype", f"computed in {one}, then cast to {stored}")) for one in DTYPES]
+        others = [Choice(dtype, Cause("dtype", f"computed in {dtype}, then cast to {stored}")) for dtype in DTYPES]
         return [Choice(asked), *(choice for choice in others if choice.value != asked)]
     native = Cause("dtype", f"computed and stored in {stored}, the config asks for {asked}")
     cast = Cause("dtype", f"computed in {asked} as the config asks, then stored in {stored}")
-    rest = [one for one in DTYPES if one not in (stored, asked)]
-    third = [Choice(one, Cause("dtype", f"computed in {one}, stored in {stored}")) for one in rest]
+    rest = [dtype for dtype in DTYPES if dtype not in (stored, asked)]
+    third = [Choice(dtype, Cause("dtype", f"computed in {dtype}, stored in {stored}")) for dtype in rest]
     return [Choice(stored, native), Choice(asked, cast), *third]
 
 
 def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
-    """List the layers: for one layer every other, for several the whole list shifted; then the tower's own output."""
+    """List the layers that may have been taken, the right ones first, then the tower's own output.
+
+    Where the checkpoint asks for one layer, every other layer is listed; where it asks for several, the list is shifted.
+    """
     states = len(seen.hidden_states)
     own = selection.layers
     if len(own) == 1:
@@ -104,7 +108,7 @@ def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
 
 
 def row_axis(selection: Selection, facts: TowerFacts) -> list[Choice]:
-    """List which rows of a hidden state may have been taken, as slices."""
+    """List the rows of a hidden state that may have been taken, as slices."""
     patches, every, all_but_last = slice(1, None), slice(0, None), slice(0, -1)
     if not facts.has_cls:
         return [Choice(every)]
@@ -115,7 +119,7 @@ def row_axis(selection: Selection, facts: TowerFacts) -> list[Choice]:
 
 
 def order_axis(grid: tuple[int, int]) -> list[Choice]:
-    """List the orders of the patches that have a name; a choice maps raster indices to the order on disk."""
+    """List the orders of the patches that have a name; the value of a choice holds the raster index of each stored patch."""
     raster = torch.arange(grid[0] * grid[1]).view(grid)
     others: dict[str, Callable[[Tensor], Tensor]] = {
         "patches column by column (transposed)": lambda index: index.T,
@@ -131,17 +135,17 @@ def order_axis(grid: tuple[int, int]) -> list[Choice]:
 
 
 def permuted(order: Int[Tensor, " patch"]) -> Choice:
-    """Make a choice of an order of the patches that was found by comparing them."""
+    """Return the choice of an order of the patches that was found by comparing them."""
     return Choice(order, Cause("patch_order", "patches permuted, in an order that has no name"))
 
 
 def scaled(factor: float | str) -> Choice:
-    """Make a choice of a factor that was found by comparing."""
+    """Return the choice of a factor that was found by comparing."""
     words = "every token scaled to length 1" if factor == UNIT else f"values multiplied by {factor:.6g}"
     return Choice(factor, Cause("scale", words))
 
 
 def rounding_axis(stored: Dtype, array: str) -> list[Choice]:
-    """List round trips through another dtype."""
-    others = [Choice(one, Cause("dtype", f"{array} went through {one}")) for one in DTYPES[1:] if one != stored]
-    return [Choice(None), *others]
+    """List the round trips through another dtype that an array may have made."""
+    dtypes = [dtype for dtype in DTYPES[1:] if dtype != stored]
+    return [Choice(None), *(Choice(dtype, Cause("dtype", f"{array} went through {dtype}")) for dtype in dtypes)]

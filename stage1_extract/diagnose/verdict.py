@@ -1,4 +1,4 @@
-"""What was found in a store, for programs and for people."""
+"""State the findings of a diagnosis, as JSON for programs and as text for people."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,36 +13,38 @@ from store.layout.fingerprint import SOURCES, differences
 from store.layout.ids import printable
 
 CLOSEST = 0.05
-"""Relative difference up to which an array that nothing explains is said to be close to something."""
+"""Relative difference up to which an array that nothing explains is reported as close to the best hypothesis."""
 _SHOWN = 3
+"""Number of images or differences that a line of text lists."""
 
 
 def refusals(bench: Bench) -> Iterable[str]:
-    """Yield, field by field, what a command that needs this store would refuse it for."""
+    """Yield the differences, field by field, for which a command that needs this store would refuse it."""
     plan = bench.store.plan
-    if any(log.plan_digests - {plan.digest_of(one)} for one, log in enumerate(bench.store.logs)):
+    if any(log.plan_digests - {plan.digest_of(generation)} for generation, log in enumerate(bench.store.logs)):
         yield "plan: it was changed after shards were committed"
     for name, spec in bench.store.arrays.items():
         if name not in bench.expected:
             yield f"{name}: this checkpoint makes no such array"
             continue
-        expected, found = bench.expected[name].semantic, bench.store.fingerprint(name).semantic
-        moved = [key for key in SOURCES if all(is_folder(str(one.get(key))) for one in (expected, found))]
-        expected, found = (
-            {key: value for key, value in one.items() if key not in moved}
-            for one in (json.loads(json.dumps(expected)), found)
+        expected, recorded = bench.expected[name].semantic, bench.store.fingerprint(name).semantic
+        # A checkpoint in a folder may have moved; its weights are compared by their digests.
+        moved = [key for key in SOURCES if all(is_folder(str(part.get(key))) for part in (expected, recorded))]
+        expected, recorded = (
+            {key: value for key, value in part.items() if key not in moved}
+            for part in (json.loads(json.dumps(expected)), recorded)
         )
-        yield from (f"{name}: {difference}" for difference in differences(expected, found))
-        wanted = next(one for one in bench.encoder.description.arrays if one.name == name).shape
+        yield from (f"{name}: {difference}" for difference in differences(expected, recorded))
+        wanted = next(array for array in bench.encoder.description.arrays if array.name == name).shape
         if spec.shape != wanted:
             yield f"{name}: shape: expected {wanted} per image, found {spec.shape}"
 
 
 def conclude(bench: Bench, checked: Checked, evidence: Evidence, seed: int, checkpoint: str) -> dict[str, Any]:
-    """Gather everything that was found into one JSON-able mapping."""
+    """Gather all findings into one JSON-able mapping."""
     causes = _causes(bench, checked, evidence)
-    unknown = [name for name, rows in evidence.found.items() if not all(one.known for one in rows.values())]
-    named = {name: [bench.image_name(row) for row in rows] for name, rows in _by_check(checked).items()}
+    unknown = [name for name, rows in evidence.findings.items() if not all(row.known for row in rows.values())]
+    objections = {words: [bench.image_name(row) for row in rows] for words, rows in _by_check(checked).items()}
     return {
         "store": str(bench.store.path),
         "checkpoint": checkpoint,
@@ -57,16 +59,16 @@ def conclude(bench: Bench, checked: Checked, evidence: Evidence, seed: int, chec
             for cause, (rows, every) in causes.items()
         ],
         "unknown": unknown,
-        "checks": named,
-        "not_examined": [name for name in bench.store.arrays if name not in evidence.found],
-        "arrays": {name: _array(bench, evidence, name) for name in evidence.found},
+        "checks": objections,
+        "not_examined": [name for name in bench.store.arrays if name not in evidence.findings],
+        "arrays": {name: _array(bench, evidence, name) for name in evidence.findings},
     }
 
 
 def _causes(bench: Bench, checked: Checked, evidence: Evidence) -> dict[Cause, tuple[list[int], bool]]:
-    """Return every cause with the rows that show it, and whether those are all that were looked at."""
+    """Return every cause with the rows that show it, and whether all sampled rows show it."""
     shown: dict[Cause, set[int]] = {}
-    for rows in evidence.found.values():
+    for rows in evidence.findings.values():
         for finding in rows.values():
             for cause in finding.causes:
                 shown.setdefault(cause, set()).add(finding.row)
@@ -86,39 +88,40 @@ def _causes(bench: Bench, checked: Checked, evidence: Evidence) -> dict[Cause, t
 
 
 def _unexplained(evidence: Evidence) -> set[int]:
-    return {row for rows in evidence.found.values() for row, finding in rows.items() if not finding.known}
+    """Return the rows of which some array is not explained."""
+    return {row for rows in evidence.findings.values() for row, finding in rows.items() if not finding.known}
 
 
 def _by_check(checked: Checked) -> dict[str, list[int]]:
-    """Name what the checks without the tower found."""
-    found = {f"{name}: {cause.detail}": [] for name, rows in checked.blank.items() for cause in rows.values()}
+    """Return the rows that the checks without the tower objected to, by the objection in words."""
+    objections: dict[str, list[int]] = {}
     for name, rows in checked.blank.items():
         for row, cause in rows.items():
-            found[f"{name}: {cause.detail}"].append(row)
+            objections.setdefault(f"{name}: {cause.detail}", []).append(row)
     for name, groups in checked.twins.items():
         for group in groups:
-            found.setdefault(f"{name}: equal rows of images that differ", []).extend(group)
+            objections.setdefault(f"{name}: equal rows of images that differ", []).extend(group)
     if checked.not_projected:
-        found[NOT_PROJECTED.detail] = checked.not_projected
-    return found
+        objections[NOT_PROJECTED.detail] = checked.not_projected
+    return objections
 
 
 def _array(bench: Bench, evidence: Evidence, name: str) -> dict[str, Any]:
-    """Describe what explains one array; the worst row decides."""
-    findings, gaps = evidence.found[name], evidence.gaps[name]
-    unknown = [one for one in findings.values() if not one.known]
-    worst = max(unknown or findings.values(), key=lambda one: one.trial.residual)
-    causes = dict.fromkeys(cause for one in findings.values() for cause in one.causes)
+    """Return the findings about one array as JSON-able values; the worst row decides."""
+    findings, gaps = evidence.findings[name], evidence.gaps[name]
+    unknown = [finding for finding in findings.values() if not finding.known]
+    worst = max(unknown or findings.values(), key=lambda finding: finding.trial.residual)
+    causes = dict.fromkeys(cause for finding in findings.values() for cause in finding.causes)
     closest = worst.trial.causes if unknown and worst.trial.residual <= CLOSEST else ()
     return {
         "causes": [vars(cause) for cause in (closest if unknown else causes)],
-        "bit_equal": all(one.trial.equal for one in findings.values()),
+        "bit_equal": all(finding.trial.equal for finding in findings.values()),
         "residual": worst.trial.residual if worst.trial.residual < float("inf") else None,
         "known": not unknown,
         "close": bool(unknown) and worst.trial.residual <= CLOSEST,
         "note": worst.note,
-        "wrong": [bench.image_name(row) for row, one in findings.items() if one.wrong],
-        "unexplained": [bench.image_name(one.row) for one in unknown],
+        "wrong": [bench.image_name(row) for row, finding in findings.items() if finding.wrong],
+        "unexplained": [bench.image_name(finding.row) for finding in unknown],
         "shown_in": _moved(bench, findings.values()),
         "made_elsewhere": bench.made_elsewhere(name),
         "max_abs_diff": max(gap.max_abs for gap in gaps),
@@ -128,47 +131,51 @@ def _array(bench: Bench, evidence: Evidence, name: str) -> dict[str, Any]:
 
 
 def _moved(bench: Bench, findings: Iterable[Finding]) -> dict[str, str]:
-    """Name, by image, the image whose features lie in its row."""
-    return {bench.image_name(one.row): bench.image_name(one.image) for one in findings if one.image is not None}
+    """Return, for each row with another image's features, the row's own image and that other image, by name."""
+    return {
+        bench.image_name(finding.row): bench.image_name(finding.image)
+        for finding in findings
+        if finding.image is not None
+    }
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """Say refusals, one paragraph per array, what the checks found, and the verdict."""
+    """Write the result of `conclude` as text: refusals, a paragraph per array, objections of the checks, and the verdict."""
     lines = [f"{result['store']}: {_extent(result)}, by {result['checkpoint']}", ""]
     lines += [f"refused  {refusal}" for refusal in result["refusals"]] or ["refused  nothing: its fingerprints agree"]
     lines.append("")
-    for name, one in result["arrays"].items():
-        lines += _array_lines(name, one, result["images"])
-    lines += [f"check    {what} ({_listed(images)})" for what, images in result["checks"].items()]
+    for name, array in result["arrays"].items():
+        lines += _array_lines(name, array, result["images"])
+    lines += [f"check    {objection} ({_listed(images)})" for objection, images in result["checks"].items()]
     if result["not_examined"]:
         lines.append(f"not examined: {', '.join(result['not_examined'])}")
     return "\n".join([*lines, "", _verdict(result)])
 
 
-def _array_lines(name: str, one: Mapping[str, Any], images: int) -> list[str]:
-    words = "; ".join(cause["detail"] for cause in one["causes"])
-    some = 0 < len(one["wrong"]) < images
-    if not one["known"]:
-        left = "nothing tried has its shape" if one["residual"] is None else f"residual {one['residual']:.6f}"
-        near = f"closest to {words or 'the right features'}, {left}" if one["close"] else f"nothing is close, {left}"
-        said = f"UNKNOWN: {one['note'] or near}"
+def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
+    words = "; ".join(cause["detail"] for cause in array["causes"])
+    some = 0 < len(array["wrong"]) < images
+    if not array["known"]:
+        left = "nothing tried has its shape" if array["residual"] is None else f"residual {array['residual']:.6f}"
+        near = f"closest to {words or 'the right features'}, {left}" if array["close"] else f"nothing is close, {left}"
+        statement = f"UNKNOWN: {array['note'] or near}"
     else:
-        exactly = "bit for bit" if one["bit_equal"] else f"up to rounding (residual {one['residual']:.1e})"
-        said = f"{words or 'as it should be'}, {exactly}"
-    lines = [f"{name:<14}{said}"]
+        exactly = "bit for bit" if array["bit_equal"] else f"up to rounding (residual {array['residual']:.1e})"
+        statement = f"{words or 'as it should be'}, {exactly}"
+    lines = [f"{name:<14}{statement}"]
     if some:
-        lines.append(f"{'':<14}in {len(one['wrong'])} of {images} images: {_listed(one['wrong'])}")
+        lines.append(f"{'':<14}in {len(array['wrong'])} of {images} images: {_listed(array['wrong'])}")
     lines += [
-        f"{'':<14}{printable(row)} holds {printable(image)}" for row, image in [*one["shown_in"].items()][:_SHOWN]
+        f"{'':<14}{printable(row)} holds {printable(image)}" for row, image in [*array["shown_in"].items()][:_SHOWN]
     ]
-    if one["causes"] or not one["known"]:
+    if array["causes"] or not array["known"]:
         lines.append(
-            f"{'':<14}against the model's own: max |diff| {one['max_abs_diff']:.6f}, mean |diff| "
-            f"{one['mean_abs_diff']:.6f}, allclose(atol=1e-5) {one['allclose']}"
+            f"{'':<14}against the model's own: max |diff| {array['max_abs_diff']:.6f}, mean |diff| "
+            f"{array['mean_abs_diff']:.6f}, allclose(atol=1e-5) {array['allclose']}"
         )
-    if not one["bit_equal"] and one["made_elsewhere"]:
+    if not array["bit_equal"] and array["made_elsewhere"]:
         lines.append(
-            f"{'':<14}made elsewhere ({'; '.join(one['made_elsewhere'][:_SHOWN])}): equal bits are not expected"
+            f"{'':<14}made elsewhere ({'; '.join(array['made_elsewhere'][:_SHOWN])}): equal bits are not expected"
         )
     return lines
 
@@ -196,7 +203,7 @@ def _verdict(result: Mapping[str, Any]) -> str:
     elif result["not_examined"]:
         verdict = f"UNKNOWN  {', '.join(result['not_examined'])}: this checkpoint makes no such array"
     else:
-        exact = all(one["bit_equal"] for one in result["arrays"].values())
+        exact = all(array["bit_equal"] for array in result["arrays"].values())
         verdict = f"SOUND    the store holds what its config asks for{'' if exact else ', up to rounding'}"
     return f"{verdict}\n         ({_extent(result)})"
 

@@ -1,1 +1,1 @@
-"""From pixel values to arrays: what a model family and a vision tower are, and the one call of the tower."""
+"""From images to arrays: the interfaces of a model family and a vision tower, and the only call of the tower."""

@@ -1,4 +1,4 @@
-"""`raw` in the space that CLIP shares with texts: by the norm and the projection of the CLIP whose tower made it."""
+"""Project `raw` into the space that CLIP shares with texts, by the norm and projection of the CLIP whose tower made it."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -15,13 +15,16 @@ from store.checkpoint.weights import each_tensor, weights_digest
 from store.layout.fingerprint import source_name
 
 TOWER = "vision_model."
+"""Prefix of the tower's weights in a CLIP checkpoint."""
 WHAT = "clip_patches and clip_projected"
+"""The arrays of this file, for messages."""
 _ROUNDINGS = (None, torch.float16, torch.bfloat16)
+"""Dtypes through which both checkpoints' towers may have gone; None is no rounding."""
 _log = logging.getLogger(__name__)
 
 
 class ClipSpace(nn.Module):
-    """Both of it in the compute dtype; nothing is normalised."""
+    """A CLIP's last layer norm and its projection, in the compute dtype; results are not normalised to length 1."""
 
     def __init__(self, weights: Mapping[str, Tensor], eps: float) -> None:
         super().__init__()
@@ -37,27 +40,30 @@ class ClipSpace(nn.Module):
     def arrays(
         self, raw: Float[Tensor, "image patch hidden"], names: Collection[str]
     ) -> dict[str, Float[Tensor, "image patch clip"]]:
-        """Those of `names` that lie in this space, image by image: the batch changes no bit.
+        """Make those of `names` that lie in this space, image by image, so that the batch changes no bit.
 
-        clip_patches    what CLIP does with its CLS row at the end: layer norm, then projection
+        clip_patches    layer norm, then projection, as CLIP does with its CLS row
         clip_projected  the projection alone
         """
-        made: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
         images = [raw[i : i + 1] for i in range(len(raw))]
         if "clip_patches" in names:
-            made["clip_patches"] = torch.cat([self.visual_projection(self.post_layernorm(one)) for one in images])
+            arrays["clip_patches"] = torch.cat([self.visual_projection(self.post_layernorm(image)) for image in images])
         if "clip_projected" in names:
-            made["clip_projected"] = torch.cat([self.visual_projection(one) for one in images])
-        return made
+            arrays["clip_projected"] = torch.cat([self.visual_projection(image) for image in images])
+        return arrays
 
 
 def clip_width(model: ModelSection, hidden: int) -> int:
-    """Width of the space, from the config of the CLIP that is named; WrongWeights (exit 4) if its tower is of another width."""
+    """Return the width of the space, from the config of the CLIP that model.clip names.
+
+    Raises WrongWeights (exit 4) if the CLIP's tower is not `hidden` wide.
+    """
     config = clip_config(model, WHAT)
     if config.vision_config.hidden_size != hidden:
         raise WrongWeights(
             f"expected a CLIP whose vision tower is {hidden} wide, as the model's, that of {model.clip} is "
-            f"{config.vision_config.hidden_size}: name the one whose tower the model has (--clip PATH)"
+            f"{config.vision_config.hidden_size}: name the CLIP whose tower the model has (--clip PATH)"
         )
     return config.projection_dim
 
@@ -65,15 +71,24 @@ def clip_width(model: ModelSection, hidden: int) -> int:
 def open_clip_space(
     model: ModelSection, tower: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[ClipSpace, dict[str, Any]]:
-    """The space, and what fingerprints say of it. `tower` are the weights of the tower that makes `raw`, in `dtype`.
+    """Load the space, and return it with the fields that it adds to fingerprints.
 
-    Raises CheckpointMissing (exit 5), DamagedCheckpoint and WrongWeights (exit 4).
+    Args:
+        model: Names the model's checkpoint and the CLIP.
+        tower: Weights of the tower that makes `raw`, in `dtype`.
+        dtype: The compute dtype.
+
+    Raises:
+        CheckpointMissing: The CLIP is not there (exit 5).
+        DamagedCheckpoint, WrongWeights: The CLIP cannot be read, or has another tower (exit 4).
+
     """
     source, config, weights = clip_source(model, WHAT), clip_config(model, WHAT), clip_head(model, WHAT, dtype)
     compared = require_same_tower(model, tower, dtype)
     if not compared:
         _log.warning(
-            "warning: %s holds no vision tower, so nothing says that it is the one that makes the features", source
+            "warning: %s holds no vision tower, so it cannot be checked that its tower is the one that makes the features",
+            source,
         )
     origin = {
         "clip": source_name(source),
@@ -85,10 +100,11 @@ def open_clip_space(
 
 
 def require_same_tower(model: ModelSection, tower: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
-    """Refuse (WrongWeights, exit 4) a CLIP of another vision tower: the features mean nothing in its space.
+    """Refuse (WrongWeights, exit 4) a CLIP with another vision tower, as the features mean nothing in its space.
 
-    Read once, a tensor at a time. A tower that one checkpoint keeps in half precision and the other in full is the same
-    if it is so once both are rounded. False where the CLIP has no more of a tower than its last layer norm.
+    The CLIP's weights are read once, a tensor at a time. If one checkpoint keeps the tower in half precision and the other in
+    full precision, the towers count as equal if they are equal after both are rounded. Returns False if nothing could be
+    compared, because the CLIP holds only the last layer norm of its tower.
     """
     source = clip_source(model, WHAT)
     seen: set[str] = set()
@@ -100,7 +116,7 @@ def require_same_tower(model: ModelSection, tower: Mapping[str, Tensor], dtype: 
         ours = tower.get(name)
         seen.add(name)
         if ours is not None and ours.shape == theirs.shape:
-            roundings = [one for one in roundings if _equal(ours, theirs, one, dtype)]
+            roundings = [rounding for rounding in roundings if _equal(ours, theirs, rounding, dtype)]
         if ours is None or ours.shape != theirs.shape or not roundings:
             raise _other_tower(model, f"{name} differs")
     whole = any(not f"{TOWER}{name}".startswith(NORM) for name in seen)
@@ -110,12 +126,12 @@ def require_same_tower(model: ModelSection, tower: Mapping[str, Tensor], dtype: 
 
 
 def _equal(ours: Tensor, theirs: Tensor, through: torch.dtype | None, dtype: torch.dtype) -> bool:
-    ours, theirs = (one if through is None else one.to(through) for one in (ours, theirs))
+    ours, theirs = (tensor if through is None else tensor.to(through) for tensor in (ours, theirs))
     return torch.equal(ours.to(dtype), theirs.to(dtype))
 
 
 def _other_tower(model: ModelSection, how: str) -> WrongWeights:
     return WrongWeights(
-        f"expected in {model.clip} the vision tower of {model.checkpoint}, it is another ({how}), in whose space these "
+        f"expected in {model.clip} the vision tower of {model.checkpoint}, it is another tower ({how}), in whose space these "
         "features mean nothing: name the CLIP whose tower the model has (--clip PATH)"
     )

@@ -1,4 +1,4 @@
-"""The one place that calls a vision tower."""
+"""Call the vision tower: the only place in the project that does."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from stage1_extract.encoding.tower import Tower, TowerFacts
 from store.projectors import Projector, project_image
 
 SelectStrategy = str
-"""`default` drops the CLS row, `full` keeps every row."""
+"""`vision_feature_select_strategy` of a config: `default` drops the CLS row, `full` keeps every row."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Selection:
     """Which rows of which hidden states are the model's image features."""
 
     layers: tuple[int, ...]
-    """Indices into `hidden_states`, from 0 (the embeddings); more than one are concatenated on the hidden axis."""
+    """Indices into `hidden_states`, from 0 (the embeddings); several hidden states are concatenated on the hidden axis."""
     drops_cls: bool
     """Whether row 0 is left out."""
 
     def of(self, hidden_states: tuple[Tensor, ...]) -> Float[Tensor, "image token hidden"]:
-        """What the projector gets."""
+        """Return what the projector takes."""
         chosen = [hidden_states[layer] for layer in self.layers]
         rows = [state[:, 1:] for state in chosen] if self.drops_cls else chosen
         return torch.cat(rows, dim=-1).contiguous()
@@ -44,24 +44,25 @@ class VisionHalf:
     arrays: frozenset[str]
     """Which arrays to make; see `encode`."""
     clip: ClipSpace | None
-    """Where `raw` is led besides; None unless it is asked for."""
+    """Makes the arrays in CLIP's space; None unless such an array is asked for."""
 
     def tap(self) -> AttentionTap:
-        """On every layer; nothing is asked for yet."""
+        """Return a tap on every layer, which is asked for nothing yet."""
         layers = self.kind.layers(self.tower)
-        return AttentionTap({n: self.kind.query_and_key(one) for n, one in enumerate(layers)}, self.facts.heads)
+        return AttentionTap({n: self.kind.query_and_key(layer) for n, layer in enumerate(layers)}, self.facts.heads)
 
 
 @torch.no_grad()
 def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> dict[str, Float[Tensor, "image ..."]]:
-    """The arrays of a batch of images, from one forward of the tower.
+    """Return the arrays of a batch of images, from one forward of the tower.
 
-    raw            (image, patch, hidden)  what the projector gets; under `full` the CLS row is its first row
-    projected      (image, patch, embed)   `project_image` of it, image by image
+    raw            (image, patch, hidden)  what the projector takes; under `full` the CLS row is its first row
+    projected      (image, patch, embed)   `project_image` of `raw`, image by image
     cls_hidden     (image, hidden)         the CLS row of the same layers
     cls_attention  (image, head, patch)    float32; the CLS row's attention in the layer that makes the (last listed)
-                                           features; the CLS -> CLS column dropped, not renormalised
-    and what else stage1_extract/encoding/arrays.py knows.
+                                           features; the CLS -> CLS column is dropped, without renormalising
+
+    All other arrays are listed in stage1_extract/encoding/arrays.py.
     """
     facts, features = half.facts, half.selection.layers
     asked = [name for name in CAPTURED if name in half.arrays]
@@ -86,23 +87,23 @@ def encode(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> d
 
 @dataclass(frozen=True)
 class EveryLayer:
-    """All that one forward of the tower shows, for comparing layers."""
+    """Everything that one forward of the tower makes, for comparing layers."""
 
     hidden_states: tuple[Float[Tensor, "image token hidden"], ...]
-    """From 0, the embeddings."""
+    """By hidden state; number 0 is the embeddings."""
     last_hidden_state: Float[Tensor, "image token hidden"]
-    """What the tower returns: in some towers a layer norm comes after the last layer."""
+    """What the tower returns; some towers apply a layer norm after the last layer."""
     cls_attention: tuple[Float[Tensor, "image head patch"], ...]
     """By layer, as `encode` stores it; empty where the tower has no CLS row."""
 
 
 @torch.no_grad()
 def encode_every_layer(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> EveryLayer:
-    """One forward of the tower, with nothing selected."""
+    """Run the tower once, with nothing selected."""
     layers, tap = range(half.facts.layers if half.facts.has_cls else 0), half.tap()
     for layer in layers:
         tap.want(layer, cls_row)
     with tap:
-        found = half.tower(pixels, output_hidden_states=True)
-    attention = tuple(tap.found[layer, cls_row][:, :, 1:].contiguous() for layer in layers)
-    return EveryLayer(tuple(found.hidden_states), found.last_hidden_state, attention)
+        output = half.tower(pixels, output_hidden_states=True)
+    attention = tuple(tap.reduced[layer, cls_row][:, :, 1:].contiguous() for layer in layers)
+    return EveryLayer(tuple(output.hidden_states), output.last_hidden_state, attention)

@@ -1,4 +1,4 @@
-"""How one family of vision-language models is opened for encoding; one file per family in `families/`."""
+"""The interface of a family of vision-language models, as stage 1 opens it; `families/` has one file per family."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,21 @@ from store.layout.schema import ArraySpec
 from store.reading.projector_state import ProjectorState
 
 Pixels = dict[str, Tensor]
-"""What an image processor makes of one image: every tensor has a leading image axis of 1."""
+"""What an image processor makes of one image; every tensor has a leading image axis of length 1."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a store of this model will hold, known before any weight is read."""
+    """The content of a store of this model, known before any weight is read."""
 
     geometry: Geometry
     arrays: tuple[ArraySpec, ...]
     notes: tuple[str, ...]
-    """What was asked for and cannot be had, and why."""
+    """Sentences about arrays that were asked for and that this model cannot give, with the reasons."""
 
 
 class Encoder(ABC):
-    """An opened vision half."""
+    """An opened vision half: it turns images into arrays."""
 
     description: Description
     projector: ProjectorState | None
@@ -39,40 +39,43 @@ class Encoder(ABC):
     weights: Mapping[str, str]
     """sha256 of each part's weights, for the fingerprint."""
     origins: Mapping[str, Mapping[str, Any]]
-    """By array, what else made it, for the fingerprint."""
+    """Further fields of an array's fingerprint, by array: other checkpoints that made it."""
     processor: Mapping[str, Any]
     """Class, backend and config of the image processor, for the fingerprint."""
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Pixel values of one RGB image, on the CPU; called from decoding threads."""
+        """Turn one RGB image into pixel values on the CPU; several decoding threads call this at once."""
 
     def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
-        """How many times as long a forward takes with the arrays beside the features, run by run; empty without arrays."""
+        """Measure how many times as long a forward takes with the arrays beside the features.
+
+        Returns one ratio per run; none if no such array is made.
+        """
         return ()
 
     @abstractmethod
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
-        """The arrays of some images, by one forward of the tower."""
+        """Return the arrays of some images, from one forward of the tower."""
 
 
 class Family(ABC):
-    """A family of models."""
+    """A family of models that are opened in the same way."""
 
     model_types: ClassVar[frozenset[str]]
-    """`model_type`s of the configs that this file serves; empty for the fallback."""
+    """Values of `model_type` in the configs that the family serves; empty for the fallback."""
 
     @classmethod
     @abstractmethod
     def describe(cls, experiment: Experiment, config: Any) -> Description:
-        """From the checkpoint's config alone, where that is possible."""
+        """Describe the store of a checkpoint, from its config alone where that is possible."""
 
     @classmethod
     @abstractmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
-        """Load what encodes."""
+        """Load the vision half onto a device."""
 
 
 def checkpoint_config(model: ModelSection) -> Any:
-    """The checkpoint's transformers config; CheckpointMissing (exit 5) names what to download."""
+    """Read the checkpoint's transformers config; CheckpointMissing (exit 5) names what to download."""
     return load_config(model.checkpoint, model.revision, model.trust_remote_code)

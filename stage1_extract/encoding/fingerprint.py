@@ -1,4 +1,4 @@
-"""What made the features: the parts of each array's fingerprint."""
+"""Make each array's fingerprint: the record of what made the features."""
 
 from typing import Any
 
@@ -18,18 +18,22 @@ from store.layout.schema import PATCH_ORDER
 def fingerprints(
     experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]
 ) -> dict[str, Fingerprint]:
-    """One per array; `projected` names the projector's weights too, and what shows no weights' work names none."""
+    """Return the fingerprint of each array; `numeric` is the result of `environment`.
+
+    Only `projected` names the projector's weights; an array that no weights make (`image_area`) names none.
+    """
     semantic = _semantic(experiment, config, encoder)
-    found: dict[str, Fingerprint] = {}
+    prints: dict[str, Fingerprint] = {}
     for spec in encoder.description.arrays:
-        others = {"projected": set[str](), IMAGE_AREA: set(encoder.weights)}.get(spec.name, {"projector"})
-        weights = {f"{part}_sha256": digest for part, digest in encoder.weights.items() if part not in others}
+        without = {"projected": set[str](), IMAGE_AREA: set(encoder.weights)}.get(spec.name, {"projector"})
+        weights = {f"{part}_sha256": digest for part, digest in encoder.weights.items() if part not in without}
         origin = dict(encoder.origins.get(spec.name, {}))
-        found[spec.name] = Fingerprint(semantic=semantic | weights | origin, numeric=numeric)
-    return found
+        prints[spec.name] = Fingerprint(semantic=semantic | weights | origin, numeric=numeric)
+    return prints
 
 
 def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str, Any]:
+    """Return the fields that must be equal for features to be the same features."""
     model = experiment.model
     features = {
         name: getattr(config, name)
@@ -50,7 +54,7 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
 
 
 def environment(device: torch.device, tower_batch: int, batch_invariant: bool) -> dict[str, Any]:
-    """What decides whether another process can make the same bits."""
+    """Return the fields that decide whether another process can make the same bits."""
     return torch_environment(device) | {
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,

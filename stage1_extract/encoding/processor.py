@@ -1,4 +1,4 @@
-"""One RGB image -> pixel values, by the checkpoint's own image processor."""
+"""Turn an RGB image into pixel values, by the checkpoint's own image processor."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -10,48 +10,54 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_extract.errors import BadImage, UnsupportedModel
+from store.checkpoint.contrast import measure_contrast
 from store.checkpoint.image_processor import open_image_processor, processor_fingerprint
 
 MAX_RESIZED_PIXELS = 50_000_000
-"""Where the short edge is resized to the tower's, 1 x 20,000 pixels of 100 bytes on disk become 22 GB in memory."""
+"""Most pixels of an image that is resized before it is cropped: where the short edge is resized to the tower's, an image of
+1 x 20,000 pixels and 100 bytes on disk would become 22 GB in memory."""
 
 TRIED_SIZES = ((64, 64), (96, 64), (64, 96), (700, 500))
-"""Widths and heights of the blank images on which a processor or a model is tried out."""
+"""Widths and heights of the blank images that a processor or a model is tried out with."""
 
 MEASURED_SIZES = 4096
-"""Sizes of images whose areas are remembered, 2 kB each."""
+"""Number of image sizes whose areas are remembered; an area takes about 2 kB."""
 
 
 class ImageProcessor:
-    """Independent of any batch; `options` are laid over the checkpoint's settings."""
+    """A checkpoint's image processor, called with one image at a time."""
 
     def __init__(self, source: str, revision: str | None, trust_remote_code: bool, **options: Any) -> None:
+        """Open the processor of a checkpoint; `options` replace the checkpoint's settings."""
         self.stock = open_image_processor(source, revision, trust_remote_code)
         self.options = options
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """See store/checkpoint/image_processor.py."""
+        """Class, backend and settings; see store/checkpoint/image_processor.py."""
         return processor_fingerprint(self.stock, self.options)
 
     def __call__(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Every tensor has a leading image axis of 1; raises BadImage for one that would fill the memory."""
+        """Return the tensors of one image, each with a leading image axis of length 1.
+
+        Raises BadImage for an image that would fill the memory when it is resized.
+        """
         self._require_bounded(image)
         return dict(self.stock(images=[image], return_tensors="pt", **self.options))
 
     def pixels(self) -> tuple[int, int]:
-        """Height and width of what the tower sees, tried out on images of several shapes.
+        """Return height and width of the picture that the tower sees, tried out on images of several shapes.
 
-        Raises UnsupportedModel where they differ from image to image: a store has one number of patches.
+        Raises UnsupportedModel (exit 2) where the size differs from image to image, as a store has one number of patches.
         """
-        sizes = {tuple(self(Image.new("RGB", size))["pixel_values"].shape) for size in TRIED_SIZES}
-        shape = next(iter(sizes))
-        if len(sizes) == 1 and len(shape) == 4 and shape[:2] == (1, 3):
+        shapes = {tuple(self(Image.new("RGB", size))["pixel_values"].shape) for size in TRIED_SIZES}
+        shape = next(iter(shapes))
+        if len(shapes) == 1 and len(shape) == 4 and shape[:2] == (1, 3):
             return shape[2], shape[3]
-        found = ", ".join("x".join(map(str, one)) for one in sorted(sizes))
+        listed = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes))
         raise UnsupportedModel(
             "expected an image processor that makes one picture of one size of every image, (1, 3, height, width), this one "
-            f"makes {found}: set do_resize and do_center_crop (or do_pad) in the checkpoint's preprocessor_config.json"
+            f"makes {listed}: set do_resize and do_center_crop (or do_pad) in the checkpoint's preprocessor_config.json"
         )
 
     def _require_bounded(self, image: Image.Image) -> None:
@@ -66,31 +72,33 @@ class ImageProcessor:
 
 
 class ImageArea:
-    """Which part of what the tower sees is image, and which is padding: tried out, whatever the processor does."""
+    """Measures which part of each patch shows the image and which shows padding, whatever the processor does.
+
+    The processor is tried out on a black and a white image: only pixels that show the image differ.
+    """
 
     def __init__(
         self, processor: Callable[[Image.Image], Mapping[str, Tensor]], grid: tuple[int, int], patch_pixels: int
     ) -> None:
         self._processor, self._grid, self._patch = processor, grid, patch_pixels
-        self._whole = self._contrast((64, 64)).amax((2, 3), keepdim=True)
-        if not (self._whole > 0).all():
+        contrast = measure_contrast(lambda image: processor(image)["pixel_values"][0])
+        if contrast is None:
             raise UnsupportedModel(
-                "expected an image processor that tells black from white, to find its padding by, this one's pixels are "
-                "equal: leave image_area out of what is captured"
+                "expected an image processor that tells black from white, by which its padding is found, this one's pixels are "
+                "equal: leave image_area out of --capture"
             )
+        self._contrast = contrast
         self.of = lru_cache(MEASURED_SIZES)(self._measure)
+        """Returns the areas of images of one width and height; see `_measure`."""
 
     def _measure(self, size: tuple[int, int]) -> Float[Tensor, "1 patch"]:
-        """Of images of one width and height: share of each patch's pixels that show the image; 1 is all.
+        """Return, for images of one width and height, the share of each patch's pixels that show the image, from 0 to 1.
 
-        Padding has the same colour in a black image and a white one. Where image and padding are blended (a processor that
-        resizes after it pads), a pixel counts by its part of the contrast.
+        Where image and padding are blended (by a processor that resizes after it pads), a pixel counts by its share of the
+        contrast between black and white.
         """
         (rows, columns), edge = self._grid, self._patch
-        share = (self._contrast(size) / self._whole).clamp(0, 1).mean(1)
+        black, white = (self._processor(Image.new("RGB", size, name))["pixel_values"] for name in ("black", "white"))
+        share = ((white - black).abs().float() / self._contrast.span.abs()).clamp(0, 1).mean(1)
         patches = share[:, : rows * edge, : columns * edge].reshape(1, rows, edge, columns, edge)
         return patches.mean((2, 4)).reshape(1, rows * columns)
-
-    def _contrast(self, size: tuple[int, int]) -> Float[Tensor, "1 3 height width"]:
-        black, white = (self._processor(Image.new("RGB", size, name))["pixel_values"] for name in ("black", "white"))
-        return (white - black).abs().float()

@@ -1,4 +1,4 @@
-"""What stage 1 must know of a kind of vision tower; one file per kind in `towers/`."""
+"""The interface of a kind of vision tower; `towers/` has one file per kind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,44 +20,44 @@ class TowerFacts:
     heads: int
     """Attention heads of a layer."""
     layers: int
-    """Layers; there is one hidden state more."""
+    """Number of layers; the number of hidden states is one more."""
     has_cls: bool
     """Whether a CLS row precedes the patches."""
     has_clip_space: bool
-    """Whether a CLIP's projection leads its hidden states into a space that texts share."""
+    """Whether a CLIP's projection takes the hidden states into a space that images share with texts."""
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
 
 class Tower:
-    """A kind of tower: what is the same in all transformers of square patches; a file of `towers/` says the rest.
+    """A kind of tower. This class holds what all transformers of square patches share; a file of `towers/` adds the rest.
 
-    A tower that is built otherwise overrides the methods.
+    A tower that is built in another way overrides the methods.
     """
 
     model_types: ClassVar[frozenset[str]]
-    """`model_type`s of the vision configs that it serves."""
+    """Values of `model_type` in the vision configs that this kind serves."""
     has_cls: ClassVar[bool]
-    """Whether its first row is a CLS row."""
+    """Whether the first row is a CLS row."""
     has_clip_space: ClassVar[bool] = False
-    """Whether it is the vision tower of a CLIP."""
+    """Whether this is the vision tower of a CLIP."""
     interpolates: ClassVar[bool] = False
-    """Whether it fits its position embeddings to images of any size, as its stock forward does unasked."""
+    """Whether the stock forward fits the position embeddings to images of any size without being asked to."""
     layers_at: ClassVar[str]
-    """Where its list of layers is."""
+    """Dotted path of the list of layers in the tower."""
     query_at: ClassVar[str]
-    """Where a layer has the query projection of its self-attention."""
+    """Dotted path of the query projection in a layer."""
     key_at: ClassVar[str]
-    """The same for the key projection."""
+    """Dotted path of the key projection in a layer."""
 
     @classmethod
     def facts(cls, config: Any, pixels: tuple[int, int]) -> TowerFacts:
-        """Read the geometry from the vision config and from the height and width of what the image processor makes.
+        """Read the geometry from the vision config; `pixels` are height and width of what the image processor makes.
 
-        Raises UnsupportedModel where the tower does not take images of that size.
+        Raises UnsupportedModel (exit 2) where the tower does not take images of that size.
         """
         own = (config.image_size, config.image_size)
         if pixels != own and not cls.interpolates:
@@ -77,10 +77,10 @@ class Tower:
 
     @classmethod
     def layers(cls, tower: nn.Module) -> Sequence[nn.Module]:
-        """Its layers in order; `hidden_states[j]` is the output of layer j - 1."""
+        """List the layers of a tower in order; `hidden_states[j]` is the output of layer j - 1."""
         return list(tower.get_submodule(cls.layers_at).children())
 
     @classmethod
     def query_and_key(cls, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The two projections of a layer's self-attention, each (image, token, hidden) -> (image, token, hidden)."""
+        """Return the query and key projections of a layer, each (image, token, hidden) -> (image, token, hidden)."""
         return layer.get_submodule(cls.query_at), layer.get_submodule(cls.key_at)

@@ -1,4 +1,4 @@
-"""Ray actors (extra `[ray]`): each owns a device, shard numbers travel and features never do."""
+"""Ray actors (extra `[ray]`): each owns a device; only shard numbers travel between processes, never features."""
 
 import logging
 import os
@@ -20,23 +20,25 @@ _log = logging.getLogger(__name__)
 
 
 class Encoder:
-    """The actor: an open worker that is told one shard after another."""
+    """The actor: a worker with its model loaded, which is given one shard after the other."""
 
     def __init__(self, experiment: Experiment, allowed: int) -> None:
         self.allowed = allowed
         self._worker = Joined(experiment, f"ray {os.getpid()}", experiment.model.device)
 
     def extract_shard(self, shard: int) -> int:
-        """Encode and commit one shard, unless it is done or someone else is at it."""
+        """Encode and commit one shard, unless it is done or another worker holds it; return its number."""
         self._worker.extract([shard], self.allowed)
         return shard
 
 
 def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None]) -> None:
-    """Hand every missing shard to an actor; a dead actor's shard goes to another, and it is replaced.
+    """Hand every missing shard to an actor, in the cluster that RAY_ADDRESS names or in one that is started here.
 
-    Joins the cluster that RAY_ADDRESS names, or starts one here. Raises EngineMissing (exit 5) without Ray, WorkerFailed
-    (exit 3) for a shard on which actors died three times or that met an error.
+    An actor that dies is replaced, and its shard is tried again. `look` is called as time passes, to show progress.
+
+    Raises EngineMissing (exit 5) without Ray, and WorkerFailed (exit 3) for a shard on which actors died three times or
+    that met an error.
     """
     try:
         import ray
@@ -53,23 +55,24 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
 
 
 def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None], ray: Any) -> None:
+    """Start the actors and keep each of them busy until no shard is left."""
     gpus = 1 if torch.cuda.is_available() or ray.cluster_resources().get("GPU") else 0
-    actor = ray.remote(num_cpus=1, num_gpus=gpus)(Encoder)
+    actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(Encoder)
     workers = experiment.extract.workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
     waiting, deaths = deque(writer.missing_shards()), Counter[int]()
-    idle = [actor.remote(experiment, allowed) for _ in range(min(workers, len(waiting)))]
+    idle = [actor_class.remote(experiment, allowed) for _ in range(min(workers, len(waiting)))]
     under_way: dict[Any, tuple[Any, int]] = {}
     while waiting or under_way:
         while idle and waiting:
-            one, shard = idle.pop(), waiting.popleft()
-            under_way[one.extract_shard.remote(shard)] = (one, shard)
+            actor, shard = idle.pop(), waiting.popleft()
+            under_way[actor.extract_shard.remote(shard)] = (actor, shard)
         done, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
         look()
         for result in done:
-            one, shard = under_way.pop(result)
+            actor, shard = under_way.pop(result)
             try:
                 ray.get(result)
-                idle.append(one)
+                idle.append(actor)
             except ray.exceptions.RayActorError:
                 deaths[shard] += 1
                 _log.warning("note: the actor at shard %d died", shard)
@@ -78,6 +81,6 @@ def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: C
                         3, f"shard {shard} was given up: actors died on it {deaths[shard]} times"
                     ) from None
                 waiting.append(shard)
-                idle.append(actor.remote(experiment, allowed))
+                idle.append(actor_class.remote(experiment, allowed))
             except ray.exceptions.RayTaskError as error:
                 raise WorkerFailed(3, f"shard {shard} failed: {error.cause}") from None

@@ -1,4 +1,4 @@
-"""SLURM jobs through submitit (extra `[slurm]`): one array, a job per worker, put back into the queue when preempted."""
+"""SLURM jobs through submitit (extra `[slurm]`): one array with a job per worker; a preempted job is queued again."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Worker:
-    """What a job runs; submitit calls `checkpoint` when SLURM takes its machine away."""
+    """What a job runs; submitit calls `checkpoint` when SLURM takes the job's machine away."""
 
     experiment: Experiment
     index: int
@@ -27,22 +27,27 @@ class Worker:
     allowed: int
 
     def __call__(self) -> None:
-        """Look what is missing now, and encode what is nobody else's."""
+        """Encode every shard that is missing when the job begins and that no other worker holds."""
         shards = list(range(read_plan(self.experiment.store_path).n_shards))
         turns = in_turn(shards, self.index, self.workers)
         Joined(self.experiment, f"slurm {self.index}", self.experiment.model.device).extract(turns, self.allowed)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """The same job again: committed shards are left out, the one under way is another's or its own once more."""
+        """Submit the same job again.
+
+        The new job skips committed shards; the shard under way is encoded by another worker, or once more by this job.
+        """
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None]) -> None:
-    """Submit the jobs and wait; `look` is called as time passes. Jobs go on when this process is stopped.
+    """Submit the jobs and wait for them; they continue when this process is stopped.
 
-    Raises EngineMissing (exit 5) without submitit, WorkerFailed (exit 3) with the traceback of a job that failed.
+    `look` is called as time passes, to show progress.
+
+    Raises EngineMissing (exit 5) without submitit, and WorkerFailed (exit 3) with the traceback of a job that failed.
     """
     try:
         import submitit

@@ -1,6 +1,6 @@
-"""LLaVA-1.5 and what shares its layout: a vision tower, a two-layer projector, one feature per patch.
+"""LLaVA-1.5 and models of the same layout: a vision tower, a two-layer projector, one feature per patch.
 
-Only the bytes of tower and projector are read, whichever of the three key layouts the checkpoint has.
+Only the weights of tower and projector are read, whichever of the three key layouts the checkpoint has.
 """
 
 import copy
@@ -35,17 +35,19 @@ from store.projectors.llava_mlp import LlavaMlp
 from store.reading.projector_state import ProjectorState
 
 TOWER = "vision_tower."
+"""Prefix of the tower's weights."""
 RUNS = 5
+"""How often `side_cost` measures."""
 
 
 class Llava(Family):
-    """`model_type: llava`, whatever its tower."""
+    """Models of `model_type: llava`, with any tower of `towers/`."""
 
     model_types = frozenset({"llava"})
 
     @classmethod
     def describe(cls, experiment: Experiment, config: Any) -> Description:
-        """Geometry and arrays from the config and from what the image processor makes."""
+        """Read geometry and arrays from the config and from the size of the image processor's pictures."""
         facts = kind_of_tower(config.vision_config).facts(config.vision_config, _processor(experiment).pixels())
         selection = select_features(config, facts)
         wanted, notes = _available(experiment.store.arrays, experiment.extract.capture, facts, selection)
@@ -59,7 +61,7 @@ class Llava(Family):
 
     @classmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
-        """Tower and projector, nothing of the language model."""
+        """Load tower and projector, and nothing of the language model."""
         description = cls.describe(experiment, config)
         return LlavaEncoder(experiment, config, description, device)
 
@@ -100,12 +102,12 @@ class LlavaEncoder(Encoder):
         self._device, self._dtype = device, dtype
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """(1, 3, height, width) float32, and what it shows of the image, where that is asked for."""
+        """Return `pixel_values`, (1, 3, height, width) in float32, and `image_area` where it is asked for."""
         pixels = self.image_processor(image)
         return pixels if self._area is None else pixels | {IMAGE_AREA: self._area.of(image.size)}
 
     def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
-        """Runs with and without them in turn."""
+        """Measure RUNS forwards with the side arrays, each next to a forward without them."""
         lean = replace(self.half, arrays=self.half.arrays - SIDE)
         if lean.arrays == self.half.arrays:
             return ()
@@ -114,12 +116,12 @@ class LlavaEncoder(Encoder):
         return [whole / plain for plain, whole in seconds]
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
-        """One forward of the tower."""
-        areas = {} if self._area is None else {IMAGE_AREA: torch.cat([one[IMAGE_AREA] for one in batch])}
+        """Return the arrays of some images, from one forward of the tower."""
+        areas = {} if self._area is None else {IMAGE_AREA: torch.cat([pixels[IMAGE_AREA] for pixels in batch])}
         return encode(self.half, self._pixels(batch)) | areas
 
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
-        return torch.cat([one["pixel_values"] for one in batch]).to(self._device, self._dtype)
+        return torch.cat([pixels["pixel_values"] for pixels in batch]).to(self._device, self._dtype)
 
 
 def _processor(experiment: Experiment) -> ImageProcessor:
@@ -128,7 +130,7 @@ def _processor(experiment: Experiment) -> ImageProcessor:
 
 
 def timed(run: Callable[[], Mapping[str, Tensor]]) -> float:
-    """Seconds, until the device is done."""
+    """Return the seconds that a run takes until the device has finished its queued work."""
     begun = time.perf_counter()
     for array in run().values():
         array.sum().item()
@@ -136,10 +138,10 @@ def timed(run: Callable[[], Mapping[str, Tensor]]) -> float:
 
 
 def select_features(config: Any, facts: TowerFacts) -> Selection:
-    """Layers and strategy of a LLaVA config, resolved and checked.
+    """Return the feature layers and the select strategy of a LLaVA config, checked against the tower.
 
-    Raises UnsupportedModel for a layer that the tower does not have, and for the strategy `default` on a tower without
-    a CLS row: stock code silently loses the first patch there.
+    Raises UnsupportedModel (exit 2) for a layer that the tower does not have, and for the strategy `default` on a tower
+    without a CLS row, where stock code silently loses the first patch.
     """
     listed = config.vision_feature_layer
     asked = [listed] if isinstance(listed, int) else list(listed)
@@ -162,7 +164,7 @@ def select_features(config: Any, facts: TowerFacts) -> Selection:
 
 
 def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ProjectorState:
-    """The projector as a store keeps it."""
+    """Return the projector in the form that a store keeps."""
     arrays = {name: to_storage(tensor) for name, tensor in weights.items()}
     dtypes: dict[str, Dtype] = {name: dtype_name(tensor.dtype) for name, tensor in weights.items()}
     return ProjectorState("llava_mlp", settings, arrays, dtypes, weights_digest(weights))
@@ -171,6 +173,10 @@ def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) 
 def _available(
     asked: tuple[str, ...], by_name: tuple[str, ...], facts: TowerFacts, selection: Selection
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the arrays of `asked` that the model can give, and a note for each other array.
+
+    Raises UnsupportedModel (exit 2) for a name that is unknown, and for an array of `by_name` that the model cannot give.
+    """
     unknown = [name for name in asked if name not in NAMES]
     if unknown:
         raise UnsupportedModel(
@@ -187,17 +193,18 @@ def _available(
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    # Old checkpoints carry this buffer; it is a plain range that the tower makes itself.
-    return {name: tensor for name, tensor in found.items() if not name.endswith("position_ids")}
+    """Return the tensors below a prefix, under names without it."""
+    part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    # Old checkpoints carry the buffer `position_ids`, a plain range that the tower makes itself.
+    return {name: tensor for name, tensor in part.items() if not name.endswith("position_ids")}
 
 
 def _build_tower(source: str, config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    # A copy: transformers writes the attention implementation into the config object it is given.
+    # The config is copied because transformers writes the attention implementation into the object that it is given.
     vision_config = copy.deepcopy(config.vision_config)
     with torch.device("meta"):
         kind: Any = type(AutoModel.from_config(vision_config))
-    # Stock loading of tensors that are read already: it knows towers whose names on disk differ from those in memory.
+    # The tensors are read already, but stock code loads them: it knows towers whose names on disk and in memory differ.
     with quiet_loading():
         tower, loading = kind.from_pretrained(
             None, config=vision_config, state_dict=dict(weights), dtype=dtype, attn_implementation=ATTENTION,

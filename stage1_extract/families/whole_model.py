@@ -1,7 +1,7 @@
-"""The fallback for models whose parts cannot be reached apart: their own `get_image_features`, called once per batch.
+"""The fallback for models whose parts cannot be reached apart: their own `get_image_features` is called once per batch.
 
-Only `projected` is stored. So nothing can be re-projected, pruners that read `raw` or CLS arrays cannot run, and parity
-can compare the cached features but not their re-projection.
+Only `projected` is stored. So features cannot be projected again, pruners that read `raw` or CLS arrays cannot run, and
+parity can compare the cached features but not their re-projection.
 """
 
 import inspect
@@ -34,23 +34,23 @@ ONE_CROP = {"do_image_splitting": False}
 
 
 class WholeModel(Family):
-    """Any model with `get_image_features`; serves no model type by name."""
+    """Any model with `get_image_features`; no model type names this family."""
 
     model_types = frozenset()
 
     @classmethod
     def describe(cls, experiment: Experiment, config: Any) -> Description:
-        """Opens the model: how many tokens it makes of an image is known to its code only."""
+        """Load the model to describe it, as only its code knows how many tokens it makes of an image."""
         return cls.open(experiment, config, torch.device("cpu")).description
 
     @classmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
-        """The full model."""
+        """Load the full model."""
         return WholeModelEncoder(experiment, device)
 
 
 class WholeModelEncoder(Encoder):
-    """A full model, used for its `get_image_features` alone."""
+    """A full model, of which only `get_image_features` is used."""
 
     projector = None
     origins: Mapping[str, Mapping[str, Any]] = {}
@@ -62,7 +62,7 @@ class WholeModelEncoder(Encoder):
                 f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
                 "leave them out of --capture"
             )
-        weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
+        weight_files(model.checkpoint, model.revision)  # names what is missing, before transformers fails
         with quiet_loading(), stock_reading(model.checkpoint, "a model"):
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
                 model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION,
@@ -79,15 +79,15 @@ class WholeModelEncoder(Encoder):
         self.description = self._probe(experiment)
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """What `get_image_features` takes."""
+        """Return those tensors of the image processor that `get_image_features` takes."""
         taken = inspect.signature(self._model.get_image_features).parameters
         return {name: value for name, value in self._image_processor(image).items() if name in taken}
 
     @torch.no_grad()
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
-        """One call of the model's own code."""
+        """Return `projected` of some images, from one call of the model's own code."""
         features = self._features(batch)
-        counts = {len(one) for one in features}
+        counts = {len(tokens) for tokens in features}
         if len(features) != len(batch):
             raise UnsupportedModel(
                 f"expected one feature tensor for each of {len(batch)} images from this model's get_image_features, got "
@@ -103,12 +103,12 @@ class WholeModelEncoder(Encoder):
 
     @torch.no_grad()
     def _features(self, batch: Sequence[Pixels]) -> list[Float[Tensor, "token embed"]]:
-        inputs = {name: torch.cat([one[name] for one in batch]).to(self._device) for name in batch[0]}
-        found = self._model.get_image_features(**inputs)
-        return list(getattr(found, "pooler_output", found))
+        inputs = {name: torch.cat([pixels[name] for pixels in batch]).to(self._device) for name in batch[0]}
+        output = self._model.get_image_features(**inputs)
+        return list(getattr(output, "pooler_output", output))
 
     def _probe(self, experiment: Experiment) -> Description:
-        """Find the shapes from blank images of several shapes: a model whose tokens vary is refused before any work."""
+        """Measure the shapes on blank images of several sizes, which refuses a model whose token count varies early."""
         blanks = [self.preprocess(Image.new("RGB", size, "white")) for size in TRIED_SIZES]
         self._tokens = len(self._features(blanks[:1])[0])
         embed = {self.encode([blank])["projected"].shape[2] for blank in blanks}.pop()

@@ -1,4 +1,4 @@
-"""Which distinct images there are: every file hashed once, names grouped by content."""
+"""List the distinct images of an experiment: every file is hashed once, and names are grouped by content."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,12 @@ from store.questions.splits import SPLITS, say, used
 
 @dataclass(frozen=True)
 class Source:
-    """One distinct image: a row of the store."""
+    """One distinct image, which is a row of the store."""
 
     sha: str
+    """Identity of the image, in hex; see `content_id` and `name_id`."""
     names: tuple[str, ...]
-    """Names with this content; the first is read. None where the file has other content by now."""
+    """Names with this content, of which the first is read; empty where the file has other content by now."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,23 @@ class Sources:
 
     images: ImageSource
     names: int
-    """How many names were given."""
+    """Number of names that were given."""
     rows: tuple[Source, ...]
     unreadable: dict[str, str]
-    """Names whose file could not be read, with the reason: rows of their own that will fail."""
+    """Names whose file could not be read, with the reason; each has a row of its own, which will fail."""
     by_content: bool
+    """Whether an image is identified by its content; if not, by its name."""
 
     def ids(self) -> ImageIds:
-        """As the store keeps them."""
+        """Return the identities and names in the form that a store keeps."""
         return ImageIds.build([(source.sha, source.names) for source in self.rows])
 
 
 def find_sources(experiment: Experiment) -> Sources:
-    """The images that the experiment's questions name, or all there are; raises DataMissing (exit 5) if there are none."""
+    """List the images that the experiment's questions name, or all images where there are no questions.
+
+    Raises DataMissing (exit 5) if the list is empty.
+    """
     data = experiment.data
     questions = read_questions(data)
     images = open_images(data.images, data.format, data.image_column, data.follow_links)
@@ -57,9 +62,8 @@ def find_sources(experiment: Experiment) -> Sources:
         raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
     by_content = data.identity == "content"
     unreadable: dict[str, str] = {}
-    shas = (
-        _hash_all(images, names, experiment.extract.decode_threads, unreadable) if by_content else map(name_id, names)
-    )
+    threads = experiment.extract.decode_threads
+    shas = _hash_all(images, names, threads, unreadable) if by_content else map(name_id, names)
     grouped: dict[str, list[str]] = {}
     for name, sha in zip(names, shas, strict=True):
         grouped.setdefault(sha, []).append(name)
@@ -68,6 +72,8 @@ def find_sources(experiment: Experiment) -> Sources:
 
 
 def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadable: dict[str, str]) -> list[str]:
+    """Return the identity of each image; add names that cannot be read to `unreadable`, with the reason."""
+
     def hash_one(name: str) -> str:
         try:
             return content_id(images.read(name))
@@ -75,20 +81,20 @@ def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadabl
             unreadable[name] = bad.reason
             return name_id(name)
 
-    in_place = sorted(names, key=images.place)
+    in_file_order = sorted(names, key=images.position)
     with ThreadPoolExecutor(threads) as pool:
-        hashed = ProgressBar(pool.map(hash_one, in_place), "hash", len(names), unit="images")
-        shas = dict(zip(in_place, hashed, strict=True))
+        hashed = ProgressBar(pool.map(hash_one, in_file_order), "hash", len(names), unit="images")
+        shas = dict(zip(in_file_order, hashed, strict=True))
     return [shas[name] for name in names]
 
 
 def rows_of(plan: Plan, ids: ImageIds) -> tuple[Source, ...]:
-    """The rows of a store; those without an image have no name."""
+    """Return the source of every row of a store; a row without an image has no name."""
     return tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(plan.n_rows))
 
 
 def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources:
-    """The images of a store's plan, for a worker that joins: nothing is hashed again."""
+    """Return the images of a store's plan, without hashing them again."""
     rows = rows_of(plan, ids)
     by_content = plan.identity == "content"
     data = experiment.data

@@ -1,4 +1,4 @@
-"""Which kind of input `data.images` is. Only what is unambiguous is found out; the rest is told."""
+"""Find out which kind of input `data.images` is; where that is ambiguous, the user must say it by `data.format`."""
 
 import os
 from collections import defaultdict
@@ -16,6 +16,7 @@ from store.errors import DataMissing
 
 IMAGES, TAR, PARQUET = "image files", "tar shards", "parquet files"
 COMPRESSED_TAR, ARROW = "compressed tar shards", "arrow files"
+"""Kinds of input, as messages name them."""
 SUFFIXES = {".tar": TAR, ".parquet": PARQUET, ".arrow": ARROW} | dict.fromkeys(
     (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"), COMPRESSED_TAR
 )
@@ -28,10 +29,20 @@ _REFUSED = {
 def open_images(
     root: Path, image_format: ImageFormat = "auto", image_column: str | None = None, follow_links: bool = False
 ) -> ImageSource:
-    """The images at `data.images`, by `data.format`, `data.image_column` and `data.follow_links`.
+    """Open the images at `data.images`.
 
-    Raises DataMissing (exit 5) where there is nothing, UnusableImages (exit 2) for a mix and for what cannot be read in
-    place, DamagedArchive (exit 4), ReaderMissing (exit 5) for parquet without pyarrow.
+    Args:
+        root: `data.images`.
+        image_format: `data.format`; `auto` finds the kind of input out.
+        image_column: `data.image_column`, for parquet files with several columns of images.
+        follow_links: `data.follow_links`, for folders.
+
+    Raises:
+        DataMissing: There is nothing at `root` (exit 5).
+        UnusableImages: There are several kinds of input, or a kind that cannot be read in place (exit 2).
+        DamagedArchive: A tar or parquet file is damaged (exit 4).
+        ReaderMissing: The images are in parquet files and pyarrow is not installed (exit 5).
+
     """
     if not root.exists():
         raise DataMissing(
@@ -39,44 +50,45 @@ def open_images(
         )
     if image_format == "folder":
         return FolderSource(root, follow_links)
-    found = _files(root)
-    wanted = {"tar": TAR, "parquet": PARQUET}.get(image_format) or _only_kind(root, found)
-    if wanted == IMAGES:
+    files = _files(root)
+    kind = {"tar": TAR, "parquet": PARQUET}.get(image_format) or _only_kind(root, files)
+    if kind == IMAGES:
         return FolderSource(root, follow_links)
-    if wanted not in found:
-        raise UnusableImages(f"expected {wanted} in {root}, found {_told(found)}: check data.images and data.format")
-    if wanted in _REFUSED:
-        raise UnusableImages(_REFUSED[wanted].format(root=root))
-    return TarSource(found[wanted]) if wanted == TAR else ParquetSource(found[wanted], image_column)
+    if kind not in files:
+        raise UnusableImages(f"expected {kind} in {root}, found {_listed(files)}: check data.images and data.format")
+    if kind in _REFUSED:
+        raise UnusableImages(_REFUSED[kind].format(root=root))
+    return TarSource(files[kind]) if kind == TAR else ParquetSource(files[kind], image_column)
 
 
-def _only_kind(root: Path, found: Mapping[str, Mapping[str, Path]]) -> str:
-    if len(found) > 1:
+def _only_kind(root: Path, files: Mapping[str, Mapping[str, Path]]) -> str:
+    """Return the only kind of input; UnusableImages (exit 2) where there are several."""
+    if len(files) > 1:
         raise UnusableImages(
-            f"expected one kind of input in {root}, found {_told(found)}: set data.format to folder, tar or parquet"
+            f"expected one kind of input in {root}, found {_listed(files)}: set data.format to folder, tar or parquet"
         )
-    if not found and not root.is_dir():
+    if not files and not root.is_dir():
         raise UnusableImages(f"expected a folder, a .tar or a .parquet file as data.images, got {root}")
-    return next(iter(found), IMAGES)
+    return next(iter(files), IMAGES)
 
 
 def _files(root: Path) -> dict[str, dict[str, Path]]:
-    """The files that matter, by kind and then by path below the root, sorted. Of image files only the first is kept.
+    """List the files of known kinds, by kind and then by path below the root, sorted; of image files only the first.
 
-    A link to an archive is followed, as the hub's cache consists of them; which archives there are is the user's word,
-    not the data's.
+    A link to an archive is followed, as the hub's cache consists of such links. The user, not the data, says which archives
+    there are.
     """
-    found: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+    files: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     if not root.is_dir():
         kind = _kind(root.name)
         return {kind: {root.name: root}} if kind not in (None, IMAGES) else {}
     for folder, _, names in os.walk(root):
         for name in names:
             kind = _kind(name)
-            if kind is not None and (kind != IMAGES or IMAGES not in found):
+            if kind is not None and (kind != IMAGES or IMAGES not in files):
                 path = Path(folder, name)
-                found[kind][path.relative_to(root).as_posix()] = path
-    return {kind: dict(sorted(files.items())) for kind, files in found.items()}
+                files[kind][path.relative_to(root).as_posix()] = path
+    return {kind: dict(sorted(paths.items())) for kind, paths in files.items()}
 
 
 def _kind(name: str) -> str | None:
@@ -85,8 +97,9 @@ def _kind(name: str) -> str | None:
     return next((kind for suffix, kind in SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _told(found: Mapping[str, Mapping[str, Path]]) -> str:
-    listed = [
-        f"{'' if kind == IMAGES else f'{len(files)} '}{kind} ({next(iter(files))})" for kind, files in found.items()
+def _listed(files: Mapping[str, Mapping[str, Path]]) -> str:
+    """Name every kind of input, with a number and an example, for a message."""
+    kinds = [
+        f"{'' if kind == IMAGES else f'{len(paths)} '}{kind} ({next(iter(paths))})" for kind, paths in files.items()
     ]
-    return " and ".join(listed) or "none of its kind"
+    return " and ".join(kinds) or "none of its kind"

@@ -1,4 +1,4 @@
-"""A folder of image files."""
+"""Images as files in a folder."""
 
 import logging
 from pathlib import Path
@@ -11,16 +11,16 @@ _log = logging.getLogger(__name__)
 
 
 class FolderSource(ImageSource):
-    """Images are files; their names are paths below the folder, with `/`."""
+    """A folder of image files; an image's name is its path below the folder, with `/`."""
 
     def __init__(self, root: Path, follow_links: bool = False) -> None:
         self._root = root
         self._follow_links = follow_links
 
     def names(self) -> list[str]:
-        """Every file with an image's suffix, or without a suffix and with an image's first bytes, sorted.
+        """List, sorted, every file with an image's suffix, and every file without a suffix that begins like an image.
 
-        Warns of links that are not followed, and of images whose suffix is another file's.
+        Warns of links that are not followed, and of images that have the suffix of another kind of file.
         """
         walk = Walk(self._root, self._follow_links)
         names: list[str] = []
@@ -34,16 +34,16 @@ class FolderSource(ImageSource):
         if misnamed:
             notes.append(
                 f"{len(misnamed):,} files in {self._root} have an image's content and another file's suffix, and are left "
-                f"out ({first(misnamed)}): rename them, or name them in data.questions"
+                f"out ({first(misnamed)}): rename these files, or name them in data.questions"
             )
         for note in notes:
             _log.warning("note: %s", note)
         return sorted(names)
 
     def read(self, name: str) -> bytes:
-        """The file's bytes; BadImage for a path out of the folder and for all that is no file."""
+        """Read the bytes of a file; raises BadImage for a path that leads out of the folder or to no regular file."""
         return read_image_bytes(self._root, name, self._follow_links)
 
-    def place(self, name: str) -> int:
-        """Any order is as fast."""
+    def position(self, name: str) -> int:
+        """Return 0 for every name, as files can be read in any order equally fast."""
         return 0

@@ -1,4 +1,4 @@
-"""What every kind of input can do: name its images, and give the bytes of one."""
+"""The interface of every kind of input: it names its images, and reads the bytes of an image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -6,58 +6,70 @@ from collections.abc import Callable, Iterable
 from stage1_extract.errors import BadImage, UnusableImages
 
 MAX_IMAGES = 20_000_000
-"""Images of one input, at most; an archive of a few bytes may claim any number, and every name takes memory."""
+"""Largest number of images of one input: an archive of a few bytes may claim any number, and every name takes memory."""
 _AMBIGUOUS = -1
 
 
 class ImageSource(ABC):
-    """Images by name. Threads may share one; a spawned worker opens its own."""
+    """Images by name. Threads may share a source; a spawned worker opens its own."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Every image, in an order that never changes."""
+        """List the names of all images, in an order that never changes."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of an image; raises BadImage."""
+        """Read the bytes of an image; raises BadImage where that is impossible."""
 
     @abstractmethod
-    def place(self, name: str) -> int:
-        """A number that grows along the files: many images are read fastest in its order."""
+    def position(self, name: str) -> int:
+        """Return the position of an image in the files; many images are read fastest in the order of their positions."""
 
 
 class Catalogue:
     """The names of images in archives.
 
-    An image's name is its short one (the path that the archive gives it) where no other image has it, otherwise
-    `<archive>/<what is unique there>`. That long name is understood for every image.
+    An image's name is its short name (the path that the archive gives it) if no other image has the same short name, and
+    otherwise its long name, `<archive>/<what is unique in the archive>`. Every image can be found by its long name, too.
     """
 
     def __init__(self, shorts: Iterable[str | None], long_name: Callable[[int], str]) -> None:
-        """`shorts` are the short names in the order of their places, None where an image has none; `long_name` of a place."""
-        self._places: dict[str, int] = {}
+        """Index the names.
+
+        Args:
+            shorts: Short name of each image, in the order of their positions; None where an image has none.
+            long_name: Returns the long name of the image at a position.
+
+        Raises:
+            UnusableImages: There are more than MAX_IMAGES images (exit 2).
+
+        """
+        self._positions: dict[str, int] = {}
         self._names: list[str | None] = []
-        for place, short in enumerate(shorts):
-            if place == MAX_IMAGES:
+        for position, short in enumerate(shorts):
+            if position == MAX_IMAGES:
                 raise UnusableImages(
                     f"expected at most {MAX_IMAGES:,} images, there are more: split them into several inputs"
                 )
             self._names.append(short)
             if short is not None:
-                self._places[short] = _AMBIGUOUS if short in self._places else place
-        for place, short in enumerate(self._names):
-            if short is None or self._places[short] == _AMBIGUOUS:
-                name = long_name(place)
-                self._names[place] = name
-                self._places[name] = _AMBIGUOUS if name in self._places else place
+                self._positions[short] = _AMBIGUOUS if short in self._positions else position
+        for position, short in enumerate(self._names):
+            if short is None or self._positions[short] == _AMBIGUOUS:
+                name = long_name(position)
+                self._names[position] = name
+                self._positions[name] = _AMBIGUOUS if name in self._positions else position
 
     def names(self) -> list[str]:
-        """All names, in the order of their places; one that two images share is named once, and cannot be found."""
+        """List all names in the order of their positions; a name that two images share is listed once, and cannot be found."""
         return list(dict.fromkeys(name for name in self._names if name is not None))
 
     def find(self, name: str) -> int | None:
-        """The place of a name, None for one that is neither short nor listed; BadImage for one that means several images."""
-        place = self._places.get(name)
-        if place == _AMBIGUOUS:
+        """Return the position of a name; None for a name that is neither a short name nor listed.
+
+        Raises BadImage for a name that several images have.
+        """
+        position = self._positions.get(name)
+        if position == _AMBIGUOUS:
             raise BadImage("ambiguous_name", name)
-        return place
+        return position

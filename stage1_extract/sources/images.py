@@ -1,4 +1,4 @@
-"""Opening one image file that may be anything: checked before it is decoded, and never outside its root."""
+"""Read and decode one image file, which may be anything: it is checked before it is decoded, and never outside its root."""
 
 import hashlib
 import io
@@ -16,11 +16,12 @@ from store.questions.image_files import FORMATS, OutsideRoot, locate
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .png .apng .webp .bmp .dib .gif .tif .tiff .avif .heic .heif .jxl .jp2"
 SUFFIXES = frozenset(_SUFFIXES.split())
-"""Of files that are taken for images where nobody names any; some of them cannot be decoded, which is then said."""
+"""Suffixes by which a file counts as an image where no questions name images; files of some of these formats cannot be
+decoded, and are reported."""
 MAX_IMAGE_BYTES = 1 << 30
-"""Of one image file: more than any image of extract.max_pixels needs."""
+"""Largest image file that is read: more than any image of extract.max_pixels needs."""
 START = 16
-"""Bytes by which a format is told."""
+"""Number of bytes at the beginning of a file by which its format is recognised."""
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"II*\0": "TIFF",
     b"MM\0*": "TIFF", b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
@@ -46,26 +47,30 @@ REASONS = {
     "unreadable": "the operating system refuses to read it",
     "changed_while_running": "its content is not what was planned for",
 }
-# Pillow's own limit is a constant; ours is extract.max_pixels, held against the header before a pixel is decoded.
+"""Why an image cannot be encoded: the words that the commit log records, with their meaning."""
+# Pillow's own limit is a constant; here the header is compared with extract.max_pixels before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
+    """Return whether a file's name ends like an image's."""
     stem, dot, suffix = name.rpartition(".")
     return bool(stem) and (dot + suffix).lower() in SUFFIXES
 
 
 def read_image_bytes(root: Path, name: str, follow_links: bool = False) -> bytes:
-    """The bytes of an image file under `root`, or where a link leads out of it with `follow_links`; raises BadImage."""
+    """Read the bytes of an image file under `root`; with `follow_links`, also of a file that a link out of `root` leads to.
+
+    Raises BadImage for everything that is no regular file under `root`, or is empty or too large.
+    """
     try:
         path = locate(root, name, follow_links)
     except OutsideRoot as outside:
         if outside.link is None:
             raise BadImage("outside_image_root", name) from None
-        told = f"{printable(outside.link)}, data.follow_links: true follows it"
-        raise BadImage("link_out_of_image_root", name, told) from None
+        addition = f"{printable(outside.link)}, data.follow_links: true follows it"
+        raise BadImage("link_out_of_image_root", name, addition) from None
     try:
         # O_NONBLOCK: opening a pipe must not wait for someone to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -87,7 +92,7 @@ def read_image_bytes(root: Path, name: str, follow_links: bool = False) -> bytes
 
 
 def decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """An RGB image; the header is judged before any pixel is decoded. Raises BadImage.
+    """Decode an RGB image; the header is checked before any pixel is decoded. Raises BadImage.
 
     Alpha is dropped and palettes are resolved as stock processors do (`convert("RGB")`); 16-bit grey keeps its upper
     byte. EXIF orientation is not applied, as stock processors do not apply it either.
@@ -110,7 +115,7 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def image_format(start: bytes) -> str | None:
-    """The format of an image by the first START bytes of its file; None for all that is no image."""
+    """Return the format of an image by the first START bytes of its file; None for a file that is no image."""
     for magic, name in _MAGIC.items():
         if start.startswith(magic):
             return name
@@ -122,7 +127,7 @@ def image_format(start: bytes) -> str | None:
 
 
 def read_start(path: Path) -> bytes:
-    """The first START bytes of a file; none of what cannot be read, or is no regular file."""
+    """Read the first START bytes of a file; empty for a file that cannot be read, or is not a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -135,12 +140,12 @@ def read_start(path: Path) -> bytes:
 
 
 def content_id(data: bytes) -> str:
-    """An image's identity: the sha256 of its file, in hex."""
+    """Return the identity of an image: the sha256 of its file, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def name_id(name: str) -> str:
-    """The identity of an image known by its name only, or of one that cannot be read."""
+    """Return the identity of an image that is known by its name only, or that cannot be read."""
     return hashlib.sha256(b"name:" + name.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Hugging Face datasets in parquet files: images in a column of `{bytes, path}`, read by row groups where they lie.
+"""Images in parquet files, as Hugging Face datasets keep them: in a column of `{bytes, path}`, read by row groups in place.
 
-Needs pyarrow (extra `[parquet]`), which reads in a process of its own (parquet_process.py). A row group is the smallest part
-that can be read: the metadata must promise at most MAX_ROW_GROUP_BYTES of it before it is opened, and reading stops where it
+This needs pyarrow (extra `[parquet]`), which reads in a process of its own (parquet_process.py). A row group is the smallest
+part that can be read. It is opened only if the metadata promises at most MAX_ROW_GROUP_BYTES, and reading stops if the group
 turns out to hold more.
 """
 
@@ -20,29 +20,38 @@ from stage1_extract.sources.image_source import MAX_IMAGES, Catalogue, ImageSour
 from stage1_extract.sources.parquet_process import ParquetProcess, ParquetUnreadable
 
 MAX_ROW_GROUP_BYTES = 1 << 30
-"""Uncompressed bytes of the images of one row group, at most."""
+"""Most uncompressed bytes of the images of one row group."""
 MAX_NAMES_BYTES = 1 << 26
-"""The same for their paths."""
+"""Most uncompressed bytes of the paths of one row group."""
 MAX_NAME_LENGTH = 4096
-"""Longest path that is taken for a name, in characters: as in questions."""
+"""Longest path that is taken for a name, in characters; questions have the same limit."""
 CACHE_BYTES = 1 << 29
-"""Row groups that are kept, in bytes; the one read last always is."""
+"""Bytes of row groups that are kept in memory; the group that was read last is always kept."""
 Images = list[bytes | None]
+"""The images of one row group; None where a cell is null."""
 
 
 class ParquetSource(ImageSource):
-    """Images are rows; short names are their `path`."""
+    """Parquet files, in which each row is an image; an image's short name is its `path`."""
 
     def __init__(self, files: Mapping[str, Path], column: str | None) -> None:
-        """From parquet files by name; `column` holds the images, None for the only one that can.
+        """Index the names of all images.
 
-        Raises ReaderMissing (exit 5), UnusableImages (exit 2) and DamagedArchive (exit 4).
+        Args:
+            files: Paths of the parquet files, by name.
+            column: Column of the images; None for the only column that can hold images.
+
+        Raises:
+            ReaderMissing: pyarrow is not installed (exit 5).
+            UnusableImages: There is no such column, or a row group is too large (exit 2).
+            DamagedArchive: A file cannot be read (exit 4).
+
         """
         self._files = dict(files)
         self._firsts: dict[str, int] = {}
-        """Place of each file's first row."""
+        """Position of each file's first row, counted over all files."""
         self._groups = array("q")
-        """Place of each row group's first row."""
+        """Position of each row group's first row."""
         self._where: list[tuple[str, int]] = []
         """File and number of each row group."""
         self._columns: dict[str, str] = {}
@@ -55,28 +64,28 @@ class ParquetSource(ImageSource):
         self._catalogue = Catalogue(paths, self._long_name)
 
     def names(self) -> list[str]:
-        """Files by name, their rows in order."""
+        """List the images of each file after the other, by their rows."""
         return self._catalogue.names()
 
-    def place(self, name: str) -> int:
-        """The row, counted over all files; 0 for what cannot be found."""
+    def position(self, name: str) -> int:
+        """Return the row of an image, counted over all files; 0 for a name that cannot be found."""
         try:
             return self._find(name)
         except BadImage:
             return 0
 
     def read(self, name: str) -> bytes:
-        """A cell's bytes; BadImage for an empty one, and for a row group that cannot be decoded."""
-        place = self._find(name)
-        group = bisect_right(self._groups, place) - 1
+        """Read the bytes of an image; raises BadImage for an empty cell, and for a row group that cannot be decoded."""
+        position = self._find(name)
+        group = bisect_right(self._groups, position) - 1
         with self._lock:
-            data = self._images(group, name)[place - self._groups[group]]
+            data = self._images(group, name)[position - self._groups[group]]
         if not data:
             raise BadImage("empty_file", name)
         return data
 
     def _index(self, column: str | None) -> Iterator[str | None]:
-        """The path of every row; the places of files and row groups are noted on the way."""
+        """Yield the path of every row, and record the positions of files and row groups on the way."""
         for name, path in ProgressBar(self._files.items(), "index", unit="parquet files"):
             self._firsts[name] = self._rows
             try:
@@ -101,34 +110,35 @@ class ParquetSource(ImageSource):
             self._groups.append(self._rows)
             self._where.append((name, number))
         self._rows += rows
-        found = 0
-        for given in _cells(self._process, path, number, f"{column}.path"):
-            found += 1
-            short = None if given is None else given.decode()
+        count = 0
+        for cell in _cells(self._process, path, number, f"{column}.path"):
+            count += 1
+            short = None if cell is None else cell.decode()
             yield short if short and len(short) <= MAX_NAME_LENGTH else None
-        if found != rows:
-            raise ParquetUnreadable(f"{found} rows instead of {rows} in row group {number}")
+        if count != rows:
+            raise ParquetUnreadable(f"{count} rows instead of {rows} in row group {number}")
 
     def _find(self, name: str) -> int:
-        place = self._catalogue.find(name)
-        if place is not None:
-            return place
+        """Return the position of a name, which may be a long name; raises BadImage."""
+        position = self._catalogue.find(name)
+        if position is not None:
+            return position
         file, _, row = name.rpartition("/")
         if file in self._files and row.isdecimal() and row == str(int(row[:20])):
-            place = self._firsts[file] + int(row)
-            if place < self._rows and self._file_of(place) == file:
-                return place
+            position = self._firsts[file] + int(row)
+            if position < self._rows and self._file_of(position) == file:
+                return position
         raise BadImage("missing_file", name)
 
-    def _long_name(self, place: int) -> str:
-        file = self._file_of(place)
-        return f"{file}/{place - self._firsts[file]}"
+    def _long_name(self, position: int) -> str:
+        file = self._file_of(position)
+        return f"{file}/{position - self._firsts[file]}"
 
-    def _file_of(self, place: int) -> str:
-        return self._where[bisect_right(self._groups, place) - 1][0]
+    def _file_of(self, position: int) -> str:
+        return self._where[bisect_right(self._groups, position) - 1][0]
 
     def _images(self, group: int, name: str) -> Images:
-        """The images of a row group, kept for the next; called with the lock held."""
+        """Return the images of a row group and keep them in memory; the caller holds the lock."""
         if group not in self._cached:
             self._cached[group] = self._load(group, name)
             while len(self._cached) > 1 and sum(map(_size, self._cached.values())) > CACHE_BYTES:
@@ -158,10 +168,10 @@ class ParquetSource(ImageSource):
 
 def _require_pyarrow() -> None:
     try:
-        found = find_spec("pyarrow.parquet")
+        spec = find_spec("pyarrow.parquet")
     except ModuleNotFoundError:
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise ReaderMissing("expected pyarrow to read parquet files: pip install 'encode-once[parquet]'")
 
 
@@ -170,19 +180,22 @@ def _cells(process: ParquetProcess, path: Path, group: int, leaf: str) -> Iterat
 
 
 def _image_column(path: Path, fields: Sequence[Mapping[str, Any]], column: str | None) -> str:
-    """The column of images; UnusableImages where it is none, or where there are several and none is named."""
-    found = [field["name"] for field in fields if field["images"]]
-    if column is not None and column in found:
+    """Return the column of images: `column`, or the only one.
+
+    Raises UnusableImages (exit 2) where no column holds images, or several do and none is named.
+    """
+    candidates = [field["name"] for field in fields if field["images"]]
+    if column is not None and column in candidates:
         return column
-    if column is None and len(found) == 1:
-        return found[0]
-    there = ", ".join(f"{field['name']}: {field['type']}" for field in fields)
-    if column is None and found:
+    if column is None and len(candidates) == 1:
+        return candidates[0]
+    listed = ", ".join(f"{field['name']}: {field['type']}" for field in fields)
+    if column is None and candidates:
         raise UnusableImages(
-            f"expected one column of images in {path}, there are {', '.join(found)}: set data.image_column"
+            f"expected one column of images in {path}, there are {', '.join(candidates)}: set data.image_column"
         )
     wanted = "a column" if column is None else f"the column {column}"
-    raise UnusableImages(f"expected {wanted} of {{bytes: binary, path: string}} in {path}, its columns are {there}")
+    raise UnusableImages(f"expected {wanted} of {{bytes: binary, path: string}} in {path}, its columns are {listed}")
 
 
 def _require_size(path: Path, group: int, sizes: Mapping[str, int], leaf: str, limit: int) -> None:
@@ -190,7 +203,7 @@ def _require_size(path: Path, group: int, sizes: Mapping[str, int], leaf: str, l
     if not 0 <= sizes[leaf] <= limit:
         raise UnusableImages(
             f"expected at most {limit:,} bytes of {leaf} in a row group, row group {group} of {path} has {sizes[leaf]:,}: "
-            "write it again with smaller ones, such as row_group_size=100"
+            "write the file again with smaller row groups, such as row_group_size=100"
         )
 
 

@@ -1,8 +1,8 @@
-"""A process that reads parquet files, and the pipe to it: what a damaged file does to the library, it does there alone.
+"""A process that reads parquet files, and the pipe to it: a damaged file can harm that process only.
 
 Damaged files raise errors of any kind inside pyarrow, and some abort the process. `python -m` of this module answers lines
-of JSON on its standard input with frames on its standard output: a length and as many bytes for each value, then END. It
-ends when its input does, so that it does not outlive whoever started it.
+of JSON on its standard input with frames on its standard output: a length and as many bytes for each value, then END. The
+process ends when its input ends, so that it does not outlive the process that started it.
 """
 
 import json
@@ -18,31 +18,36 @@ from pathlib import Path
 from typing import IO, Any
 
 BATCH_ROWS = 8
-"""Rows decoded at a time: a dictionary may repeat one huge value in every row."""
+"""Number of rows that are decoded at a time; it is small because a dictionary may repeat one huge value in every row."""
 _LENGTH = struct.Struct("<q")
 _NULL, _END, _FAILED = -1, -2, -3
+"""Lengths that stand for a null value, the end of an answer, and an error whose message follows."""
 
 
 class ParquetUnreadable(Exception):
-    """A parquet file, or a part of it, cannot be read; the message is the library's first line, or how its process ended."""
+    """A parquet file, or a part of it, cannot be read.
+
+    The message is the first line of the library's message, or says how the library's process ended.
+    """
 
 
 class ParquetProcess:
-    """Reads one question after the other in a process of its own, which is started anew where it ended."""
+    """Reads parquet files in a process of its own, one question after the other; a process that ended is started anew."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def outline(self, path: Path) -> dict[str, Any]:
-        """Read `fields` (name, type, whether it holds images) and `groups` (rows, bytes by leaf) of a file's metadata."""
-        (found,) = self._ask({"ask": "outline", "path": str(path)})
-        return json.loads(found or b"{}")
+        """Read a file's metadata: `fields` (name, type, whether it holds images) and `groups` (rows, bytes by leaf)."""
+        (outline,) = self._ask({"ask": "outline", "path": str(path)})
+        return json.loads(outline or b"{}")
 
     def cells(self, path: Path, group: int, leaf: str) -> Iterator[bytes | None]:
-        """Read the values of `<column>.<field>` in a row group; None where the field or the whole struct is null."""
+        """Read the values of the leaf `<column>.<field>` in a row group; None where the field or the whole struct is null."""
         return self._ask({"ask": "cells", "path": str(path), "group": group, "leaf": leaf})
 
     def _ask(self, question: dict[str, Any]) -> Iterator[bytes | None]:
+        """Yield the values of an answer; raises ParquetUnreadable where the process answers with an error, or ends."""
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         whole = False
@@ -57,15 +62,17 @@ class ParquetProcess:
             whole = True
         except (EOFError, BrokenPipeError):
             code = process.wait()
-            raise ParquetUnreadable(f"the library that reads it ended its process with {_said(code)}") from None
+            raise ParquetUnreadable(f"the library that reads it ended its process with {_ending(code)}") from None
         finally:
-            if not whole:  # whoever asked had enough, or it ended: what is left in the pipe answers no other question
+            if (
+                not whole
+            ):  # the caller stopped early, or the process ended: the rest in the pipe would answer the next question
                 self._process = None
                 _end(process)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
-            path = os.pathsep.join(folder for folder in sys.path if folder)  # the same code, wherever it was found
+            path = os.pathsep.join(folder for folder in sys.path if folder)  # so that the child runs the same code
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__], env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -83,7 +90,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
                 pipe.close()
 
 
-def _said(code: int) -> str:
+def _ending(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
@@ -105,9 +112,9 @@ def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
                 answers.write(_LENGTH.pack(_NULL if value is None else len(value)))
                 answers.write(value or b"")
             answers.write(_LENGTH.pack(_END))
-        except Exception as error:  # whatever pyarrow raises at a damaged file
-            said = ((str(error) or type(error).__name__).splitlines()[0]).encode()
-            answers.write(_LENGTH.pack(_FAILED) + _LENGTH.pack(len(said)) + said)
+        except Exception as error:  # a damaged file makes pyarrow raise errors of any kind
+            message = ((str(error) or type(error).__name__).splitlines()[0]).encode()
+            answers.write(_LENGTH.pack(_FAILED) + _LENGTH.pack(len(message)) + message)
         answers.flush()
 
 
@@ -128,7 +135,7 @@ def _outline(file: Any) -> dict[str, Any]:
     groups = []
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
-        columns = [group.column(one) for one in range(group.num_columns)]
+        columns = [group.column(index) for index in range(group.num_columns)]
         sizes = {column.path_in_schema: column.total_uncompressed_size for column in columns}
         groups.append({"rows": group.num_rows, "bytes": sizes})
     fields = [
@@ -152,5 +159,5 @@ def _holds_images(kind: Any) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides when to stop
     _serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,7 +1,7 @@
-"""Webdataset shards: images in uncompressed tar files, read where they lie. Nothing is unpacked, names are never paths.
+"""Images in uncompressed tar files (webdataset shards), read in place. Nothing is unpacked, and no name is used as a path.
 
-The headers are read once, when a source is opened. What they may claim is bounded by what lies on the disk: a member
-takes at least 512 bytes there and less than that in memory, and no header may be larger than MAX_HEADER_BYTES.
+The headers are read once, when a source is opened. The memory that they take is bounded by the size of the files: a member
+takes at least 512 bytes on the disk and less in memory, and no header may be larger than MAX_HEADER_BYTES.
 """
 
 import os
@@ -17,19 +17,23 @@ from stage1_extract.sources.image_source import Catalogue, ImageSource
 from stage1_extract.sources.images import MAX_IMAGE_BYTES, has_image_suffix
 
 MAX_HEADER_BYTES = 1 << 20
-"""Of one header, extended ones included."""
+"""Largest header that is read, extended headers included."""
 MAX_PADDING_BYTES = 1 << 20
-"""Zeros after the end mark, at most; tar pads to 10 kB."""
+"""Most zeros after the end mark; tar pads to 10 kB."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""First bytes of compressed files."""
+"""Compression methods by the first bytes of a file."""
 _NO_FILE = -1
+"""Size that stands for a member that is not a regular file."""
 
 
 class TarSource(ImageSource):
-    """Images are members with an image's suffix; short names are their paths in the tar, without a leading `./`."""
+    """Tar files; images are the members with an image's suffix. A short name is a path in the tar, without a leading `./`."""
 
     def __init__(self, shards: Mapping[str, Path]) -> None:
-        """From tar files by name; raises UnusableImages (exit 2) and DamagedArchive (exit 4)."""
+        """Index the members of tar files, given by name.
+
+        Raises UnusableImages (exit 2) for a compressed file, and DamagedArchive (exit 4).
+        """
         self._shards = dict(shards)
         self._names = list(self._shards)
         self._offsets, self._sizes, self._shard_of = array("q"), array("q"), array("i")
@@ -40,23 +44,27 @@ class TarSource(ImageSource):
                 self._offsets.append(offset)
                 self._sizes.append(size)
                 self._shard_of.append(number)
-        self._catalogue = Catalogue(shorts, lambda place: f"{self._names[self._shard_of[place]]}/{shorts[place]}")
+
+        def long_name(position: int) -> str:
+            return f"{self._names[self._shard_of[position]]}/{shorts[position]}"
+
+        self._catalogue = Catalogue(shorts, long_name)
 
     def names(self) -> list[str]:
-        """Shards by name, members as they lie in them."""
+        """List the members of each shard after the other, in the order in which they lie there."""
         return self._catalogue.names()
 
-    def place(self, name: str) -> int:
-        """Where a member lies, counted over all shards; 0 for what cannot be found."""
+    def position(self, name: str) -> int:
+        """Return the number of a member, counted over all shards; 0 for a name that cannot be found."""
         try:
             return self._find(name)
         except BadImage:
             return 0
 
     def read(self, name: str) -> bytes:
-        """A member's bytes. BadImage for a link, a device or a pipe, and for a name that several members have."""
-        place = self._find(name)
-        shard, offset, size = self._names[self._shard_of[place]], self._offsets[place], self._sizes[place]
+        """Read the bytes of a member; raises BadImage for a link, a device or a pipe, and for a name of several members."""
+        position = self._find(name)
+        shard, offset, size = self._names[self._shard_of[position]], self._offsets[position], self._sizes[position]
         if size == _NO_FILE:
             raise BadImage("not_a_regular_file", f"{name} in {shard}")
         if size > MAX_IMAGE_BYTES:
@@ -66,24 +74,25 @@ class TarSource(ImageSource):
         return _read_at(self._shards[shard], offset, size, name)
 
     def _find(self, name: str) -> int:
-        place = self._catalogue.find(name)
-        if place is not None:
-            return place
+        """Return the position of a name, which may be a long name; raises BadImage."""
+        position = self._catalogue.find(name)
+        if position is not None:
+            return position
         shard, slash, member = _split(name)
-        place = self._catalogue.find(member) if shard in self._shards else None
-        if place is None or not slash or self._names[self._shard_of[place]] != shard:
+        position = self._catalogue.find(member) if shard in self._shards else None
+        if position is None or not slash or self._names[self._shard_of[position]] != shard:
             raise BadImage("missing_file", name)
-        return place
+        return position
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """`a/b.tar/c/d.png` -> `a/b.tar`, `/`, `c/d.png`."""
+    """Split a long name after the shard: `a/b.tar/c/d.png` -> `a/b.tar`, `/`, `c/d.png`."""
     head, slash, member = name.partition(".tar/")
     return head + ".tar", slash, member
 
 
 def _read_at(path: Path, offset: int, size: int, name: str) -> bytes:
-    # Opened for each read, about 10 us: no descriptor to share between threads, to hand to workers, or to run out of.
+    # The file is opened for each read, which takes about 10 us: threads and workers share no descriptor, and none runs out.
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -98,13 +107,13 @@ def _read_at(path: Path, offset: int, size: int, name: str) -> bytes:
 
 
 def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every member with an image's suffix, from the headers alone."""
+    """Yield name, offset and size of every member with an image's suffix, from the headers alone."""
     try:
         with path.open("rb") as file:
             _require_uncompressed(path, file)
             with _headers_of(file) as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # it keeps every header otherwise: 1 kB each
+                    tar.members.clear()  # tarfile would keep every header, 1 kB each
                     name = member.name.removeprefix("./")
                     if member.size < 0:
                         raise tarfile.ReadError("a negative size")
@@ -134,7 +143,7 @@ def _require_uncompressed(path: Path, file: BinaryIO) -> None:
 
 
 def _require_end(file: BinaryIO, offset: int) -> None:
-    """Where tarfile stops, nothing may follow but zeros: it stops as quietly at a damaged header."""
+    """Require that only zeros follow where tarfile stopped, as tarfile also stops, without an error, at a damaged header."""
     tail = os.pread(file.fileno(), MAX_PADDING_BYTES + 1, offset)
     if len(tail) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no end mark at byte {offset:,}, so its end is missing")
@@ -143,7 +152,7 @@ def _require_end(file: BinaryIO, offset: int) -> None:
 
 
 class _Headers:
-    """A tar file as tarfile may see it: forwards only, a header at a time."""
+    """The view of a tar file that tarfile gets: it can only go forwards, and read one header at a time."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

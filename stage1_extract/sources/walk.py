@@ -1,4 +1,4 @@
-"""Every file below an image root, with what of it was not looked at: links that lead out or nowhere, closed folders."""
+"""List every file below an image root, and report what was not looked at: links that lead out or nowhere, closed folders."""
 
 import os
 import stat
@@ -13,15 +13,16 @@ from stage1_extract.sources.images import has_image_suffix
 from store.layout.ids import printable
 
 MAX_WAYS = 1000
-"""Ways by which links may lead to one folder: folders full of links to each other have no end."""
+"""Most ways by which links may lead to one folder, as folders full of links to each other have no end."""
 SHOWN = 3
+"""Number of names that a note lists."""
 _Identity = tuple[int, int]
-"""Device and inode."""
+"""Device and inode of a folder."""
 
 
 @dataclass
 class Walk:
-    """One walk through a folder. Links are followed where they stay inside, and all of them with `follow_links`."""
+    """One walk through a folder. Links that stay inside the folder are followed; with `follow_links`, all links are."""
 
     root: Path
     follow_links: bool
@@ -32,9 +33,10 @@ class Walk:
     closed: list[str] = field(default_factory=list)
     """Folders that the operating system does not list."""
     _ways: Counter[_Identity] = field(default_factory=Counter)
+    """Number of links that led to each folder so far."""
 
     def files(self) -> Iterator[str]:
-        """Yield each file's path below the root, with `/`. A link to a folder that contains it leads to nothing new.
+        """Yield the path of each file below the root, with `/`; a link to a folder that contains the link is skipped.
 
         Raises UnusableImages (exit 2) where folders are linked to each other without end.
         """
@@ -56,7 +58,7 @@ class Walk:
                     yield name
 
     def notes(self) -> list[str]:
-        """Say what was not looked at: how much, and the first of it."""
+        """Return sentences about what was not looked at, with numbers and examples."""
         notes: list[str] = []
         if self.outside:
             notes.append(
@@ -70,7 +72,7 @@ class Walk:
         return notes
 
     def _is_way(self, link: str, here: frozenset[_Identity | None]) -> bool:
-        """Whether a link leads to a folder that is to be looked at, too."""
+        """Return whether a link leads to a folder whose files must be listed, too."""
         target = _folder(self.root / link)
         if target is None or target in here:
             return False
@@ -81,12 +83,12 @@ class Walk:
         if self._ways[target] > MAX_WAYS:
             raise UnusableImages(
                 f"expected an end of the links in {self.root}, more than {MAX_WAYS} of them lead to the folder "
-                f"{printable(link)}: take out links that lead from folder to folder"
+                f"{printable(link)}: remove links that lead from folder to folder"
             )
         return True
 
     def _is_file(self, link: str) -> bool:
-        """Whether a link that leads to no folder is a file of this one; by an image's name it is, whatever it leads to."""
+        """Return whether a link counts as a file: it leads to no folder, and stays inside the root or has an image's name."""
         if _folder(self.root / link) is not None:
             return False
         may_be_image = has_image_suffix(link) or not Path(link).suffix
@@ -107,12 +109,12 @@ class Walk:
 
 
 def first(names: list[str]) -> str:
-    """The first few of many names in their order, for a message."""
+    """Join the first few names, sorted, for a message."""
     return ", ".join(map(printable, sorted(names)[:SHOWN])) + (", …" if len(names) > SHOWN else "")
 
 
 def _folder(path: Path) -> _Identity | None:
-    """What a folder is, by whatever way it was reached; None for all that is no folder that can be reached."""
+    """Return the identity of a folder, which is equal by every way to it; None for a path that leads to no folder."""
     try:
         status = path.stat()
     except OSError:

@@ -6,7 +6,7 @@ from stage1_extract.encoding.tower import Tower
 
 
 class Clip(Tower):
-    """CLS row first; the last hidden state is the last layer's output."""
+    """A tower with a CLS row first; its last hidden state is the output of its last layer."""
 
     model_types: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
     has_cls = True

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2023)."""
+"""DINOv2's vision transformer (Oquab et al. 2023)."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from stage1_extract.encoding.tower import Tower
 
 
 class Dinov2(Tower):
-    """CLS row first; the last hidden state is normalised once more than the last layer's output; images of any size."""
+    """A tower with a CLS row first, for images of any size; its last hidden state is the last layer's output after a norm."""
 
     model_types: ClassVar[frozenset[str]] = frozenset({"dinov2"})
     has_cls = True

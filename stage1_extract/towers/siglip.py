@@ -1,4 +1,4 @@
-"""SigLIP's vision transformer (Zhai et al. 2023): no CLS row."""
+"""SigLIP's vision transformer (Zhai et al. 2023), which has no CLS row."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from stage1_extract.encoding.tower import Tower
 
 
 class Siglip(Tower):
-    """Patches only, so the select strategy `default` would drop a real patch."""
+    """A tower of patches only; the select strategy `default` would drop a real patch."""
 
     model_types: ClassVar[frozenset[str]] = frozenset({"siglip_vision_model"})
     has_cls = False

@@ -1,1 +1,1 @@
-"""One worker of an extraction, and the price of all of them."""
+"""The work of an extraction: its plan, its price, and one worker that encodes shards."""

@@ -1,4 +1,4 @@
-"""What an extraction will cost, said before it is paid."""
+"""What an extraction will cost in images, shards and bytes, said before any work is done."""
 
 import shutil
 from pathlib import Path
@@ -12,13 +12,13 @@ from store.layout.plan import Plan
 
 
 def free_bytes(path: Path) -> int:
-    """Free space on the disk that `path` is, or will be, on."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes of the disk that holds `path`, or will hold it."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def price(plan: Plan, sources: Sources, description: Description, path: Path) -> dict[str, Any]:
-    """Images, shards, bytes per array, free space."""
+    """Return the images, shards, bytes per array and free bytes of an extraction, as JSON-able values."""
     return {
         "images": sources.names,
         "distinct": len(sources.rows),
@@ -33,24 +33,26 @@ def price(plan: Plan, sources: Sources, description: Description, path: Path) ->
     }
 
 
-def as_text(found: dict[str, Any], path: Path) -> str:
-    """The price for a reader."""
+def as_text(costs: dict[str, Any], path: Path) -> str:
+    """Write the result of `price` as lines of text."""
     lines = [
-        f"{found['images']} images, {found['distinct']} distinct, in {found['shards']} shards of {found['images_per_shard']}",
-        f"{found['bytes_total'] / 1e9:.3f} GB to write to {path}; {found['bytes_free'] / 1e9:.1f} GB free",
+        f"{costs['images']} images, {costs['distinct']} distinct, in {costs['shards']} shards of {costs['images_per_shard']}",
+        f"{costs['bytes_total'] / 1e9:.3f} GB to write to {path}; {costs['bytes_free'] / 1e9:.1f} GB free",
     ]
-    each = found["bytes_per_image"]
+    per_image = costs["bytes_per_image"]
     lines += [
-        f"  {name:<24}{size / 1e9:>12.3f} GB{each[name]:>14,} bytes an image" for name, size in found["bytes"].items()
+        f"  {name:<24}{size / 1e9:>12.3f} GB{per_image[name]:>14,} bytes an image"
+        for name, size in costs["bytes"].items()
     ]
-    lines += [f"cannot be read: {printable(name)} ({reason})" for name, reason in found["unreadable"].items()]
-    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
+    lines += [f"cannot be read: {printable(name)} ({reason})" for name, reason in costs["unreadable"].items()]
+    return "\n".join([*lines, *(f"note: {note}" for note in costs["notes"])])
 
 
 def require_space(needed: int, path: Path) -> None:
-    """Raise NoSpace (exit 7) before any work is done for a store that cannot fit."""
+    """Raise NoSpace (exit 7) if the bytes that the store still lacks do not fit on its disk."""
     free = free_bytes(path)
     if needed > free:
         raise NoSpace(
-            f"expected {needed:,} bytes for what is missing of {path}, {free:,} are free: make room, then run again"
+            f"expected {needed:,} bytes of free space for the missing part of {path}, {free:,} are free: make room, then run "
+            "again"
         )

@@ -14,10 +14,11 @@ from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
-from stage1_extract.extract import plan_for
 from stage1_extract.find_family import find_family
 from stage1_extract.sources import find_sources
-from stage1_extract.work.worker import OpenEncoder, Worker
+from stage1_extract.work.open_encoder import OpenEncoder
+from stage1_extract.work.planning import plan_for
+from stage1_extract.work.worker import Worker
 from store.writing.writer import StoreWriter
 from tests.helpers.checkpoints import WORDS, save_processor
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.experiment import Experiment
-from stage1_extract import diagnose
 from stage1_extract.checking import reference
+from stage1_extract.diagnose import run as diagnose
 from stage1_extract.errors import BadImage, DamagedArchive, ReaderMissing, UnusableImages
 from stage1_extract.extract import extract
 from stage1_extract.sources import find_sources, image_source, parquet, stored_sources

@@ -14,7 +14,7 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import encode_again
 from stage1_extract.cli import group
-from stage1_extract.diagnose import run as diagnose
+from stage1_extract.diagnose.run import run as diagnose
 from stage1_extract.encoding.arrays import CLIP_SPACE, NAMES
 from stage1_extract.errors import WrongWeights
 from stage1_extract.extract import dry_run, extract
@@ -234,8 +234,8 @@ def test_the_command_takes_the_clip_as_clip(tmp_path, checkpoint, clip):
 @pytest.mark.parametrize(
     ("llava", "reason"),
     [
-        ({"vision": "siglip", "strategy": "full"}, "none of a CLIP"),
-        ({"vision": "dinov2"}, "none of a CLIP"),
+        ({"vision": "siglip", "strategy": "full"}, "not a CLIP's"),
+        ({"vision": "dinov2"}, "not a CLIP's"),
         ({"feature_layer": [-2, -3]}, "several hidden states"),
     ],
     ids=["siglip", "dinov2", "two_layers"],

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.experiment import Experiment
-from stage1_extract import diagnose
+from stage1_extract.diagnose import run as diagnose
 from stage1_extract.extract import extract
 from tests.helpers import stores
 from tests.helpers.checkpoints import edit_config, tiny_llava

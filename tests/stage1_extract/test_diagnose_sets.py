@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from configs.experiment import Experiment
-from stage1_extract import diagnose
 from stage1_extract.cli import group
+from stage1_extract.diagnose import run as diagnose
 from stage1_extract.extract import extract
 from store.care.derive import derive_projected
 from store.layout.tensors import to_storage

@@ -279,7 +279,7 @@ def test_the_key_layout_of_the_checkpoint_changes_no_byte(tmp_path, images, layo
 
 def test_by_name_two_names_are_two_images_and_no_file_is_hashed(tmp_path, checkpoint, images, monkeypatch):
     shutil.copy(images / "image_000.png", images / "twin.png")
-    monkeypatch.setattr("stage1_extract.work.worker.content_id", None)
+    monkeypatch.setattr("stage1_extract.work.decoding.content_id", None)
     monkeypatch.setattr("stage1_extract.sources.content_id", None)
     wanted = experiment(tmp_path / "run", checkpoint, images, data={"identity": "name"})
     done = extract(wanted, overwrite=False)

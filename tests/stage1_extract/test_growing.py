@@ -14,7 +14,7 @@ from PIL import Image
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import changed_sources, encode_again
-from stage1_extract.diagnose import run as diagnose
+from stage1_extract.diagnose.run import run as diagnose
 from stage1_extract.errors import TooManyFailures, WorkerFailed
 from stage1_extract.extract import dry_run, extract
 from store.care.compare import differences_between

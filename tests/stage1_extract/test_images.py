@@ -17,7 +17,7 @@ from configs.experiment import Experiment
 from stage1_extract.errors import BadImage, TooManyFailures
 from stage1_extract.extract import dry_run, extract
 from stage1_extract.sources.images import REASONS, decode_image, read_image_bytes
-from stage1_extract.work.worker import allowed_failures
+from stage1_extract.work.failures import allowed_failures
 from store.errors import RowUnavailable
 from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava

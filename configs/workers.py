@@ -1,0 +1,36 @@
+"""What every worker process of a command shares, in both stages: how it begins, notices that it is alone, and is ended."""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterable
+from multiprocessing.context import SpawnProcess
+
+from configs.cli import stop_on_sigterm
+from configs.errors import Interrupted
+
+
+def begin_worker() -> None:
+    """Set the signals of a spawned worker: the parent alone reacts to Ctrl-C, and stops its workers by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_on_sigterm()
+
+
+def require_parent() -> None:
+    """Raise Interrupted (exit 75) if the process that started this worker has died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise Interrupted("the process that started this worker is gone; run the same command again to go on")
+
+
+def stop_workers(processes: Iterable[SpawnProcess], seconds: float) -> None:
+    """End all processes by SIGTERM, and kill those that still run after `seconds`; processes never started are skipped."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()

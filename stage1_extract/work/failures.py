@@ -1,0 +1,41 @@
+"""How many images may fail in an extraction, and the refusal when more do."""
+
+from fractions import Fraction
+
+from stage1_extract.errors import TooManyFailures
+from stage1_extract.sources import Sources
+from store.layout.ids import printable
+from store.log.commits import SUPERSEDED
+
+_LISTED = 20
+"""Failed images that the message of a refusal lists."""
+
+
+def allowed_failures(max_failures: str, images: int) -> int:
+    """Return how many of `images` images may fail: `5` means five, `1%` means one in a hundred, rounded down."""
+    if max_failures.endswith("%"):
+        return int(Fraction(max_failures[:-1]) * images / 100)  # in floats, 29 % of 100 would be 28
+    return int(max_failures)
+
+
+def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> None:
+    """Raise TooManyFailures (exit 3) and list the failed images when more than `allowed` failed.
+
+    Args:
+        failures: Reasons by row. Rows whose image was superseded by a changed file do not count.
+        allowed: Failures that the config tolerates.
+        sources: Gives the names of the failed rows.
+
+    """
+    failures = {row: reason for row, reason in failures.items() if reason != SUPERSEDED}
+    if len(failures) <= allowed:
+        return
+    listed = "".join(
+        f"\n  {', '.join(map(printable, sources.rows[row].names))}: {reason}"
+        for row, reason in list(failures.items())[:_LISTED]
+    )
+    more = f"\n  … and {len(failures) - _LISTED} more" if len(failures) > _LISTED else ""
+    raise TooManyFailures(
+        f"{len(failures)} images cannot be encoded, {allowed} are tolerated: correct these images, or raise --max-failures; "
+        f"shards that are committed stay:{listed}{more}"
+    )
