@@ -140,9 +140,12 @@ def as_text(result: dict[str, Any], store: object = "STORE") -> str:
     if result["changed"]:
         lines += ["bring the files back, or let `extract --append` encode what changed as it is now"]
     lines += [
-        f"{printable(array['name'])}: {array['array']}: {array['kind']}"
-        if array["kind"]
-        else f"{printable(array['name'])}: {array['array']} differs in {array['values']:,} values, by up to {array['largest']:.3g}"
+        f"{printable(array['name'])}: {array['array']}"
+        + (
+            f": {array['kind']}"
+            if array["kind"]
+            else f" differs in {array['values']:,} values, by up to {array['largest']:.3g}"
+        )
         for array in result["unequal"]
     ]
     if any(array["kind"] for array in result["unequal"]):
