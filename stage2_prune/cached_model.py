@@ -113,10 +113,11 @@ class CachedModel:
             NotTrained: (exit 5) There are no weights: run `make train`, or `load_pruner(name, weights=FOLDER)`.
 
         """
-        label = pruner.file.stem
-        if isinstance(pruner, TrainedPruner) and pruner.has_module:
+        if not isinstance(pruner, TrainedPruner):
+            self.session.features.check(type(pruner).__name__, pruner)
             return pruner
-        return bind(self.session, {label: pruner})[0][label]
+        label = pruner.file.stem
+        return pruner if pruner.has_module else bind(self.session, {label: pruner})[0][label]
 
     @property
     def patches(self) -> int:
