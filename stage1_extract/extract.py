@@ -32,6 +32,7 @@ from stage1_extract.work.worker import Worker
 from store.layout.fingerprint import spelt_as
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan, newest_generation
+from store.layout.tensors import worker_devices
 from store.log.commits import SUPERSEDED, read_commit
 from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
@@ -128,7 +129,7 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
         experiment = with_stored_arrays(experiment)
         if (stored := stored_plan(path)) is not None:
             use_threads_of(stored)
-    opened = OpenEncoder.load(experiment, local.devices(experiment)[0])
+    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
     description = opened.encoder.description
     _warn(description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store

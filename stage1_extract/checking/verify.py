@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
-from stage1_extract.engines.joined import devices
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import stored_sources
 from stage1_extract.sources.images import content_id
@@ -18,7 +17,7 @@ from stage1_extract.work.decoding import decode
 from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
-from store.layout.tensors import from_storage
+from store.layout.tensors import from_storage, worker_devices
 from store.reading.reader import FeatureStore
 
 
@@ -82,7 +81,7 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
     use_threads_of(store.plan)
-    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), devices(experiment)[0])
+    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0])
     sources = stored_sources(experiment, store.plan, store.ids)
     unequal: list[Unequal] = []
     changed: list[Changed] = []

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
 from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
@@ -61,10 +59,3 @@ class Joined:
 def in_turn(shards: list[int], index: int, workers: int) -> list[int]:
     """List all shards in the order in which worker `index` of `workers` tries them: its own share first, then the others'."""
     return [shard for turn in range(workers) for shard in shards[(index + turn) % workers :: workers]]
-
-
-def devices(experiment: Experiment) -> list[str]:
-    """List the devices of this machine that workers are spread over: every GPU, or the one device that the config names."""
-    name = experiment.model.device
-    count = torch.cuda.device_count()
-    return [f"cuda:{number}" for number in range(count)] if name in ("auto", "cuda") and count else [name]

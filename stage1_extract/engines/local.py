@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment
 from configs.workers import begin_worker, require_parent, stop_workers
-from stage1_extract.engines.joined import Joined, devices, in_turn
+from stage1_extract.engines.joined import Joined, in_turn
 from stage1_extract.errors import WorkerFailed
+from store.layout.tensors import worker_devices
 from store.log.leases import Lease
 from store.writing.writer import StoreWriter
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 def count_workers(experiment: Experiment) -> int:
     """Return the number of worker processes: `extract.workers`, or one per device where it is not set."""
-    return experiment.extract.workers or len(devices(experiment))
+    return experiment.extract.workers or len(worker_devices(experiment.model.device))
 
 
 def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None]) -> None:
@@ -105,14 +106,14 @@ class _Crew:
             self._start(index)
 
     def _start(self, index: int) -> None:
-        names = devices(self.experiment)
+        devices = worker_devices(self.experiment.model.device)
         left = [shard for shard in self.writer.missing_shards() if shard not in self.given_up]
         shards = in_turn(left, index, count_workers(self.experiment))
         if not shards:
             return
         context = multiprocessing.get_context("spawn")
         progress = context.Array("q", [-1, 0])
-        arguments = (self.experiment, f"local {index}", names[index % len(names)], shards, self.allowed, progress)
+        arguments = (self.experiment, f"local {index}", devices[index % len(devices)], shards, self.allowed, progress)
         process = context.Process(target=_main, args=arguments, daemon=True)
         process.start()
         self.members[index] = _Member(process, progress)
