@@ -131,13 +131,12 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
         if (stored := stored_plan(path)) is not None:
             use_threads_of(stored)
     opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
-    description = opened.encoder.description
-    _warn(description.notes)
+    _warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
         _remove(path, stall_seconds)
     stored = stored_plan(path)
     prints = opened.fingerprints() if stored is None else spelt_as(opened.fingerprints(), stored.fingerprints)
-    wanted = plan_for(experiment, sources, description, prints)
+    wanted = plan_for(experiment, sources, opened.encoder.description, prints)
     plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
     require_shards_of(plan, experiment)
     return _Job(
