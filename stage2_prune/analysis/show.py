@@ -23,7 +23,7 @@ from stage2_prune.analysis.sheet import Band, Panel
 from stage2_prune.analysis.tower_view import TowerView, read_image, rgb
 from stage2_prune.analysis.truth import find_truth
 from stage2_prune.errors import CannotShow, UnknownImage
-from stage2_prune.evaluation.cells import Cell, configured_pruners
+from stage2_prune.evaluation.cells import OWN, Cell, configured_pruners, require_budgets
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import Features
 from store.errors import TargetExists
@@ -79,14 +79,21 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
         CannotShow: (exit 2) if there is nothing to draw, and what `open_selection` and `read_image` raise.
         TargetExists: if the file exists, unless `overwrite`.
     """
-    budgets = sorted(experiment.prune.budgets, key=ascending)
-    keep = budgets[len(budgets) // 2] if wanted.keep is None else wanted.keep
-    path = out or experiment.run_dir / "selection" / f"show-{Path(wanted.images[0]).stem}-{file_part(keep)}.png"
+    methods = _methods(experiment, wanted.methods)
+    budgets = sorted(experiment.prune.budgets, key=ascending) if wanted.keep is None else [wanted.keep]
+    keep = tuple(budgets[len(budgets) // 2 :][:1])
+    path = (
+        out
+        or experiment.run_dir
+        / "selection"
+        / f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
+    )
     if path.exists() and not overwrite:
         raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
-    one_budget = experiment.prune.model_copy(update={"budgets": (keep,), "seeds": 1})
+    one_budget = experiment.prune.model_copy(update={"budgets": keep, "seeds": 1})
     experiment = experiment.model_copy(update={"prune": one_budget})
-    selection = open_selection(experiment, _methods(experiment, wanted.methods))
+    require_budgets(experiment, methods)
+    selection = open_selection(experiment, methods)
     features = selection.session.features
     if not is_grid(features):
         raise CannotShow(
