@@ -8,7 +8,7 @@ import click
 
 from configs.errors import ConfigError
 from configs.experiment import Experiment
-from configs.load import load
+from configs.find_config import DEFAULT, read_experiment
 from configs.parsing.field_types import bounds, flag_value, in_words, value_in_words
 from configs.section import Section
 
@@ -78,10 +78,9 @@ def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
             "--run-dir", "run_dir", default=None, metavar="PATH",
             help="Folder of everything the run writes; default: runs/<the config's name>.",
         )(command)  # fmt: skip
-        default = Path("configs/demo.yaml")
         return click.option(
-            "--config", "config_path", type=click.Path(path_type=Path), default=default, show_default=True,
-            help="YAML file of the experiment.",
+            "--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT, show_default=True,
+            help="YAML file of the experiment, or the name of a packaged one, such as demo.",
         )(command)  # fmt: skip
 
     return decorate
@@ -109,7 +108,7 @@ def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str,
             given[f"{section}.{name}" if name else section] = flag_value(text, kind)
         except ValueError as error:
             raise ConfigError(f"{_flag(section, name)}: not valid YAML: {error}") from None
-    return load(config_path, given, pruners)
+    return read_experiment(config_path, given, pruners)
 
 
 def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:

@@ -1,1 +1,5 @@
 """Stage 1: images -> store. Only this package loads and calls vision towers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

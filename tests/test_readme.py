@@ -38,6 +38,17 @@ def test_the_examples_of_the_readme_run_on_a_store_at_the_place_where_the_demo_w
     assert inside["image"].dtype == "float32" and inside["image"].shape == (16, 32)
 
 
+def test_the_blocks_of_the_page_about_python_run_one_after_the_other(tmp_path, monkeypatch):
+    from stage1_extract.demo.write import write_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "demo", {"train": 12, "val": 6, "test": 6}, seed=0)
+    names: dict = {"__name__": "page"}
+    for number, block in enumerate(blocks("docs/python.md")):
+        exec(compile(block, f"docs/python.md, block {number}", "exec"), names)
+    assert names["summary"]["n_questions"] == 6 and names["compared"]["pairs"]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/adding-a-pruner.md"])
 def test_the_pruner_that_the_pages_show_is_complete_and_keeps_what_it_says(page):
     defined: dict = {"__name__": "top_rows"}

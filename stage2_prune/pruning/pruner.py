@@ -130,6 +130,11 @@ class TrainedPruner(Pruner, ABC):
         """Return differentiable weights in [0, 1] for training, exactly 1 everywhere at keep = patches."""
 
     @property
+    def has_module(self) -> bool:
+        """Whether a learned module is bound."""
+        return self._module is not None
+
+    @property
     def module(self) -> nn.Module:
         """Return the learned module; raise NotTrained (exit 5) where none is bound."""
         if self._module is None:

@@ -1,0 +1,1 @@
+from .find_config import load_experiment as load_experiment

@@ -1,0 +1,141 @@
+"""What the three command lines share: the handling of signals, and errors turned into exit codes."""
+
+import errno
+import io
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from configs.errors import NO_SPACE_OR_READ_ONLY, EncodeOnceError, Interrupted
+from configs.experiment import StoreLocation, store_location
+from configs.parsing.redact import Redacting, without_credentials
+
+WRONG_PATHS = {
+    errno.ENOTDIR: (2, "expected a folder there, a file is in its place: remove it or name another path"),
+    errno.EISDIR: (2, "expected a file there, a folder is in its place: remove it or name another path"),
+    errno.ENOENT: (2, "expected it to be there: check the path"),
+    errno.EEXIST: (2, "expected nothing there: remove it or name another path"),
+    errno.ENOTEMPTY: (2, "expected an empty folder or none: remove it or name another path"),
+    errno.ELOOP: (2, "expected no link that leads to itself: check the path"),
+    errno.ENAMETOOLONG: (2, "expected a shorter name: give the run or the file another one"),
+    errno.ENXIO: (2, "expected a file or a folder, it is neither: name another path"),
+    errno.EACCES: (7, "this user may not read or write it: change its permissions or name another path"),
+    errno.EPERM: (7, "this user may not read or write it: change its permissions or name another path"),
+}
+"""For each error of the file system about a path that the user gave: the exit code and what to do."""
+
+
+class _StoreParameter(click.Path):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> StoreLocation:  # fmt: skip
+        try:
+            return store_location(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+STORE = _StoreParameter()
+"""Type of a command-line argument that is the folder or the URL of a store."""
+
+
+def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a click group, then end the process with the group's exit code; see `run_to_exit_code`."""
+    _require_utf8()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Redacting("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    stop_on_sigterm()
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # a shell may have told this process to ignore SIGINT
+        signal.signal(signal.SIGINT, _on_sigint)
+    for stream in (sys.stdout, sys.stderr):  # so that no name, path or locale turns a result into a UnicodeEncodeError
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
+
+
+def run_to_exit_code(run: Callable[[], Any]) -> int:
+    """Run a command, print the error that it raises on stderr, and return the exit code.
+
+    Returns:
+        What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, 7 no space or
+        read-only, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
+
+    Raises:
+        OSError: The error concerns no path that the user gave, so it is a bug; Python prints a traceback and returns 1.
+
+    """
+    try:
+        returned = run()
+    except click.ClickException as error:
+        error.show(file=(message := io.StringIO()))
+        click.echo(without_credentials(message.getvalue()), err=True, nl=False)
+        return 2
+    except click.Abort:
+        click.echo("interrupted; what is done is kept: run the same command again to go on", err=True)
+        return 130
+    except EncodeOnceError as error:
+        click.echo(f"error: {without_credentials(str(error))}", err=True)
+        return error.exit_code
+    except OSError as error:
+        code, advice = _code_and_advice(error)
+        click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
+        return code
+    return returned if isinstance(returned, int) else 0
+
+
+def _code_and_advice(error: OSError) -> tuple[int, str]:
+    """Return the exit code and the advice for an error of the file system.
+
+    Raises `error` itself where it does not concern a path that the user gave.
+    """
+    if error.errno in NO_SPACE_OR_READ_ONLY:
+        return 7, "free space there and run again"
+    if error.filename is None or error.errno not in WRONG_PATHS:
+        raise error
+    return WRONG_PATHS[error.errno]
+
+
+def _printable(path: object) -> str:
+    """Write the path that an error names, even if the path is bytes or cannot be encoded."""
+    return os.fsdecode(path).encode(errors="backslashreplace").decode() if isinstance(path, str | bytes) else str(path)
+
+
+def _require_utf8() -> None:
+    """Restart this process in Python's UTF-8 mode if the locale is not UTF-8, because no locale may change file names (ids).
+
+    The process replaces itself, with the same arguments; its children inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (no shell is wanted)
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM end this process cleanly, with exit code 75: the same command continues the work."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM; run the same command again to go on")
+
+
+def _on_sigint(number: int, frame: FrameType | None) -> None:
+    """End the running work cleanly at the first Ctrl-C; a second Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGINT, _leave_now)
+    raise KeyboardInterrupt
+
+
+def _leave_now(number: int, frame: FrameType | None) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(130)

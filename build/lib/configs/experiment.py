@@ -1,0 +1,98 @@
+"""The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error.
+
+The sections `model`, `data`, `store` and `extract` are in configs/sections_stage1.py; `prune`, `train`, `eval` and `sweep`
+are in configs/sections_stage2.py. Code imports all of them from this module.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from configs.errors import ConfigError
+from configs.section import Section, path_component
+from configs.sections_stage1 import (
+    DataSection,
+    Dtype,
+    ExtractSection,
+    Failures,
+    ImageFormat,
+    ModelSection,
+    StoreLocation,
+    StoreSection,
+    store_location,
+)
+from configs.sections_stage2 import (
+    EvalSection,
+    Flops,
+    Match,
+    Method,
+    Positions,
+    PruneSection,
+    SweepSection,
+    TrainSection,
+)
+
+__all__ = [
+    "DataSection",
+    "Dtype",
+    "EvalSection",
+    "Experiment",
+    "ExtractSection",
+    "Failures",
+    "Flops",
+    "ImageFormat",
+    "Match",
+    "Method",
+    "ModelSection",
+    "Positions",
+    "PruneSection",
+    "StoreLocation",
+    "StoreSection",
+    "SweepSection",
+    "TrainSection",
+    "local_folder",
+    "store_location",
+]
+
+
+class Experiment(Section):
+    """One experiment: its name, the folder that it writes to, and the eight sections of its config."""
+
+    name: Annotated[str, AfterValidator(path_component)]
+    """Name of the experiment; default: the name of the config file, without its ending."""
+    run_dir: Path
+    """Folder of everything this experiment writes; default: `runs/<name>`."""
+    model: ModelSection
+    data: DataSection
+    store: StoreSection = StoreSection()
+    extract: ExtractSection = ExtractSection()
+    prune: PruneSection = PruneSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    sweep: SweepSection = SweepSection()
+
+    @property
+    def store_location(self) -> StoreLocation:
+        """The folder or the URL that the feature store is read from."""
+        return self.store.path or self.run_dir / "store"
+
+    @property
+    def store_path(self) -> Path:
+        """The folder that the feature store is written to; ConfigError (exit 2) where `store.path` is a URL."""
+        return local_folder(self.store_location)
+
+    def with_arrays(self, names: Iterable[str]) -> "Experiment":
+        """Return a copy of this experiment that stores the arrays `names`."""
+        store = self.store.model_copy(update={"arrays": tuple(dict.fromkeys(names))})
+        return self.model_copy(update={"store": store})
+
+
+def local_folder(location: StoreLocation) -> Path:
+    """Return the folder of a store that is about to be written; ConfigError (exit 2) for a URL, which is only read."""
+    if isinstance(location, Path):
+        return location
+    raise ConfigError(
+        f"expected a folder to write to, got {location}, which is only read: write to a folder and copy it"
+    )

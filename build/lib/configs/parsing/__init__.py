@@ -1,0 +1,1 @@
+"""Parsing of configs: text becomes checked values, and wrong values become sentences."""

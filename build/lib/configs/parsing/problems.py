@@ -1,0 +1,135 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (YAML may hold anything)
+"""The problems of a config as sentences: where, what was expected, what came, and what was likely meant."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from configs.parsing.nearest import did_you_mean
+from configs.parsing.redact import without_credentials
+
+Path = tuple[str | int, ...]
+"""Keys and list indices that lead to a value, such as `("prune", "methods", 0, "name")`."""
+MAX_PROBLEMS = 20
+"""Largest number of problems that a message lists; the message counts the remaining problems."""
+_SHOWN = 80
+"""Largest number of characters of a wrong value or key in a message."""
+_UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
+_MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a config."""
+
+    path: Path
+    """The value or the key that is wrong."""
+    message: str
+    """What was expected, what came, what to do."""
+
+    def __str__(self) -> str:
+        """Write the message behind the dotted path."""
+        return f"{dotted(self.path)}: {self.message}"
+
+
+def dotted(path: Path) -> str:
+    """Write a path with dots; very long keys are shortened."""
+    return ".".join(_cut(str(part)) for part in path)
+
+
+def problems_of(
+    error: ValidationError, given: Any, known: Mapping[str, type[BaseModel] | None], below: Path = ()
+) -> list[Problem]:
+    """Turn the errors of pydantic into problems, one for each value.
+
+    Args:
+        error: The exception that pydantic raised.
+        given: The values that pydantic validated; they tell the config's own keys in an error's location from the words that
+            pydantic adds.
+        known: The keys that `given` may have, each with the model of the section under it, or None.
+        below: The path of `given` in the config.
+
+    """
+    messages: dict[Path, list[str]] = {}
+    came: dict[Path, str] = {}
+    for detail in error.errors(include_url=False, include_context=False):
+        kind, path = detail["type"], _path(detail["loc"], given)
+        if kind in _UNKNOWN:
+            path = tuple(detail["loc"])
+            messages[path] = ["unknown key" + _meant(path, known)]
+        elif kind in _MISSING:
+            messages[(*path, detail["loc"][-1])] = ["expected a value, there is none: add the key"]
+        else:
+            message = re.sub(
+                "Input should be( (?=greater|less))?", _expected, detail["msg"].removeprefix("Value error, ")
+            )
+            messages.setdefault(path, []).append(message)
+            meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
+            came[path] = f" (got {short(detail['input'])})" + (meant if meant.startswith(": did") else "")
+    return [
+        Problem((*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + came.get(path, ""))
+        for path, each in messages.items()
+    ]
+
+
+def short(value: Any) -> str:
+    """Write a value as the user gave it, shortened and without credentials."""
+    return _cut(without_credentials(repr(value)))
+
+
+def listed(problems: Iterable[str]) -> str:
+    """List the first MAX_PROBLEMS problems, one per line, and count the remaining problems."""
+    rest = iter(problems)
+    first = "".join(f"\n  {problem}" for problem in islice(rest, MAX_PROBLEMS))
+    left = sum(1 for _ in rest)
+    return first + (f"\n  and {left:,} more" if left else "")
+
+
+def _expected(match: re.Match[str]) -> str:
+    return "expected" if match[1] is None else "expected a number "
+
+
+def _path(location: tuple[str | int, ...], given: Any) -> Path:
+    """Return the config's keys in the location of an error; pydantic also puts the union member that it tried there."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(part, str) and not (isinstance(given, dict) and part in given):
+            continue
+        path.append(part)
+        try:
+            given = given[part]
+        except (KeyError, IndexError, TypeError):
+            given = None
+    return tuple(path)
+
+
+def _meant(path: Path, known: Mapping[str, type[BaseModel] | None]) -> str:
+    """Suggest the nearest key beside an unknown key, or the same key in another section."""
+    *parents, leaf = map(str, path)
+    beside: Mapping[str, type[BaseModel] | None] = known
+    for key in parents:
+        model = beside.get(key)
+        beside = {} if model is None else fields_of(model)
+    meant = did_you_mean(leaf, beside)
+    if meant.startswith(": did"):
+        return meant
+    elsewhere = [name for name, model in known.items() if model is not None and leaf in model.model_fields]
+    return f": did you mean {elsewhere[0]}.{leaf}?" if elsewhere else meant
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Return the keys of a model, each with the model of its value, or None for a plain value."""
+    models: dict[str, type[BaseModel] | None] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        models[name] = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return models
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

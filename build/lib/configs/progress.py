@@ -1,0 +1,131 @@
+"""Progress of long work: a bar on a terminal; in a log, where a bar would be a mess, a line every minute."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+LOG_SECONDS = 60.0
+"""Seconds between two lines in a log, and before the first line: shorter work logs nothing."""
+
+
+class ProgressBar(Generic[T]):
+    """Shows on stderr how far a piece of work is: as a bar on a terminal, otherwise as a line every minute.
+
+    Iterate over it, or enter it as a context and call `update`:
+
+        for image in ProgressBar(images, "encode", unit="images"): ...
+        with ProgressBar(what="encode", total=5000, unit="images") as bar: bar.update(8)
+    """
+
+    def __init__(
+        self,
+        items: Iterable[T] = (),
+        what: str = "",
+        total: int | None = None,
+        *,
+        unit: str = "items",
+        initial: int = 0,
+        leave: bool = True,
+        hidden: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin to show the work.
+
+        Args:
+            items: The items to iterate over; their number is the total where `total` is None.
+            what: The work's name, a verb or a noun: the line begins with it.
+            total: Units of the whole work; None where their number is unknown.
+            unit: The name of the units, in the plural.
+            initial: Units that an earlier run did; they count as done, and the rate leaves them out.
+            leave: False removes a finished bar from the terminal, for work inside other work.
+            hidden: True shows nothing, for work whose progress another bar shows.
+            clock: Returns seconds that only grow; tests pass a clock of their own.
+
+        """
+        self._items, self._what, self._unit, self._clock = items, what, unit, clock
+        self._total = (length_hint(items) or None) if total is None else total
+        self._initial, self.done = initial, initial
+        self._notes: dict[str, str] = {}
+        self._begun = self._logged = clock()
+        on_terminal = sys.stderr.isatty()
+        self._logs = not on_terminal and not hidden
+        self._bar = tqdm(
+            desc=what, total=self._total, unit=f" {unit}", initial=initial, leave=leave, disable=hidden or not on_terminal
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the items; an item counts as done when the next item is asked for."""
+        with self:
+            for item in self._items:
+                yield item
+                self.update()
+
+    def __enter__(self) -> "ProgressBar[T]":
+        """Return this bar; the end of the context closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar, or write a last line to a log that has had a line before."""
+        self._bar.close()
+        if self._logs and self._logged > self._begun and error is None:
+            print(self._line(f"in {_duration(self._clock() - self._begun)}"), file=sys.stderr, flush=True)
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more units as done."""
+        self.done += count
+        self._bar.update(count)
+        now = self._clock()
+        if self._logs and now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            print(self._line(*self._pace(now - self._begun)), file=sys.stderr, flush=True)
+
+    def note(self, **values: str) -> None:
+        """Show values such as `loss="0.123"` beside the count, from the next update on."""
+        self._notes |= values
+        self._bar.set_postfix_str(", ".join(self._noted()), refresh=False)
+
+    def _line(self, *parts: str) -> str:
+        of = "" if self._total is None else f" of {self._total:,}"
+        return f"{self._what}: " + ", ".join([f"{self.done:,}{of} {self._unit}", *parts, *self._noted()])
+
+    def _noted(self) -> list[str]:
+        return [f"{name} {value}" for name, value in self._notes.items()]
+
+    def _pace(self, seconds: float) -> Iterator[str]:
+        """Yield the mean rate of this run, and the time left at that rate."""
+        rate = (self.done - self._initial) / seconds
+        if rate <= 0:
+            return
+        yield _rate(rate)
+        if self._total is not None:
+            yield f"{_duration((self._total - self.done) / rate)} left"
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, above the bar if a bar is shown there."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def _rate(per_second: float) -> str:
+    """Write a rate per second, minute or hour, whichever first makes it at least 1: `3.1/s`, `12.0/min` or `0.4/h`."""
+    for seconds, unit in ((1, "s"), (60, "min")):
+        if per_second * seconds >= 1:
+            return f"{per_second * seconds:.1f}/{unit}"
+    return f"{per_second * 3600:.1f}/h"
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in at most its two largest units: `40 s`, `20 min`, `3 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count)

@@ -1,0 +1,1 @@
+"""Comparing a store with the images and the model that it came from."""

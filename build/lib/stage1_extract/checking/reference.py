@@ -1,0 +1,143 @@
+"""The full model's answers to a batch: the one other thing than features that this stage makes.
+
+Everything is stock: the model's own `get_image_features`, its own `generate`. `stage2_prune parity` compares them with
+what stage 2 makes of the store.
+"""
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from configs.progress import ProgressBar
+from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.fingerprint import environment
+from stage1_extract.encoding.processor import ImageProcessor
+from stage1_extract.errors import ChangedImage, WrongWeights
+from stage1_extract.sources.detect import open_images
+from stage1_extract.sources.images import content_id, decode_image
+from store.checkpoint.generation import GREEDY
+from store.checkpoint.opening import load_config, quiet_loading, stock_reading
+from store.checkpoint.weights import weight_files
+from store.layout.tensors import pick_device, torch_dtype
+from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
+
+
+class FullModel:
+    """A stock model with its vision tower, and the image processor of its checkpoint."""
+
+    def __init__(self, order: Order) -> None:
+        load_config(order.checkpoint, order.revision, order.trust_remote_code)
+        weight_files(order.checkpoint, order.revision)  # both say what is missing before transformers would
+        self.order = order
+        self.device = pick_device(order.device)
+        self._images = open_images(order.image_root, order.image_format, order.image_column, order.follow_links)
+        with quiet_loading(), stock_reading(order.checkpoint, "a model"):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                order.checkpoint, revision=order.revision, dtype=torch_dtype(order.dtype),
+                attn_implementation=ATTENTION, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True,
+                trust_remote_code=order.trust_remote_code,
+            )  # fmt: skip
+        self.model, loading = loaded
+        missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+        if missing:
+            raise WrongWeights(
+                f"expected every weight of the full model in {order.checkpoint}, {len(missing)} are missing or of another "
+                f"shape ({', '.join(missing[:3])}): the baseline needs the whole checkpoint, its vision tower included"
+            )
+        self.model.eval().to(self.device)
+        self._processor = ImageProcessor(order.checkpoint, order.revision, order.trust_remote_code)
+
+    def image(self, name: str, sha256: str) -> Image.Image:
+        """One image of the order; ChangedImage (exit 4) if it is not the one in the store."""
+        data = self._images.read(name)
+        if self.order.by_content and content_id(data) != sha256:
+            raise ChangedImage(
+                f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
+                "into a new store"
+            )
+        return decode_image(data, name, self.order.max_pixels)
+
+    def features(self, image: Image.Image) -> tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]:
+        """Stock projected features of one image, and what the projector made them of."""
+        pixels = {name: tensor.to(self.device) for name, tensor in self._processor(image).items()}
+        with _seen(getattr(self.model.model, "multi_modal_projector", None)) as raw:
+            found = self.model.get_image_features(**pixels, return_dict=True).pooler_output
+        return torch.cat(list(found)), raw[0][0] if raw else None
+
+    @torch.no_grad()
+    def answer(self, asked: Asked, prompts: Prompts) -> Reference:
+        """One batch: images one at a time, as a tower may not be invariant to its batch; then stock generation."""
+        images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
+        features, raw = zip(*(self.features(image) for image in images), strict=True)
+        self._require_slots(prompts, features[0])
+        in_slots: Any = [features[image] for image in asked.of_question]
+        said = self.model.generate(
+            **{name: tensor.to(self.device) for name, tensor in vars(prompts).items()},
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=in_slots)},
+            max_new_tokens=self.order.max_new_tokens,
+            eos_token_id=list(self.order.eos_token_ids),
+            pad_token_id=self.order.pad_token_id,
+            **GREEDY,
+            **self._stopping,
+        )
+        tokens = said.sequences[:, prompts.input_ids.shape[1] :]
+        return Reference(torch.stack(features), _stacked(raw), torch.stack(said.logits, dim=1), tokens)
+
+    @cached_property
+    def _stopping(self) -> dict[str, Any]:
+        """The tokenizer, where the checkpoint's generation config ends answers at a text."""
+        if not self.model.generation_config.stop_strings:
+            return {}
+        order = self.order
+        with stock_reading(order.checkpoint, "a tokenizer"):
+            return {
+                "tokenizer": AutoTokenizer.from_pretrained(
+                    order.checkpoint, revision=order.revision, trust_remote_code=order.trust_remote_code
+                )
+            }
+
+    def _require_slots(self, prompts: Prompts, features: Float[Tensor, "patch embed"]) -> None:
+        slots = int((prompts.input_ids[0] == self.model.config.image_token_id).sum())
+        if slots != len(features):
+            raise WrongWeights(
+                f"expected as many features per image in the store as the full model makes, {len(features)}, the batch has "
+                f"{slots} image slots: let `python -m stage1_extract diagnose` name the cause"
+            )
+
+
+def run(folder: Path) -> None:
+    """Answer every batch that lies in `folder`; see store/questions/exchange.py for the files."""
+    order, prompts = read_order(folder)
+    full = FullModel(order)
+    batches = ProgressBar(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batches")
+    for number, (asked, one) in enumerate(batches):
+        write_reference(folder, number, full.answer(asked, one))
+    ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
+    (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _seen(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
+    """The inputs of a module, while it is called inside."""
+    inputs: list[Tensor] = []
+    handle = None if module is None else module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        yield inputs
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if len(present) == len(tensors) else None

@@ -1,0 +1,139 @@
+"""The commands of stage 1; torch and transformers are imported by the commands, not by `--help`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from configs.cli import STORE
+from configs.errors import ConfigError
+from configs.experiment import Experiment, StoreLocation
+from configs.flags import Commands, experiment_from, experiment_options
+from store.checkpoint.versions import note_untested
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group(cls=Commands)
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
+    if context.invoked_subcommand != reference.name:  # its parent, `stage2_prune parity`, has said it
+        note_untested()
+
+
+@group.command()
+@experiment_options("extract", "model", "data", "store")
+@click.option("--dry-run", is_flag=True, help="Say images, shards, GB and free space; load nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace the store if there is one.")
+@click.option("--append", is_flag=True, help="Add images and arrays that the store was not planned for.")
+@click.option("--retry-failed", is_flag=True, help="Try images again that could not be encoded.")
+@json_option
+def extract(
+    config_path: Path, dry_run: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool, **flags: Any
+) -> None:
+    """Encode the images that the store does not have yet."""
+    experiment = experiment_from(config_path, flags)
+    from stage1_extract import extract as stage
+    from stage1_extract.work import price
+    from store.layout.ids import printable
+
+    if dry_run:
+        found = stage.dry_run(experiment, overwrite, append or retry_failed)
+        click.echo(json.dumps(found) if as_json else price.as_text(found, experiment.store_path))
+        return
+    done = stage.extract(experiment, overwrite, append, retry_failed)
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    click.echo(
+        f"{done['store']}: {done['images']} images, {done['distinct']} distinct; the tower saw {done['tower_images']} now, "
+        f"{done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
+    )
+    for names, reason in done["failures"].items():
+        click.echo(f"  left out: {printable(names)} ({reason})")
+
+
+@group.command()
+@click.argument("store", type=STORE, required=False)
+@experiment_options("model", "data", "extract")
+@click.option("--live", type=click.IntRange(min=1), help="Encode this many images again and compare every bit.")
+@click.option("--sources", is_flag=True, help="Compare every image file with what was encoded.")
+@json_option
+@click.pass_context
+def verify(
+    context: click.Context, store: StoreLocation | None, config_path: Path, live: int | None, sources: bool, as_json: bool,
+    **flags: Any,
+) -> int:  # fmt: skip
+    """Compare STORE (default: the config's) with its images; exit 4 if they differ. Without options, --live 4.
+
+    Without --config, checkpoint and images are those of the config that was saved beside STORE. The store's own bytes are
+    the business of `python -m store verify`.
+    """
+    experiment = _of_store(context, store, config_path, flags)
+    from stage1_extract.checking import verify as stage
+
+    asked = 4 if live is None and not sources else live
+    found = stage.encode_again(experiment, asked) if asked else {"unequal": [], "changed": [], "other_environment": []}
+    changed = [vars(one) for one in stage.changed_sources(experiment)] if sources else found["changed"]
+    if as_json:
+        click.echo(json.dumps(found | {"changed": changed}))
+    else:
+        click.echo(stage.as_text(found | {"changed": changed}))
+    return 4 if found["unequal"] or changed else 0
+
+
+@group.command()
+@click.argument("batch_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def reference(batch_folder: Path) -> None:
+    """Answer a batch that `stage2_prune parity` wrote, with the full model: the only command that loads one."""
+    from stage1_extract.checking import reference
+
+    reference.run(batch_folder)
+
+
+@group.command()
+@click.argument("store", type=STORE)
+@experiment_options("model", "data", "extract")
+@click.option("--sample", type=click.IntRange(min=1), default=8, show_default=True, help="Images to encode again.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides which images those are, spread over the store."
+)
+@click.option("--whole", is_flag=True, help="Check every row, not 64, by what needs no tower; the price is said first.")
+@click.option(
+    "--tries",
+    type=click.IntRange(min=0),
+    help="Forwards of the tower for other pictures, if nothing cheaper explains the store; default: three minutes' worth.",
+)
+@json_option
+@click.pass_context
+def diagnose(
+    context: click.Context, store: StoreLocation, config_path: Path, sample: int, seed: int, whole: bool, tries: int | None,
+    as_json: bool, **flags: Any,
+) -> int:  # fmt: skip
+    """Name what is wrong with STORE from its contents: layer, CLS row, picture, processor, projector, dtype, scale, order of
+    patches, other images' features, empty rows.
+
+    Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
+    """
+    experiment = _of_store(context, store, config_path, flags)
+    from stage1_extract import diagnose
+
+    return diagnose.run(experiment, sample, as_json, seed, whole, tries)
+
+
+def _of_store(
+    context: click.Context, store: StoreLocation | None, config_path: Path, flags: dict[str, Any]
+) -> Experiment:
+    """The experiment that made a store, unless another config is named."""
+    if store is None:
+        return experiment_from(config_path, flags)
+    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
+        config_path = Path(store) / "config.yaml"
+        if not config_path.is_file():
+            raise ConfigError(
+                f"expected the config that {store} was made with beside it, there is none: name it with --config"
+            )
+    return experiment_from(config_path, flags | {"store__path": str(store)})

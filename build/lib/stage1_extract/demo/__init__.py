@@ -1,0 +1,1 @@
+"""The embedded default: scenes of coloured shapes, and a tiny LLaVA trained on such scenes."""

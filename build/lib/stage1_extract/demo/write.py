@@ -1,0 +1,63 @@
+"""Write the demo's data set as ordinary files: images and a JSONL of questions, as a user's own would be."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.files.atomic import write_atomically
+from configs.progress import ProgressBar
+from stage1_extract.demo.questions import questions
+from stage1_extract.demo.scenes import scene
+
+QUESTIONS_PER_SCENE = 5
+SPLIT_STRIDE = 1_000_000
+"""Scene numbers of a split begin at a multiple of this: splits share no scene, and one's size does not move another's."""
+UNFINISHED = "{}\n"
+"""What `dataset.json` holds until all else is written: the folder is ours, and is to be written again."""
+
+
+def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
+    """Write `counts[split]` questions per split under `out`; False if exactly that is there already.
+
+    out/
+      images/<split>_<scene>.png
+      questions.jsonl
+      dataset.json          what the folder holds; UNFINISHED until all else is written
+    """
+    settings = json.dumps({"seed": seed, "questions": counts}, indent=2) + "\n"
+    marker = out / "dataset.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == settings:
+        return False
+    if not marker.is_file() and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"expected a folder of this demo or none at {out}, it holds other files: name another, or remove it"
+        )
+    write_atomically(marker, UNFINISHED)
+    shutil.rmtree(out / "images", ignore_errors=True)
+    (out / "images").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    scenes = [(split, n) for split, count in counts.items() for n in range(math.ceil(count / QUESTIONS_PER_SCENE))]
+    for split, number in ProgressBar(scenes, "scenes", unit="images"):
+        index = list(counts).index(split) * SPLIT_STRIDE + number
+        name = f"{split}_{number:05d}.png"
+        drawn = scene(seed, index)
+        drawn.image.save(out / "images" / name)
+        left = counts[split] - number * QUESTIONS_PER_SCENE
+        for question in questions(drawn, seed, index)[:left]:
+            rows.append(
+                {
+                    "question_id": f"{split}_{number:05d}_{question.kind}",
+                    "image": name,
+                    "question": question.text,
+                    "answers": [question.answer],
+                    "choices": question.choices,
+                    "kind": question.kind,
+                    "split": split,
+                    "patches": question.patches,
+                }
+            )
+    write_atomically(out / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(marker, settings)
+    return True

@@ -1,0 +1,60 @@
+"""What made the features: the parts of each array's fingerprint."""
+
+from typing import Any
+
+import PIL
+import torch
+import transformers
+
+from configs.experiment import Experiment
+from stage1_extract.encoding.arrays import IMAGE_AREA
+from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.family import Encoder
+from store.layout.environment import torch_environment
+from store.layout.fingerprint import Fingerprint, source_name
+from store.layout.schema import PATCH_ORDER
+
+
+def fingerprints(
+    experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]
+) -> dict[str, Fingerprint]:
+    """One per array; `projected` names the projector's weights too, and what shows no weights' work names none."""
+    semantic = _semantic(experiment, config, encoder)
+    found: dict[str, Fingerprint] = {}
+    for spec in encoder.description.arrays:
+        others = {"projected": set[str](), IMAGE_AREA: set(encoder.weights)}.get(spec.name, {"projector"})
+        weights = {f"{part}_sha256": digest for part, digest in encoder.weights.items() if part not in others}
+        origin = dict(encoder.origins.get(spec.name, {}))
+        found[spec.name] = Fingerprint(semantic=semantic | weights | origin, numeric=numeric)
+    return found
+
+
+def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str, Any]:
+    model = experiment.model
+    features = {
+        name: getattr(config, name)
+        for name in ("vision_feature_layer", "vision_feature_select_strategy")
+        if hasattr(config, name)
+    }
+    return {
+        "checkpoint": source_name(model.checkpoint),
+        "revision": model.revision,
+        "model_type": config.model_type,
+        **features,
+        "dtype": model.dtype,
+        "image_processor": dict(encoder.processor),
+        "patch_order": PATCH_ORDER,
+        "geometry": encoder.description.geometry.as_recorded(),
+        **({"trust_remote_code": True} if model.trust_remote_code else {}),
+    }
+
+
+def environment(device: torch.device, tower_batch: int, batch_invariant: bool) -> dict[str, Any]:
+    """What decides whether another process can make the same bits."""
+    return torch_environment(device) | {
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
+        "attention": ATTENTION,
+        "tower_batch": tower_batch,
+        "batch_invariant": batch_invariant,
+    }

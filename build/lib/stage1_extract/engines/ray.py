@@ -1,0 +1,83 @@
+"""Ray actors (extra `[ray]`): each owns a device, shard numbers travel and features never do."""
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from configs.experiment import Experiment
+from stage1_extract.engines.joined import Joined
+from stage1_extract.errors import EngineMissing, WorkerFailed
+from store.writing.writer import StoreWriter
+
+RETRIES = 2
+"""How often a shard is tried again after the actor on it died."""
+POLL_SECONDS = 0.5
+_log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """The actor: an open worker that is told one shard after another."""
+
+    def __init__(self, experiment: Experiment, allowed: int) -> None:
+        self.allowed = allowed
+        self._worker = Joined(experiment, f"ray {os.getpid()}", experiment.model.device)
+
+    def extract_shard(self, shard: int) -> int:
+        """Encode and commit one shard, unless it is done or someone else is at it."""
+        self._worker.extract([shard], self.allowed)
+        return shard
+
+
+def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None]) -> None:
+    """Hand every missing shard to an actor; a dead actor's shard goes to another, and it is replaced.
+
+    Joins the cluster that RAY_ADDRESS names, or starts one here. Raises EngineMissing (exit 5) without Ray, WorkerFailed
+    (exit 3) for a shard on which actors died three times or that met an error.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise EngineMissing("expected Ray for the engine ray: pip install 'encode-once[ray]'") from None
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=True, include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        _hand_out(experiment, writer, allowed, look, ray)
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None], ray: Any) -> None:
+    gpus = 1 if torch.cuda.is_available() or ray.cluster_resources().get("GPU") else 0
+    actor = ray.remote(num_cpus=1, num_gpus=gpus)(Encoder)
+    workers = experiment.extract.workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
+    waiting, deaths = deque(writer.missing_shards()), Counter[int]()
+    idle = [actor.remote(experiment, allowed) for _ in range(min(workers, len(waiting)))]
+    under_way: dict[Any, tuple[Any, int]] = {}
+    while waiting or under_way:
+        while idle and waiting:
+            one, shard = idle.pop(), waiting.popleft()
+            under_way[one.extract_shard.remote(shard)] = (one, shard)
+        done, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
+        look()
+        for result in done:
+            one, shard = under_way.pop(result)
+            try:
+                ray.get(result)
+                idle.append(one)
+            except ray.exceptions.RayActorError:
+                deaths[shard] += 1
+                _log.warning("note: the actor at shard %d died", shard)
+                if deaths[shard] > RETRIES:
+                    raise WorkerFailed(
+                        3, f"shard {shard} was given up: actors died on it {deaths[shard]} times"
+                    ) from None
+                waiting.append(shard)
+                idle.append(actor.remote(experiment, allowed))
+            except ray.exceptions.RayTaskError as error:
+                raise WorkerFailed(3, f"shard {shard} failed: {error.cause}") from None

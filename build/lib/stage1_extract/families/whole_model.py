@@ -1,0 +1,117 @@
+"""The fallback for models whose parts cannot be reached apart: their own `get_image_features`, called once per batch.
+
+Only `projected` is stored. So nothing can be re-projected, pruners that read `raw` or CLS arrays cannot run, and parity
+can compare the cached features but not their re-projection.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from configs.experiment import Experiment
+from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
+from stage1_extract.encoding.processor import TRIED_SIZES, ImageProcessor
+from stage1_extract.errors import UnsupportedModel
+from store.checkpoint.opening import quiet_loading, stock_reading
+from store.checkpoint.weights import weight_files, weights_digest
+from store.layout.geometry import Geometry
+from store.layout.schema import ArraySpec
+from store.layout.tensors import torch_dtype
+
+NOTE = (
+    "only `projected` is stored: this model's vision tower and projector cannot be reached apart, so its features come from "
+    "its own get_image_features; there is no re-projection and no array for pruners that read raw or CLS features"
+)
+ONE_CROP = {"do_image_splitting": False}
+"""Options that keep the number of visual tokens of an image fixed, where the processor has them."""
+
+
+class WholeModel(Family):
+    """Any model with `get_image_features`; serves no model type by name."""
+
+    model_types = frozenset()
+
+    @classmethod
+    def describe(cls, experiment: Experiment, config: Any) -> Description:
+        """Opens the model: how many tokens it makes of an image is known to its code only."""
+        return cls.open(experiment, config, torch.device("cpu")).description
+
+    @classmethod
+    def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
+        """The full model."""
+        return WholeModelEncoder(experiment, device)
+
+
+class WholeModelEncoder(Encoder):
+    """A full model, used for its `get_image_features` alone."""
+
+    projector = None
+    origins: Mapping[str, Mapping[str, Any]] = {}
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        model = experiment.model
+        if beside := [name for name in experiment.extract.capture if name != "projected"]:
+            raise UnsupportedModel(
+                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
+                "leave them out of --capture"
+            )
+        weight_files(model.checkpoint, model.revision)  # says what is missing before transformers would
+        with quiet_loading(), stock_reading(model.checkpoint, "a model"):
+            self._model: Any = AutoModelForImageTextToText.from_pretrained(
+                model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION,
+                use_safetensors=True, trust_remote_code=model.trust_remote_code,
+            ).eval()  # fmt: skip
+        self.weights = {"model": weights_digest(self._model.state_dict())}
+        self._model.to(device)
+        source = (model.checkpoint, model.revision, model.trust_remote_code)
+        stock = ImageProcessor(*source)
+        options = {name: value for name, value in ONE_CROP.items() if hasattr(stock.stock, name)}
+        self._image_processor = ImageProcessor(*source, **options)
+        self.processor = self._image_processor.fingerprint
+        self._device = device
+        self.description = self._probe(experiment)
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """What `get_image_features` takes."""
+        taken = inspect.signature(self._model.get_image_features).parameters
+        return {name: value for name, value in self._image_processor(image).items() if name in taken}
+
+    @torch.no_grad()
+    def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
+        """One call of the model's own code."""
+        features = self._features(batch)
+        counts = {len(one) for one in features}
+        if len(features) != len(batch):
+            raise UnsupportedModel(
+                f"expected one feature tensor for each of {len(batch)} images from this model's get_image_features, got "
+                f"{len(features)}: it needs a file of its own in stage1_extract/families"
+            )
+        if counts != {self._tokens}:
+            raise UnsupportedModel(
+                f"expected {self._tokens} tokens for every image, as the store is planned for, got {len(batch)} images with "
+                f"{sorted(counts)} tokens: a store of format 1 holds a fixed number of tokens per image; set the checkpoint's "
+                "image processor so that all images get one size"
+            )
+        return {"projected": torch.stack(features)}
+
+    @torch.no_grad()
+    def _features(self, batch: Sequence[Pixels]) -> list[Float[Tensor, "token embed"]]:
+        inputs = {name: torch.cat([one[name] for one in batch]).to(self._device) for name in batch[0]}
+        found = self._model.get_image_features(**inputs)
+        return list(getattr(found, "pooler_output", found))
+
+    def _probe(self, experiment: Experiment) -> Description:
+        """Find the shapes from blank images of several shapes: a model whose tokens vary is refused before any work."""
+        blanks = [self.preprocess(Image.new("RGB", size, "white")) for size in TRIED_SIZES]
+        self._tokens = len(self._features(blanks[:1])[0])
+        embed = {self.encode([blank])["projected"].shape[2] for blank in blanks}.pop()
+        axes, shape = ("patch", "embed"), (self._tokens, embed)
+        spec = ArraySpec(name="projected", axes=axes, shape=shape, dtype=experiment.model.dtype)
+        return Description(Geometry(grid=None, has_cls=False, tokens=self._tokens), (spec,), (NOTE,))

@@ -1,0 +1,120 @@
+"""Every file below an image root, with what of it was not looked at: links that lead out or nowhere, closed folders."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from stage1_extract.errors import UnusableImages
+from stage1_extract.sources.images import has_image_suffix
+from store.layout.ids import printable
+
+MAX_WAYS = 1000
+"""Ways by which links may lead to one folder: folders full of links to each other have no end."""
+SHOWN = 3
+_Identity = tuple[int, int]
+"""Device and inode."""
+
+
+@dataclass
+class Walk:
+    """One walk through a folder. Links are followed where they stay inside, and all of them with `follow_links`."""
+
+    root: Path
+    follow_links: bool
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the root and are not followed."""
+    nowhere: list[str] = field(default_factory=list)
+    """Links to nothing, or to themselves, that may have been meant for images."""
+    closed: list[str] = field(default_factory=list)
+    """Folders that the operating system does not list."""
+    _ways: Counter[_Identity] = field(default_factory=Counter)
+
+    def files(self) -> Iterator[str]:
+        """Yield each file's path below the root, with `/`. A link to a folder that contains it leads to nothing new.
+
+        Raises UnusableImages (exit 2) where folders are linked to each other without end.
+        """
+        waiting: list[tuple[str, frozenset[_Identity | None]]] = [("", frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            try:
+                here = above | {_folder(self.root / folder)}
+                with os.scandir(self.root / folder) as listed:
+                    entries = list(listed)
+            except OSError as error:
+                self.closed.append(f"{folder or '.'}: {error.strerror}")
+                continue
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and self._is_way(name, here)):
+                    waiting.append((f"{name}/", here))
+                elif not entry.is_symlink() or self._is_file(name):
+                    yield name
+
+    def notes(self) -> list[str]:
+        """Say what was not looked at: how much, and the first of it."""
+        notes: list[str] = []
+        if self.outside:
+            notes.append(
+                f"{len(self.outside):,} links lead out of {self.root} and are not followed ({first(self.outside)}): "
+                "data.follow_links: true follows them"
+            )
+        if self.nowhere:
+            notes.append(f"{len(self.nowhere):,} links in {self.root} lead to nothing ({first(self.nowhere)})")
+        if self.closed:
+            notes.append(f"{len(self.closed):,} folders in {self.root} cannot be listed ({first(self.closed)})")
+        return notes
+
+    def _is_way(self, link: str, here: frozenset[_Identity | None]) -> bool:
+        """Whether a link leads to a folder that is to be looked at, too."""
+        target = _folder(self.root / link)
+        if target is None or target in here:
+            return False
+        if target not in self._ways and self._leads_out(link):
+            self.outside.append(link)
+            return False
+        self._ways[target] += 1
+        if self._ways[target] > MAX_WAYS:
+            raise UnusableImages(
+                f"expected an end of the links in {self.root}, more than {MAX_WAYS} of them lead to the folder "
+                f"{printable(link)}: take out links that lead from folder to folder"
+            )
+        return True
+
+    def _is_file(self, link: str) -> bool:
+        """Whether a link that leads to no folder is a file of this one; by an image's name it is, whatever it leads to."""
+        if _folder(self.root / link) is not None:
+            return False
+        may_be_image = has_image_suffix(link) or not Path(link).suffix
+        if may_be_image and self._leads_out(link):
+            self.outside.append(link)
+            return has_image_suffix(link)
+        if may_be_image and not os.access(self.root / link, os.F_OK):
+            self.nowhere.append(link)
+            return has_image_suffix(link)
+        return may_be_image or not self._leads_out(link)
+
+    def _leads_out(self, link: str) -> bool:
+        return not self.follow_links and not Path(os.path.realpath(self.root / link)).is_relative_to(self._real_root)
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
+
+
+def first(names: list[str]) -> str:
+    """The first few of many names in their order, for a message."""
+    return ", ".join(map(printable, sorted(names)[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+
+
+def _folder(path: Path) -> _Identity | None:
+    """What a folder is, by whatever way it was reached; None for all that is no folder that can be reached."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None

@@ -1,0 +1,1 @@
+"""One worker of an extraction, and the price of all of them."""

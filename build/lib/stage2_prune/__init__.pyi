@@ -1,0 +1,13 @@
+from .api import compare_runs as compare_runs
+from .api import run_evaluation as run_evaluation
+from .api import run_parity as run_parity
+from .api import run_sweep as run_sweep
+from .api import run_training as run_training
+from .cached_model import CachedModel as CachedModel
+from .cached_model import load_pruner as load_pruner
+from .pruning.in_llm import InLLMPruner as InLLMPruner
+from .pruning.pruner import Pruner as Pruner
+from .pruning.pruner import TrainedPruner as TrainedPruner
+from .pruning.tokens import Merge as Merge
+from .pruning.tokens import Pruned as Pruned
+from .pruning.tokens import VisualTokens as VisualTokens

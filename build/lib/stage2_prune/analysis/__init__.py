@@ -1,0 +1,1 @@
+"""What pruners keep of an image: measured (`analyse`) and drawn (`show`), from the store alone."""

@@ -1,0 +1,153 @@
+"""A contact sheet: one band per image, the original and then what each method keeps of it."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from configs.files.atomic import write_atomically
+
+Pixels = Float[np.ndarray, "height width 3"]
+Patches = Bool[np.ndarray, "rows columns"]
+DROPPED = (0.25, 0.0)
+"""Brightness and colour that dropped patches keep; kept ones have 1 of both."""
+ABSORBED = (0.45, 0.55)
+"""The same of patches that are part of a merged token."""
+TARGET, ASKED = "#E69F00", "#E3120B"
+_PANEL, _GAP, _TITLE, _HEAD, _FOOT, _MARGIN = 1.72, 0.1, 0.2, 0.28, 0.28, 0.12
+"""Inches: a picture's longer side, between pictures, above each, above each image, below all, around all."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one method keeps of one image."""
+
+    title: str
+    note: str
+    """How many tokens that is."""
+    kept: Patches
+    merged: Patches
+    """Kept patches whose token is made of several."""
+    absorbed: Patches
+    """Patches that are part of another's token."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """One image."""
+
+    title: str
+    question: str
+    """What was asked about it; empty where nothing was."""
+    picture: Pixels
+    asked: Patches | None
+    """Patches that show what the question is about, where that is known."""
+    panels: Sequence[Panel]
+
+
+def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
+    """Write the PNG; a band of more than `columns` pictures goes on in another line."""
+    height, width = bands[0].picture.shape[:2]
+    wide, high = (_PANEL * side / max(width, height) for side in (width, height))
+    lines = [-(-(1 + len(band.panels)) // columns) for band in bands]
+    across = min(columns, 1 + max(len(band.panels) for band in bands))
+    size = (
+        2 * _MARGIN + across * wide + (across - 1) * _GAP,
+        _MARGIN + _FOOT + len(bands) * _HEAD + sum(lines) * (high + _TITLE + _GAP),
+    )
+    figure = Figure(figsize=size, dpi=dpi)
+    top = size[1] - _MARGIN
+    for band, count in zip(bands, lines, strict=True):
+        _head(figure, band, _MARGIN, top - _HEAD / 2, size)
+        top -= _HEAD
+        for place in range(1 + len(band.panels)):
+            line, column = divmod(place, columns)
+            left = _MARGIN + column * (wide + _GAP)
+            bottom = top - (line + 1) * (high + _TITLE) - line * _GAP
+            axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
+            _original(axes, band) if place == 0 else _panel(axes, band.picture, band.panels[place - 1])
+        top -= count * (high + _TITLE + _GAP)
+    _legend(figure, bands, size)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _head(figure: Figure, band: Band, left: float, top: float, size: tuple[float, float]) -> None:
+    room = int(13 * (size[0] - 2 * _MARGIN))
+    text = figure.text(left / size[0], top / size[1], band.title, size=8.5, weight="bold", va="center")
+    if band.question:
+        question = textwrap.shorten(band.question, max(20, room - len(band.title)), placeholder="…")
+        text.set_text(band.title + "   ")
+        figure.draw_without_rendering()
+        end = text.get_window_extent().x1 / figure.dpi
+        figure.text(end / size[0] + 0.006, top / size[1], question, size=8.5, va="center", color="#444444")
+
+
+def _original(axes: Axes, band: Band) -> None:
+    _show(axes, band.picture, "original", "")
+    if band.asked is not None:
+        _outline(axes, band.asked, band.picture, ASKED, whole=True)
+
+
+def _panel(axes: Axes, picture: Pixels, panel: Panel) -> None:
+    grey = picture @ np.array([0.299, 0.587, 0.114])
+    shown = _faded(picture, grey, DROPPED)
+    for patches, fade in ((panel.absorbed, ABSORBED), (panel.kept, (1.0, 1.0))):
+        where = _on_pixels(patches, picture)[..., None]
+        shown = np.where(where, _faded(picture, grey, fade), shown)
+    _show(axes, shown, panel.title, panel.note)
+    _outline(axes, panel.merged, picture, TARGET)
+
+
+def _faded(picture: Pixels, grey: Float[np.ndarray, "height width"], fade: tuple[float, float]) -> Pixels:
+    brightness, colour = fade
+    return brightness * (colour * picture + (1 - colour) * grey[..., None])
+
+
+def _show(axes: Axes, picture: Pixels, title: str, note: str) -> None:
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", size=7.5, pad=2.5)
+    if note:
+        axes.set_title(note, loc="right", size=7, pad=2.5, color="#777777")
+
+
+def _on_pixels(patches: Patches, picture: Pixels) -> Bool[np.ndarray, "height width"]:
+    down, across = picture.shape[0] // patches.shape[0], picture.shape[1] // patches.shape[1]
+    return patches.repeat(down, 0).repeat(across, 1)
+
+
+def _outline(axes: Axes, patches: Patches, picture: Pixels, colour: str, whole: bool = False) -> None:
+    """A frame around each patch, or around `whole` groups of them."""
+    down, across = picture.shape[0] / patches.shape[0], picture.shape[1] / patches.shape[1]
+    inside = np.pad(patches, 1)
+    lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    for row, column in np.argwhere(inside):
+        top, left = row - 1, column - 1
+        sides = {
+            (row - 1, column): ((left, top), (left + 1, top)),
+            (row + 1, column): ((left, top + 1), (left + 1, top + 1)),
+            (row, column - 1): ((left, top), (left, top + 1)),
+            (row, column + 1): ((left + 1, top), (left + 1, top + 1)),
+        }
+        lines += [line for beside, line in sides.items() if not (whole and inside[beside])]
+    scaled = [tuple((x * across - 0.5, y * down - 0.5) for x, y in line) for line in lines]
+    axes.add_collection(LineCollection(scaled, colors=colour, linewidths=1.3 if whole else 0.8, capstyle="projecting"))
+
+
+def _legend(figure: Figure, bands: Sequence[Band], size: tuple[float, float]) -> None:
+    panels = [panel for band in bands for panel in band.panels]
+    said = ["in full: kept", "dark and grey: dropped"]
+    if any(panel.merged.any() for panel in panels):
+        said += ["orange frame: a token merged of several patches", "dark: merged into one of them"]
+    if any(band.asked is not None for band in bands):
+        said.append("red outline: what is asked about")
+    figure.text(_MARGIN / size[0], 0.18 / size[1], " · ".join(said), size=7, va="center", color="#444444")

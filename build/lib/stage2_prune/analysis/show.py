@@ -1,0 +1,169 @@
+"""Pictures of what methods keep: `show IMAGE…`, from the store and the image files; no model is run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from configs import plugin
+from configs.budgets import ascending, file_part
+from configs.experiment import Experiment, Method
+from configs.load import build_pruner
+from stage2_prune import pruners
+from stage2_prune.analysis import sheet
+from stage2_prune.analysis.kept import Kept
+from stage2_prune.analysis.kept_sets import Selection, is_grid, open_selection, reads_question
+from stage2_prune.analysis.sheet import Band, Panel
+from stage2_prune.analysis.tower_view import TowerView, read_image, rgb
+from stage2_prune.analysis.truth import find_truth
+from stage2_prune.errors import CannotShow, UnknownImage
+from stage2_prune.evaluation.cells import Cell, configured_pruners
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.session.features import Features
+from store.errors import TargetExists
+from store.layout.ids import ImageIds, printable
+from store.questions.question import Question, read_questions
+
+NEAR = 3
+SEARCHED = 100_000
+"""Names of a store among which those like an unknown one are looked for."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be shown."""
+
+    images: tuple[str, ...]
+    """Names as in the questions."""
+    methods: tuple[str, ...] | None = None
+    """Labels of the config, or names of files in `pruners`; None for the config's that have something to show."""
+    keep: int | None = None
+    """Visual tokens per image; None for the middle one of the config's budgets."""
+    question: str | None = None
+    """Asked of every image; None for the first question of the config about it."""
+    columns: int = 7
+    """Pictures side by side."""
+    dpi: int = 200
+    """Pixels per inch; a picture is about 1.7 inches wide."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was made."""
+
+    path: Path
+    left_out: tuple[str, ...]
+    """The config's methods that could not be shown, with the reason."""
+    untrained: tuple[str, ...] = ()
+    """What to do for each method that was asked for by name and has no trained weights; the others were drawn."""
+
+
+def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
+    """Write the contact sheet.
+
+    Raises UnknownImage (exit 2) naming images of similar names, and what `open_selection` and `read_image` raise.
+    """
+    budgets = sorted(experiment.prune.budgets, key=ascending)
+    keep = budgets[len(budgets) // 2] if wanted.keep is None else wanted.keep
+    path = out or experiment.run_dir / "selection" / f"show-{Path(wanted.images[0]).stem}-{file_part(keep)}.png"
+    if path.exists() and not overwrite:
+        raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
+    one_budget = experiment.prune.model_copy(update={"budgets": (keep,), "seeds": 1})
+    experiment = experiment.model_copy(update={"prune": one_budget})
+    selection = open_selection(experiment, _methods(experiment, wanted.methods))
+    features = selection.session.features
+    if not is_grid(features):
+        raise CannotShow(
+            f"expected patches in a grid, which {features.store.path} lacks: the CLS row is one of its tokens, which has no "
+            "place, or a model's own code made them"
+        )
+    asked = _questions(experiment, features, wanted)
+    _require_questions(selection.methods, asked)
+    cells, unmet = selection.cells(asked[0])
+    left_out = tuple(f"{one.pruner} is not shown: {one.reason}" for one in (*selection.left_out, *unmet))
+    asked_for = selection.untrained if wanted.methods is not None else {}
+    refused = [one for one in (*selection.left_out, *unmet) if one.pruner not in asked_for]
+    if refused and wanted.methods is not None:
+        raise CannotShow("; ".join(f"{one.pruner} is not shown: {one.reason}" for one in refused))
+    # All and nothing are no news, unless someone wants to see them.
+    cells = [cell for cell in cells if wanted.methods is not None or cell.pruner.budget != "fixed"]
+    if not cells:
+        raise CannotShow("expected methods that drop some patches, the config has none: name some with --methods")
+    sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
+    return Shown(path, left_out, tuple(asked_for.values()))
+
+
+def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
+    configured = configured_pruners(experiment)
+    if names is None:
+        return configured
+    known = plugin.find_all(pruners, Pruner)
+    return {name: configured.get(name) or build_pruner(Method(name=name), known) for name in dict.fromkeys(names)}
+
+
+def _questions(experiment: Experiment, features: Features, wanted: Wanted) -> list[Question]:
+    """One for each image."""
+    ids = features.store.ids
+    for name in wanted.images:
+        if ids.row_of_name(name) is None:
+            raise UnknownImage(
+                f"expected an image of {features.store.path}, it has no {printable(name)}{_near(ids, name)}"
+            )
+    of_image: dict[str, Question] = {}
+    if wanted.question is None:
+        for question in read_questions(experiment.data):
+            of_image.setdefault(question.image, question)
+    text = wanted.question or ""
+    asked = [of_image.get(name) or Question(question_id=name, image=name, question=text) for name in wanted.images]
+    for excluded in features.answerable(asked)[1]:
+        raise UnknownImage(f"expected an encoded image, {printable(excluded.question_id)} is none: {excluded.reason}")
+    return asked
+
+
+def _near(ids: ImageIds, name: str) -> str:
+    there = list(islice((known for row in range(len(ids)) for known in ids.names(row)), SEARCHED))
+    near = get_close_matches(name, there, NEAR, cutoff=0.4) or there[:NEAR]
+    return f": it has {', '.join(map(printable, near))}, …"
+
+
+def _require_questions(methods: Mapping[str, Pruner], asked: Sequence[Question]) -> None:
+    readers = [label for label, pruner in methods.items() if reads_question(pruner)]
+    silent = [question.image for question in asked if not question.question]
+    if readers and silent:
+        raise CannotShow(
+            f"expected a question for {', '.join(readers)} to read, there is none about {silent[0]}: give one with --question"
+        )
+
+
+@torch.no_grad()
+def _bands(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question]) -> list[Band]:
+    session = selection.session
+    experiment, features = session.experiment, session.features
+    view = TowerView(experiment.model, features.grid)
+    truth, _ = find_truth(experiment, asked, features.grid)
+    bands: list[Band] = []
+    for batch in features.batches([[question] for question in asked]):
+        question = batch.questions[0]
+        by_content = features.store.plan.identity == "content"
+        with read_image(experiment.data, question.image, batch.tokens.image_ids[0] if by_content else None) as image:
+            picture = view.picture(rgb(image))
+        panels = [_panel(cell.label, selection.kept(cell, batch)[0], features.grid) for cell in cells]
+        shown = truth.get(question.question_id)
+        in_grid = None if shown is None else _grid(shown, features.grid)
+        bands.append(Band(printable(question.image), question.question, picture, in_grid, panels))
+    return bands
+
+
+def _panel(label: str, kept: Kept, grid: tuple[int, int]) -> Panel:
+    patches = (_grid(of_image[0], grid) for of_image in (kept.patches, kept.merged, kept.absorbed))
+    return Panel(label, str(int(kept.tokens[0])), *patches)
+
+
+def _grid(patches: Bool[Tensor, " patch"], grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
+    return patches.reshape(grid).numpy()

@@ -1,0 +1,111 @@
+"""What the tower saw of an image: tried out on the checkpoint's image processor, whatever that does; holds no tower."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from configs.experiment import DataSection, ModelSection
+from stage2_prune.errors import CannotShow, StoreMismatch
+from store.checkpoint.image_processor import open_image_processor
+from store.checkpoint.opening import load_config
+from store.errors import DataMissing
+from store.questions.image_files import FORMATS, OutsideRoot, locate
+from store.questions.question import Box
+
+OBJECT_SHARE = 0.1
+"""A patch shows an object from this share of its pixels on."""
+_PROBE = (64, 64)
+
+
+class TowerView:
+    """The image processor's geometry, over one grid of patches."""
+
+    def __init__(self, model: ModelSection, grid: tuple[int, int]) -> None:
+        self.grid = grid
+        self.edge: int = load_config(model.checkpoint, model.revision, model.trust_remote_code).vision_config.patch_size
+        """Of a patch, in pixels."""
+        self._stock = open_image_processor(model.checkpoint, model.revision, model.trust_remote_code)
+        black, white = (self._pixels(Image.new("RGB", _PROBE, name)).flatten(1) for name in ("black", "white"))
+        at = (white - black).abs().argmax(1, keepdim=True)
+        self._black = black.gather(1, at)[..., None]
+        self._contrast = (white - black).gather(1, at)[..., None]
+        if not (self._contrast != 0).all():
+            raise CannotShow("expected an image processor that tells black from white, this one's pixels are equal")
+
+    def picture(self, image: Image.Image) -> Float[np.ndarray, "height width 3"]:
+        """What is left of an image before it is normalised, in [0, 1], as far as there are patches."""
+        shown = ((self._pixels(image) - self._black) / self._contrast).clamp(0, 1)
+        return self._in_patches(shown).permute(1, 2, 0).numpy()
+
+    def showing(self, size: tuple[int, int], region: Sequence[Box]) -> Bool[Tensor, " patch"] | None:
+        """The patches that show some boxes of an image of this width and height; None where none does.
+
+        Where boxes cover OBJECT_SHARE of no patch, it is the patch that they cover most.
+        """
+        drawn = Image.new("RGB", size, "black")
+        canvas = ImageDraw.Draw(drawn)
+        for left, top, right, bottom in region:
+            corners = (left * size[0], top * size[1], right * size[0] - 1, bottom * size[1] - 1)
+            canvas.rectangle([max(0, round(corner)) for corner in _upright(corners)], fill="white")
+        nothing = self._pixels(Image.new("RGB", size, "black"))
+        share = ((self._pixels(drawn) - nothing) / self._contrast).clamp(0, 1).mean(0, keepdim=True)
+        rows, columns = self.grid
+        covered = self._in_patches(share).reshape(rows, self.edge, columns, self.edge).mean((1, 3)).flatten()
+        least = min(OBJECT_SHARE, covered.max().item())
+        return covered >= least if least > 0 else None
+
+    def _pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        pixels: Any = self._stock(images=[image], return_tensors="pt")["pixel_values"]
+        return pixels[0].float()
+
+    def _in_patches(self, pixels: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel high wide"]:
+        """Without what is left over at the right and at the bottom, which is in no patch."""
+        rows, columns = self.grid
+        return pixels[:, : rows * self.edge, : columns * self.edge]
+
+
+def _upright(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """A box thinner than a pixel is one pixel wide."""
+    left, top, right, bottom = corners
+    return left, top, max(left, right), max(top, bottom)
+
+
+def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Image:
+    """An image below `data.images`, its pixels decoded only where they are asked for.
+
+    Raises DataMissing (exit 5) where there is none, CannotShow (exit 2) where it is nothing that stage 2 opens, and
+    StoreMismatch (exit 4) where the file is not the one whose sha256 is given.
+    """
+    unpack = "images inside tar or parquet files are opened by stage 1 only: unpack those that you want to see"
+    if data.format not in ("auto", "folder") or not data.images.is_dir():
+        raise CannotShow(f"expected a folder of image files as data.images, got {data.images} ({unpack})")
+    try:
+        path = locate(data.images, name, data.follow_links)
+    except OutsideRoot as outside:
+        link = "" if outside.link is None else f" by the link {outside.link}, which data.follow_links: true follows"
+        raise DataMissing(
+            f"expected the image {name} in {data.images}, there is no such file below it: the name leads out{link}"
+        ) from None
+    if not path.is_file():
+        raise DataMissing(f"expected the image {name} in {data.images}, there is no such file ({unpack})")
+    content = path.read_bytes()
+    if sha is not None and hashlib.sha256(content).hexdigest() != sha:
+        raise StoreMismatch(f"expected the image that was encoded at {path}, it has changed since: extract again")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CannotShow(f"expected an image at {path}, it cannot be read: {error}") from None
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """As stage 1 decodes it: alpha is dropped, 16-bit grey keeps its upper byte."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

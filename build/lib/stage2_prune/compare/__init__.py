@@ -1,0 +1,1 @@
+"""Saved results against each other, with paired statistics (`compare`)."""

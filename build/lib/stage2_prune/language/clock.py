@@ -1,0 +1,12 @@
+"""Read the clock around work on a device that runs behind Python."""
+
+import time
+
+import torch
+
+
+def seconds_after_work(device: torch.device) -> float:
+    """Read the clock, in seconds, after the device has finished its queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,1 @@
+"""What selection methods share: top-k, similarity, windows, suppression and the like."""

@@ -1,0 +1,24 @@
+"""How many tokens each group of an image's patches gives."""
+
+import math
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stage2_prune.primitives.chunks import apportion
+
+MOST_PER_GROUP = 5
+"""Tokens that a group gives at most, for every `TOKENS_PER_LIMIT` of the budget."""
+TOKENS_PER_LIMIT = 64
+
+
+def group_quotas(keep: int, budget: int, members: Int[Tensor, " group"], surviving: Int[Tensor, " group"]) -> list[int]:
+    """`keep` in proportion to the survivors of groups, as PruneSID divides it: one each, and not all from one group.
+
+    The limit is `budget`'s, and is raised by one token a group until the groups can meet it.
+    """
+    most = torch.minimum(surviving, members).clamp(max=MOST_PER_GROUP * math.ceil(budget / TOKENS_PER_LIMIT))
+    while most.sum() < budget:
+        most = torch.minimum(most + 1, members)
+    return apportion(keep, surviving, members.clamp(max=1), most)

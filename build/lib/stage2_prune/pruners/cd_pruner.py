@@ -1,0 +1,80 @@
+"""Patches that differ from each other, weighed by what the question asks for.
+
+CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS
+2025, arXiv 2506.10967); official code Theia-4869/CDPruner, llava/model/llava_arch.py at 9541616, reimplemented from the formula.
+Reads `projected` (cosines), `clip_patches` and the question's pooled CLIP text, of a long question the mean over its segments.
+Published without parameters, in raster order, with compact positions.
+
+Quirks: relevance is the *negated* cosine of patch and text, as CLIP's last but one layer has it. The official code scales it to
+[0, 1] over the batch, so that an image's patches depend on its batch (`official`); alone, an image keeps the same under `fixed`.
+Where no patch can add any volume, or all are equally relevant, the official code divides by zero and returns patches twice:
+here the lower indices are next, and every relevance is 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Beside, VisualTokens
+
+
+@dataclass(frozen=True)
+class CdPruner(Pruner):
+    """A greedy determinantal point process over relevance x cosine x relevance: always the patch that adds most volume.
+
+    A patch's residual, the square of what it adds, is updated from kept patch to kept patch (Chen et al., 2018).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"projected", "clip_patches"})
+    reads: ClassVar[frozenset[Beside]] = frozenset({"clip_text"})
+    positions: ClassVar[Positions] = "compact"
+
+    quirks: Literal["official", "fixed"] = "fixed"
+    """`official`: relevance is scaled over the batch, so that results depend on it; `fixed`: over each image. See above."""
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """`keep` patches of each image, ascending; of equals the lower index."""
+        assert tokens.clip_text is not None
+        pairs = zip(tokens.arrays["clip_patches"].float(), tokens.clip_text.pooled, strict=True)
+        relevance = self._scaled(torch.stack([_relevance(*pair) for pair in pairs]))
+        kernel = relevance[:, :, None] * cosine_similarity(tokens.arrays["projected"]) * relevance[:, None, :]
+        return most_volume(kernel, keep).sort(dim=-1).values
+
+    def _scaled(self, relevance: Float[Tensor, "image patch"]) -> Float[Tensor, "image patch"]:
+        over = (0, 1) if self.quirks == "official" else (1,)
+        least = relevance.amin(over, keepdim=True)
+        span = relevance.amax(over, keepdim=True) - least
+        return torch.where(span > 0, (relevance - least + 1e-6) / span, 1.0)
+
+
+def _relevance(
+    patches: Float[Tensor, "patch clip"], segments: Float[Tensor, "segment clip"]
+) -> Float[Tensor, " patch"]:
+    return -(F.normalize(patches, dim=-1) @ F.normalize(segments, dim=-1).T).mean(dim=-1)
+
+
+def most_volume(kernel: Float[Tensor, "image patch patch"], keep: int) -> Int[Tensor, "image {keep}"]:
+    """Patches in the order in which the greedy finds them, all images at once; sums do not depend on the batch."""
+    image = torch.arange(len(kernel), device=kernel.device)
+    residual = kernel.diagonal(dim1=1, dim2=2).clone()
+    taken = torch.zeros_like(residual, dtype=torch.bool)
+    parts = kernel.new_zeros(*residual.shape, keep)
+    found: list[Tensor] = []
+    for step in range(keep):
+        patch = residual.masked_fill(taken, -torch.inf).argmax(dim=-1)
+        found.append(patch)
+        taken[image, patch] = True
+        before = parts[..., :step]
+        explained = (before * before[image, patch][:, None]).sum(dim=-1)
+        part = (kernel[image, patch] - explained) / residual[image, patch].sqrt()[:, None]
+        part = part.nan_to_num(0, 0, 0)  # a residual of 0 has nothing left to explain
+        parts[..., step] = part
+        residual = (residual - part.square()).clamp(min=0)
+    return torch.stack(found, dim=-1)

@@ -1,0 +1,26 @@
+"""No pruning: the unpruned model, every curve's upper reference."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class KeepAll(Pruner):
+    """Every visual token, in raster order."""
+
+    budget: ClassVar[Budget] = "fixed"
+
+    def fixed_keep(self, patches: int) -> int:
+        """All of them."""
+        return patches
+
+    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """0, 1, …, keep - 1; keep is the number of patches."""
+        return torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)

@@ -1,0 +1,82 @@
+"""Nüwa, its first stage: patches kept evenly over the image, each of the less attended gathering what is like it nearby.
+
+"Nüwa: Mending the Spatial Integrity Torn by VLM Token Pruning", ICLR 2026; Man-PaperRejected/Nuwa at 2a4427f. Reimplemented from
+its maths.
+
+Reads the CLS row's attention of the layer that makes `raw`, `raw`, and the mean of late hidden states, whose cosines say what is
+alike. Published: 2 x 2 cells of which each offers its best 1, 2 or 3 patches for 112, 224 or 336 kept ones (the fewest that
+suffice, here at every budget), distance 280, quantile 0.55. Raster order, original positions. The second stage, inside the
+language model, cuts these to 64, 128 or 192 tokens on average over layers and is another method: here `keep` is what this stage
+keeps.
+
+Quirk: weights are normalised over the row and only then the patch's own is set to 1, so that they sum to almost 2; `fixed` leaves
+them normalised.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from configs.experiment import Positions
+from stage2_prune.primitives.nearest import one_hot
+from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.windows import rank_in_window, windows
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
+
+
+@dataclass(frozen=True)
+class Nuwa(Pruner):
+    """Top-k of CLS attention among the best of every cell; aggregation in raw space for all but the most attended."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention", "hidden_mean"})
+    positions: ClassVar[Positions] = "original"
+
+    cell: PositiveInt = 2
+    """Side of the cells, in patches."""
+    distance: PositiveFloat = 280.0
+    """Square of the distance from which on nothing is gathered, in patches."""
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.55
+    """Of the kept patches' attention: from there on a patch gathers nothing."""
+    quirks: Literal["official", "fixed"] = "official"
+    """What the weights sum to: see above."""
+
+    def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
+        """The kept patches, and what each is made of."""
+        rows, columns = (-(-side // self.cell) for side in tokens.grid)
+        window = windows(tokens.grid, rows, columns).to(tokens.device)
+        near = self._nearness(tokens.grid).to(tokens.device)
+        index, weights = [], []
+        for heads, hidden in zip(tokens.arrays["cls_attention"], tokens.arrays["hidden_mean"], strict=True):
+            score = heads.sum(0)
+            rank = rank_in_window(score, window)
+            offered = rank <= rank.sort().values[keep - 1]
+            index.append(top_k(score.masked_fill(~offered, -torch.inf)[None], keep)[0])
+            weights.append(self._gathered(index[-1], score, hidden, near))
+        return Pruned(torch.stack(index), Merge(torch.stack(weights), "raw"))
+
+    def _gathered(
+        self,
+        kept: Int[Tensor, " kept"],
+        score: Float[Tensor, " patch"],
+        hidden: Float[Tensor, "patch hidden"],
+        near: Float[Tensor, "patch patch"],
+    ) -> Float[Tensor, "kept patch"]:
+        unit, own = F.normalize(hidden.float(), dim=-1), one_hot(kept, len(score))
+        alike = torch.where(own > 0, own, (unit[kept] @ unit.T).relu() * near[kept])
+        alike = alike / alike.sum(1, keepdim=True)
+        if self.quirks == "official":
+            alike = torch.where(own > 0, own, alike)
+        attended = score[kept] >= score[kept].quantile(self.quantile)
+        return torch.where(attended[:, None], own, alike)
+
+    def _nearness(self, grid: tuple[int, int]) -> Float[Tensor, "patch patch"]:
+        """1 at the patch itself, falling to 0 at the distance."""
+        row, column = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float().T
+        squared = (row[:, None] - row).square() + (column[:, None] - column).square()
+        return (1 - (squared / self.distance).sqrt()).clamp_min(0)

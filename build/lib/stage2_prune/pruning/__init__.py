@@ -1,0 +1,1 @@
+"""What a pruner is, what it is given, and what it returns."""

@@ -1,0 +1,1 @@
+"""Opening a run: the store and the model, checked against each other, and batches of features."""

@@ -1,0 +1,176 @@
+"""Save and load a trained pruner: `weights.safetensors`, and `pruner.json`, which says what these weights belong to.
+
+    <run_dir>/pruner/<name>/, or the folder that a method's `weights` names
+      weights.safetensors   the module's state dict
+      pruner.json           schema, name, parameters, module spec, sha256 of the weights, what they were trained with; sealed
+
+The JSON is written last and names the weights by content, so that a pair of files torn by a crash is noticed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from configs.files.atomic import write_atomically
+from stage2_prune.errors import DamagedRun, NotTrained, WeightsMismatch
+from stage2_prune.pruning.pruner import ModuleSpec, TrainedPruner
+from stage2_prune.session.features import Features
+from stage2_prune.session.identity import in_both, require_same
+from stage2_prune.session.sealed import read_bytes, read_object, write_object
+
+WEIGHTS = "weights.safetensors"
+RECORD = "pruner.json"
+_AGAIN = "copy the folder that `train` wrote again, or delete it and run `make train`"
+_FIELDS = {"schema", "pruner", "parameters", "spec", "sha256", "training"}
+_NAMES = {"checkpoint", "revision"}
+"""Fields of a fingerprint that only name a checkpoint; other fields hold the digests of its weights."""
+
+
+def folder(run_dir: Path, label: str, pruner: TrainedPruner) -> Path:
+    """Return the folder of a pruner's weights: the one that its `weights` names, else the run's own for this `label`."""
+    return pruner.weights or run_dir / "pruner" / label
+
+
+def belongings(features: Features, pruner: TrainedPruner, language_model: str | None) -> dict[str, Any]:
+    """Describe what weights belong to, as JSON: the features that the pruner looks at, and the language model it serves.
+
+    The images and questions of the training are no part of the description.
+
+    Args:
+        features: the opened store.
+        pruner: the pruner whose weights are described.
+        language_model: the digest of the language model's weights; None if no model is at hand to compare.
+
+    """
+    arrays = features.fingerprints(pruner.needs | {features.source})
+    semantic = {
+        name: {key: value for key, value in fingerprint["semantic"].items() if key not in _NAMES}
+        for name, fingerprint in arrays.items()
+    }
+    described: dict[str, Any] = {"features": json.loads(json.dumps(semantic))}
+    return described if language_model is None else described | {"language_model": language_model}
+
+
+def save(
+    pruner: TrainedPruner,
+    name: str,
+    spec: ModuleSpec,
+    folder: Path,
+    belongs_to: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> str:
+    """Write the module of `pruner` and the record of what it belongs to.
+
+    Args:
+        pruner: the pruner, with its trained module.
+        name: the pruner's name in the config.
+        spec: what the module's shape depends on.
+        folder: the folder to write to.
+        belongs_to: the result of `belongings`.
+        training: anything that JSON holds, such as the chosen epoch, the validation accuracy and the resolved config.
+
+    Returns:
+        The sha256 of the weights file.
+
+    """
+    data = safetensors.torch.save(_state(pruner))
+    digest = hashlib.sha256(data).hexdigest()
+    record = {
+        "schema": 1,
+        "pruner": name,
+        "parameters": pruner.parameters(),
+        "spec": asdict(spec),
+        "sha256": digest,
+        "belongs_to": dict(belongs_to),
+        "training": dict(training),
+    }
+    write_atomically(folder / WEIGHTS, data)
+    write_object(folder / RECORD, record)
+    return digest
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Read `pruner.json`; None if there is no such file. Raises DamagedRun (exit 4) if the file is damaged."""
+    path = folder / RECORD
+    record = read_object(path, _AGAIN)
+    if record is not None and not (_FIELDS <= record.keys() <= _FIELDS | {"belongs_to"} and _is_whole(record)):
+        raise DamagedRun(f"{path} is damaged (expected the fields {', '.join(sorted(_FIELDS))}): {_AGAIN}")
+    return record
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    kinds = {"pruner": str, "parameters": dict, "spec": dict, "sha256": str, "training": dict, "belongs_to": dict}
+    return all(isinstance(record[key], kind) for key, kind in kinds.items() if key in record)
+
+
+def load(
+    pruner: TrainedPruner, name: str, spec: ModuleSpec, folder: Path, belongs_to: Mapping[str, Any]
+) -> tuple[TrainedPruner, dict[str, Any]]:
+    """Bind `pruner` to its trained module, in eval mode.
+
+    Args:
+        pruner: the pruner as the config describes it.
+        name: the pruner's name in the config.
+        spec: what the module's shape depends on.
+        folder: the folder of the weights.
+        belongs_to: the result of `belongings`, to compare with the record.
+
+    Returns:
+        The bound pruner and the record in `pruner.json`.
+
+    Raises:
+        NotTrained: (exit 5) if nothing was trained.
+        WeightsMismatch: (exit 4) if the weights belong to other parameters, other features or another language model.
+        DamagedRun: (exit 4) if a file is damaged.
+
+    """
+    record = None if folder.is_file() else read_record(folder)
+    if record is None:
+        advice = f"run `make train` first, or name the folder of another run's {RECORD} with `weights` beside the method's name"
+        advice = advice if pruner.weights is None else f"`weights` must name a folder with {RECORD}"
+        raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: {advice}")
+    require_same(
+        f"the weights in {folder} were trained for another pruner",
+        *_records(record, name, pruner, spec, belongs_to),
+        remedy="undo the change, name the folder of other weights with `weights` beside the method's name, or run "
+        "`make train ARGS=--overwrite`",
+        error=WeightsMismatch,
+    )
+    data = read_bytes(folder / WEIGHTS, _AGAIN)
+    if data is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
+        came = "it is missing" if data is None else "it is not the one that pruner.json names"
+        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {_AGAIN}")
+    module = pruner.fresh(spec, seed=0).module
+    module.load_state_dict(safetensors.torch.load(data), strict=True)
+    return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record
+
+
+def _records(
+    record: Mapping[str, Any], name: str, pruner: TrainedPruner, spec: ModuleSpec, belongs_to: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the weights belong to and what is here, to be compared.
+
+    Labels of one method may differ in the part behind `@`.
+    """
+    now: dict[str, Any] = {"pruner": _method(name), "parameters": pruner.parameters(), "spec": asdict(spec)}
+    now = json.loads(json.dumps(now)) | dict(belongs_to)
+    old = {"pruner": _method(record["pruner"]), "parameters": record["parameters"], "spec": record["spec"]}
+    old |= record.get("belongs_to", {})
+    if "belongs_to" not in record:  # an earlier version, which recorded only the language model
+        old |= {"language_model": record["training"].get("identity", {}).get("language_model")}
+        now.pop("features")
+    return in_both(old, now)
+
+
+def _method(label: str) -> str:
+    return label.partition("@")[0]
+
+
+def _state(pruner: TrainedPruner) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in pruner.module.state_dict().items()}

@@ -1,0 +1,175 @@
+"""A sweep for people: accuracy of each method at each budget, what it costs, and what could not be had."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from configs.budgets import ascending, in_words
+from stage2_prune.evaluation.report import markdown, si
+from stage2_prune.language.price import one_convention
+from stage2_prune.session.features import left_out
+
+Row = dict[str, Any]
+PUBLISHED = (
+    "`published` columns have the schedule that each method's paper or code calls so, and in parentheses the mean of the tokens "
+    "that enter a layer with it: such a column compares settings of equal name, not of equal cost.\n"
+)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    parts = [_intro(summary), *_accuracy(summary), *_clock(summary), *_prices(summary), *_not_had(summary)]
+    return "\n".join(parts)
+
+
+def _intro(summary: dict[str, Any]) -> str:
+    inexact = (
+        "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
+    )
+    without = "".join(f" {sentence}" for sentence in left_out(one["reason"] for one in summary["excluded"]))
+    return (
+        f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
+        "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
+        f"their seeds.{without}{inexact}\n"
+    )
+
+
+def _accuracy(summary: dict[str, Any]) -> list[str]:
+    """Methods x budgets; and those that take no budget."""
+    parts: list[str] = []
+    if _comparable(summary):
+        parts.append(_matrix(_comparable(summary), "accuracy at", _accurate))
+        if any(isinstance(row["budget"], str) for row in _comparable(summary)):
+            parts.append(PUBLISHED)
+    kept = [row for row in _budgeted(summary) if row["match"] == "kept"]
+    if kept:
+        parts.append(
+            "Budgets as tokens kept behind the first drop, as papers of these methods count them; in parentheses the mean "
+            "of the tokens that enter a layer, which the table above is about.\n"
+        )
+        parts.append(_matrix(kept, "accuracy at", _with_tokens))
+    own = [row for row in summary["results"] if row["budget"] is None]
+    if own:
+        header = ["takes no budget", "positions", "tokens/layer", "accuracy", "95 % interval", "latency"]
+        lines = [
+            [
+                row["label"],
+                row["positions"],
+                f"{row['tokens_per_layer_mean']:.4g}",
+                f"{row['accuracy']:.3f}",
+                _interval(row),
+                _latency(row),
+            ]
+            for row in own
+        ]
+        parts.append(markdown(header, lines, left=(0, 1)))
+    return parts
+
+
+def _clock(summary: dict[str, Any]) -> list[str]:
+    rows = _budgeted(summary)
+    if not rows:
+        return []
+    return [
+        "Selecting and prefill together, one question at a time, as a share of the unpruned prefill (median of interleaved "
+        f"runs, in parentheses the fastest and the slowest of them; {summary['machine']}): above 1, pruning is slower "
+        "than not pruning.\n",
+        _matrix(rows, "latency at", _latency),
+    ]
+
+
+def _prices(summary: dict[str, Any]) -> list[str]:
+    """Tokens, cache and operations: the same for all methods before the language model, and whatever the quirks."""
+    if not summary["results"]:
+        return []
+    convention = one_convention(summary["results"])
+    rows = {_who_pays(row): row for row in summary["results"]}
+    lines = [
+        [
+            who,
+            "-" if budget is None else str(budget),
+            f"{tokens:.4g}",
+            f"{row['kept']:.4g}",
+            si(row["kv_bytes"], "B"),
+            si(row["flops"][convention]),
+        ]
+        for (who, budget, tokens), row in sorted(rows.items(), key=lambda item: (item[1]["place"], item[0][0]))
+    ]
+    note = (
+        "What the visual tokens of a question cost inside the language model: mean over its layers of those that enter, "
+        f"those kept behind the first drop, their KV cache, the prefill as {convention} counts it: "
+        f"{summary['flops_conventions'][convention]}.\n"
+    )
+    header = ["cost of", "budget", "tokens/layer", "kept", "KV cache", convention]
+    return [note, markdown(header, lines, left=(0,))]
+
+
+def _who_pays(row: Row) -> tuple[str, int | float | str | None, float]:
+    inside = row["place"] == "in_llm"
+    kept = ", budgets as tokens kept" if row["match"] == "kept" else ""
+    who = row["method"] + kept if inside else "before the language model"
+    return who, row["budget"], row["tokens_per_layer_mean"]
+
+
+def _not_had(summary: dict[str, Any]) -> list[str]:
+    """Cells that cannot be met, by their reasons; methods that cannot be served."""
+    lines = [f"- {row['shortcut']}." for row in summary["results"] if row["shortcut"]]
+    lines += [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
+    same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
+    for (label, positions, _), group in same:
+        rows = list(group)
+        budgets = ", ".join(in_words(row["budget"]) for row in rows if row["budget"])
+        at = f" at {budgets}" if budgets else ""
+        lines.append(f"- {label}{at}, {positions} positions, is infeasible: {rows[0]['reason']}.")
+    return ["\n".join(lines) + "\n"] if lines else []
+
+
+def _bare(reason: str) -> str:
+    """A reason without its numbers, which differ from budget to budget."""
+    return "".join(letter for letter in reason if not letter.isdigit())
+
+
+def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
+    """Methods x budgets, those before the language model first."""
+    budgets = sorted({row["budget"] for row in rows}, key=ascending, reverse=True)
+    said: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
+    for row in rows:
+        found = said.setdefault((row["place"], row["label"], row["positions"]), {})
+        found[row["budget"]] = say(row) if row["status"] == "ok" else "infeasible"
+    lines = [
+        [label, positions, *(found.get(keep, "-") for keep in budgets)]
+        for (_, label, positions), found in sorted(said.items())
+    ]
+    header = ["method", "positions", f"{title} {in_words(budgets[0])}", *map(str, budgets[1:])]
+    return markdown(header, lines, left=(0, 1))
+
+
+def _budgeted(summary: dict[str, Any]) -> list[Row]:
+    """The rows whose method takes a budget."""
+    return [row for row in [*summary["results"], *summary["infeasible"]] if row["budget"] is not None]
+
+
+def _comparable(summary: dict[str, Any]) -> list[Row]:
+    """Those whose budget is a mean over layers, as it is for every method before the language model."""
+    return [row for row in _budgeted(summary) if row["match"] != "kept"]
+
+
+def _accurate(row: Row) -> str:
+    """Accuracy with its interval; beside a published schedule the mean of the tokens that it lets into a layer."""
+    return _with_tokens(row) if isinstance(row["budget"], str) else f"{row['accuracy']:.3f} {_interval(row)}"
+
+
+def _with_tokens(row: Row) -> str:
+    return f"{row['accuracy']:.3f} {_interval(row)} ({row['tokens_per_layer_mean']:.4g})"
+
+
+def _interval(row: Row) -> str:
+    if row["ci95"] is None:
+        return "-"
+    low, high = row["ci95"]
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _latency(row: Row) -> str:
+    """With its noise: the fastest and the slowest of the interleaved runs."""
+    return f"{row['latency_ratio']:.2f} ({row['latency_low']:.2f} to {row['latency_high']:.2f})"

@@ -1,0 +1,1 @@
+"""Train a pruner through the frozen language model (`train`)."""

@@ -1,0 +1,156 @@
+"""Train one pruner through the frozen language model, from the store alone.
+
+The epoch is chosen on the validation split: the highest accuracy at `train.val_keep` tokens, by the hard
+selection and the greedy generation that an evaluation uses. Epoch 0, the freshly seeded module, is a candidate too:
+`train.epochs: 0` saves it, and a training that only made things worse loses against it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.experiment import Experiment
+from configs.load import save_resolved
+from configs.progress import say
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.evaluation.cells import configured_pruners
+from stage2_prune.evaluation.predictions import alone
+from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.session import weights
+from stage2_prune.session.choose import choose_scored
+from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
+from stage2_prune.session.session import Session, open_session
+from stage2_prune.training.state import CURVES, LOG, STATE, read_state
+from stage2_prune.training.trainer import Trainer
+from store.questions.question import Question
+
+CONFIG = "config.yaml"
+
+
+def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
+    """Train the configured pruner and write the folder that stage2_prune/training/state.py draws.
+
+    An interrupted training is resumed, and a finished training of the same settings is left as it is.
+
+    Args:
+        experiment: the config.
+        overwrite: whether to replace a training of other settings.
+        allow_foreign_device: whether to accept a store whose re-projection differs as little as another device explains.
+
+    Returns:
+        What `pruner.json` records about the training.
+
+    Raises:
+        OtherRun: (exit 2) for a training of other settings, unless `overwrite`.
+        PrunerMisused: (exit 2) for a method without weights.
+        StoreMissing, NotExtracted: (exit 5) naming `make extract`.
+        NonFiniteLoss: (exit 3) if the training diverges.
+        RunLocked: (exit 6) while another command trains this pruner.
+        DamagedRun: (exit 4) for damaged files.
+
+    """
+    label, pruner = _trainable(experiment)
+    train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
+    session = open_session(experiment, pruner.needs, allow_foreign_device)
+    session.features.check(label, pruner)
+    train, val = _answerable(session, train), _answerable(session, val)
+    identity = _identity(session, pruner, train, val)
+    folder = weights.folder(experiment.run_dir, label, pruner)
+    with alone(folder):
+        if overwrite:
+            for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
+                (folder / name).unlink(missing_ok=True)
+        _refuse_other_training(session, folder, identity)
+        if (folder / weights.RECORD).is_file():
+            return _trained_already(session, label, pruner, folder)
+        trainer = Trainer(session, label, pruner, train, val, identity)
+        save_resolved(experiment, folder)
+        return trainer.run()
+
+
+def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder: Path) -> dict[str, Any]:
+    """Return what `pruner.json` records about a finished training, after checking that its weights can be loaded."""
+    spec = session.features.spec(pruner, session.language.width)
+    belongs_to = weights.belongings(session.features, pruner, session.language_digest)
+    _, record = weights.load(pruner, label, spec, folder, belongs_to)
+    say(f"{label} is trained already with these settings, see {folder}: --overwrite trains it again")
+    return record["training"]
+
+
+def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
+    """Find the method of `prune.methods` that `train.pruner` names; raise PrunerMisused (exit 2) if it cannot be trained."""
+    configured = configured_pruners(experiment)
+    name = experiment.train.pruner
+    pruner = configured.get(name)
+    if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
+        raise PrunerMisused(
+            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            "`weights` from prune.methods, or list the method once more without them"
+        )
+    if isinstance(pruner, TrainedPruner) and not pruner.reads:
+        return name, pruner
+    if isinstance(pruner, TrainedPruner):
+        raise PrunerMisused(
+            f"train.pruner: expected a method that looks at stored arrays alone, {name} reads {', '.join(sorted(pruner.reads))}: "
+            "training shares an image's prefix among its questions (stage2_prune/training/packed.py)"
+        )
+    trainable = [label for label, method in configured.items() if isinstance(method, TrainedPruner)]
+    problem = "is not among them" if pruner is None else "has no weights to train"
+    raise PrunerMisused(
+        f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
+        f"{name!r} {problem}: change train.pruner or prune.methods"
+    )
+
+
+def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:
+    """Return the questions whose image could be encoded; print each of the others with the reason."""
+    asked, excluded = session.features.answerable(questions)
+    for question in excluded:
+        say(f"question {question.question_id} is left out: {question.reason}")
+    return asked
+
+
+def _identity(
+    session: Session, pruner: TrainedPruner, train: Sequence[Question], val: Sequence[Question]
+) -> dict[str, Any]:
+    """Gather everything that the trained weights depend on, as JSON."""
+    experiment = session.experiment
+    return session.conditions | {
+        "parameters": pruner.parameters(),
+        **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json").items()},
+        "features": {name: digest(made) for name, made in session.fingerprints.items()},
+        "train_questions": of_questions(train),
+        "val_questions": of_questions(val),
+        "prune.positions": experiment.prune.positions[0],
+    }
+
+
+def _refuse_other_training(session: Session, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise OtherRun (exit 2), naming the settings that differ, if the folder holds a training of other settings."""
+    record, state = weights.read_record(folder), read_state(folder)
+    training = {} if record is None else record["training"]
+    recorded: dict[str, Any] | None = training.get("identity", None if state is None else state.identity)
+    if recorded is None:
+        return
+    now: dict[str, Any] = json.loads(json.dumps(identity))
+    require_same(
+        f"the pruner in {folder} was trained with other settings",
+        _as_now(recorded, now, session, training),
+        now,
+        remedy="run again with --overwrite to replace it, or with another --run-dir to keep it",
+    )
+
+
+def _as_now(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], session: Session, training: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Bring recorded settings to today's form; earlier versions recorded only digests of features and questions."""
+    if isinstance(recorded.get("features"), Mapping):
+        return recorded
+    known = {key: now[key] for key in now.keys() - recorded.keys()}  # what was not recorded cannot be compared
+    if recorded.get("features") == digest(session.fingerprints):
+        known["features"] = now["features"]
+    for key in ("train_questions", "val_questions"):
+        known[key] = questions_as_now(recorded.get(key), now[key], now[key]["sha256"], training.get(key))
+    return {**recorded, **known}

@@ -1,0 +1,100 @@
+"""What a store holds, as one JSON-able report and as text; imports neither torch nor transformers."""
+
+from typing import Any
+
+from configs.experiment import StoreLocation
+from store.layout.ids import printable
+from store.reading.reader import FeatureStore
+
+_SHOWN = 20
+
+
+def report(path: StoreLocation) -> dict[str, Any]:
+    """Arrays, fingerprints, committed and missing shards, failures."""
+    store = FeatureStore.open(path)
+    plan = store.plan
+    return {
+        "path": str(path),
+        "format": plan.format,
+        "generation": plan.generation,
+        "images": plan.n_images,
+        "identity": plan.identity,
+        "codec": store.codec,
+        "geometry": plan.geometry.model_dump(mode="json"),
+        "arrays": [
+            {
+                "name": spec.name,
+                "axes": ["image", *spec.axes],
+                "shape": [plan.n_rows, *spec.shape],
+                "dtype": spec.dtype,
+                "stored_as": spec.storage.str,
+                "bytes": plan.n_rows * spec.row_bytes,
+            }
+            for spec in plan.arrays
+        ],
+        "projector": None if (projector := store.projector) is None else projector.kind,
+        "shards": {
+            "images_per_shard": plan.shard_images,
+            "total": plan.n_shards,
+            "committed": store.committed_shards,
+            "missing": store.missing_shards,
+        },
+        "failures": _failures(store),
+        "fingerprints": {name: print_.model_dump(mode="json") for name, print_ in plan.fingerprints.items()},
+        "notes": list(plan.notes),
+    }
+
+
+def _failures(store: FeatureStore) -> list[dict[str, Any]]:
+    """Rows that lack an array because their image could not be encoded, with the arrays that they lack."""
+    lacking = {name: store.failed([name]) for name in store.arrays}
+    return [
+        {
+            "row": row,
+            "names": store.ids.names(row),
+            "reason": why,
+            "arrays": [name for name, rows in lacking.items() if row in rows],
+        }
+        for row, why in store.failed().items()
+    ]
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for a reader."""
+    shards, failures = found["shards"], found["failures"]
+    grid, tokens = found["geometry"]["grid"], found["geometry"]["tokens"]
+    tokens_of_each = f"{grid[0]}x{grid[1]} patches" if grid else f"{tokens} tokens without a grid"
+    lines = [
+        f"{found['path']}: {found['images']} images of {tokens_of_each}, "
+        f"format {found['format']}, generation {found['generation']}, identity by {found['identity']}",
+        "",
+    ]
+    lines += [
+        f"  {array['name']:<16} {' x '.join(map(str, array['shape'])):<22} {array['dtype']:<9} "
+        f"{array['bytes'] / 1e6:>12,.1f} MB   ({', '.join(array['axes'])})"
+        for array in found["arrays"]
+    ]
+    if found["codec"] != "none":
+        lines += ["", f"codec      {found['codec']}: an archive, which is only read"]
+    lines += ["", f"projector  {found['projector'] or 'none: it could not be reached apart from the model'}"]
+    lines += [
+        f"shards     {len(shards['committed'])} of {shards['total']} committed, {shards['images_per_shard']} images each"
+        + (f"; missing {_some(shards['missing'])}" if shards["missing"] else "")
+    ]
+    lines += [f"failures   {len(failures)}"]
+    lines += [
+        f"  row {one['row']} {', '.join(map(printable, one['names']))}: {one['reason']}"
+        + (f" ({', '.join(one['arrays'])} only)" if len(one["arrays"]) < len(found["arrays"]) else "")
+        for one in failures[:_SHOWN]
+    ]
+    lines += [f"note       {note}" for note in found["notes"]]
+    for name, fingerprint in found["fingerprints"].items():
+        lines += ["", f"fingerprint of {name}"]
+        for part, fields in fingerprint.items():
+            lines += [f"  {part:<9} {key}: {value}" for key, value in fields.items()]
+    return "\n".join(lines)
+
+
+def _some(numbers: list[int]) -> str:
+    listed = ", ".join(map(str, numbers[:_SHOWN]))
+    return listed + (" …" if len(numbers) > _SHOWN else "")

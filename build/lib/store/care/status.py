@@ -1,0 +1,99 @@
+"""How far a run is; of a store it reads only the plan, the log and the leases, so that it may be asked at any time."""
+
+import statistics
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from configs.experiment import StoreLocation
+from store.care.run_status import as_text as run_as_text
+from store.care.run_status import has_begun, run_folder_of, run_status
+from store.errors import StoreMissing
+from store.layout.plan import read_plan
+from store.log.commits import SUPERSEDED, intact_records
+from store.log.leases import live_leases
+from store.reading.remote import reached
+from store.writing.writer import STALL_SECONDS
+
+RECENT = 50
+"""Commits whose times the rate is taken from."""
+
+
+def status(location: StoreLocation) -> dict[str, Any]:
+    """Committed, in flight and failed, images per second over the last commits, and the seconds that are left."""
+    with reached(location) as (store, _):
+        plan = read_plan(store)
+        logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
+        holders = live_leases(store, STALL_SECONDS)
+    parts = [(one, shard) for one in range(plan.generation + 1) for shard in plan.shards_of(one)]
+    missing = {shard for one, shard in parts if shard not in logs[one]}
+    left = sum(len(plan.rows(shard)) for shard in missing)
+    # Compacted records are old ones: reading them all again would take longer than anything else here.
+    recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
+    rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
+    return {
+        "path": str(location),
+        "images": plan.n_images,
+        "images_committed": plan.n_images - left,
+        "shards": plan.n_shards,
+        "shards_committed": plan.n_shards - len(missing),
+        "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
+        "failed": len({row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}),
+        "images_per_second": rate,
+        "eta_seconds": 0.0 if not left else None if not rate else left / rate,
+    }
+
+
+def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
+    """The status of a store, and under `run` that of the run folder around it; either may be missing.
+
+    `location` is a store, or a run folder where `run` is None. Raises StoreMissing (exit 5) where there is neither.
+    """
+    local = location if isinstance(location, Path) else None
+    folder = run if run is not None or local is None else run_folder_of(local)
+    store = local / "store" if local is not None and folder == local else location
+    progress = None if folder is None else run_status(folder)
+    try:
+        return (status(store) if store is not None else {}) | {"run": progress}
+    except StoreMissing:
+        if progress is None or not has_begun(progress):
+            raise
+        return {"path": str(store), "run": progress}
+
+
+def images_per_second(ended: list[tuple[float, int]]) -> float | None:
+    """The rate of the last commits, from when each ended and its images; None where there are too few to tell.
+
+    Pauses between runs are left out: gaps far above the usual one are no work.
+    """
+    last = sorted(ended)[-RECENT:]
+    gaps = [(after - before, images) for (before, _), (after, images) in pairwise(last)]
+    if not gaps:
+        return None
+    usual = statistics.median(gap for gap, _ in gaps)
+    working = [(gap, images) for gap, images in gaps if gap <= 10 * usual]
+    seconds = sum(gap for gap, _ in working)
+    return sum(images for _, images in working) / seconds if seconds > 0 else None
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The status for a reader."""
+    parts = [] if "images" not in found else [_store_as_text(found)]
+    if found.get("run"):
+        parts.append(run_as_text(found["run"]))
+    return "\n".join(filter(None, parts))
+
+
+def _store_as_text(found: dict[str, Any]) -> str:
+    rate, eta = found["images_per_second"], found["eta_seconds"]
+    lines = [
+        f"{found['path']}: {found['images_committed']} of {found['images']} images, {found['shards_committed']} of "
+        f"{found['shards']} shards committed; {found['failed']} images failed"
+    ]
+    lines += [f"  in flight: shard {shard} by {holder}" for shard, holder in found["in_flight"].items()]
+    if eta is None:
+        lines += ["  ETA unknown: too few commits to tell"]
+    elif eta > 0:
+        lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What both stages read of a checkpoint: its config, its weights, its tokenizer."""

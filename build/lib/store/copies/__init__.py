@@ -1,0 +1,1 @@
+"""Copies of a store in other formats, and stores made from them."""

@@ -1,0 +1,1 @@
+"""Reading and moving files safely, whatever lies on the disk in their place."""

@@ -1,0 +1,1 @@
+"""What a store is made of: arrays, plan, ids, shards and fingerprints."""

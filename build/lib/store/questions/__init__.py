@@ -1,0 +1,1 @@
+"""The questions about stored images, and the messages in which both stages exchange them."""

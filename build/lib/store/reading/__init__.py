@@ -1,0 +1,1 @@
+"""Reading features from a store."""

@@ -1,0 +1,1 @@
+"""Creating a store, and committing shards to it."""

@@ -1,0 +1,167 @@
+"""A language half with a store of features: ask it questions, and let pruners choose what it sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from configs import plugin
+from configs.experiment import Experiment, Method, Positions
+from configs.find_config import DEFAULT, load_experiment
+from stage2_prune import pruners
+from stage2_prune.errors import PrunerMisused
+from stage2_prune.evaluation.cells import build
+from stage2_prune.evaluation.evaluate import bind
+from stage2_prune.language.assemble import assemble, gather_kept
+from stage2_prune.language.generate import generate
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune.session.features import FeatureBatch
+from stage2_prune.session.prune_batch import Reader, choose_batch, prune_batch
+from stage2_prune.session.session import Session, open_session
+from store.questions.question import Question
+from store.reading.by_name import rows_of
+
+
+def load_pruner(method: str, **parameters: Any) -> Pruner:
+    """Make a pruner by its name in a config; ConfigError (exit 2) names a wrong name or parameter.
+
+    >>> load_pruner("div_prune")
+    DivPrune()
+    """
+    return build(Method.model_validate({"name": method, **parameters}), plugin.find_all(pruners, Pruner))
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """The language half of a model beside the cached features of its images; no vision tower is in memory.
+
+    >>> model = CachedModel.open("demo")  # doctest: +SKIP
+    >>> model.answer("image_0001.png", "what color is the star ?", load_pruner("cls_attention"), keep=64)  # doctest: +SKIP
+    'red'
+    """
+
+    session: Session
+
+    @classmethod
+    def open(cls, config: Experiment | Path | str = DEFAULT, **settings: Any) -> "CachedModel":
+        """Open the store and the language half of an experiment.
+
+        Args:
+            config: An experiment, a config file, or the name of a packaged config.
+            **settings: Values of the config's fields.
+
+        Raises:
+            EncodeOnceError: As `python -m stage2_prune eval`, with its exit code in `exit_code`.
+
+        """
+        experiment = load_experiment(config, **settings)
+        return cls(open_session(experiment, frozenset()))
+
+    def answer(
+        self,
+        image: str,
+        question: str,
+        pruner: Pruner | None = None,
+        keep: int | None = None,
+        positions: Positions | None = None,
+    ) -> str:
+        """Answer a question about a stored image.
+
+        Args:
+            image: Name of the image, as in the questions.
+            question: What is asked; `data.post_prompt` is appended, as in an evaluation.
+            pruner: A method that prunes before the language model. None keeps every visual token.
+            keep: Visual tokens to keep. None for methods without a budget.
+            positions: RoPE positions of kept tokens. None takes the method's published choice.
+
+        """
+        pruner = self.bound(load_pruner("keep_all") if pruner is None else pruner)
+        batch, pruned = prune_batch(pruner, *self._asked(image, question, pruner, keep))
+        visual = gather_kept(batch.projected, pruned)
+        return self._say(question, visual, pruned.index, positions or pruner.positions)
+
+    def answer_features(self, features: Float[Tensor, "kept embed"], question: str) -> str:
+        """Answer a question from visual tokens in the language model's embedding space, at consecutive positions."""
+        visual = features[None].to(self.session.language.device)
+        return self._say(question, visual, None, "compact")
+
+    def select(
+        self, pruner: Pruner, images: Sequence[str], keep: int, question: str = ""
+    ) -> Int[Tensor, "image {keep}"]:
+        """Return the patches of stored images that a pruner keeps, as indices in raster order or in the method's own.
+
+        Args:
+            pruner: A method that selects before the language model.
+            images: Names of images.
+            keep: Visual tokens to keep of each image.
+            question: What is asked of every image, for methods that read the question.
+
+        """
+        pruner = self.bound(pruner)
+        chosen = [choose_batch(pruner, *self._asked(image, question, pruner, keep))[1].index for image in images]
+        return torch.cat([index for index in chosen if index is not None])
+
+    def bound(self, pruner: Pruner) -> Pruner:
+        """Return the pruner as this store and this model need it: a trained one with the weights of the experiment's run.
+
+        Raises:
+            NotTrained: (exit 5) There are no weights: run `make train`, or `load_pruner(name, weights=FOLDER)`.
+
+        """
+        if not isinstance(pruner, TrainedPruner):
+            self.session.features.check(type(pruner).__name__, pruner)
+            return pruner
+        label = pruner.file.stem
+        return pruner if pruner.has_module else bind(self.session, {label: pruner})[0][label]
+
+    @property
+    def patches(self) -> int:
+        """Visual tokens of an unpruned image."""
+        return self.session.features.patches
+
+    def _asked(self, image: str, question: str, pruner: Pruner, keep: int | None) -> tuple[FeatureBatch, int, Reader]:
+        """Read what a pruner needs of one image: the arguments of `prune_batch` behind the pruner."""
+        features, store = self.session.features, self.session.features.store
+        if pruner.place != "before_llm":
+            raise PrunerMisused(
+                f"expected a method that prunes before the language model, {type(pruner).__name__} prunes inside it: "
+                "evaluate it with run_evaluation"
+            )
+        store.require(pruner.needs)
+        rows = rows_of(store, [image])
+        arrays = {name: features.read(name, rows) for name in pruner.needs}
+        stored = features.read(features.source, rows)
+        projected = stored if features.source == "projected" else features.project(stored)
+        tokens = VisualTokens((store.ids.sha_of_row(rows[0]),), features.grid, arrays, device=features.device)
+        asked = Question(question_id=image, image=image, question=question or "-", answers=())
+        batch = FeatureBatch((asked,), torch.zeros(1, dtype=torch.long, device=features.device), tokens, projected)
+        return batch, self._budget(pruner, keep), self.session.reader
+
+    def _budget(self, pruner: Pruner, keep: int | None) -> int:
+        if pruner.budget == "fixed":
+            return pruner.fixed_keep(self.patches)
+        if pruner.adaptive:
+            return self.patches
+        if keep is None or not 1 <= keep <= self.patches:
+            raise PrunerMisused(
+                f"expected `keep` between 1 and {self.patches} visual tokens for {type(pruner).__name__}, got {keep}"
+            )
+        return keep
+
+    @torch.no_grad()
+    def _say(
+        self,
+        question: str,
+        visual: Float[Tensor, "1 kept embed"],
+        index: Int[Tensor, "1 kept"] | None,
+        positions: Positions,
+    ) -> str:
+        language, experiment = self.session.language, self.session.experiment
+        prompt = language.prompt(question + experiment.data.post_prompt)
+        batch = assemble(language, [prompt], visual, index, self.patches, positions)
+        return language.decode(generate(language, batch, experiment.eval.max_new_tokens).tokens)[0]

@@ -1,0 +1,120 @@
+"""Everything that the commands do, from Python: the names that the packages export."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from configs.errors import ConfigError, EncodeOnceError
+from stage2_prune.evaluation import evaluate
+from tests.stage2_prune.test_evaluate import asked, rows
+
+PACKAGES = ("configs", "store", "stage1_extract", "stage2_prune")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_is_there_and_has_a_docstring(package):
+    module = import_module(package)
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_imports_no_framework(package, tmp_path):
+    script = f"import sys, {package}\nassert not {{'torch', 'transformers', 'zarr'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_a_run_from_python_gives_what_the_commands_give(tiny, tmp_path):
+    from stage1_extract import run_extraction
+    from stage2_prune import compare_runs, run_evaluation, run_parity, run_training
+
+    experiment = tiny(
+        run_dir=str(tmp_path / "api"), store={}, prune__methods=[{"name": "keep_all"}, {"name": "learned_scorer"}],
+        prune__budgets=[4], train={"epochs": 1, "min_keep": 2, "max_keep": 8, "val_keep": 4},
+    )  # fmt: skip
+    store = run_extraction(experiment)
+    assert store.path == tmp_path / "api" / "store" and not store.missing_shards
+    assert 0 <= run_training(experiment)["val_accuracy"] <= 1
+    summary = run_evaluation(experiment)
+    assert summary == evaluate.run(experiment)
+    assert [row["pruner"] for row in summary["results"]] == ["keep_all", "learned_scorer"]
+    assert run_parity(experiment, limit=2)["identical"] is True
+    assert compare_runs([tmp_path / "api"])["pairs"]
+
+
+def test_settings_are_laid_over_an_experiment_a_file_or_a_packaged_config(tiny):
+    from configs import load_experiment
+
+    assert load_experiment("demo", prune__budgets=[32], run_dir="x").prune.budgets == (32,)
+    assert load_experiment(tiny(), prune__budgets=[3]).prune.budgets == (3,)
+    assert load_experiment(tiny()) == tiny()
+    with pytest.raises(ConfigError, match=r"prune\.budgetz: unknown key"):
+        load_experiment(tiny(), prune__budgetz=[3])
+    with pytest.raises(ConfigError, match="prune.budgetz"):
+        load_experiment("demo", prune__budgetz=[3])
+
+
+def test_features_are_read_by_the_names_of_images(tiny):
+    from store import FeatureStore, read_features
+
+    experiment = tiny()
+    store = FeatureStore.open(experiment.store_location)
+    images = [question.image for question in asked(experiment)[:2]]
+    raw = read_features(store, images, "raw")
+    rows = [store.ids.row_of_name(image) for image in images]
+    assert torch.equal(raw, torch.from_numpy(store.gather("raw", rows)))
+    assert torch.equal(raw, read_features(str(experiment.store_location), images, "raw"))
+    with pytest.raises(EncodeOnceError, match="has none called 'no.png'"):
+        read_features(store, ["no.png"])
+
+
+def test_a_dataset_gives_features_question_and_answer_and_collates(tiny):
+    from store import FeatureStore, QuestionDataset, read_features
+
+    experiment = tiny()
+    store, questions = FeatureStore.open(experiment.store_location), asked(experiment)
+    dataset = QuestionDataset(store, questions)
+    features, question, answer = dataset[1]
+    assert (question, answer) == (questions[1].question, questions[1].answers[0])
+    assert torch.equal(features["projected"], read_features(store, [questions[1].image])[0])
+    batch = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+    assert batch.features["projected"].shape[0] == len(questions) == len(batch.question)
+    assert not dataset.left_out
+
+
+def test_a_model_answers_from_the_store_as_an_evaluation_does_and_from_features(tiny):
+    from stage2_prune import CachedModel, load_pruner
+    from store import read_features
+
+    experiment = tiny(prune__methods=[{"name": "keep_all"}, {"name": "uniform_grid"}], prune__budgets=[4])
+    evaluate.run(experiment)
+    model = CachedModel.open(experiment)
+    grid = load_pruner("uniform_grid")
+    for row in rows(experiment, "uniform_grid-4-original"):
+        assert model.answer(row["image"], row["question"], grid, keep=4) == row["prediction"]
+    for row in rows(experiment, f"keep_all-{model.patches}-original"):
+        assert model.answer(row["image"], row["question"]) == row["prediction"]
+        (features,) = read_features(model.session.features.store, [row["image"]])
+        assert model.answer_features(features, row["question"]) == row["prediction"]
+
+
+def test_one_pruner_on_one_batch_gives_indices(tiny):
+    from stage2_prune import CachedModel, load_pruner
+
+    model = CachedModel.open(tiny())
+    images = [question.image for question in asked(tiny())[:3]]
+    index = model.select(load_pruner("feature_norm"), images, keep=5)
+    assert index.shape == (3, 5) and (index.diff(dim=-1) > 0).all()
+    with pytest.raises(EncodeOnceError, match="expected `keep` between 1 and"):
+        model.select(load_pruner("feature_norm"), images, keep=0)
+    with pytest.raises(EncodeOnceError, match="prunes inside it"):
+        model.select(load_pruner("fastv"), images, keep=4)
+    with pytest.raises(ConfigError, match="did you mean"):
+        load_pruner("feature_nrm")
+    assert Path(load_pruner("div_prune").file).stem == "div_prune"

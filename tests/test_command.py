@@ -1,0 +1,114 @@
+"""The installed command: a wheel in an environment of its own, outside the checkout, beside folders of the packages' names."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import click
+import pytest
+
+from configs.command import HOMES, group
+from configs.find_config import load_experiment, packaged_configs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The bin folder of an environment with the wheel; what the wheel needs is found in the environment of the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        ROOT,
+    ]
+    subprocess.run(build, check=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "env", with_pip=False)
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env"), "platbase": str(folder / "env")}))
+    target = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", own, wheel]
+    subprocess.run(target, check=True, cwd=folder)
+    shared = sysconfig.get_path("purelib")
+    (own / "shared.pth").write_text(
+        f"import sys; sys.path.append({shared!r})\n"
+    )  # behind the wheel, without its own .pth files
+    script = folder / "env" / "bin" / "encode-once"
+    script.write_text(f"#!{folder / 'env' / 'bin' / 'python'}\nfrom configs.command import main\nmain()\n")
+    script.chmod(0o755)
+    return folder / "env" / "bin"
+
+
+@pytest.fixture
+def run(installed, tmp_path):
+    """Run `encode-once` in a folder that has a `configs` package and a `store.py` of its own."""
+    folder = tmp_path / "mine"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "__init__.py").write_text("raise RuntimeError('the folder of the user was imported')\n")
+    (folder / "store.py").write_text("raise RuntimeError('the file of the user was imported')\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments, **more):
+        command = [installed / "encode-once", *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, env=environment | more, capture_output=True, text=True, check=False)
+
+    run.folder = folder
+    return run
+
+
+def test_the_wheel_is_what_is_imported_and_it_holds_types_configs_and_checkpoint(installed):
+    script = "import configs, store, sys; print(configs.__file__); print(store.__file__)"
+    command, clean = [installed / "python", "-P", "-c", script], {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", env=clean)
+    assert all(line.startswith(str(installed.parent)) for line in done.stdout.splitlines())
+    packages = Path(done.stdout.splitlines()[0]).parents[1]
+    for name in (
+        "configs/py.typed",
+        "configs/demo.yaml",
+        "store/__init__.pyi",
+        "stage1_extract/demo/checkpoint/config.json",
+    ):
+        assert (packages / name).is_file(), name
+
+
+def test_a_run_from_an_empty_folder_finds_config_and_checkpoint_in_the_package(run):
+    done = run("extract", "--config", "demo", "--dry-run")
+    assert done.returncode == 5 and "data" in done.stderr, done.stderr
+    assert run("demo", "--help").returncode == 0
+
+
+def test_help_lists_every_command_and_completion_knows_commands_and_flags(run):
+    listed = run("--help").stdout
+    assert all(f"  {name}" in listed for name in ("demo", *HOMES, "store", "completion"))
+    script = run("completion", "bash")
+    assert script.returncode == 0 and "_ENCODE_ONCE_COMPLETE" in script.stdout
+    words = {"COMP_WORDS": "encode-once extract --dry", "COMP_CWORD": "2"}
+    assert "plain,--dry-run" in run(_ENCODE_ONCE_COMPLETE="bash_complete", **words).stdout
+
+
+def test_the_command_has_every_command_of_the_packages():
+    from stage1_extract.cli import group as stage1
+    from stage2_prune.cli import group as stage2
+
+    assert set(stage1.commands) - {"reference"} | set(stage2.commands) == HOMES.keys()
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        assert group.get_command(context, name) is not None
+
+
+def test_every_packaged_config_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "demo" in packaged_configs()
+    for name in packaged_configs():
+        experiment = load_experiment(name)
+        assert experiment.name == name and experiment.run_dir == Path("runs") / name
+    assert Path(load_experiment("demo").model.checkpoint).is_dir()
