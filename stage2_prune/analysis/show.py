@@ -80,14 +80,9 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
         TargetExists: if the file exists, unless `overwrite`.
     """
     methods = _methods(experiment, wanted.methods)
-    budgets = sorted(experiment.prune.budgets, key=ascending) if wanted.keep is None else [wanted.keep]
-    keep = tuple(budgets[len(budgets) // 2 :][:1])
-    path = (
-        out
-        or experiment.run_dir
-        / "selection"
-        / f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
-    )
+    keep = _keep(experiment, wanted)
+    name = f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
+    path = out or experiment.run_dir / "selection" / name
     if path.exists() and not overwrite:
         raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
     one_budget = experiment.prune.model_copy(update={"budgets": keep, "seeds": 1})
@@ -115,6 +110,14 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
     left_out = tuple(f"{label} is not shown: {reason}" for label, reason in missing)
     return Shown(path, left_out, tuple(untrained.values()))
+
+
+def _keep(experiment: Experiment, wanted: Wanted) -> tuple[int | float | str, ...]:
+    """Return the budget to show: the wanted one, or else the middle one of the config, which may have none."""
+    if wanted.keep is not None:
+        return (wanted.keep,)
+    budgets = sorted(experiment.prune.budgets, key=ascending)
+    return tuple(budgets[len(budgets) // 2 :][:1])
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
