@@ -16,6 +16,7 @@ from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.sources import Sources, find_sources, rows_of
+from stage1_extract.work.counts import counts
 from stage1_extract.work.failures import allowed_failures, require_few
 from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
 from stage1_extract.work.planning import (
@@ -33,7 +34,7 @@ from store.layout.fingerprint import spelt_as
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan, newest_generation
 from store.layout.tensors import worker_devices
-from store.log.commits import SUPERSEDED, read_commit
+from store.log.commits import SUPERSEDED
 from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
 from store.writing.lock import lock
@@ -171,7 +172,7 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
         "store": str(path),
         "images": job.sources.names,
         "distinct": plan.n_images,
-        **_counts(job, [part for part in parts if part[1] in missing]),
+        **counts(path, plan, job.sources, [part for part in parts if part[1] in missing]),
         "notes": list(job.opened.encoder.description.notes),
     }
 
@@ -200,23 +201,6 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
         look()
     if missing:  # each worker knew its own failures only
         require_few(committed_failures(writer.path, plan), job.allowed, job.sources)
-
-
-def _counts(job: _Job, parts: list[tuple[int, int]]) -> dict[str, Any]:
-    """Count the records that this run added to the log: those of `parts`, the pairs of generation and shard that were missing."""
-    records = [
-        record for generation, shard in parts if (record := read_commit(job.path, shard, generation)) is not None
-    ]
-    tower_images = {record.shard: record.telemetry["tower_images"] for record in records}
-    failures = committed_failures(job.path, job.plan)
-    names = [source.names for source in job.sources.rows]
-    return {
-        "tower_images": sum(tower_images.values()),
-        "shards": job.plan.n_shards,
-        "shards_written": len(tower_images),
-        "bytes_written": sum(file.bytes for record in records for file in record.files.values()),
-        "failures": {", ".join(names[row]): reason for row, reason in failures.items() if names[row]},
-    }
 
 
 def _remove(path: Path, stall_seconds: float) -> None:

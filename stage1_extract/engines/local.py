@@ -106,14 +106,14 @@ class _Crew:
             self._start(index)
 
     def _start(self, index: int) -> None:
-        names = worker_devices(self.experiment.model.device)
+        devices = worker_devices(self.experiment.model.device)
         left = [shard for shard in self.writer.missing_shards() if shard not in self.given_up]
         shards = in_turn(left, index, count_workers(self.experiment))
         if not shards:
             return
         context = multiprocessing.get_context("spawn")
         progress = context.Array("q", [-1, 0])
-        arguments = (self.experiment, f"local {index}", names[index % len(names)], shards, self.allowed, progress)
+        arguments = (self.experiment, f"local {index}", devices[index % len(devices)], shards, self.allowed, progress)
         process = context.Process(target=_main, args=arguments, daemon=True)
         process.start()
         self.members[index] = _Member(process, progress)
