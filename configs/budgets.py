@@ -18,7 +18,9 @@ def _budget(given: Any) -> int | float | str:
         number = math.nan if isinstance(given, bool) else float(given)
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 < number < math.inf:
+    if number <= 0:
+        raise ValueError("expected a number greater than 0; keep_none is the method that keeps nothing")
+    if not number < math.inf:
         raise ValueError("expected tokens such as 64 or 206.5, or published:192")
     return int(number) if number.is_integer() else number
 

@@ -84,7 +84,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, found {type(raw).__name__}")
+        came = "it is empty" if raw is None else f"found {short(raw)}"
+        raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, {came}")
     return raw, places
 
 
@@ -93,6 +94,10 @@ def _lay_over(raw: dict[str, Any], flag: str, value: Any) -> None:
     node = raw
     for key in parents:
         child = node.setdefault(key, {})
+        if child is None:
+            raise ConfigError(
+                f"{flag}: expected keys below {key} in the config, there is nothing: add some, or remove {key}"
+            )
         if not isinstance(child, dict):
             raise ConfigError(f"{flag}: {key!r} is {short(child)} in the config, so nothing can be set inside it")
         node = child

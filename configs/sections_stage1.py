@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
 
 from configs.section import Section
 
@@ -15,8 +15,25 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 ImageFormat = Literal["auto", "folder", "tar", "parquet"]
 StoreLocation = Path | str
 """A folder, or the URL of a folder in an object store."""
-Failures = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$|^\d+$")]
+
+
+def _failures(value: str) -> str:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?%|[0-9]+", value):
+        raise ValueError("expected a count such as 5, or a share such as 1%")
+    return value
+
+
+Failures = Annotated[str, AfterValidator(_failures)]
 """A count such as `5`, or a share such as `1%`."""
+
+
+def _above_zero(value: Any) -> Any:
+    if re.fullmatch(r"0+|-[0-9]+", str(value)):
+        raise ValueError("expected a number greater than 0; null takes all")
+    return value
+
+
+_AtMost = Annotated[PositiveInt | None, BeforeValidator(_above_zero)]
 
 
 def store_location(value: Any) -> StoreLocation:
@@ -76,13 +93,13 @@ class DataSection(Section):
     """`content` identifies an image by the sha256 of its file; `name` skips the hashing, for trusted, immutable sources."""
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
-    train: PositiveInt | None = None
+    train: _AtMost = None
     """Questions of the training split, at most; null takes all. Questions that name no split are dealt out by
     store/questions/splits.py.
     """
-    val: PositiveInt | None = None
+    val: _AtMost = None
     """Questions of the validation split, at most; null takes all."""
-    test: PositiveInt | None = None
+    test: _AtMost = None
     """Questions of the test split, at most; null takes all."""
 
 

@@ -35,6 +35,10 @@ def extract(
     config_path: Path, dry_run: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool, **flags: Any
 ) -> None:
     """Encode the images that the store lacks."""
+    if overwrite and append:
+        raise click.UsageError(
+            "expected --overwrite or --append, got both: one replaces the store, the other adds to it"
+        )
     experiment = experiment_from(config_path, flags)
     from stage1_extract import extract as stage
     from stage1_extract.work import price

@@ -62,6 +62,7 @@ def verify(
     """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
     from dataclasses import asdict
 
+    from store.care.status import missing_shards
     from store.care.verify import verify
 
     location = _location(path, config_path, flags)
@@ -78,7 +79,7 @@ def verify(
         if changed:
             click.echo("bring the files back, or let `extract --append` encode what changed as it is now")
         if not findings and not changed:
-            click.echo("nothing is damaged")
+            click.echo(f"nothing is damaged{missing_shards(location)}")
     return 4 if findings or changed else 0
 
 

@@ -5,6 +5,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
@@ -63,11 +64,10 @@ def problems_of(
             path = tuple(detail["loc"])
             messages[path] = ["unknown key" + _meant(path, known)]
         elif kind in _MISSING:
-            messages[(*path, detail["loc"][-1])] = ["expected a value, there is none: add the key"]
+            problem = _missing((*path, detail["loc"][-1]), detail["input"], known)
+            messages[problem.path] = [problem.message]
         else:
-            message = re.sub(
-                "Input should be( (?=greater|less))?", _expected, detail["msg"].removeprefix("Value error, ")
-            )
+            message = _message(path, detail)
             messages.setdefault(path, []).append(message)
             meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
             came[path] = f" (got {short(detail['input'])})" + (meant if meant.startswith(": did") else "")
@@ -90,6 +90,27 @@ def listed(problems: Iterable[str]) -> str:
     return first + (f"\n  and {left:,} more" if left else "")
 
 
+def _missing(path: Path, given: Any, known: Mapping[str, type[BaseModel] | None]) -> Problem:
+    """Blame a misspelt key among those beside a missing one, or else the missing key itself."""
+    *parents, leaf = path
+    others = _known_beside(path, known)
+    unknown = [str(key) for key in given if key not in others] if isinstance(given, dict) else []
+    near = get_close_matches(str(leaf), unknown, n=1)
+    if near:
+        return Problem((*parents, near[0]), f"unknown key: did you mean {leaf}?")
+    return Problem(path, "expected a value, there is none: add the key")
+
+
+def _message(path: Path, detail: Mapping[str, Any]) -> str:
+    """Write pydantic's message about a value as what was expected."""
+    if detail["type"] in ("bool_parsing", "bool_type"):
+        return "expected true or false"
+    if detail["type"] == "model_type":
+        below = path[-1] if path and isinstance(path[-1], str) else "this item"
+        return f"expected keys below {below}" + (", there is nothing" if detail["input"] is None else "")
+    return re.sub("Input should be( (?=greater|less))?", _expected, detail["msg"].removeprefix("Value error, "))
+
+
 def _expected(match: re.Match[str]) -> str:
     return "expected" if match[1] is None else "expected a number "
 
@@ -110,16 +131,20 @@ def _path(location: tuple[str | int, ...], given: Any) -> Path:
 
 def _meant(path: Path, known: Mapping[str, type[BaseModel] | None]) -> str:
     """Suggest the nearest key beside an unknown key, or the same key in another section."""
-    *parents, leaf = map(str, path)
-    beside: Mapping[str, type[BaseModel] | None] = known
-    for key in parents:
-        model = beside.get(key)
-        beside = {} if model is None else fields_of(model)
-    meant = did_you_mean(leaf, beside)
+    leaf = str(path[-1])
+    meant = did_you_mean(leaf, _known_beside(path, known))
     if meant.startswith(": did"):
         return meant
     elsewhere = [name for name, model in known.items() if model is not None and leaf in model.model_fields]
     return f": did you mean {elsewhere[0]}.{leaf}?" if elsewhere else meant
+
+
+def _known_beside(path: Path, known: Mapping[str, type[BaseModel] | None]) -> Mapping[str, type[BaseModel] | None]:
+    """Return the keys that the section around a path may have; none where `known` does not tell."""
+    for key in map(str, path[:-1]):
+        model = known.get(key)
+        known = {} if model is None else fields_of(model)
+    return known
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:

@@ -47,6 +47,7 @@ def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> Non
     )
     more = f"\n  … and {len(failures) - _LISTED} more" if len(failures) > _LISTED else ""
     raise TooManyFailures(
-        f"{len(failures)} images cannot be encoded, {allowed} are tolerated: correct these images, or raise --max-failures; "
+        f"{len(failures)} image{'s'[: len(failures) - 1]} cannot be encoded, {allowed} are tolerated: correct what is listed, or "
+        "raise --max-failures; "
         f"shards that are committed stay:{listed}{more}"
     )

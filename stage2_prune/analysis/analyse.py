@@ -29,7 +29,7 @@ from stage2_prune.analysis.measure import AREA, PER_QUESTION, RAW, Measured, mea
 from stage2_prune.analysis.metrics import METRICS
 from stage2_prune.analysis.truth import find_truth
 from stage2_prune.errors import DamagedRun, Infeasible
-from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, configured_pruners
+from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, configured_pruners, require_budgets
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.choose import choose
 from stage2_prune.session.features import Features
@@ -54,8 +54,9 @@ def run(
         limit: the largest number of questions; None for the whole split.
         overwrite: whether to replace an analysis of other settings.
     """
-    questions = choose(experiment, experiment.eval.split, limit)
     methods = _swept(experiment) if sweep else configured_pruners(experiment)
+    require_budgets(experiment, methods)
+    questions = choose(experiment, experiment.eval.split, limit)
     selection = open_selection(experiment, methods, also=(RAW, AREA))
     features = selection.session.features
     asked, excluded = features.answerable(questions)

@@ -23,7 +23,7 @@ from stage2_prune.analysis.sheet import Band, Panel
 from stage2_prune.analysis.tower_view import TowerView, read_image, rgb
 from stage2_prune.analysis.truth import find_truth
 from stage2_prune.errors import CannotShow, UnknownImage
-from stage2_prune.evaluation.cells import Cell, configured_pruners
+from stage2_prune.evaluation.cells import OWN, Cell, configured_pruners, require_budgets
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import Features
 from store.errors import TargetExists
@@ -79,14 +79,16 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
         CannotShow: (exit 2) if there is nothing to draw, and what `open_selection` and `read_image` raise.
         TargetExists: if the file exists, unless `overwrite`.
     """
-    budgets = sorted(experiment.prune.budgets, key=ascending)
-    keep = budgets[len(budgets) // 2] if wanted.keep is None else wanted.keep
-    path = out or experiment.run_dir / "selection" / f"show-{Path(wanted.images[0]).stem}-{file_part(keep)}.png"
+    methods = _methods(experiment, wanted.methods)
+    keep = _keep(experiment, wanted)
+    name = f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
+    path = out or experiment.run_dir / "selection" / name
     if path.exists() and not overwrite:
         raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
-    one_budget = experiment.prune.model_copy(update={"budgets": (keep,), "seeds": 1})
+    one_budget = experiment.prune.model_copy(update={"budgets": keep, "seeds": 1})
     experiment = experiment.model_copy(update={"prune": one_budget})
-    selection = open_selection(experiment, _methods(experiment, wanted.methods))
+    require_budgets(experiment, methods)
+    selection = open_selection(experiment, methods)
     features = selection.session.features
     if not is_grid(features):
         raise CannotShow(
@@ -108,6 +110,14 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
     left_out = tuple(f"{label} is not shown: {reason}" for label, reason in missing)
     return Shown(path, left_out, tuple(untrained.values()))
+
+
+def _keep(experiment: Experiment, wanted: Wanted) -> tuple[int | float | str, ...]:
+    """Return the budget to show: the wanted one, or else the middle one of the config, which may have none."""
+    if wanted.keep is not None:
+        return (wanted.keep,)
+    budgets = sorted(experiment.prune.budgets, key=ascending)
+    return tuple(budgets[len(budgets) // 2 :][:1])
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:

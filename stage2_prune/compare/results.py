@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
-from stage2_prune.evaluation.prediction_lines import made_with, read_lines
+from stage2_prune.evaluation.prediction_lines import holds_predictions, made_with, read_lines
 from stage2_prune.evaluation.predictions import PARTIAL, read_cells
 from stage2_prune.evaluation.summary import UNPRUNED
 from stage2_prune.session.ask import Prediction
@@ -86,6 +86,10 @@ def unpruned_beside(result: Result) -> Result | None:
 def _files(path: Path) -> list[Path]:
     """List the complete predictions of a folder's evaluation; a file stands for itself."""
     if path.is_file():
+        if not holds_predictions(path):
+            raise ResultsMissing(
+                f"expected a file of predictions, {path} holds none: name a file in eval/predictions, or the run folder"
+            )
         return [path]
     for folder in (path / "eval" / "predictions", path / "predictions", path):
         if files := sorted(folder.glob("*.jsonl")):

@@ -110,7 +110,8 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 def _few_seeds(results: Sequence[Result]) -> list[str]:
     """Point out random methods with few seeds: luck is part of their result until it is averaged away."""
     return [
-        f"{result.name} is random and has {len(result.seeds)} seeds, expected {ENOUGH_SEEDS} or more: raise prune.seeds"
+        f"{result.name} is random and has {len(result.seeds)} seed{'s'[: len(result.seeds) - 1]}, expected "
+        f"{ENOUGH_SEEDS} or more: raise prune.seeds"
         for result in results
         if result.random and len(result.seeds) < ENOUGH_SEEDS
     ]

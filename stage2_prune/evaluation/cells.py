@@ -117,6 +117,14 @@ def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[
     )
 
 
+def require_budgets(experiment: Experiment, methods: Mapping[str, Pruner]) -> None:
+    """Refuse an empty list of budgets (PrunerMisused, exit 2), unless none of the methods takes a budget."""
+    if not experiment.prune.budgets:
+        needing = [name for name, pruner in methods.items() if pruner.budget != "fixed" and not pruner.adaptive]
+        if needing:
+            raise PrunerMisused(f"expected a budget for {needing[0]}, prune.budgets is empty: name one, such as 64")
+
+
 def check_budgets(experiment: Experiment, patches: int) -> None:
     """Refuse budgets of more visual tokens than an image has (PrunerMisused, exit 2)."""
     too_large = [keep for keep in experiment.prune.budgets if not isinstance(keep, str) and keep > patches]

@@ -15,7 +15,15 @@ from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluation import report as evaluation_report
 from stage2_prune.evaluation.canary import check_layer_loop
 from stage2_prune.evaluation.cell_progress import Progress, open_progress
-from stage2_prune.evaluation.cells import Unavailable, Unmet, available, check_budgets, configured_pruners, plan
+from stage2_prune.evaluation.cells import (
+    Unavailable,
+    Unmet,
+    available,
+    check_budgets,
+    configured_pruners,
+    plan,
+    require_budgets,
+)
 from stage2_prune.evaluation.predictions import alone, read_cells, write_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.language.clock import seconds_after_work
@@ -49,8 +57,10 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         OtherRun: (exit 2) for predictions of other settings, unless `overwrite`.
         RunLocked: (exit 6) while another command writes into the folder.
     """
+    configured = configured_pruners(experiment)
+    require_budgets(experiment, configured)
     (chosen,) = choose_scored(experiment, experiment.eval.split)
-    methods, unavailable = available(configured_pruners(experiment), experiment.model)
+    methods, unavailable = available(configured, experiment.model)
     needs = frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
     session = open_session(experiment, needs, allow_foreign_device)
     methods, unable = able_inside(session, methods)

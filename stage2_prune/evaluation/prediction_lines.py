@@ -55,6 +55,14 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
         return lines, True  # the process that wrote it was killed
 
 
+def holds_predictions(path: Path) -> bool:
+    """Tell whether any line of a file looks like a prediction, damaged or not; an empty .jsonl is one that was cut."""
+    data = read_bytes(path, ANEW) or b""
+    fields = (b'"question_id"', b'"prediction"')
+    cut = not data and path.suffix == ".jsonl"
+    return cut or any(all(field in line for field in fields) for line in data.split(b"\n"))
+
+
 def _line(path: Path, number: int, line: bytes) -> Line:
     try:
         body, is_sealed = unseal(line)

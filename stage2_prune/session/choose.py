@@ -27,7 +27,7 @@ def choose(experiment: Experiment, split: Split, limit: int | None = None) -> li
     Prints how many questions of how many are taken.
 
     Raises:
-        PrunerMisused: (exit 2) if the split has no question.
+        PrunerMisused: (exit 2) if the config names no questions, or the split has none.
     """
     return _chosen(experiment, [split], limit)[split]
 
@@ -53,6 +53,10 @@ def choose_scored(experiment: Experiment, *splits: Split) -> list[Chosen]:
 
 
 def _chosen(experiment: Experiment, splits: Sequence[Split], limit: int | None) -> dict[Split, list[Question]]:
+    if experiment.data.questions is None:
+        raise PrunerMisused(
+            "expected a file of questions to ask, data.questions is not set: set it in the config, or with --data.questions"
+        )
     questions = read_questions(experiment.data)
     chosen: dict[Split, list[Question]] = {split: select(questions, experiment.data, split)[:limit] for split in splits}
     for split, taken in chosen.items():

@@ -26,7 +26,6 @@ from stage2_prune.session.sealed import read_bytes, read_object, write_object
 
 WEIGHTS = "weights.safetensors"
 RECORD = "pruner.json"
-_AGAIN = "copy the folder that `train` wrote again, or delete it and run `make train`"
 _FIELDS = {"schema", "pruner", "parameters", "spec", "sha256", "training"}
 _NAMES = {"checkpoint", "revision"}
 """Fields of a fingerprint that only name a checkpoint; other fields hold the digests of its weights."""
@@ -93,13 +92,25 @@ def save(
     return digest
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read `pruner.json`; None if there is no such file. Raises DamagedRun (exit 4) if the file is damaged."""
+def read_record(folder: Path, named: bool = False) -> dict[str, Any] | None:
+    """Read `pruner.json`; None if there is no such file. Raises DamagedRun (exit 4) if the file is damaged.
+
+    Args:
+        folder: the folder of the weights.
+        named: whether the config names this folder.
+    """
     path = folder / RECORD
-    record = read_object(path, _AGAIN)
+    remedy = _again(folder, named)
+    record = read_object(path, remedy)
     if record is not None and not (_FIELDS <= record.keys() <= _FIELDS | {"belongs_to"} and _is_whole(record)):
-        raise DamagedRun(f"{path} is damaged (expected the fields {', '.join(sorted(_FIELDS))}): {_AGAIN}")
+        raise DamagedRun(f"{path} is damaged (expected the fields {', '.join(sorted(_FIELDS))}): {remedy}")
     return record
+
+
+def _again(folder: Path, named: bool) -> str:
+    """Say what replaces damaged weights: `train` writes anew what is deleted, but for a folder that the config names."""
+    copied = "copy the folder that `train` wrote again"
+    return copied if named else f"{copied}, or delete the whole folder {folder} and run `make train`"
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
@@ -127,7 +138,7 @@ def load(
         WeightsMismatch: (exit 4) if the weights belong to other parameters, other features or another language model.
         DamagedRun: (exit 4) if a file is damaged.
     """
-    record = None if folder.is_file() else read_record(folder)
+    record = None if folder.is_file() else read_record(folder, pruner.weights is not None)
     if record is None:
         advice = f"run `make train` first, or name the folder of another run's {RECORD} with `weights` beside the method's name"
         advice = advice if pruner.weights is None else f"`weights` must name a folder with {RECORD}"
@@ -139,10 +150,11 @@ def load(
         "`make train ARGS=--overwrite`",
         error=WeightsMismatch,
     )
-    data = read_bytes(folder / WEIGHTS, _AGAIN)
+    remedy = _again(folder, pruner.weights is not None)
+    data = read_bytes(folder / WEIGHTS, remedy)
     if data is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
         came = "it is missing" if data is None else "it is not the one that pruner.json names"
-        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {_AGAIN}")
+        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {remedy}")
     module = pruner.fresh(spec, seed=0).module
     module.load_state_dict(safetensors.torch.load(data), strict=True)
     return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record

@@ -22,7 +22,7 @@ from configs.progress import ProgressBar
 from stage2_prune.errors import Infeasible
 from stage2_prune.evaluation.canary import check_layer_loop
 from stage2_prune.evaluation.cell_progress import Progress, open_progress
-from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet
+from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, require_budgets
 from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.session.choose import choose_scored
@@ -55,8 +55,9 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         OtherRun: (exit 2) for predictions of other settings, unless `overwrite`.
         RunLocked: (exit 6) while another command writes into the folder.
     """
-    (chosen,) = choose_scored(experiment, experiment.eval.split)
     variants = wanted(experiment)
+    require_budgets(experiment, {variant.label: variant.pruner for variant in variants})
+    (chosen,) = choose_scored(experiment, experiment.eval.split)
     named, unavailable = servable(experiment, variants)
     with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
         session = open_session(experiment, needs(named), allow_foreign_device)

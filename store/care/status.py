@@ -45,6 +45,13 @@ def status(location: StoreLocation) -> dict[str, Any]:
     }
 
 
+def missing_shards(location: StoreLocation) -> str:
+    """Return the end of a sentence that counts the committed shards; an empty text if all shards are committed."""
+    counts = status(location)
+    done, total = counts["shards_committed"], counts["shards"]
+    return "" if done == total else f"; {done} of {total} shards are committed: `make extract` encodes what is missing"
+
+
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
     """Return the status of a store and, under the key `run`, of the run folder around it; either may be missing.
 

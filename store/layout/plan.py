@@ -214,9 +214,10 @@ def read_plan(store: Path) -> Plan:
     """
     newest = newest_generation(store)
     if newest is None:
-        raise StoreMissing(
-            f"expected a feature store at {store}, there is none: run `make extract` with this config first"
-        )
+        instead = "name the folder of a store, or make one there with `make extract`"
+        if newest_generation(store / "store") is not None:  # `store` is a run folder
+            instead = f"did you mean {store / 'store'}?"
+        raise StoreMissing(f"expected a feature store at {store}, there is none: {instead}")
     path = plan_path(store, newest)
     advice = "restore it, or extract anew"
     if spare_of(path).is_file():

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
 from store.questions.conversations import Conversations, is_conversation
-from store.questions.fields import is_object, misspelt
+from store.questions.fields import first_few, is_object, misspelt
 
 Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
@@ -84,18 +84,37 @@ def read_questions(data: DataSection) -> list[Question]:
     problems: list[str] = []
     conversations = Conversations(problems)
     rows = _rows(data.questions, conversations, problems)
-    questions = [question for where, row in rows if (question := _question(where, row, problems))]
-    twice = [name for name, count in Counter(q.question_id for q in questions).items() if count > 1]
-    problems += [f"question_id {name!r} is given more than once" for name in twice]
+    read = [(where, question) for where, row in rows if (question := _question(where, row, problems))]
+    questions = [question for _, question in read]
+    problems += _given_twice(read)
     if problems:
         more = f"\n  … and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:MAX_PROBLEMS])
-        raise InvalidQuestions(
-            f"{data.questions}: {len(problems)} rows cannot be used, correct or remove them:{listed}{more}"
-        )
+        raise InvalidQuestions(f"{data.questions}: {_rows_in_words(len(problems))}:{listed}{more}")
     for line in conversations.notes():
         _log.warning("note: %s: %s", data.questions, line)
     return questions
+
+
+def _given_twice(read: Sequence[tuple[str, Question]]) -> list[str]:
+    """Describe each id that several questions have, with the places of the first two."""
+    counts = Counter(question.question_id for _, question in read)
+    places: dict[str, list[str]] = {name: [] for name, count in counts.items() if count > 1}
+    for where, question in read:
+        if question.question_id in places:
+            places[question.question_id].append(where)
+    return [
+        f"question_id {name!r} is given more than once: {first} and {second}"
+        for name, (first, second, *_) in places.items()
+    ]
+
+
+def _rows_in_words(count: int) -> str:
+    return (
+        "1 row cannot be used, correct or remove it"
+        if count == 1
+        else f"{count} rows cannot be used, correct or remove them"
+    )
 
 
 def no_questions(expected: str, came: str) -> str:
@@ -117,13 +136,22 @@ def _question(where: str, row: Any, problems: list[str]) -> Question | None:
     if is_object(row) and (wrong := misspelt(row, Question.model_fields)):
         problems += [f"{where}: unknown field {given!r:.80}: did you mean {meant!r}?" for given, meant in wrong.items()]
         return None
+    if is_object(row) and not row.keys() & {"question_id", "question"}:
+        problems.append(
+            f"{where}: expected a question (question_id, image, question) or a conversation (image, conversations), it has "
+            + (first_few(list(row)) or "no field")
+        )
+        return None
     try:
         return Question.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
-        problems.append(
-            f"{where}: {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']} (got {first['input']!r:.80})"
-        )
+        field, given = ".".join(map(str, first["loc"])) or "row", first["input"]
+        message = first["msg"]
+        if first["type"] == "tuple_type":
+            example = f" such as {json.dumps([given], ensure_ascii=False):.80}" if isinstance(given, str) else ""
+            message = f"expected a list{example}"
+        problems.append(f"{where}: {field}: {message} (got {given!r:.80})")
         return None
 
 

@@ -118,7 +118,14 @@ def test_a_mapping_is_typed_as_yaml(tmp_path):
         (("--sweep.vary", '{a: !!int ""}'), r"--sweep\.vary: not valid YAML: .*'' is not a !!int"),
         (("--sweep.vary", "{a: 3}"), r"--sweep\.vary\.a: expected 'every' or a valid tuple \(got 3\)"),
         (("--extract.stall-seconds", "inf"), r"--extract\.stall-seconds: expected a finite number"),
-        (("--model.trust-remote-code", "perhaps"), r"--model\.trust-remote-code: expected a valid boolean"),
+        (("--model.trust-remote-code", "perhaps"), r"--model\.trust-remote-code: expected true or false .got .perhaps"),
+        (
+            ("--prune.budgets", "0"),
+            r"budgets\.0: expected a number greater than 0; keep_none is the method that keeps nothing",
+        ),
+        (("--prune.budgets", "64,-3"), r"budgets\.1: expected a number greater than 0; keep_none"),
+        (("--data.train", "0"), r"--data\.train: expected a number greater than 0; null takes all .got .0"),
+        (("--max-failures", "abc"), r"--extract\.max-failures: expected a count such as 5, or a share such as 1%"),
     ],
 )
 def test_a_wrong_flag_is_blamed_by_its_name_and_no_line_of_the_file(tmp_path, arguments, said):

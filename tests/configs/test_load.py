@@ -138,3 +138,29 @@ def test_a_variant_whose_file_cannot_be_imported_is_named_in_a_sentence(tmp_path
         ConfigError, match="methods_of_mine.bad_one that can be imported, it raised ModuleNotFoundError"
     ):
         plugin.find_all(importlib.import_module("methods_of_mine"), object)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("", "expected sections such as `model:` and `data:`, it is empty"),
+        (yaml.safe_dump(MINIMAL) + "prune:\n", "line 5: prune: expected keys below prune, there is nothing"),
+        (
+            MINIMAL | {"prune": {"methods": [{"nme": "keep_all"}]}},
+            "prune.methods.0.nme: unknown key: did you mean name?",
+        ),
+        (
+            MINIMAL | {"data": {"images": "images", "val": 0}},
+            "data.val: expected a number greater than 0; null takes all",
+        ),
+    ],
+)
+def test_what_is_left_empty_misspelt_or_zero_is_said_in_the_configs_own_words(tmp_path, config, said):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, config), {}, {"keep_all": Warm})
+    assert said in str(caught.value) and "NoneType" not in str(caught.value)
+
+
+def test_a_flag_below_a_section_that_is_left_empty_is_told_so(tmp_path):
+    with pytest.raises(ConfigError, match="expected keys below prune in the config, there is nothing"):
+        load(write(tmp_path, yaml.safe_dump(MINIMAL) + "prune:\n"), {"prune.seeds": 2})

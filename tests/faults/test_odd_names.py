@@ -185,7 +185,7 @@ HOSTILE = {
 def test_a_file_of_questions_that_is_none_is_an_error_with_its_place(tmp_path, content):
     path = tmp_path / "q.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InvalidQuestions, match=r"1 rows cannot be used.*\n  (line 1|the file|byte \d+): ") as caught:
+    with pytest.raises(InvalidQuestions, match=r"1 row cannot be used.*\n  (line 1|the file|byte \d+): ") as caught:
         read_questions(DataSection(images=tmp_path, questions=path))
     assert len(str(caught.value)) < 1000
 

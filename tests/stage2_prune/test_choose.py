@@ -3,6 +3,7 @@
 import json
 import logging
 
+import click
 import pytest
 import yaml
 
@@ -209,3 +210,24 @@ def test_where_no_image_could_be_encoded_every_command_says_so_and_what_to_do(ti
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: expected a question whose image was encoded, none of ")
     assert "not_an_image" in said and "make extract ARGS=--retry-failed" in said
+
+
+@pytest.mark.parametrize("command", ["eval", "train", "analyse"])
+def test_a_config_without_questions_is_told_so_and_not_that_a_split_is_empty(tiny, tmp_path, capsys, command):
+    invoke(tiny(data__questions=None, **KEEP), tmp_path, stage2, command, expect=2)
+    said = capsys.readouterr().err
+    assert "data.questions is not set" in said and "split" not in said
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep", "analyse", "analyse --sweep", "show image_002.png"])
+def test_no_budget_is_refused_unless_every_method_takes_none(tiny, tmp_path, capsys, command):
+    some = {"prune__budgets": [], "sweep__methods": "configured"}
+    invoke(tiny(**KEEP | some), tmp_path, stage2, *command.split(), expect=2)
+    assert "expected a budget for uniform_grid, prune.budgets is empty: name one" in capsys.readouterr().err
+    if command == "eval":
+        invoke(tiny(**KEEP | some | {"prune__methods": [{"name": "keep_all"}]}), tmp_path, stage2, command)
+
+
+def test_a_store_is_either_replaced_or_added_to():
+    with pytest.raises(click.UsageError, match="expected --overwrite or --append, got both"):
+        stage1.main(["extract", "--overwrite", "--append"], standalone_mode=False)

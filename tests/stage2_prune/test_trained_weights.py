@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -250,3 +251,25 @@ def test_latencies_are_given_with_their_noise(home, tmp_path, named, capsys):
     assert run("eval", other, "--eval.batch-size", 100) == 0  # one batch: its noise is not known
     table = capsys.readouterr().out
     assert re.search(r"\| learned_scorer \|.*\|\s+- \|\n", table)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "pruner.json"])
+def test_of_damaged_weights_the_folder_to_delete_is_named_and_training_works_without_it(
+    home, tmp_path, trained, capsys, file
+):
+    path = config(home, tmp_path, tmp_path / "run", {"name": "learned_scorer", "hidden": 8})
+    folder = tmp_path / "run" / "pruner" / "learned_scorer"
+    shutil.copytree(trained, folder)
+    (folder / file).write_bytes(b"damaged")
+    assert run("train", path) == 4
+    assert f"delete the whole folder {folder} and run `make train`" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    assert run("train", path) == 0
+
+
+def test_nobody_is_told_to_train_into_a_damaged_folder_that_the_config_names(home, tmp_path, trained, named, capsys):
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    (copied / "weights.safetensors").unlink()
+    assert run("eval", config(home, tmp_path, tmp_path / "run", named | {"weights": str(copied)})) == 4
+    said = capsys.readouterr().err
+    assert "it is missing: copy the folder that `train` wrote again" in said and "delete" not in said

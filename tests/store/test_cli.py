@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from configs.cli import run_to_exit_code
 from store.care.inspect import as_text, report
+from store.cli import group
 from store.copies.hdf5 import export_hdf5
 from store.errors import TargetExists
 from store.layout.ids import ImageIds
@@ -243,3 +245,27 @@ def test_names_of_any_file_are_exported(tmp_path, name):
     export_hdf5(FeatureStore.open(path), tmp_path / "out.h5", overwrite=False)
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["names"][0] == os.fsencode(name)
+
+
+def refused(capsys, *arguments):
+    """The exit code of a command, and what it says."""
+    code = run_to_exit_code(lambda: group.main([str(one) for one in arguments], standalone_mode=False))
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_run_folder_in_place_of_its_store_is_told_where_the_store_is(tmp_path, capsys, command):
+    (tmp_path / "run").mkdir()
+    store_of(tmp_path / "run" / "store", 2, "float32")
+    code, said = refused(capsys, command, tmp_path / "run")
+    assert code == 5 and f"did you mean {tmp_path / 'run' / 'store'}?" in said
+    code, said = refused(capsys, command, tmp_path / "nothing")
+    assert code == 5 and "there is none: name the folder of a store" in said and "this config" not in said
+
+
+def test_verify_says_how_many_shards_there_are_where_some_are_missing(path, tmp_path, capsys):
+    assert refused(capsys, "verify", path) == (
+        0,
+        "nothing is damaged; 2 of 3 shards are committed: `make extract` encodes what is missing\n",
+    )
+    assert refused(capsys, "verify", store_of(tmp_path, 4, "float32")) == (0, "nothing is damaged\n")

@@ -190,3 +190,23 @@ def test_other_fields_of_a_data_set_are_no_typos(tmp_path):
 def test_a_question_can_be_scored_if_any_answer_is_not_blank(tmp_path, answers, scored):
     (question,) = read_questions(data(tmp_path, [row(1, answers=answers)]))
     assert question.can_be_scored is scored
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [row(1, answers="red")],
+            '1 row cannot be used, correct or remove it:\n  line 1: answers: expected a list such as ["red"]',
+        ),
+        ([row(1), row(2), row(1)], "question_id 'q1' is given more than once: line 1 and line 3"),
+        (
+            [{"id": "7", "image": "a.png"}],
+            "line 1: expected a question (question_id, image, question) or a conversation",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_described_by_what_was_meant(tmp_path, rows, said):
+    with pytest.raises(InvalidQuestions) as caught:
+        read_questions(data(tmp_path, rows))
+    assert said in str(caught.value) and "Field required" not in str(caught.value)

@@ -282,3 +282,13 @@ def test_an_evaluation_is_compared_by_the_command_line(tiny):
 def test_the_factors_of_the_command_line_are_those_that_are_checked():
     (option,) = [one for one in cli.compare.params if one.name == "factors"]
     assert tuple(option.type.choices) == get_args(Factor)
+
+
+def test_a_file_that_holds_no_predictions_at_all_is_not_called_damaged(tmp_path):
+    path = write(tmp_path, "keep_all-4", rows([1, 0]))
+    other = tmp_path / "eval" / "cells.json"
+    with pytest.raises(ResultsMissing, match="expected a file of predictions, .*cells.json holds none"):
+        compare.run([path, other])
+    path.write_text(path.read_text().replace('"q0",', '"q0"'))
+    with pytest.raises(DamagedRun, match="line 1 of"):
+        compare.run([path, path])
