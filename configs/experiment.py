@@ -1,7 +1,7 @@
 """The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections_stage1.py; `prune`, `train`, `eval` and `sweep`
-are in configs/sections_stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval` and `sweep`
+are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from configs.errors import ConfigError
-from configs.section import Section, path_component
-from configs.sections_stage1 import (
+from configs.sections.section import Section, path_component
+from configs.sections.stage1 import (
     DataSection,
     Dtype,
     ExtractSection,
@@ -23,7 +23,7 @@ from configs.sections_stage1 import (
     StoreSection,
     store_location,
 )
-from configs.sections_stage2 import (
+from configs.sections.stage2 import (
     EvalSection,
     Flops,
     Match,

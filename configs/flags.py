@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment
 from configs.find_config import DEFAULT, read_experiment
 from configs.parsing.field_types import bounds, flag_value, in_words, value_in_words
-from configs.section import Section
+from configs.sections.section import Section
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SHORT = {"model.clip", "prune.match"}

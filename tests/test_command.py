@@ -1,6 +1,7 @@
 """The installed command: a wheel in an environment of its own, outside the checkout, beside folders of the packages' names."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,12 @@ ROOT = Path(__file__).parents[1]
 def installed(tmp_path_factory) -> Path:
     """The bin folder of an environment with the wheel; what the wheel needs is found in the environment of the tests."""
     folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"  # a build writes beside the sources
+    source.mkdir()
+    for name in ("configs", "store", "stage1_extract", "stage2_prune"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = [
         sys.executable,
         "-m",

@@ -1,1 +1,0 @@
-from .find_config import load_experiment as load_experiment

@@ -1,1 +1,0 @@
-"""How configs and results are written to files: whole, sealed, and with paths that are valid on any machine."""

@@ -1,1 +1,0 @@
-"""Parsing of configs: text becomes checked values, and wrong values become sentences."""

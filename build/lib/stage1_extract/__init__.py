@@ -1,5 +1,0 @@
-"""Stage 1: images -> store. Everything that holds a vision tower."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

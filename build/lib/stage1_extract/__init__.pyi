@@ -1,1 +1,0 @@
-from .api import run_extraction as run_extraction

@@ -1,1 +1,0 @@
-"""Families of vision-language models, one file each; see stage1_extract/encoding/family.py for the interface."""

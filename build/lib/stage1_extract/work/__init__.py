@@ -1,1 +1,0 @@
-"""One worker of an extraction, and the price of all of them."""

@@ -1,1 +1,0 @@
-"""What pruners keep of an image: measured (`analyse`) and drawn (`show`), from the store alone."""

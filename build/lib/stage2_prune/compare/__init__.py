@@ -1,1 +1,0 @@
-"""Saved results against each other, with paired statistics (`compare`)."""

@@ -1,1 +1,0 @@
-"""Prove on demand that four ways to the answer give the same bits (`parity`)."""

@@ -1,1 +1,0 @@
-"""What selection methods share: top-k, similarity, windows, suppression and the like."""

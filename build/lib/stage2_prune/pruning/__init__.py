@@ -1,1 +1,0 @@
-"""What a pruner is, what it is given, and what it returns."""

@@ -1,1 +1,0 @@
-"""Train a pruner through the frozen language model (`train`)."""

@@ -1,1 +1,0 @@
-"""Looking after a store: verify, repair, inspect, status, derive, drop."""

@@ -1,1 +1,0 @@
-"""Copies of a store in other formats, and stores made from them."""

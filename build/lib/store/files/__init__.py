@@ -1,1 +1,0 @@
-"""Reading and moving files safely, whatever lies on the disk in their place."""

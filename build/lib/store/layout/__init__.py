@@ -1,1 +1,0 @@
-"""What a store is made of: arrays, plan, ids, shards and fingerprints."""

@@ -1,1 +1,0 @@
-"""Reading features from a store."""

@@ -1,1 +1,0 @@
-"""Creating a store, and committing shards to it."""

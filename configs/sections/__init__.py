@@ -1,0 +1,1 @@
+"""The sections of a config: every field with its type, its unit and its default."""

@@ -1,0 +1,134 @@
+"""The config's sections that stage 2 reads: the methods, their training, their evaluation, and a sweep over them.
+
+Import these classes from configs.experiment.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from configs.budgets import Budget
+from configs.sections.section import Section
+
+Positions = Literal["original", "compact"]
+Flops = Literal["macs_vision", "macs_all", "macs_vision_2mlp", "macs_all_2mlp", "flops_vision_2mlp", "flops_all"]
+Match = Literal["mean-tokens", "kept", "kv"]
+
+
+class Method(BaseModel):
+    """A pruning method: its file's name in `stage2_prune/pruners`, and its parameters beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
+    """Folder with the `pruner.json` of a trained method; default: the folder in the run directory that `train` writes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Read a plain name as a method with its default parameters."""
+        return {"name": given} if isinstance(given, str) else given
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every key beside `name` and `weights`."""
+        return dict(self.model_extra or {})
+
+
+class PruneSection(Section):
+    """The methods under test and their budgets."""
+
+    methods: tuple[Method, ...] = (Method(name="keep_all"),)
+    """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
+    budgets: tuple[Budget, ...] = (64,)
+    """Visual tokens kept, in tokens per image; a fraction such as 206.5 for methods whose budget is a mean over layers; or
+    `published:192`, the schedule that a method's paper or code gives for 192 tokens."""
+    positions: tuple[Literal["default"] | Positions, ...] = ("default",)
+    """RoPE positions of the kept tokens; `default` is each method's published choice."""
+    match: Match = "mean-tokens"
+    """What a budget counts for methods inside the language model: `mean-tokens`, the mean of the tokens that enter its layers;
+    `kept`, the tokens kept behind the first drop; `kv`, the size of the cache, as if every layer had that many tokens."""
+    seeds: PositiveInt = 5
+    """Seeds over which a randomised pruner is averaged."""
+
+
+class TrainSection(Section):
+    """Training of one pruner; the language model stays frozen."""
+
+    pruner: str = "learned_scorer"
+    """Name of the method in `prune.methods` to train."""
+    epochs: NonNegativeInt = 2
+    """Passes over the training questions; 0 saves the freshly seeded pruner."""
+    batch_size: PositiveInt = 10
+    """Questions per optimiser step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW, reached by a linear warm-up and followed by a cosine decay."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW."""
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the unpruned model's answer distribution, beside the language-model loss."""
+    min_keep: PositiveInt = 16
+    """Smallest budget drawn for a batch, in tokens per image."""
+    max_keep: PositiveInt = 192
+    """Largest budget drawn for a batch, in tokens per image."""
+    val_keep: PositiveInt = 32
+    """Budget at which an epoch is judged on the validation split, in tokens per image."""
+    seed: NonNegativeInt = 0
+    """Seed of the pruner's weights, of the order of questions and of the budgets."""
+
+
+class EvalSection(Section):
+    """Evaluation: greedy generation and, where choices exist, ranking."""
+
+    split: Literal["train", "val", "test"] = "test"
+    """Split to score."""
+    batch_size: PositiveInt = 20
+    """Questions per forward of the language model; the same for every method, because it can change logits."""
+    max_new_tokens: PositiveInt = 16
+    """Longest answer, in tokens."""
+    bootstrap: PositiveInt = 1000
+    """Resamples of the confidence intervals, clustered by image."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap."""
+    rank: bool = True
+    """Also rank the choices of questions that have choices, by their likelihood; false skips that forward."""
+    flops: Flops = "macs_vision"
+    """How the table counts the prefill: in MACs or FLOPs (2 x MACs), of visual or all tokens; `2mlp` counts two of the
+    MLP's three matrices, as some papers do. This choice changes nothing else."""
+
+
+class SweepSection(Section):
+    """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x the values varied here."""
+
+    methods: Literal["all", "configured"] | tuple[str, ...] = "all"
+    """`all`: every file of stage2_prune/pruners; `configured`: the methods of prune.methods; or names. A method has the
+    parameters that prune.methods gives it, or its defaults."""
+    without: tuple[str, ...] = ()
+    """Methods to leave out, by name."""
+    vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
+        default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
+    )
+    """Values of a parameter to cross, such as `quirks: every` or `scope.alpha: [0.5, 1]`: for each method that has the
+    parameter, or for the named method alone; `every` takes each value that the method accepts."""
+    order: tuple[Literal["default", "raster"], ...] = ("default",)
+    """Order of kept patches: `default` as the method gives them, `raster` where that differs."""
+    matches: tuple[Match, ...] = ()
+    """Meanings of a budget to cross for methods inside the language model; default: prune.match alone."""
+    workers: PositiveInt | None = None
+    """Processes that share the cells; they change no answer. Default: one per GPU, or as many as the CPU's cores have room
+    for."""
+    threads: PositiveInt = 1
+    """CPU threads of each worker. Threads change last bits, so their number does not depend on the number of workers."""
+    rounds: PositiveInt = 5
+    """Questions on which the latency of every cell is measured; each measurement alternates with the unpruned model."""
