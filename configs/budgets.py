@@ -19,7 +19,9 @@ def _budget(given: Any) -> int | float | str:
     except (TypeError, ValueError):
         number = math.nan
     if number <= 0:
-        raise ValueError("expected a number greater than 0; keep_none is the method that keeps nothing")
+        raise ValueError(
+            "expected tokens such as 64 or 206.5, or published:192, greater than 0; keep_none keeps nothing"
+        )
     if not number < math.inf:
         raise ValueError("expected tokens such as 64 or 206.5, or published:192")
     return int(number) if number.is_integer() else number

@@ -20,7 +20,7 @@ from store.care.compare import differences_between
 from store.care.verify import verify
 from store.errors import StoreMissing
 from store.layout import shard as shard_module
-from store.log import processes
+from store.log import leases, processes
 from store.log.commits import read_commits
 from store.log.leases import live_leases
 from store.reading.reader import FEATURES, FeatureStore
@@ -215,8 +215,9 @@ def another_process(monkeypatch):
     begun, age = processes.process_start, count()
 
     def later() -> None:
-        passed = next(age)
-        monkeypatch.setattr(processes, "process_start", lambda pid: (begun(pid) or 0) + passed)
+        passed = next(age)  # of leases alone: temporary folders of other processes are theirs
+        monkeypatch.setattr(leases, "own_start", lambda: processes.own_start() + passed)
+        monkeypatch.setattr(leases, "has_ended", lambda pid, started: (begun(pid) or 0) + passed != started)
 
     return later
 

@@ -24,8 +24,14 @@ CONFIG = {
 READ_BY = {
     "eval/cells.json": ("eval", "delete it and run eval"),
     "eval/predictions/keep_all-16-original.jsonl": ("eval", "run eval (or sweep) again"),
-    "pruner/learned_scorer/pruner.json": ("eval", "copy the folder that `train` wrote again, or delete it"),
-    "pruner/learned_scorer/weights.safetensors": ("eval", "copy the folder that `train` wrote again, or delete it"),
+    "pruner/learned_scorer/pruner.json": (
+        "eval",
+        "copy the folder that `train` wrote again, or delete the whole folder",
+    ),
+    "pruner/learned_scorer/weights.safetensors": (
+        "eval",
+        "copy the folder that `train` wrote again, or delete the whole folder",
+    ),
     "sweep/latency.json": ("sweep", "delete it and run the sweep again"),
     "sweep/eval/cells.json": ("sweep", "delete it and run eval (or sweep)"),
     "selection/selection.json": ("analyse", "delete it and run analyse again"),

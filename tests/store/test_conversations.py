@@ -55,7 +55,7 @@ def test_conversations_without_an_image_are_left_out_and_counted(tmp_path, caplo
 def test_unusable_turns_are_listed_by_entry_and_turn(tmp_path):
     broken = conversation(2, turns=2)
     broken["conversations"][3].pop("value")
-    with pytest.raises(InvalidQuestions, match=r"1 rows .*\n  entry 1 turn 1: answers\.0"):
+    with pytest.raises(InvalidQuestions, match=r"1 row .*\n  entry 1 turn 1: answers\.0"):
         read_questions(data(tmp_path, ([conversation(1), broken],)))
 
 
