@@ -20,6 +20,7 @@ from store.layout.plan import FEATURES, Plan, plan_path, read_plan, write_plan
 from store.layout.schema import ArraySpec, Codec, fill_value
 from store.layout.shard import ZSTD_LEVEL
 from store.layout.whole_arrays import write_whole
+from store.log.commits import intact_records
 from store.log.progress import missing_parts, require_nothing_lost
 from store.log.spare import content_of, known_digests, restore
 from store.reading.projector_state import PROJECTOR, ProjectorState
@@ -182,9 +183,14 @@ def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
             for field in Plan.model_fields
             if getattr(stored, field) != getattr(wanted, field)
         ]
-        raise StoreError(
-            f"{path} holds a store of another plan: {'; '.join(differing)}; add what it does not have with --append, {ELSEWHERE}"
-        )
+        raise StoreError(f"{path} holds a store of another plan: {'; '.join(differing)}; {_what_to_do(path, stored)}")
+
+
+def _what_to_do(path: Path, stored: Plan) -> str:
+    """Advise about a store of another plan: one of which nothing is committed, as after a refused run, is replaced at no loss."""
+    if any(intact_records(path, generation) for generation in range(stored.generation + 1)):
+        return f"add what it does not have with --append, {ELSEWHERE}"
+    return "no shard of it is committed, so that --overwrite replaces it at no loss"
 
 
 def _short(value: Any) -> str:

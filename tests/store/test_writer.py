@@ -120,6 +120,14 @@ def test_another_plan_is_refused_by_the_fields_that_differ(tmp_path, field, chan
     assert FeatureStore.open(tmp_path).committed_rows == [0, 1]
 
 
+def test_of_another_plan_without_a_committed_shard_it_is_said_that_replacing_it_loses_nothing(tmp_path):
+    ids = image_ids(5)
+    write_store(tmp_path, plan_of(ids), ids, shards=[])
+    with pytest.raises(StoreError, match="no shard of it is committed, so that --overwrite replaces it at no loss"):
+        with StoreWriter.open(tmp_path, plan_of(image_ids(6)), image_ids(6), None):
+            pass
+
+
 def test_the_same_plan_goes_on_where_it_stopped(tmp_path):
     ids = image_ids(5)
     plan = plan_of(ids)
