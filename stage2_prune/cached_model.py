@@ -16,12 +16,12 @@ from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.evaluation.cells import build
 from stage2_prune.evaluation.evaluate import bind
-from stage2_prune.language.assemble import assemble, gather_kept
+from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune.session.ask import ask, prepare
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import Reader, choose_batch, prune_batch
+from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, Reader, choose_batch, prune_batch
 from stage2_prune.session.session import Session, open_session
 from store.questions.question import Question
 from store.reading.by_name import rows_of
@@ -81,14 +81,19 @@ class CachedModel:
 
         """
         pruner = self.bound(load_pruner("keep_all") if pruner is None else pruner)
-        batch, pruned = prune_batch(pruner, *self._asked(image, question, pruner, keep))
-        visual = gather_kept(batch.projected, pruned)
-        return self._say(question, visual, pruned.index, positions or pruner.positions)
+        batch, pruned = prune_batch(pruner, *self._asked([image], question, pruner, keep))
+        language, experiment = self.session.language, self.session.experiment
+        prepared = prepare(language, batch.questions, experiment.data.post_prompt, rank=False)
+        steps = experiment.eval.max_new_tokens
+        return ask(language, batch, prepared, pruned, positions or pruner.positions, steps)[0].prediction
 
     def answer_features(self, features: Float[Tensor, "kept embed"], question: str) -> str:
         """Answer a question from visual tokens in the language model's embedding space, at consecutive positions."""
-        visual = features[None].to(self.session.language.device)
-        return self._say(question, visual, None, "compact")
+        language, experiment = self.session.language, self.session.experiment
+        prompt = language.prompt(question + experiment.data.post_prompt)
+        with torch.no_grad():
+            batch = assemble(language, [prompt], features[None].to(language.device), None, self.patches, "compact")
+        return language.decode(generate(language, batch, experiment.eval.max_new_tokens).tokens)[0]
 
     def select(
         self, pruner: Pruner, images: Sequence[str], keep: int, question: str = ""
@@ -103,8 +108,12 @@ class CachedModel:
 
         """
         pruner = self.bound(pruner)
-        chosen = [choose_batch(pruner, *self._asked(image, question, pruner, keep))[1].index for image in images]
-        return torch.cat([index for index in chosen if index is not None])
+        batch, pruned = choose_batch(pruner, *self._asked(images, question, pruner, keep))
+        if pruned.index is None:
+            raise PrunerMisused(
+                f"expected a method that selects patches, {type(pruner).__name__} makes new tokens of them"
+            )
+        return pruned.index[batch.of_question]
 
     def bound(self, pruner: Pruner) -> Pruner:
         """Return the pruner as this store and this model need it: a trained one with the weights of the experiment's run.
@@ -124,44 +133,26 @@ class CachedModel:
         """Visual tokens of an unpruned image."""
         return self.session.features.patches
 
-    def _asked(self, image: str, question: str, pruner: Pruner, keep: int | None) -> tuple[FeatureBatch, int, Reader]:
-        """Read what a pruner needs of one image: the arguments of `prune_batch` behind the pruner."""
-        features, store = self.session.features, self.session.features.store
+    def _asked(
+        self, images: Sequence[str], question: str, pruner: Pruner, keep: int | None
+    ) -> tuple[FeatureBatch, int, Reader]:
+        """Read what a pruner needs of some images: the arguments of `prune_batch` behind the pruner."""
+        features = self.session.features.reading(pruner.needs)
         if pruner.place != "before_llm":
             raise PrunerMisused(
                 f"expected a method that prunes before the language model, {type(pruner).__name__} prunes inside it: "
                 "evaluate it with run_evaluation"
             )
-        store.require(pruner.needs)
-        rows = rows_of(store, [image])
-        arrays = {name: features.read(name, rows) for name in pruner.needs}
-        stored = features.read(features.source, rows)
-        projected = stored if features.source == "projected" else features.project(stored)
-        tokens = VisualTokens((store.ids.sha_of_row(rows[0]),), features.grid, arrays, device=features.device)
-        asked = Question(question_id=image, image=image, question=question or "-", answers=())
-        batch = FeatureBatch((asked,), torch.zeros(1, dtype=torch.long, device=features.device), tokens, projected)
-        return batch, self._budget(pruner, keep), self.session.reader
-
-    def _budget(self, pruner: Pruner, keep: int | None) -> int:
-        if pruner.budget == "fixed":
-            return pruner.fixed_keep(self.patches)
-        if pruner.adaptive:
-            return self.patches
-        if keep is None or not 1 <= keep <= self.patches:
+        if pruner.reads & ABOUT_QUESTIONS and not question:
+            raise PrunerMisused(
+                f"expected a question for {type(pruner).__name__}, which reads it, got none: give `question`"
+            )
+        rows_of(features.store, images)  # names the image that is not there
+        asked = [Question(question_id=image, image=image, question=question) for image in images]
+        (batch,) = features.batches([asked])
+        budget = pruner.asked_tokens(self.patches, -1 if keep is None else keep)
+        if pruner.budget != "fixed" and not 1 <= budget <= self.patches:
             raise PrunerMisused(
                 f"expected `keep` between 1 and {self.patches} visual tokens for {type(pruner).__name__}, got {keep}"
             )
-        return keep
-
-    @torch.no_grad()
-    def _say(
-        self,
-        question: str,
-        visual: Float[Tensor, "1 kept embed"],
-        index: Int[Tensor, "1 kept"] | None,
-        positions: Positions,
-    ) -> str:
-        language, experiment = self.session.language, self.session.experiment
-        prompt = language.prompt(question + experiment.data.post_prompt)
-        batch = assemble(language, [prompt], visual, index, self.patches, positions)
-        return language.decode(generate(language, batch, experiment.eval.max_new_tokens).tokens)[0]
+        return batch, budget, self.session.reader

@@ -27,8 +27,9 @@ from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
 from store.layout.schema import Dtype
-from store.layout.tensors import dtype_name, from_storage, pick_device, torch_dtype
+from store.layout.tensors import dtype_name, pick_device, torch_dtype
 from store.projectors import Projector, build
+from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
 
 CACHED_FORWARDS = 12
@@ -91,7 +92,7 @@ class Bench:
 
     def stored(self, name: str, row: int) -> Float[Tensor, "..."]:
         """Return one row of an array as it lies in the store."""
-        return from_storage(self.store.gather(name, [row])[0], self.store.arrays[name].dtype)
+        return read_rows(self.store, name, [row])[0]
 
     def image_name(self, row: int) -> str:
         """Return the name by which the image of a row is read."""

@@ -1,7 +1,7 @@
 """State the findings of a diagnosis, as JSON for programs and as text for people."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configs.files.portable import is_folder
@@ -10,7 +10,7 @@ from stage1_extract.diagnose.checks import Checked
 from stage1_extract.diagnose.evidence import Evidence, Finding
 from stage1_extract.diagnose.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
 from store.layout.fingerprint import SOURCES, differences
-from store.layout.ids import printable
+from store.layout.ids import first_names, printable
 
 CLOSEST = 0.05
 """Relative difference up to which an array that nothing explains is reported as close to the best hypothesis."""
@@ -146,7 +146,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     lines.append("")
     for name, array in result["arrays"].items():
         lines += _array_lines(name, array, result["images"])
-    lines += [f"check    {objection} ({_listed(images)})" for objection, images in result["checks"].items()]
+    lines += [f"check    {objection} ({first_names(images, _SHOWN)})" for objection, images in result["checks"].items()]
     if result["not_examined"]:
         lines.append(f"not examined: {', '.join(result['not_examined'])}")
     return "\n".join([*lines, "", _verdict(result)])
@@ -164,7 +164,7 @@ def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
         statement = f"{words or 'as it should be'}, {exactly}"
     lines = [f"{name:<14}{statement}"]
     if some:
-        lines.append(f"{'':<14}in {len(array['wrong'])} of {images} images: {_listed(array['wrong'])}")
+        lines.append(f"{'':<14}in {len(array['wrong'])} of {images} images: {first_names(array['wrong'], _SHOWN)}")
     lines += [
         f"{'':<14}{printable(row)} holds {printable(image)}" for row, image in [*array["shown_in"].items()][:_SHOWN]
     ]
@@ -178,11 +178,6 @@ def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
             f"{'':<14}made elsewhere ({'; '.join(array['made_elsewhere'][:_SHOWN])}): equal bits are not expected"
         )
     return lines
-
-
-def _listed(images: Sequence[str]) -> str:
-    more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
-    return ", ".join(map(printable, images[:_SHOWN])) + more
 
 
 def _extent(result: Mapping[str, Any]) -> str:
@@ -210,4 +205,4 @@ def _verdict(result: Mapping[str, Any]) -> str:
 
 def _with_images(cause: Mapping[str, Any]) -> str:
     images = cause["images"]
-    return cause["detail"] if images is None else f"{cause['detail']} (in {_listed(images)})"
+    return cause["detail"] if images is None else f"{cause['detail']} (in {first_names(images, _SHOWN)})"

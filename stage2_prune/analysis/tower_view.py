@@ -12,6 +12,7 @@ from torch import Tensor
 
 from configs.experiment import DataSection, ModelSection
 from stage2_prune.errors import CannotShow, StoreMismatch
+from store.checkpoint.contrast import measure_contrast
 from store.checkpoint.image_processor import open_image_processor
 from store.checkpoint.opening import load_config
 from store.errors import DataMissing
@@ -20,8 +21,6 @@ from store.questions.question import Box
 
 OBJECT_SHARE = 0.1
 """A patch shows an object if at least this share of the patch's pixels shows the object."""
-_PROBE = (64, 64)
-"""Width and height of the black and the white image that tell how pixels are normalised."""
 
 
 class TowerView:
@@ -32,12 +31,10 @@ class TowerView:
         self.edge: int = load_config(model.checkpoint, model.revision, model.trust_remote_code).vision_config.patch_size
         """Side of a patch, in pixels."""
         self._stock = open_image_processor(model.checkpoint, model.revision, model.trust_remote_code)
-        black, white = (self._pixels(Image.new("RGB", _PROBE, name)).flatten(1) for name in ("black", "white"))
-        brightest = (white - black).abs().argmax(1, keepdim=True)  # a pixel of each channel that shows the image
-        self._black = black.gather(1, brightest)[..., None]
-        self._contrast = (white - black).gather(1, brightest)[..., None]
-        if not (self._contrast != 0).all():
+        contrast = measure_contrast(self._pixels)
+        if contrast is None:
             raise CannotShow("expected an image processor that tells black from white, this one's pixels are equal")
+        self._black, self._contrast = contrast.black, contrast.span
 
     def picture(self, image: Image.Image) -> Float[np.ndarray, "height width 3"]:
         """Return what the processor leaves of an image, with normalisation undone (in [0, 1]), as far as there are patches."""

@@ -40,7 +40,8 @@ def compare_answers(
     check_width(features, language)
     if SOFT_PRUNING not in findings.without:
         pruner = bound(experiment, features, pruner, language, findings)
-    keep, reader = _keep(experiment, pruner, features.patches), Reader(experiment, features, language)
+    patches, reader = features.patches, Reader(experiment, features, language)
+    keep = pruner.asked_tokens(patches, min(experiment.train.val_keep, patches))
     findings.scorer.keep = keep
     steps = experiment.eval.max_new_tokens
     batches = features.batches([batch.questions for batch in findings.batches])
@@ -55,13 +56,6 @@ def compare_answers(
                 pair.add(outcomes)
             _count_right(findings, language, batch, outcomes)
             findings.shapes |= _shapes(full.raw, outcomes)
-
-
-def _keep(experiment: Experiment, pruner: Pruner, patches: int) -> int:
-    """Choose the number of tokens that the pruner is asked for."""
-    if pruner.budget == "fixed":
-        return pruner.fixed_keep(patches)
-    return patches if pruner.adaptive else min(experiment.train.val_keep, patches)
 
 
 def bound(experiment: Experiment, features: Features, pruner: Pruner, language: Language, findings: Findings) -> Pruner:

@@ -65,6 +65,12 @@ class Pruner:
         """Return the visual tokens per image of a method whose budget is `fixed`; other methods do not implement this."""
         raise NotImplementedError(f"{type(self).__name__} takes a budget")
 
+    def asked_tokens(self, patches: int, budget: int) -> int:
+        """Return the number that `prune` is called with: the method's own, or the budget if the method takes one."""
+        if self.budget == "fixed":
+            return self.fixed_keep(patches)
+        return patches if self.adaptive else budget
+
     def tower_layers(self, layers: int) -> dict[str, int]:
         """Return the tower layers that fields name, resolved for a tower of `layers` layers, by the names of the fields."""
         return {}

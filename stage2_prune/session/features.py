@@ -1,5 +1,6 @@
 """Read a store for batches of questions: the arrays that pruners look at, and the projected features to select from."""
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_prune.errors import NotExtracted, NothingToAsk, PrunerMisused
@@ -18,6 +19,7 @@ from store.layout.environment import threads_of
 from store.layout.tensors import from_storage, torch_dtype
 from store.projectors import Projector, build, project_image
 from store.questions.question import Question
+from store.reading.by_name import read_rows
 from store.reading.prefetch import prefetched
 from store.reading.reader import FeatureStore
 
@@ -89,6 +91,13 @@ class Features:
                 f"expected `projected` features or a projector in {store.path}, it has neither: "
                 "add `projected` to store.arrays and run `make extract`"
             )
+
+    def reading(self, needs: Collection[str]) -> "Features":
+        """Return the same store, opened for other arrays; raises as the constructor does."""
+        self.store.require(sorted(needs))
+        other = copy.copy(self)
+        other.needs = frozenset(needs)
+        return other
 
     @property
     def patches(self) -> int:
@@ -237,7 +246,4 @@ class Features:
 
     def read(self, name: str, rows: Sequence[int]) -> Float[Tensor, "image ..."]:
         """Read some rows of one array onto the device."""
-        return self._tensor(name, self.store.gather(name, rows))
-
-    def _tensor(self, name: str, array: Shaped[np.ndarray, "..."]) -> Tensor:
-        return from_storage(array, self.store.arrays[name].dtype).to(self.device)
+        return read_rows(self.store, name, rows).to(self.device)

@@ -5,19 +5,19 @@ The division of work changes no bit, because every process has the same number o
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
 import torch
 
-from configs.cli import run_to_exit_code, stop_on_sigterm
+from configs.cli import run_to_exit_code
 from configs.errors import Interrupted
 from configs.experiment import Experiment
+from configs.workers import begin_worker, require_parent, stop_workers
 from stage2_prune.errors import WorkerFailed
 from stage2_prune.evaluation.cell_progress import Progress
 from stage2_prune.evaluation.cells import Cell
@@ -71,6 +71,11 @@ def inner(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"run_dir": experiment.run_dir / "sweep"})
 
 
+def below_sweep(session: Session) -> Session:
+    """Return the session of the same experiment, with its predictions below `sweep`."""
+    return replace(session, experiment=inner(session.experiment))
+
+
 def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Callable[[int], object]) -> None:
     """Answer everything, in this process and in spawned workers.
 
@@ -108,7 +113,7 @@ def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Calla
             next(member for member in members if member.exitcode is None).join(_POLL_SECONDS)
             report_all(0)
     finally:
-        _stop(members)
+        stop_workers(members, PATIENCE_SECONDS)
 
 
 def _require_alive(members: Sequence[SpawnProcess]) -> None:
@@ -117,22 +122,9 @@ def _require_alive(members: Sequence[SpawnProcess]) -> None:
             raise WorkerFailed(member.exitcode)
 
 
-def _stop(members: Sequence[SpawnProcess]) -> None:
-    """End all workers, so that no worker outlives the sweep."""
-    started = [member for member in members if member.pid is not None]
-    for member in started:
-        member.terminate()
-    for member in started:
-        member.join(PATIENCE_SECONDS)
-        if member.exitcode is None:
-            member.kill()
-            member.join()
-
-
 def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
     """Run a spawned worker, and exit with the exit code of a command."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    stop_on_sigterm()
+    begin_worker()
     torch.set_num_threads(work.experiment.sweep.threads)
 
     def count(answers: int) -> None:
@@ -140,9 +132,7 @@ def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
 
         Another sweep may have started since, and may be writing the same files.
         """
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise Interrupted("the process that started this worker is gone; run the same command again to go on")
+        require_parent()
         with answered.get_lock():
             answered.value += answers
 
@@ -165,8 +155,8 @@ def _answer(
     work: Work, session: Session, cells: Mapping[str, Cell], taken: Any, report: Callable[[int], object]
 ) -> None:
     """Take and answer tasks until no task is left."""
-    experiment = inner(session.experiment)
-    below = Session(experiment, session.features, session.language, session.reprojection, session.exact)
+    below = below_sweep(session)
+    experiment = below.experiment
     folder, size = experiment.run_dir / "eval" / "predictions", experiment.eval.batch_size
     while (task := _take(taken)) < len(work.tasks):
         report(0)  # as before each write, because opening a file cuts it to whole batches

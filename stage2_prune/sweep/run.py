@@ -32,7 +32,7 @@ from stage2_prune.sweep import latency
 from stage2_prune.sweep import plot as sweep_plot
 from stage2_prune.sweep import report as sweep_report
 from stage2_prune.sweep import rows as sweep_rows
-from stage2_prune.sweep.crew import Work, cpu_threads, inner, share
+from stage2_prune.sweep.crew import Work, below_sweep, cpu_threads, inner, share
 from stage2_prune.sweep.grid import Grid, build, needs, servable, wanted
 from store.questions.question import Question
 
@@ -66,7 +66,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         asked, excluded = session.features.answerable(chosen.questions)
         check_layer_loop(session, grid.cells, asked)
         _drop_impossible(session, grid, asked)
-        todo = open_progress(_below(session), grid.cells, grid.digests, asked, overwrite)
+        todo = open_progress(below_sweep(session), grid.cells, grid.digests, asked, overwrite)
         measured = _measure(session, todo, asked, overwrite)
         _answer(session, todo, asked, allow_foreign_device)
         summary = _summary(session, grid, asked, [*chosen.unanswered, *excluded]) | {"machine": latency.machine()}
@@ -75,11 +75,6 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         )
         _write(experiment, summary)
     return summary
-
-
-def _below(session: Session) -> Session:
-    """Return the session of the same experiment, with its predictions below `sweep`."""
-    return Session(inner(session.experiment), session.features, session.language, session.reprojection, session.exact)
 
 
 def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) -> None:

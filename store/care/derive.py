@@ -14,8 +14,9 @@ from store.layout.environment import torch_environment, use_threads
 from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
-from store.layout.tensors import from_storage, pick_device, to_storage
+from store.layout.tensors import pick_device, to_storage
 from store.projectors import Projector, build, project_image
+from store.reading.by_name import read_rows
 from store.reading.projector_state import ProjectorState
 from store.reading.reader import FeatureStore
 from store.writing.growth import grown
@@ -130,6 +131,6 @@ def _derive_shard(
 
 
 def _project(store: FeatureStore, projector: Projector, row: int) -> Any:
-    raw = from_storage(store.gather(RAW, [row]), store.arrays[RAW].dtype)
+    raw = read_rows(store, RAW, [row])
     device = next(projector.parameters()).device
     return to_storage(project_image(projector, raw.to(device)))

@@ -177,6 +177,16 @@ def printable(name: str) -> str:
     return "".join(map(_visible, name))
 
 
+def first_names(names: Sequence[str], shown: int) -> str:
+    """List the first `shown` names, printable, and say how many more there are.
+
+    >>> first_names(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(printable, names[:shown])) + more
+
+
 def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Sort the rows by the bytes of their ids."""
     words = shas.view(">u8")  # big-endian numbers are ordered as bytes are

@@ -31,7 +31,12 @@ def read_features(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(Path(store))
     store.require([array])
-    return from_storage(store.gather(array, rows_of(store, images)), store.arrays[array].dtype)
+    return read_rows(store, array, rows_of(store, images))
+
+
+def read_rows(store: FeatureStore, array: str, rows: Sequence[int]) -> Shaped[Tensor, "image ..."]:
+    """Read some rows of an array, in the dtype in which they were encoded; raises as `FeatureStore.gather` does."""
+    return from_storage(store.gather(array, rows), store.arrays[array].dtype)
 
 
 def rows_of(store: FeatureStore, images: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from store.layout.tensors import from_storage
+from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
 
 Rows = dict[str, Shaped[Tensor, "image ..."]]
@@ -66,7 +66,7 @@ class StoreDataset(Dataset[Any]):
     def read(self, indices: Sequence[int]) -> Rows:
         """Read some images and return their features, (image, *shape) by array."""
         rows = np.take(self.rows, indices).tolist()
-        return {name: from_storage(self.store.gather(name, rows), self.store.arrays[name].dtype) for name in self.names}
+        return {name: read_rows(self.store, name, rows) for name in self.names}
 
     @staticmethod
     def collate(batch: RowBatch) -> Rows:

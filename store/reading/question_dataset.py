@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from store.layout.tensors import from_storage
 from store.questions.question import Question
-from store.reading.by_name import rows_of
+from store.reading.by_name import read_rows, rows_of
 from store.reading.reader import FeatureStore
 
 
@@ -66,7 +64,7 @@ class QuestionDataset(Dataset[Example]):
         """Return a batch of questions, as a DataLoader asks for it; an image is read once, however many ask about it."""
         rows = list(dict.fromkeys(self.rows[index] for index in indices))
         place = {row: number for number, row in enumerate(rows)}
-        read = {name: self._read(name, rows) for name in self.arrays}
+        read = {name: read_rows(self.store, name, rows) for name in self.arrays}
         return [
             Example(
                 {name: features[place[self.rows[index]]] for name, features in read.items()},
@@ -75,6 +73,3 @@ class QuestionDataset(Dataset[Example]):
             )
             for index in indices
         ]
-
-    def _read(self, name: str, rows: Sequence[int]) -> Shaped[Tensor, "image ..."]:
-        return torch.as_tensor(from_storage(self.store.gather(name, rows), self.store.arrays[name].dtype))

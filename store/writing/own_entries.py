@@ -6,7 +6,7 @@ from pathlib import Path
 from configs.files.atomic import PARTIAL
 from store.errors import TargetExists
 from store.files.disk import STRAYS, listed
-from store.layout.ids import printable
+from store.layout.ids import first_names
 from store.layout.plan import CONFIG, FEATURES, PLAN, newest_generation
 from store.log.commits import LOCK as COMMITS_LOCK
 from store.log.compacted import FOLDER as COMMITS
@@ -32,10 +32,9 @@ def require_store_or_empty(path: Path) -> None:
         return
     others = [entry.name for entry in entries if not (entry.name in _BESIDE | {STRAYS} or _is_partial(entry.name))]
     if others:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         raise TargetExists(
-            f"store.path: expected an empty folder or a store at {path}, it holds "
-            f"{', '.join(map(printable, others[:_SHOWN]))}{more}: name another path"
+            f"store.path: expected an empty folder or a store at {path}, it holds {first_names(others, _SHOWN)}: "
+            "name another path"
         )
 
 

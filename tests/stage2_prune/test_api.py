@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from configs.errors import ConfigError, EncodeOnceError
 from stage2_prune.evaluation import evaluate
+from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.tokens import Beside, Pruned
 from tests.stage2_prune.test_evaluate import asked, rows
 
 PACKAGES = ("configs", "store", "stage1_extract", "stage2_prune")
@@ -118,3 +122,54 @@ def test_one_pruner_on_one_batch_gives_indices(tiny):
     with pytest.raises(ConfigError, match="did you mean"):
         load_pruner("feature_nrm")
     assert Path(load_pruner("div_prune").file).stem == "div_prune"
+
+
+@dataclass(frozen=True)
+class FirstThree(Pruner):
+    """Keeps the first three patches, and says so by a count: the rest of its index is padding."""
+
+    budget: ClassVar[Budget] = "adaptive"
+
+    def prune(self, tokens, keep):
+        images = len(tokens.image_ids)
+        return Pruned(torch.arange(keep).expand(images, -1), counts=torch.full((images,), 3))
+
+
+@dataclass(frozen=True)
+class First(Pruner):
+    """Keeps the first patches."""
+
+    def select(self, tokens, keep):
+        return torch.arange(keep).expand(len(tokens.image_ids), -1)
+
+
+def test_what_a_method_that_counts_for_itself_calls_padding_is_not_shown_to_the_model(tiny, monkeypatch):
+    from stage2_prune import CachedModel
+    from stage2_prune.session import ask
+
+    model, shown = CachedModel.open(tiny()), []
+    generate = ask.generate
+    monkeypatch.setattr(ask, "generate", lambda *given: shown.append(given[1].slots.sum().item()) or generate(*given))
+    question = asked(tiny())[0]
+    counted = model.answer(question.image, question.question, FirstThree())
+    assert counted == model.answer(question.image, question.question, First(), keep=3) and shown == [3, 3]
+
+
+def test_images_are_selected_from_alike_together_and_alone_also_where_one_is_named_twice(tiny):
+    from stage2_prune import CachedModel, load_pruner
+
+    model, pruner = CachedModel.open(tiny()), load_pruner("random")
+    first, *_, last = sorted({question.image for question in asked(tiny())})
+    together = model.select(pruner, [first, last, first], keep=5)
+    assert torch.equal(together[0], together[2])
+    for image, index in zip([first, last], together, strict=False):
+        assert torch.equal(model.select(pruner, [image], keep=5)[0], index)
+    with pytest.raises(EncodeOnceError, match="expected a question for SparseQuestion"):
+        model.select(SparseQuestion(), [first], keep=5)
+
+
+@dataclass(frozen=True)
+class SparseQuestion(First):
+    """Reads the question."""
+
+    reads: ClassVar[frozenset[Beside]] = frozenset({"question"})
