@@ -98,13 +98,12 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
         NotTrained: (exit 5) if all methods lack weights.
         StoreMissing, StoreMismatch, CheckpointMissing: as `open_features` does.
     """
-    store = FeatureStore.open(experiment.store_location)
+    features = open_features(experiment, (), optional=_needs(methods).union(also))
     usable, unavailable = available(methods, experiment.model)
-    left_out = [*unavailable, *_left_out(usable, store)]
+    left_out = [*unavailable, *_left_out(usable, features.store)]
     names = {method.pruner for method in left_out}
     usable = {label: pruner for label, pruner in usable.items() if label not in names}
-    extra = frozenset(name for name in also if name in store.arrays)
-    features = open_features(experiment, extra.union(*(pruner.needs for pruner in usable.values())))
+    features = features.reading(_needs(usable).union(also) & features.needs)
     session = Session(experiment, features, open_embeddings(experiment.model), reprojection=None, exact=True)
     bound: dict[str, Pruner] = {}
     digests: dict[str, str] = {}
@@ -127,6 +126,10 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
         reasons = "; ".join(f"{method.pruner} {method.reason}" for method in left_out)
         raise PrunerMisused(f"expected a method that selects before the language model, there is none: {reasons}")
     return Selection(session, bound, digests, tuple(left_out), untrained)
+
+
+def _needs(methods: Mapping[str, Pruner]) -> frozenset[str]:
+    return frozenset[str]().union(*(pruner.needs for pruner in methods.values()))
 
 
 def _left_out(methods: Mapping[str, Pruner], store: FeatureStore) -> Iterator[Unavailable]:

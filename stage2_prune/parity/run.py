@@ -31,7 +31,6 @@ from stage2_prune.session.session import open_features
 from store.log.scratch import scratch
 from store.questions.exchange import Asked
 from store.questions.question import Question
-from store.reading.reader import FeatureStore
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
 """Exit codes of the command."""
@@ -100,9 +99,7 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
 def _open(experiment: Experiment, pruner: Pruner) -> tuple[Features, dict[str, str]]:
     """Open the store with every array that the modes read and the store has; name the modes that it cannot run."""
-    stored = FeatureStore.open(experiment.store_location).arrays
-    needs = (pruner.needs | {"raw"}) & stored.keys()
-    features = open_features(experiment, needs, exact=True)
+    features = open_features(experiment, (), exact=True, optional=pruner.needs | {"raw"})
     return features, reasons(features, pruner)
 
 

@@ -78,7 +78,9 @@ class Session:
         }
 
 
-def open_features(experiment: Experiment, needs: Collection[str], exact: bool = False) -> Features:
+def open_features(
+    experiment: Experiment, needs: Collection[str], exact: bool = False, optional: Collection[str] = ()
+) -> Features:
     """Open the configured store and check that its features are this checkpoint's.
 
     This is cheap, and so comes before the model is loaded.
@@ -87,6 +89,7 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
         experiment: the config.
         needs: names of the arrays that pruners will read.
         exact: whether to demand features in the model's dtype.
+        optional: names of the arrays to read only if the store has them.
 
     Raises:
         StoreMissing: (exit 5) naming `make extract`.
@@ -99,23 +102,27 @@ def open_features(experiment: Experiment, needs: Collection[str], exact: bool = 
     model = experiment.model
     config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
     family = find_family(config)
-    features = Features(store, needs, pick_device(model.device))
+    features = Features(store, {*needs} | ({*optional} & store.arrays.keys()), pick_device(model.device))
     check_checkpoint(features, family, config, model, exact)
     return features
 
 
 def open_session(experiment: Experiment, needs: Collection[str], allow_foreign_device: bool = False) -> Session:
-    """Open the store as `open_features` does, then the language half, and project a few images again to verify the store.
+    """Open the store as `open_features` does, then the language half as `add_language` does."""
+    return add_language(experiment, open_features(experiment, needs), allow_foreign_device)
+
+
+def add_language(experiment: Experiment, features: Features, allow_foreign_device: bool = False) -> Session:
+    """Open the language half beside an opened store, and project a few images again to verify the store.
 
     Args:
         experiment: the config.
-        needs: names of the arrays that pruners will read.
+        features: the store, as `open_features` opened it.
         allow_foreign_device: whether to accept re-projected features that differ as little as another device explains.
 
     Raises:
         StoreMismatch: (exit 4) if the store's features cannot be those of this checkpoint.
     """
-    features = open_features(experiment, needs)
     check_projector(features, experiment.model)
     language = open_language(experiment.model)
     check_width(features, language)

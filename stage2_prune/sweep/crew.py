@@ -23,8 +23,8 @@ from stage2_prune.evaluation.cell_progress import Progress
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.evaluation.evaluate import answer
 from stage2_prune.evaluation.predictions import PredictionFile
-from stage2_prune.session.session import Session, open_session
-from stage2_prune.sweep.grid import build, needs, servable, wanted
+from stage2_prune.session.session import Session, add_language
+from stage2_prune.sweep.grid import build, open_servable, wanted
 from store.layout.tensors import worker_devices
 from store.questions.question import Question
 
@@ -140,9 +140,9 @@ def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
         try:
             model = work.experiment.model.model_copy(update={"device": device})
             experiment = work.experiment.model_copy(update={"model": model})
-            named, _ = servable(experiment, wanted(experiment))
-            session = open_session(experiment, needs(named), work.allow_foreign_device)
-            cells = {cell.name: cell for cell in build(session, named).cells}
+            served = open_servable(experiment, wanted(experiment))
+            session = add_language(experiment, served.features, work.allow_foreign_device)
+            cells = {cell.name: cell for cell in build(session, served.variants).cells}
             _answer(work, session, cells, taken, count)
         except Interrupted as end:  # the parent has printed the message
             return end.exit_code

@@ -23,13 +23,23 @@ from stage2_prune.evaluation.cells import build as build_method
 from stage2_prune.evaluation.evaluate import bind
 from stage2_prune.language.layer_loop import require_loop
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from stage2_prune.session.session import Session
+from stage2_prune.session.features import Features
+from stage2_prune.session.session import Session, open_features
 from stage2_prune.sweep.raster_order import RasterOrder
 from store.reading.absent import how_to_add
-from store.reading.reader import FeatureStore
 
 OrderChoice = Literal["default", "raster"]
 """The order of kept patches: the method's own, or that of the image."""
+
+
+@dataclass(frozen=True)
+class Servable:
+    """The methods that a store can serve."""
+
+    features: Features
+    """The store, opened for the arrays that `variants` read."""
+    variants: list["Variant"]
+    unavailable: list[Unavailable]
 
 
 @dataclass(frozen=True)
@@ -105,18 +115,18 @@ def label_of(method: str, pruner: Pruner, factors: Mapping[str, Any]) -> str:
     return label_with(method, ",".join(f"{name}={value}" for name, value in differing.items()))
 
 
-def servable(experiment: Experiment, named: Sequence[Variant]) -> tuple[list[Variant], list[Unavailable]]:
-    """Split methods into those whose arrays and questions can be read, and the others with what they need."""
-    store = FeatureStore.open(experiment.store_location)
+def open_servable(experiment: Experiment, named: Sequence[Variant]) -> Servable:
+    """Open the store for the methods whose arrays and questions can be read; the others are listed with what they need."""
+    features = open_features(experiment, (), optional=needs(named))
     _, without_text = available({variant.label: variant.pruner for variant in named}, experiment.model)
     reasons = {method.pruner: method.reason for method in without_text}
     for variant in named:
-        absent = sorted(variant.pruner.needs - store.arrays.keys())
+        absent = sorted(variant.pruner.needs - features.needs)
         if absent and variant.label not in reasons:
-            reasons[variant.label] = f"needs {', '.join(absent)}: {how_to_add(absent, store.plan)}"
+            reasons[variant.label] = f"needs {', '.join(absent)}: {how_to_add(absent, features.store.plan)}"
     served = [variant for variant in named if variant.label not in reasons]
-    unserved = [variant.label for variant in named if variant.label in reasons]
-    return served, [Unavailable(label, reasons[label]) for label in unserved]
+    unserved = [Unavailable(variant.label, reasons[variant.label]) for variant in named if variant.label in reasons]
+    return Servable(features.reading(needs(served)), served, unserved)
 
 
 def build(session: Session, named: Sequence[Variant]) -> Grid:

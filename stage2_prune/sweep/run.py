@@ -27,13 +27,13 @@ from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cell
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.features import Excluded
-from stage2_prune.session.session import Session, open_session
+from stage2_prune.session.session import Session, add_language
 from stage2_prune.sweep import latency
 from stage2_prune.sweep import plot as sweep_plot
 from stage2_prune.sweep import report as sweep_report
 from stage2_prune.sweep import rows as sweep_rows
 from stage2_prune.sweep.crew import Work, below_sweep, cpu_threads, inner, share
-from stage2_prune.sweep.grid import Grid, build, needs, servable, wanted
+from stage2_prune.sweep.grid import Grid, build, open_servable, wanted
 from store.questions.question import Question
 
 
@@ -58,11 +58,11 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     variants = wanted(experiment)
     require_budgets(experiment, {variant.label: variant.pruner for variant in variants})
     (chosen,) = choose_scored(experiment, experiment.eval.split)
-    named, unavailable = servable(experiment, variants)
+    served = open_servable(experiment, variants)
     with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
-        session = open_session(experiment, needs(named), allow_foreign_device)
-        grid = build(session, named)
-        grid.unavailable[:0] = unavailable
+        session = add_language(experiment, served.features, allow_foreign_device)
+        grid = build(session, served.variants)
+        grid.unavailable[:0] = served.unavailable
         asked, excluded = session.features.answerable(chosen.questions)
         check_layer_loop(session, grid.cells, asked)
         _drop_impossible(session, grid, asked)

@@ -19,7 +19,7 @@ from store.errors import IntegrityError, RowUnavailable
 from store.files.disk import content
 from store.files.recycled import Recycled
 from store.layout.ids import ImageIds
-from store.layout.plan import CONFIG, FEATURES, Plan, read_plan
+from store.layout.plan import CONFIG, FEATURES, Plan, newest_generation, read_plan
 from store.layout.seal import Sealed
 from store.log.commits import CommitLog, read_commits
 from store.reading.committed import CommittedStore
@@ -84,7 +84,7 @@ class FeatureStore(CommittedStore):
                     require_metadata(folder, plan)
                 ids = stored_ids(folder, plan)
                 logs = [read_commits(folder, generation) for generation in range(plan.generation + 1)]
-                if read_plan(folder).generation == plan.generation:  # the store has not grown meanwhile
+                if newest_generation(folder) == plan.generation:  # the store has not grown meanwhile
                     break
             return cls(path, folder, remote, plan, logs, ids, features, verify, access, believe_plan)
 
