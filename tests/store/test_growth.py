@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -222,13 +223,14 @@ class Crash(BaseException):
 
 
 def test_a_crash_at_any_step_of_growing_leaves_one_generation_or_the_other(tmp_path, monkeypatch):
-    store_of(tmp_path / "whole", 5)
+    small = store_of(tmp_path / "small", 5)
+    shutil.copytree(small, tmp_path / "whole")
     plan, ids = appended(tmp_path / "whole")
     write_store(tmp_path / "whole", plan, ids)
     step = crashed = 0
     while crashed == step:
         step += 1
-        path = store_of(tmp_path / f"cut_{step}", 5)
+        path = Path(shutil.copytree(small, tmp_path / f"cut_{step}"))
         with monkeypatch.context() as patched:
             left = [step]
 

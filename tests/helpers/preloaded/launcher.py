@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIMITS = ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_CPU")
-COMMANDS = ("stage1_extract", "stage2_prune", "store", "configs.command")
+COMMANDS = ("stage1_extract", "stage2_prune", "store", "configs.command", "stage1_extract.sources.parquet_process")
 SPAWNED = "from multiprocessing.spawn import spawn_main"
 READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "TZ", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "HF_", "TRANSFORMERS_", "TORCH", "CUDA",
                   "ENCODE_ONCE_", "XDG_", "HOME", "MPL", "LD_", "PATH")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The process that has imported torch and transformers, and forks off one process for each launcher."""
+"""The process that has imported torch and transformers, and forks off a process for each launcher that connects."""
 
 import fcntl
 import gc
@@ -24,68 +24,81 @@ LIBRARIES = (
     "transformers.models.clip.modeling_clip", "transformers.models.clip.image_processing_pil_clip",
     "transformers.models.llama.modeling_llama", "transformers.models.siglip.modeling_siglip",
     "transformers.models.dinov2.modeling_dinov2", "transformers.models.qwen2.modeling_qwen2", "transformers.generation",
-    "matplotlib.pyplot",
+    "matplotlib.pyplot", "pyarrow.parquet",
 )  # fmt: skip
 ABOVE = 600
 """File descriptors that a forked process keeps for itself while it puts those of its launcher in their places."""
 
 
-def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for every launcher that connects; returns in the forked processes alone, with the request and its open files."""
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    selector.register(0, selectors.EVENT_READ)  # closes when the tests end
-    running: dict[
-        int, int
-    ] = {}  # process of a descriptor that is watched: the launcher's connection, or the process's own
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj == 0:
-                for process in set(running.values()):
-                    os.kill(process, signal.SIGKILL)
-                sys.exit(0)
-            elif key.fileobj is listener:
-                connection = listener.accept()[0]
-                body, files, _, _ = socket.recv_fds(connection, 1 << 20, 250)
-                if not body:  # killed before it asked
-                    connection.close()
-                    continue
-                process = os.fork()
-                if process == 0:
-                    for watched in [
-                        *selector.get_map().values()
-                    ]:  # what the collector closed later would be other files by then
-                        for value in (watched.fileobj, watched.data):
-                            if isinstance(value, socket.socket) and value is not listener:
-                                value.close()
-                    selector.close()
-                    return json.loads(body.decode("utf-8", "surrogateescape")), files
-                for descriptor in files:
-                    os.close(descriptor)
-                watched = os.pidfd_open(process)
-                running |= {watched: process, connection.fileno(): process}
-                selector.register(watched, selectors.EVENT_READ, connection)
-                selector.register(connection, selectors.EVENT_READ)
-            elif isinstance(key.data, socket.socket):
-                _ended(selector, running, key.fd, key.data)
-            elif key.fd in running:
-                sent = key.fileobj.recv(16)
-                for number in sent or [signal.SIGKILL]:
-                    os.kill(running[key.fd], number)
-                if not sent:  # the launcher was killed
-                    selector.unregister(key.fileobj)
+class Launched(Exception):
+    """Raised in a forked process, to leave all that belongs to the server."""
+
+    def __init__(self, request: dict[str, Any], files: list[int]) -> None:
+        self.request, self.files = request, files
 
 
-def _ended(selector: selectors.BaseSelector, running: dict[int, int], watched: int, connection: socket.socket) -> None:
-    """Tell the launcher how its process ended."""
-    _, status = os.waitpid(running.pop(watched), 0)
-    selector.unregister(watched)
-    os.close(watched)
-    running.pop(connection.fileno())
-    if connection in selector.get_map():
-        selector.unregister(connection)
-        connection.send(status.to_bytes(8, "little"))
-    connection.close()
+class Server:
+    """Waits for launchers, and for the processes that were forked for them."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.selector = selectors.DefaultSelector()
+        self.processes: dict[socket.socket, int] = {}
+        """The process that runs for each launcher."""
+        self.selector.register(listener, selectors.EVENT_READ, self._fork)
+        self.selector.register(0, selectors.EVENT_READ, self._end)
+
+    def serve(self) -> None:
+        """Serve until standard input is closed, as it is when the tests end."""
+        while True:
+            for key, _ in self.selector.select():
+                key.data()
+
+    def _fork(self) -> None:
+        launcher = self.listener.accept()[0]
+        body, files, _, _ = socket.recv_fds(launcher, 1 << 20, 250)
+        if not body:  # the launcher was killed before it asked
+            launcher.close()
+            return
+        process = os.fork()
+        if process == 0:
+            self._leave(launcher)
+            raise Launched(json.loads(body), files)
+        for descriptor in files:
+            os.close(descriptor)
+        ended = os.pidfd_open(process)
+        self.processes[launcher] = process
+        self.selector.register(ended, selectors.EVENT_READ, lambda: self._report(ended, launcher))
+        self.selector.register(launcher, selectors.EVENT_READ, lambda: self._pass_on(launcher))
+
+    def _leave(self, launcher: socket.socket) -> None:
+        """Close what the garbage collector would close later, when its file descriptors are those of other files."""
+        for connection in (launcher, *self.processes):
+            connection.close()
+        self.selector.close()
+
+    def _pass_on(self, launcher: socket.socket) -> None:
+        """Send the process the signals that its launcher got; kill it if the launcher was killed."""
+        sent = launcher.recv(16)
+        for number in sent or [signal.SIGKILL]:
+            os.kill(self.processes[launcher], number)
+        if not sent:
+            self.selector.unregister(launcher)
+
+    def _report(self, ended: int, launcher: socket.socket) -> None:
+        """Tell a launcher how its process ended."""
+        _, status = os.waitpid(self.processes.pop(launcher), 0)
+        self.selector.unregister(ended)
+        os.close(ended)
+        if launcher.fileno() in self.selector.get_map():
+            self.selector.unregister(launcher)
+            launcher.send(status.to_bytes(8, "little"))
+        launcher.close()
+
+    def _end(self) -> None:
+        for process in self.processes.values():
+            os.kill(process, signal.SIGKILL)
+        sys.exit(0)
 
 
 def become(request: dict[str, Any], files: list[int], python: str) -> None:
@@ -112,7 +125,7 @@ def execute(arguments: list[str]) -> None:
     kind, what, *rest = arguments[isolated:]
     if not isolated:
         sys.path.insert(0, str(Path.cwd()) if kind == "-m" else "")
-    sys.argv[:] = ["-m" if kind == "-m" else "-c", *rest]
+    sys.argv[:] = [kind, *rest]
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
@@ -120,21 +133,30 @@ def execute(arguments: list[str]) -> None:
         exec(compile(what, "<string>", "exec"), vars(module))
 
 
-if __name__ == "__main__":
-    address, launcher = Path(sys.argv[1]), sys.argv[2]
+def main(address: Path) -> None:
+    """Wait for the first launcher, import the libraries, then serve."""
     described = {"python": sys.executable, "root": os.environ["PYTHONPATH"], "conditions": conditions()}
     described["conditions"]["terminal"] = [False, False, False]
     (address.parent / "conditions.json").write_text(json.dumps(described), encoding="utf-8")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(str(address))
-        listening.listen(64)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(address))
+        listener.listen(64)
         print("ready", flush=True)
-        if 0 in select.select([listening, 0], [], [])[0]:
-            sys.exit(0)  # nobody came
+        if 0 in select.select([listener, 0], [], [])[0]:
+            return  # the tests ended, and no launcher came
         for library in LIBRARIES:
             import_module(library)
         gc.collect()
         gc.freeze()
-        request, files = serve(listening)
-    become(request, files, launcher)
+        Server(listener).serve()
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except Launched as launched:
+        request, files = launched.request, launched.files
+    else:
+        sys.exit(0)
+    become(request, files, sys.argv[2])
     execute(request["arguments"])
