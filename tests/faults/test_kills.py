@@ -33,6 +33,7 @@ from tests.faults.runs import ROOT, trial
 from tests.helpers.broken import breaking, site_of
 from tests.store.stores import image_ids, plan_of, store_of, values
 
+pytestmark = pytest.mark.usefixtures("real_python")  # sessions, signals and parents are the point
 SEEDS = range(int(os.environ.get("ENCODE_ONCE_FAULT_SEEDS", "3")))
 SHARDS = IMAGES // 2
 REAL = ["-m", "stage1_extract"]

@@ -153,6 +153,7 @@ def test_a_hung_worker_is_killed_and_replaced(home, tmp_path):
     assert differences_between(home / "whole" / "store", wanted.store_path) == []
 
 
+@pytest.mark.usefixtures("real_python")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_no_worker_and_no_lease(home, tmp_path, number, code):
     wanted = experiment(home, tmp_path / "run", workers=2)

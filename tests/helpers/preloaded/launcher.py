@@ -43,8 +43,8 @@ def ours(arguments: "list[str]") -> bool:
 
 def main() -> None:
     server = json.loads((HERE / "conditions.json").read_text(encoding="utf-8"))
-    paths = os.environ.get("PYTHONPATH", server["root"])
-    same = paths == server["root"] and json.loads(json.dumps(conditions())) == server["conditions"]
+    paths = os.environ.get("PYTHONPATH", server["root"]).split(os.pathsep)
+    same = server["root"] in paths and json.loads(json.dumps(conditions())) == server["conditions"]
     if not (same and ours(sys.argv[1:])):
         os.execv(server["python"], [server["python"], *sys.argv[1:]])
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import sys
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import spawn
 from pathlib import Path
@@ -117,6 +118,10 @@ def become(request: dict[str, Any], files: list[int], python: str) -> None:
     sys.executable = python
     sys.orig_argv[:] = [python, *request["arguments"]]
     spawn.set_executable(python)
+    paths = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
+    with suppress(ImportError):
+        import_module("sitecustomize")
 
 
 def execute(arguments: list[str]) -> None:
