@@ -1,5 +1,6 @@
 """What the three command lines share: the handling of signals, and errors turned into exit codes."""
 
+import atexit
 import errno
 import io
 import logging
@@ -53,14 +54,21 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     handler.setFormatter(Redacting("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     stop_on_sigterm()
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # a shell may have told this process to ignore SIGINT
-        signal.signal(signal.SIGINT, _on_sigint)
+    _on_ctrl_c(_on_sigint)
+    atexit.register(_ignore_signals)  # what is registered early is called late
     for stream in (sys.stdout, sys.stderr):  # so that no name, path or locale turns a result into a UnicodeEncodeError
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run_to_exit_code(lambda: group.main(args=arguments, standalone_mode=False)))
+    sys.exit(run_to_exit_code(lambda: _to_the_end(group, arguments)))
+
+
+def _to_the_end(group: click.Group, arguments: Sequence[str] | None) -> Any:
+    """Run a click group; once it has ended, a signal ends the process at once, as nothing is left to be ended cleanly."""
+    try:
+        return group.main(args=arguments, standalone_mode=False)
+    finally:
+        signal.signal(signal.SIGTERM, _leave_now)
+        _on_ctrl_c(_leave_now)
 
 
 def run_to_exit_code(run: Callable[[], Any]) -> int:
@@ -125,6 +133,18 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
+def _on_ctrl_c(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
+    """Set the handler of SIGINT, unless a shell has told this process to ignore it."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _ignore_signals() -> None:
+    """Ignore signals while Python shuts down: it resets handlers, so that SIGTERM would turn exit code 0 into 143."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _on_ctrl_c(signal.SIG_IGN)
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise Interrupted("stopped by SIGTERM; run the same command again to go on")
 
@@ -138,4 +158,4 @@ def _on_sigint(number: int, frame: FrameType | None) -> None:
 def _leave_now(number: int, frame: FrameType | None) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(130)
+    os._exit(130 if number == signal.SIGINT else Interrupted.exit_code)

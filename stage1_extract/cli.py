@@ -53,11 +53,23 @@ def extract(
         click.echo(json.dumps(done))
         return
     click.echo(
-        f"{done['store']}: {done['images']} images, {done['distinct']} distinct; the tower saw {done['tower_images']} now, "
+        f"{done['store']}: {_asked(done)}; the tower saw {done['tower_images']} now, "
         f"{done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
     )
-    for names, reason in done["failures"].items():
+    for names, reason in done["asked"]["failures"].items():
         click.echo(f"  left out: {printable(names)} ({reason})")
+
+
+def _asked(done: dict[str, Any]) -> str:
+    """Say what the store has of the images that were asked for, and how many it holds in all where it holds others too."""
+    asked, names = done["asked"], done["images"]
+    distinct = f" ({asked['images']} distinct)" if asked["images"] != names else ""
+    left_out = len(asked["failures"])
+    lacking = {"left out": left_out, "not encoded yet": asked["images"] - asked["stored"] - left_out}
+    parts = [f"{asked['stored']} stored", *(f"{count} {what}" for what, count in lacking.items() if count)]
+    state = "all stored" if len(parts) == 1 else ", ".join(parts)
+    others = "" if done["stored"] == asked["stored"] else f"; the store holds {done['stored']}"
+    return f"{names} images asked for{distinct}, {state}{others}"
 
 
 @group.command()

@@ -15,6 +15,7 @@ from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.engines import local, ray, slurm
 from stage1_extract.find_family import check_questions, find_family, require_stage2
 from stage1_extract.sources import Sources, find_sources, rows_of
+from stage1_extract.work.asked import idle_shards, note_of_further, rows_not_asked_for, tolerance
 from stage1_extract.work.counts import counts
 from stage1_extract.work.failures import allowed_failures, require_few, surplus
 from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
@@ -144,14 +145,14 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
     stored = stored_plan(path)
     prints = opened.fingerprints() if stored is None else spelt_as(opened.fingerprints(), stored.fingerprints)
     wanted = plan_for(experiment, sources, opened.encoder.description, prints)
-    plan, ids = plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
+    plan, ids = plan_to_follow(path, wanted, named := sources.ids(), sources.unreadable, append)
     require_shards_of(plan, experiment)
     return _Job(
         experiment=experiment,
         path=path,
         plan=plan,
         ids=ids,
-        sources=replace(sources, rows=rows_of(plan, ids)),
+        sources=replace(sources, rows=rows_of(plan, ids), not_asked_for=rows_not_asked_for(named, plan, ids)),
         readable=frozenset(source.sha for source in sources.rows),
         opened=opened,
         underived=left_to_derive(plan, wanted.fingerprints),
@@ -167,19 +168,21 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
         mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
         require_nothing_lost(path, plan, mine)
         save_resolved(job.experiment, path)
+        writer.idle = idle_shards(plan, writer.missing_shards(), job.sources.not_asked_for)
         if retry_failed:
             kept = withdraw_failures(path, plan, SUPERSEDED, lambda row: job.ids.sha_of_row(row) in job.readable)
             _warn_of_kept_failures(kept)
         parts = missing_parts(path, plan, job.underived)
         missing = sorted({*writer.missing_shards()} & {*mine})
-        require_space(missing_bytes(path, plan, job.underived), path)
+        require_space(missing_bytes(path, plan, job.underived, writer.idle), path)
         _warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
+    _warn(note_of_further(path, plan, job.sources, job.underived))
     return {
         "store": str(path),
         "images": job.sources.names,
         "distinct": plan.n_images,
-        **counts(path, plan, job.sources, [part for part in parts if part[1] in missing]),
+        **counts(path, plan, job.sources, [part for part in parts if part[1] in missing], job.underived),
         "notes": list(job.opened.encoder.description.notes),
     }
 
@@ -201,8 +204,9 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
             left = writer.missing_shards()
             bar.update(plan.n_images - sum(len(plan.rows(shard)) for shard in left) - bar.done)
 
+        allowed = job.allowed + tolerance(writer.path, plan, missing, job.sources.not_asked_for)
         try:
-            engine(experiment, writer, job.allowed, look)
+            engine(experiment, writer, allowed, look)
         finally:
             writer.remove_leftovers()
         look()

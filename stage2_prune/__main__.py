@@ -1,7 +1,11 @@
 """`python -m stage2_prune`."""
 
-from configs.cli import main
-from stage2_prune.cli import group
-
 if __name__ == "__main__":
+    from configs.begin import end_quietly_on_signals
+
+    end_quietly_on_signals()  # before anything slow is imported
+
+    from configs.cli import main
+    from stage2_prune.cli import group
+
     main(group)

@@ -1,7 +1,11 @@
 """Run the command line `python -m store`."""
 
-from configs.cli import main
-from store.cli import group
-
 if __name__ == "__main__":
+    from configs.begin import end_quietly_on_signals
+
+    end_quietly_on_signals()  # before anything slow is imported
+
+    from configs.cli import main
+    from store.cli import group
+
     main(group)

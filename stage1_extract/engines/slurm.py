@@ -11,7 +11,6 @@ from configs.experiment import Experiment
 from configs.parsing.nearest import no_such
 from stage1_extract.engines.joined import Joined, in_turn
 from stage1_extract.errors import EngineMissing, WorkerFailed
-from store.layout.plan import read_plan
 from store.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -29,11 +28,12 @@ class Worker:
     index: int
     workers: int
     allowed: int
+    shards: tuple[int, ...]
+    """Shards that were missing when the jobs were submitted."""
 
     def __call__(self) -> None:
-        """Encode every shard that is missing when the job begins and that no other worker holds."""
-        shards = list(range(read_plan(self.experiment.store_path).n_shards))
-        turns = in_turn(shards, self.index, self.workers)
+        """Encode every shard of `shards` that is still missing and that no other worker holds."""
+        turns = in_turn([*self.shards], self.index, self.workers)
         Joined(self.experiment, f"slurm {self.index}", self.experiment.model.device).extract(turns, self.allowed)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
@@ -92,7 +92,7 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
     Raises EngineMissing (exit 5) without submitit, and WorkerFailed (exit 3) with the traceback of a job that failed.
     """
     submitit = _submitit()
-    workers = experiment.extract.workers or 1
+    workers, shards = experiment.extract.workers or 1, tuple(writer.missing_shards())
     settings: dict[str, Any] = dict(experiment.extract.slurm)
     cluster = settings.pop("cluster", None)
     executor = submitit.AutoExecutor(experiment.run_dir / "slurm", cluster=cluster)
@@ -104,7 +104,7 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
     executor.update_parameters(**settings)
     try:
         with executor.batch():
-            jobs = [executor.submit(Worker(experiment, index, workers, allowed)) for index in range(workers)]
+            jobs = [executor.submit(Worker(experiment, index, workers, allowed, shards)) for index in range(workers)]
     except submitit.core.utils.FailedJobError as error:
         raise WorkerFailed(3, f"SLURM refused the jobs, see extract.slurm in the config: {error}") from None
     while not all(job.done() for job in jobs):

@@ -39,6 +39,8 @@ class Sources:
     """Names whose file could not be read, with the reason; each has a row of its own, which will fail."""
     by_content: bool
     """Whether an image is identified by its content; if not, by its name."""
+    not_asked_for: frozenset[int] = frozenset()
+    """Rows of a store whose image the experiment does not name now; their failures do not count."""
 
     def ids(self) -> ImageIds:
         """Return the identities and names in the form that a store keeps."""

@@ -33,12 +33,13 @@ def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> Non
     """Raise TooManyFailures (exit 3) and list the failed images when more than `allowed` failed.
 
     Args:
-        failures: Reasons by row. Rows whose image was superseded by a changed file do not count.
+        failures: Reasons by row. Rows whose image was superseded by a changed file, or is not asked for now, do not count.
         allowed: Failures that the config tolerates.
         sources: Gives the names of the failed rows.
 
     """
-    failures = {row: reason for row, reason in failures.items() if reason != SUPERSEDED}
+    counted = failures.keys() - sources.not_asked_for
+    failures = {row: reason for row, reason in failures.items() if row in counted and reason != SUPERSEDED}
     if len(failures) <= allowed:
         return
     listed = "".join(

@@ -4,6 +4,7 @@ from typing import Any
 
 from configs.experiment import StoreLocation
 from store.layout.ids import printable
+from store.log.commits import SUPERSEDED
 from store.reading.reader import FeatureStore
 
 _SHOWN = 20
@@ -46,7 +47,10 @@ def report(path: StoreLocation) -> dict[str, Any]:
 
 
 def _failures(store: FeatureStore) -> list[dict[str, Any]]:
-    """List the rows that lack an array because their image could not be encoded, with the arrays that they lack."""
+    """List the rows that lack an array because their image could not be encoded, with the arrays that they lack.
+
+    Rows of files that have changed since are left out: their names belong to other rows.
+    """
     lacking = {name: store.failed([name]) for name in store.arrays}
     return [
         {
@@ -56,6 +60,7 @@ def _failures(store: FeatureStore) -> list[dict[str, Any]]:
             "arrays": [name for name, rows in lacking.items() if row in rows],
         }
         for row, why in store.failed().items()
+        if why != SUPERSEDED and store.ids.names(row)
     ]
 
 

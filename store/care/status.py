@@ -1,6 +1,8 @@
-"""Telling how far a run is; reads only the plan, the log and the leases of a store, so it can be asked at any time."""
+"""Telling how far a run is; reads only the plan, the log, the leases and the ids of a store, so it can be asked at any time."""
 
 import statistics
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 from configs.experiment import StoreLocation
 from store.care.run_status import as_text as run_as_text
 from store.care.run_status import has_begun, run_folder_of, run_status
-from store.errors import StoreMissing
-from store.layout.plan import read_plan
+from store.errors import StoreError, StoreMissing
+from store.layout.plan import Plan, read_plan
 from store.log.commits import SUPERSEDED, intact_records
+from store.log.compacted import CommitLog
 from store.log.leases import live_leases
+from store.reading.opening import stored_ids
 from store.reading.remote import reached
 from store.writing.lock import STALL_SECONDS
 
@@ -26,6 +30,7 @@ def status(location: StoreLocation) -> dict[str, Any]:
         plan = read_plan(store)
         logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
         holders = live_leases(store, STALL_SECONDS)
+        failed = _failed(store, plan, logs)
     parts = [(number, shard) for number in range(plan.generation + 1) for shard in plan.shards_of(number)]
     missing = {shard for number, shard in parts if shard not in logs[number]}
     left = sum(len(plan.rows(shard)) for shard in missing)
@@ -39,10 +44,20 @@ def status(location: StoreLocation) -> dict[str, Any]:
         "shards": plan.n_shards,
         "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
-        "failed": len({row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}),
+        "failed": failed,
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,
     }
+
+
+def _failed(store: Path, plan: Plan, logs: Sequence[CommitLog]) -> int:
+    """Count the images that could not be encoded, without rows that lost their names to the file's later content."""
+    failed = {row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}
+    if failed:
+        with suppress(StoreError):  # the ids may be damaged, or not written yet
+            ids = stored_ids(store, plan)
+            failed = {row for row in failed if ids.names(row)}
+    return len(failed)
 
 
 def missing_shards(location: StoreLocation) -> str:

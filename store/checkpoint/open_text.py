@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.experiment import ModelSection
-from store.checkpoint.files import optional_checkpoint_file
+from store.checkpoint.files import names_of, optional_checkpoint_file
 from store.checkpoint.generation import generation_settings
 from store.checkpoint.opening import stock_reading
 from store.checkpoint.text import Text
@@ -16,6 +16,8 @@ from store.errors import CheckpointMissing, DamagedCheckpoint, InvalidQuestions
 
 PLACEHOLDER = "<image>"
 """The image token of a stock processor whose config and tokenizer name none."""
+VOCABULARIES, SENTENCE_PIECES = ("tokenizer.json", "vocab", "tekken.json"), (".model", ".tiktoken", ".spm")
+"""How the names of a tokenizer's own files begin or end; a tokenizer_config.json alone is no tokenizer."""
 _TRIED = "what is in the picture"
 
 
@@ -37,8 +39,7 @@ def check_text_side(config: Any, model: ModelSection) -> Text:
     """
     source = model.checkpoint
     generation = generation_settings(model)
-    with stock_reading(source, "a tokenizer"):
-        tokenizer = _open_tokenizer(model)
+    tokenizer = _open_tokenizer(model)
     processor = _processor_settings(model)
     eos = _end_tokens(source, _open_generation_config(model), config, tokenizer)
     pad = tokenizer.pad_token_id
@@ -57,10 +58,26 @@ def check_text_side(config: Any, model: ModelSection) -> Text:
 
 
 def _open_tokenizer(model: ModelSection) -> Any:
+    """Open the stock tokenizer.
+
+    Raises CheckpointMissing (exit 5) where it cannot be read because the checkpoint has no file of a tokenizer.
+    """
     from transformers import AutoTokenizer
 
     stock: Any = AutoTokenizer
-    return stock.from_pretrained(model.checkpoint, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    try:
+        with stock_reading(model.checkpoint, "a tokenizer"):
+            return stock.from_pretrained(
+                model.checkpoint, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+    except DamagedCheckpoint:
+        names = names_of(model.checkpoint, model.revision)
+        if any(name.startswith(VOCABULARIES) or name.endswith(SENTENCE_PIECES) for name in names):
+            raise
+        raise CheckpointMissing(
+            f"expected tokenizer.json, or the files of another tokenizer, in {model.checkpoint} to ask the questions that are "
+            "configured, found none: add the tokenizer that the model was trained with, or download the checkpoint again"
+        ) from None
 
 
 def _processor_settings(model: ModelSection) -> Mapping[str, Any]:

@@ -31,9 +31,11 @@ def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[t
     return missing
 
 
-def missing_bytes(path: Path, plan: Plan, leave: Collection[str] = ()) -> int:
-    """Add up the bytes that are still to be written, without the derived arrays in `leave`."""
-    parts = missing_parts(path, plan, leave)
+def missing_bytes(
+    path: Path, plan: Plan, leave: Collection[str] = (), idle: Collection[int] = ()
+) -> int:  # fmt: skip
+    """Add up the bytes that are still to be written, without the derived arrays in `leave` and the shards in `idle`."""
+    parts = [part for part in missing_parts(path, plan, leave) if part[1] not in idle]
     return sum(
         plan.layout(spec.name).file_bytes(len(plan.rows(shard)))
         for generation, shard in parts

@@ -42,6 +42,21 @@ def locate(root: Path, name: str, follow_links: bool) -> Path:
     raise OutsideRoot(link)
 
 
+def relative_name(root: Path, name: str) -> str:
+    """Return the name, relative to `root`, of an image whose absolute path lies below `root`; any other name as it is.
+
+    >>> relative_name(Path("/data/images"), "/data/images/a/b.png"), relative_name(Path("/data/images"), "/etc/b.png")
+    ('a/b.png', '/etc/b.png')
+    """
+    if not name.startswith("/") or "\0" in name:
+        return name
+    path = Path(os.path.normpath(name))
+    for base in (Path(os.path.abspath(root)), root.resolve()):  # noqa: PTH100 (resolves `..` without following links)
+        if path.is_relative_to(base) and path != base:
+            return path.relative_to(base).as_posix()
+    return name
+
+
 def _link_out_of(root: Path, name: str) -> str | None:
     """Return the first link on the path of an image that leads out of the root; None where `..` leads out, without a link."""
     path = root

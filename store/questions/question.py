@@ -17,6 +17,7 @@ from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
 from store.questions.conversations import Conversations, is_conversation
 from store.questions.fields import first_few, is_object, misspelt
+from store.questions.image_files import relative_name
 
 Split = Literal["train", "val", "test"]
 MAX_PROBLEMS = 20
@@ -68,7 +69,8 @@ class Question(BaseModel):
 def read_questions(data: DataSection) -> list[Question]:
     """Read all questions of `data`, in file order; the list is empty for a plain image folder.
 
-    Turns of a conversation that are not questions with an answer are left out; a warning counts and names them.
+    Turns of a conversation that are not questions with an answer are left out; a warning counts and names them. Images that
+    are named by an absolute path below the image root get their relative names, and a warning counts them.
 
     Raises:
         DataMissing: (exit 5) The file does not exist.
@@ -93,7 +95,23 @@ def read_questions(data: DataSection) -> list[Question]:
         raise InvalidQuestions(f"{data.questions}: {_rows_in_words(len(problems))}:{listed}{more}")
     for line in conversations.notes():
         _log.warning("note: %s: %s", data.questions, line)
-    return questions
+    return _by_relative_names(questions, data)
+
+
+def _by_relative_names(questions: Sequence[Question], data: DataSection) -> list[Question]:
+    """Name images relative to the image root, so that no image has two names and no machine's path becomes an id."""
+    names = {name: relative_name(data.images, name) for name in image_names(questions)}
+    changed = sum(relative != name for name, relative in names.items())
+    if changed:
+        _log.warning(
+            "note: %s names %d images by absolute paths below %s: their names are taken relative to it",
+            data.questions, changed, data.images,
+        )  # fmt: skip
+    return [
+        question if names[question.image] == question.image
+        else question.model_copy(update={"image": names[question.image]})
+        for question in questions
+    ]  # fmt: skip
 
 
 def _given_twice(read: Sequence[tuple[str, Question]]) -> list[str]:

@@ -4,6 +4,7 @@ Appended images begin a new shard, an added array adds files to every shard, and
 shards, records and plans stay as they are.
 """
 
+import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,17 +15,16 @@ from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.ids import ARRAYS, ImageIds
 from store.layout.plan import FEATURES, Plan, Segment, newest_generation, read_plan
 from store.layout.schema import ArraySpec
+from store.log.spare import known_digests
 from store.reading.opening import stored_ids
+from store.writing.lacking import ELSEWHERE, NamedImage, can_be_taken_back, refusal, unknown_images
 
 NO_IMAGE = "0" * 64
 """The id of rows between segments, which hold no image."""
-ELSEWHERE = "extract into another folder (--run-dir), or replace this store with --overwrite"
-"""What a user can do with a store that was made by something else than the config says."""
-NamedImage = tuple[str, list[str]]
-"""An image: its id, in hex, and its names."""
 AddedArray = tuple[ArraySpec, Fingerprint | None]
 """An array, and the fingerprint of what makes it."""
 _SHOWN = 5
+_log = logging.getLogger(__name__)
 
 
 def plan_to_follow(
@@ -40,8 +40,9 @@ def plan_to_follow(
         append: Let the store grow if it lacks images or arrays.
 
     Returns:
-        `wanted` itself if there is no store yet; the store's own plan if the store has all images and arrays; with
-        `append`, the plan of a new generation that adds what the store lacks.
+        `wanted` itself if there is no store yet; the store's own plan if the store has all images and arrays, however many
+        more it has; the plan of a new generation if the store lacks something and `append` is given, or if it lacks only
+        names that a later generation took away, of which nothing is committed.
 
     Raises:
         StoreError: the store lacks something, and `append` is not given (exit 4).
@@ -56,19 +57,21 @@ def plan_to_follow(
         if newest:
             raise
         return wanted, ids  # a damaged first plan is written again if the commit log belongs to it
-    if stored.generation == 0 and not append:
-        return wanted, ids
+    if newest == 0 and not ((path / FEATURES).is_dir() and stored.digest in known_digests(path, 0)):
+        return wanted, ids  # the first plan alone, or a changed one: it is written again, or another plan is refused
     known = _known_ids(path, stored, ids, unreadable)
     _require_compatible(path, stored, wanted)
-    images = _unknown_images(known, ids, unreadable)
+    images = [] if ids.digest() == known.digest() else unknown_images(known, ids, unreadable)
     arrays = [spec for spec in wanted.arrays if spec not in stored.arrays]
     if not images and not arrays:
         return stored, known
     if not append:
-        named = ", ".join([f"{len(images)} images", *(spec.name for spec in arrays)])
-        raise StoreError(
-            f"expected {path} to have all that this config names, {named} are not in it: add them with --append"
-        )
+        if arrays or not can_be_taken_back(path, stored, known, images):
+            raise StoreError(refusal(path, stored, known, images, [spec.name for spec in arrays]))
+        _log.warning(
+            "note: %d images of %s get their names back, which an --append of which nothing is committed had given to others",
+            len(images), path,
+        )  # fmt: skip
     return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
 
 
@@ -191,23 +194,7 @@ def _remade(path: Path, stored: Plan, ids: ImageIds, unreadable: Container[str])
     for group in groups[: groups.index(stored.ids_group)]:
         with suppress(IntegrityError):
             earlier = ImageIds.recovered(path / FEATURES / group)
-            yield _joined(earlier, _unknown_images(earlier, ids, unreadable), stored.shard_images)[0]
-
-
-def _unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[NamedImage]:
-    """List the images that a store lacks, or does not know under all their names."""
-
-    def is_known(name: str, row: int | None) -> bool:
-        known_row = known.row_of_name(name)
-        return known_row is not None and (known_row == row or name in unreadable)
-
-    unknown: list[NamedImage] = []
-    for row in range(len(ids)):
-        known_row = known.row_of_sha(ids.sha_of_row(row))
-        names = [name for name in ids.names(row) if not is_known(name, known_row)]
-        if names:
-            unknown.append((ids.sha_of_row(row), names))
-    return unknown
+            yield _joined(earlier, unknown_images(earlier, ids, unreadable), stored.shard_images)[0]
 
 
 def _require_compatible(path: Path, stored: Plan, wanted: Plan) -> None:

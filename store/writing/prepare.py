@@ -16,15 +16,14 @@ from store.files.disk import make_way
 from store.layout.fingerprint import require_equal
 from store.layout.ids import ImageIds
 from store.layout.manifest import METADATA, make_manifest, read_manifest, write_manifest
-from store.layout.plan import FEATURES, Plan, plan_path, read_plan, write_plan
+from store.layout.plan import FEATURES, SPARE, Plan, plan_path, read_plan, write_plan
 from store.layout.schema import ArraySpec, Codec, fill_value
 from store.layout.shard import ZSTD_LEVEL
 from store.layout.whole_arrays import write_whole
-from store.log.commits import intact_records
 from store.log.progress import missing_parts, require_nothing_lost
 from store.log.spare import content_of, known_digests, restore
 from store.reading.projector_state import PROJECTOR, ProjectorState
-from store.writing.growth import ELSEWHERE
+from store.writing.lacking import ELSEWHERE, what_else
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +40,9 @@ def prepare(
         StoreError: the store has another plan (exit 4).
         IntegrityError: committed files are lost, so that writing plans again would hide the loss (exit 4).
     """
+    for file in restore(path):
+        if not file.name.endswith(SPARE):
+            _log.warning("note: %s was missing or damaged, it is restored from its spare", file)
     if plan.generation and read_plan(path).generation == plan.generation - 1:
         grow(path, plan, ids, projector)
         return
@@ -60,7 +62,6 @@ def prepare(
         healthy = False
     if not healthy:
         _heal(path, plan, ids, projector)
-    restore(path)
 
 
 def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
@@ -97,6 +98,8 @@ def _heal(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | Non
     damaged = manifest.damaged(path / FEATURES)
     for name in damaged:
         _log.warning("note: %s was damaged, it is written again", path / FEATURES / name)
+    if content_of(plan_path(path, plan.generation)) != plan.to_json().encode():
+        _log.warning("note: %s was missing or damaged, it is written again", plan_path(path, plan.generation))
     _install(path, aside, damaged)
     write_manifest(path, plan.generation, manifest)
     write_plan(path, plan)
@@ -183,14 +186,8 @@ def _require_same(path: Path, stored: Plan, wanted: Plan) -> None:
             for field in Plan.model_fields
             if getattr(stored, field) != getattr(wanted, field)
         ]
-        raise StoreError(f"{path} holds a store of another plan: {'; '.join(differing)}; {_what_to_do(path, stored)}")
-
-
-def _what_to_do(path: Path, stored: Plan) -> str:
-    """Advise about a store of another plan: one of which nothing is committed, as after a refused run, is replaced at no loss."""
-    if any(intact_records(path, generation) for generation in range(stored.generation + 1)):
-        return f"add what it does not have with --append, {ELSEWHERE}"
-    return "no shard of it is committed, so that --overwrite replaces it at no loss"
+        advice = what_else(path, stored, f"add what it does not have with --append, {ELSEWHERE}")
+        raise StoreError(f"{path} holds a store of another plan: {'; '.join(differing)}; {advice}")
 
 
 def _short(value: Any) -> str:

@@ -38,6 +38,8 @@ class StoreWriter:
         self.path, self.plan, self.ids, self.stall_seconds = path, plan, ids, stall_seconds
         self._codec: Codec = codec
         self._leave = leave
+        self.idle: Collection[int] = ()
+        """Shards that this writer does not miss, because nobody asks for their images."""
 
     @classmethod
     @contextmanager
@@ -98,8 +100,8 @@ class StoreWriter:
                 lease.unlink(missing_ok=True)
 
     def missing_shards(self) -> list[int]:
-        """List the shards that are not committed yet."""
-        return sorted({shard for _, shard in missing_parts(self.path, self.plan, self._leave)})
+        """List the shards that are not committed yet, without the idle ones."""
+        return sorted({shard for _, shard in missing_parts(self.path, self.plan, self._leave)}.difference(self.idle))
 
     def claim(self, shard: int) -> Lease | None:
         """Take the lease of a shard, the right to compute it; None if it is committed, or a living worker is at it."""

@@ -98,7 +98,7 @@ def test_an_image_that_changed_since_is_listed_and_encoded_anew_beside_the_old_o
     assert len(differing) == 1 and "image_003.png (changed)" in differing[0] and "extract --append" in listed
     before = FeatureStore.open(store)
     said = invoke(capsys, "extract", "--config", config, expect=4)
-    assert "another plan" in said and str(store) in said
+    assert "image image_003.png changed since the store was made" in said and str(store) in said
     done = extract(load(config, {}), overwrite=False, append=True)
     assert (done["tower_images"], done["shards_written"]) == (1, 1)
     after = FeatureStore.open(store)

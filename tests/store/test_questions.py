@@ -210,3 +210,18 @@ def test_a_row_that_cannot_be_used_is_described_by_what_was_meant(tmp_path, rows
     with pytest.raises(InvalidQuestions) as caught:
         read_questions(data(tmp_path, rows))
     assert said in str(caught.value) and "Field required" not in str(caught.value)
+
+
+def test_an_absolute_path_below_the_image_root_is_a_relative_name_and_is_noted_once(tmp_path, caplog):
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    rows = [row(1), *(row(n, image=f"{images}/1.png") for n in (2, 3)), row(4, image=f"{images}/../images//a/4.png")]
+    rows += [row(5, image="/elsewhere/5.png"), row(6, image=str(images))]
+    named = data(tmp_path, rows)
+    expected = ["1.png", "1.png", "1.png", "a/4.png", "/elsewhere/5.png", str(images)]
+    for root in (images, tmp_path / "link"):
+        caplog.clear()
+        questions = read_questions(named.model_copy(update={"images": root}))
+        assert [question.image for question in questions] == expected
+        assert [one.message.count("names 2 images by absolute paths below") for one in caplog.records] == [1]

@@ -93,7 +93,6 @@ BROKEN = {
     "a template without an image": wrote(TEMPLATE, "USER: {{ messages[0]['content'][1]['text'] }}"),
     "a template with two images": wrote(TEMPLATE, "<image> <image>"),
     "a template of text alone": wrote(TEMPLATE, "{{ messages[0]['content'][0]['type'] }}"),
-    "no tokenizer": without("tokenizer.json", "tokenizer_config.json"),
 }
 
 
@@ -103,6 +102,13 @@ def test_a_broken_small_file_is_said_in_a_sentence_before_the_first_image_and_th
 ):
     change(checkpoint)
     refused(home, checkpoint, capsys, code=4)
+
+
+@pytest.mark.parametrize("lacking", [("tokenizer.json",), ("tokenizer.json", "tokenizer_config.json")])
+def test_a_tokenizer_that_is_not_there_is_something_to_fetch(home, checkpoint, capsys, lacking):
+    without(*lacking)(checkpoint)
+    said = refused(home, checkpoint, capsys, code=5)
+    assert said.startswith(f"error: expected tokenizer.json, or the files of another tokenizer, in {checkpoint}")
 
 
 def test_an_empty_template_counts_as_none(home, checkpoint, capsys):

@@ -1,0 +1,64 @@
+"""A signal in the first and in the last moments of a command: an exit code, and no traceback."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EARLY = """
+import os, runpy, sys
+class Signalling:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Signalling())
+sys.argv = ["{package}", "--help"]
+runpy.run_module("{package}", run_name="__main__", alter_sys=True)
+"""
+LATE = """
+import os, threading, time
+import click
+from configs.cli import main
+
+class Last:
+    def __del__(self, write=os.write, kill=os.kill, me=os.getpid()):  # called when Python has reset its handlers
+        write(1, b"last")
+        kill(me, {number})
+
+def still_there():
+    threading.main_thread().join()
+    os.kill(os.getpid(), {number})
+    time.sleep(30)
+
+@click.command()
+def nothing():
+    {work}
+
+main(click.Group("group", {{"nothing": nothing}}), ["nothing"])
+"""
+
+
+def ended(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("package", ["store", "stage1_extract", "stage2_prune"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_modules_are_imported_ends_a_command_silently(package, number, code):
+    done = ended(EARLY.format(package=package, number=int(number)))
+    assert (done.returncode, done.stderr, done.stdout) == (code, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_shuts_down_changes_no_exit_code(number):
+    done = ended(LATE.format(number=int(number), work="global last; last = Last()"))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "last")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_python_waits_for_a_thread_of_an_ended_command_ends_the_process_at_once(number, code):
+    done = ended(LATE.format(number=int(number), work="threading.Thread(target=still_there).start()"))
+    assert (done.returncode, done.stderr) == (code, "")
