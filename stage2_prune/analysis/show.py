@@ -76,9 +76,11 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
 
     Raises:
         UnknownImage: (exit 2) naming images of similar names.
-        CannotShow: (exit 2) if there is nothing to draw, and what `open_selection` and `read_image` raise.
+        CannotShow: (exit 2) if there is nothing to draw or `out` is no `.png`, and what `open_selection` and `read_image` raise.
         TargetExists: if the file exists, unless `overwrite`.
     """
+    if out is not None and out.suffix.lower() != ".png":
+        raise CannotShow(f"expected a name that ends with .png as --out, got {out}: pictures are written as PNG")
     methods = _methods(experiment, wanted.methods)
     keep = _keep(experiment, wanted)
     name = f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
