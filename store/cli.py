@@ -49,11 +49,7 @@ def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flag
 @group.command()
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
-@click.option(
-    "--quick",
-    is_flag=True,
-    help="Check sizes, metadata and the log only, in seconds; read no rows.",
-)
+@click.option("--quick", is_flag=True, help="Check sizes, metadata and the log only, in seconds; read no rows.")
 @click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context

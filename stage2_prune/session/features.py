@@ -33,10 +33,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Excluded:
-    """A question that is not scored, because its image could not be encoded or it has no answer.
-
-    An excluded question never counts as wrong.
-    """
+    """A question that is not scored and never counts as wrong, as its image could not be encoded or it has no answer."""
 
     question_id: str
     reason: str

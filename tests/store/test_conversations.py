@@ -103,7 +103,8 @@ def test_a_greeting_is_not_asked_and_the_question_is_not_its_answer(tmp_path, ca
     pairs, said = asked(tmp_path, caplog, entry)
     assert pairs == [("what color is it ?", "red")] == preprocess_v1(entry["conversations"])
     assert (
-        "left out: 1 first turns are not the human's, LLaVA's own training skips them too (entry 0 message 0)" in said
+        "left out: 1 first turn of another than the human, which LLaVA's own training skips too (entry 0 message 0)"
+        in said
     )
 
 
@@ -122,8 +123,12 @@ def test_what_llavas_own_training_takes_of_a_conversation_is_what_is_asked(tmp_p
         (("human: a", "human: b", "gpt: c"), [("b", "c")], "1 human turn without an answer (entry 0 message 0)"),
         (("human: a", "gpt: b", "gpt: c"), [("a", "b")], "1 answer without a human turn before it (entry 0 message 2)"),
         (("gpt: a", "gpt: b"), [], "1 answer without a human turn before it (entry 0 message 1)"),
-        (("system: be brief", "human: a", "gpt: b"), [("a", "b")], "1 turns are system prompts (entry 0 message 0)"),
-        (("human: a", "tool: x", "gpt: b"), [("a", "b")], "1 turns do not say who speaks"),
+        (
+            ("system: be brief", "human: a", "gpt: b"),
+            [("a", "b")],
+            "1 system prompt among the turns (entry 0 message 0)",
+        ),
+        (("human: a", "tool: x", "gpt: b"), [("a", "b")], "1 turn without its speaker"),
         (("human: a",), [], "1 human turn without an answer"),
         ((), [], "1 conversation without turns (entry 0)"),
     ],
@@ -189,7 +194,7 @@ def test_questions_before_the_image_is_shown_are_left_out(tmp_path, caplog):
 )
 def test_conversations_about_several_images_are_left_out_and_named(tmp_path, caplog, entry):
     pairs, said = asked(tmp_path, caplog, entry, talk("human: <image>a", "gpt: b"))
-    assert pairs == [("a", "b")] and "1 conversations are about several images (entry 0)" in said
+    assert pairs == [("a", "b")] and "1 conversation about several images (entry 0)" in said
 
 
 @pytest.mark.parametrize("image", [["1.png"], "1.png"])
