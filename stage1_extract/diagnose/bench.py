@@ -22,7 +22,7 @@ from stage1_extract.errors import BadImage, ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family
 from stage1_extract.sources.detect import open_images
-from stage1_extract.sources.images import content_id, decode_image
+from stage1_extract.sources.images import content_id, decode_image, gone
 from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.counted import counted
 from configs.progress import ProgressBar
 from store.errors import StoreMissing
 from store.layout.environment import torch_environment, use_threads
