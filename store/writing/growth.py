@@ -69,8 +69,8 @@ def plan_to_follow(
         if arrays or not can_be_taken_back(path, stored, known, images):
             raise StoreError(refusal(path, stored, known, images, [spec.name for spec in arrays]))
         _log.warning(
-            "note: %d images of %s get their names back, which an --append of which nothing is committed had given to others",
-            len(images), path,
+            "note: %s of %s get their names back, which an --append of which nothing is committed had given to others",
+            counted(len(images), "image"), path,
         )  # fmt: skip
     return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
 
