@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from configs.cli import STORE
+from configs.counted import counted
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 from configs.flags import Commands, experiment_from, experiment_options

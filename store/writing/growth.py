@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from store.errors import IntegrityError, StoreError
 from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.ids import ARRAYS, ImageIds
