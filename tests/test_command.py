@@ -154,12 +154,16 @@ def test_a_demo_that_is_asked_to_stop_lets_its_step_end_by_itself(tmp_path, numb
         cwd=tmp_path, text=True, stderr=subprocess.PIPE, start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
-    while not (tmp_path / "data" / "demo" / "images").is_dir():
+    images = tmp_path / "data" / "demo" / "images"
+    while not any(images.glob("*_00005.png")):  # the step has imported all that it needs
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     # a terminal sends Ctrl-C to all processes in front of it, a supervisor sends SIGTERM to the one that it started
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    said = process.communicate(timeout=20)[1]
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == code and f"step 1 of 5, data, ended with code {code}" in said
     assert said.count("run the same command again to go on") == 1 and "Traceback" not in said
     with pytest.raises(ProcessLookupError):

@@ -9,6 +9,7 @@ from nbformat import NotebookNode
 from tests.helpers.notebook import read, run
 
 TOUR = Path(__file__).parents[1] / "docs" / "tour.ipynb"
+pytestmark = pytest.mark.timeout(900)  # a minute of processor time, which a busy machine stretches
 LARGEST = 1_000_000
 """Bytes of the notebook, pictures included: larger ones are slow to open, and GitHub does not show them."""
 
