@@ -3,14 +3,17 @@
 It starts the packages by name, so that none is imported before its command is asked for; the import rule exempts this file.
 """
 
-import subprocess
-import sys
+from collections.abc import Mapping
 from importlib import import_module
 
 import click
 from click.shell_completion import get_completion_class
 
+from configs.budgets import file_part
+from configs.children import module_process, run_to_its_end
 from configs.cli import main as run
+from configs.experiment import Experiment
+from configs.find_config import load_experiment
 from configs.flags import Commands
 
 HOMES = {
@@ -28,14 +31,14 @@ HOMES = {
     "pruners": "stage2_prune",
 }
 """The package of each command."""
-STEPS = (
-    ("stage1_extract.demo", "data"),
-    ("stage1_extract", "extract"),
-    ("stage2_prune", "train"),
-    ("stage2_prune", "eval"),
-    ("stage2_prune", "parity"),
-)
-"""What `encode-once demo` runs, each in a process of its own."""
+STEPS = {
+    "data": ("stage1_extract.demo", "draw images and questions"),
+    "extract": ("stage1_extract", "encode every image once, into the store"),
+    "train": ("stage2_prune", "train a pruner from the store"),
+    "eval": ("stage2_prune", "answer the test questions with each pruner at each budget"),
+    "parity": ("stage2_prune", "prove that the store gives the answers of the full model"),
+}
+"""What `encode-once demo` runs, each step in a process of its own: the package, and what the step is for."""
 
 
 class Everything(Commands):
@@ -64,19 +67,47 @@ def group(context: click.Context) -> None:
 
 
 @group.command()
-@click.option("--config", default="demo", show_default=True, help="A packaged config, or a YAML file.")
+@click.option("--config", default="demo", show_default=True, help="A packaged config of the demo, or a YAML file.")
 def demo(config: str) -> int:
     """Run every step on generated images, in minutes.
 
-    The steps are data, extract, train, eval and parity; files are written to ./data and ./runs.
+    The steps are data, extract, train, eval and parity; files are written to ./data and ./runs. A demo that was stopped goes on where it was when the same command is run again.
     """
-    for package, step in STEPS:
-        click.echo(f"encode-once {step} --config {config}", err=True)
-        # -P: a file of the current folder that is called as one of the packages must not be taken for it
-        done = subprocess.run([sys.executable, "-P", "-m", package, step, "--config", config], check=False)
-        if done.returncode:
-            return done.returncode
+    experiment = load_experiment(config)
+    for number, (step, (package, purpose)) in enumerate(STEPS.items(), start=1):
+        click.secho(f"demo {number}/{len(STEPS)} {step}: {purpose}", err=True, bold=True)
+        code = run_to_its_end(*module_process(package, step, "--config", config))
+        if code:
+            click.echo(f"demo: step {number} of {len(STEPS)}, {step}, ended with code {code}; see above", err=True)
+            return code
+    click.echo(_where_things_are(experiment, config), err=True)
     return 0
+
+
+def _where_things_are(experiment: Experiment, config: str) -> str:
+    """Say where the demo has written what, and which commands to try next."""
+    run_dir, store = experiment.run_dir, experiment.store_location
+    only = "".join(f"--only '*-{file_part(budget)}-*' " for budget in experiment.prune.budgets[-1:])
+    written = {
+        f"{experiment.data.images}": f"the images; {experiment.data.questions} holds the questions",
+        f"{store}": "the features, a plain Zarr group with a log",
+        f"{run_dir / 'pruner'}": "the weights of the trained pruner",
+        f"{run_dir / 'eval' / 'table.md'}": "the table; beside it lie a plot and every answer",
+        f"{run_dir / 'parity.json'}": "the proof",
+    }
+    tries = {
+        f"encode-once store inspect {store}": "look into the store",
+        f"encode-once show test_00000.png --config {config}": "draw what pruners keep of an image",
+        f"encode-once compare {run_dir} {only}--factor positions": "tell differences from chance",
+        "encode-once extract --config llava-1.5-7b --dry-run": "what your images in data/llava would cost",
+    }
+    return f"\nwritten:\n{_aligned(written)}\nto try next:\n{_aligned(tries)}"
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
+    """Format lines of two columns."""
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in lines.items())
 
 
 @group.command()

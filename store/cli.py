@@ -5,13 +5,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from configs.children import module_process
 from configs.cli import STORE
 from configs.counted import counted
 from configs.experiment import StoreLocation, local_folder
@@ -91,8 +91,8 @@ def _changed_sources(arguments: list[str]) -> list[str]:
 
     Stage 1 reads images, and the store may not import a stage, so a process of its own does this.
     """
-    command = [sys.executable, "-m", "stage1_extract", "verify", *arguments, "--sources", "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    command, environment = module_process("stage1_extract", "verify", *arguments, "--sources", "--json")
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 4):
         raise SystemExit(done.returncode)
     return [f"{image['name']} ({image['reason']})" for image in json.loads(done.stdout)["changed"]]

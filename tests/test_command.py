@@ -1,15 +1,19 @@
 """The installed command: a wheel in an environment of its own, outside the checkout, beside folders of the packages' names."""
 
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from configs.command import HOMES, group
@@ -96,6 +100,78 @@ def test_a_run_from_an_empty_folder_finds_config_and_checkpoint_in_the_package(r
     done = run("extract", "--config", "demo", "--dry-run")
     assert done.returncode == 5 and "data" in done.stderr, done.stderr
     assert run("demo", "--help").returncode == 0
+
+
+def demo_config(folder: Path, train: int) -> Path:
+    """The demo with few questions, methods and epochs; its data and results lie where those of `demo` lie."""
+    content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    content["model"]["checkpoint"] = str(ROOT / content["model"]["checkpoint"])
+    content["data"] |= {"train": train, "val": 5, "test": 5}
+    content["prune"] = {"methods": [{"name": "uniform_grid"}, {"name": "learned_scorer"}], "budgets": [32]}
+    content["train"] |= {"epochs": 1}
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_demo_from_a_wheel_goes_from_nothing_to_the_proof_and_says_where_everything_lies(run):
+    demo_config(run.folder, train=5)
+    done = run("demo", "--config", "demo.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "| learned_scorer " in done.stdout and "IDENTICAL: 5 questions" in done.stdout
+    written = done.stderr.partition("written:\n")[2].partition("to try next:\n")
+    places = [line.split()[0] for line in written[0].splitlines()]
+    assert places == [
+        "data/demo/images",
+        "runs/demo/store",
+        "runs/demo/pruner",
+        "runs/demo/eval/table.md",
+        "runs/demo/parity.json",
+    ]
+    assert all((run.folder / place).exists() for place in places)
+    assert {path.name for path in run.folder.iterdir()} == {"configs", "store.py", "demo.yaml", "data", "runs"}
+    for line in written[2].splitlines()[:-1]:
+        command = shlex.split(line.strip().partition("  ")[0])
+        shown = run(*command[1:])
+        assert shown.returncode == 0, f"{line}: {shown.stderr}"
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = []
+
+    def run_to_its_end(command, environment):
+        started.append(command[-3])
+        return 7 if command[-3] == "train" else 0
+
+    monkeypatch.setattr("configs.command.run_to_its_end", run_to_its_end)
+    ended = CliRunner().invoke(group, ["demo"], standalone_mode=False)
+    assert ended.return_value == 7 and started == ["data", "extract", "train"]
+    assert "step 3 of 5, train, ended with code 7" in ended.stderr and "written:" not in ended.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_demo_that_is_asked_to_stop_lets_its_step_end_by_itself(tmp_path, number, code):
+    demo_config(tmp_path, train=20_000)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from configs.command import main; main()", "demo", "--config", "demo.yaml"],
+        cwd=tmp_path, text=True, stderr=subprocess.PIPE, start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    images = tmp_path / "data" / "demo" / "images"
+    while not any(images.glob("*_00005.png")):  # the step has imported all that it needs
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    # a terminal sends Ctrl-C to all processes in front of it, a supervisor sends SIGTERM to the one that it started
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == code and f"step 1 of 5, data, ended with code {code}" in said
+    assert said.count("run the same command again to go on") == 1 and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no process of the demo is left
 
 
 def test_help_lists_every_command_and_completion_knows_commands_and_flags(run):

@@ -1,10 +1,12 @@
 """The README's code is run as it stands."""
 
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from configs.experiment import Experiment
 from stage1_extract.extract import extract
@@ -31,11 +33,35 @@ def test_the_examples_of_the_readme_run_on_a_store_at_the_place_where_the_demo_w
     }
     extract(Experiment.model_validate(content), overwrite=False)
     monkeypatch.chdir(tmp_path)
-    example, look_inside, _ = blocks("README.md")
-    exec(compile(example, "README.md", "exec"), {})
+    (rule,) = blocks("docs/exactness.md")
+    exec(compile(rule, "docs/exactness.md", "exec"), {})
+    _, look_inside, _ = blocks("README.md")
     inside: dict = {}
     exec(compile(look_inside, "README.md", "exec"), inside)
     assert inside["image"].dtype == "float32" and inside["image"].shape == (16, 32)
+
+
+def test_the_first_example_of_the_readme_prints_what_stands_below_it(tmp_path, monkeypatch, capsys):
+    from configs import load_experiment
+    from stage1_extract import run_extraction
+    from stage1_extract.demo.write import write_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data" / "demo", {"train": 5, "val": 5, "test": 5}, seed=0)
+    run_extraction(load_experiment("demo", data__train=5, data__val=5, data__test=5))
+    capsys.readouterr()
+    exec(compile(blocks("README.md")[0], "README.md", "exec"), {})
+    (printed,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert capsys.readouterr().out == printed
+
+
+def test_the_pictures_of_the_readme_show_the_numbers_of_its_table():
+    drawn = module_from_spec(spec := spec_from_file_location("pipeline", ROOT / "docs" / "pictures" / "pipeline.py"))
+    spec.loader.exec_module(drawn)
+    rows = str(drawn.table_rows((ROOT / "README.md").read_text()))
+    for name in drawn.PALETTES:
+        with Image.open(ROOT / "docs" / "pictures" / name) as picture:
+            assert picture.text[drawn.ROWS] == rows, "run python docs/pictures/pipeline.py"
 
 
 def test_the_blocks_of_the_page_about_python_run_one_after_the_other(tmp_path, monkeypatch):
@@ -59,7 +85,7 @@ def test_the_pruner_that_the_pages_show_is_complete_and_keeps_what_it_says(page)
 
 def test_every_link_between_the_pages_leads_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]:
-        for linked in re.findall(r"\]\(([^)#]+)[)#]", page.read_text()):
+        for linked in re.findall(r"""(?:\]\(|src="|srcset=")([^)#"]+)[)#"]""", page.read_text()):
             assert "://" in linked or (page.parent / linked).exists(), f"{page.name}: {linked}"
 
 

@@ -6,7 +6,6 @@ process ends when its input ends, so that it does not outlive the process that s
 """
 
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+from configs.children import module_process
 
 BATCH_ROWS = 8
 """Number of rows that are decoded at a time; it is small because a dictionary may repeat one huge value in every row."""
@@ -72,11 +73,10 @@ class ParquetProcess:
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
-            path = os.pathsep.join(folder for folder in sys.path if folder)  # so that the child runs the same code
+            command, environment = module_process(__name__)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__], env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             weakref.finalize(self, _end, self._process)
         return self._process
 

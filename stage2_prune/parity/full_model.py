@@ -6,13 +6,13 @@ loaded here.
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from configs.children import module_process
 from configs.counted import counted
 from configs.experiment import Experiment
 from stage2_prune.errors import ReferenceFailed
@@ -21,6 +21,9 @@ from stage2_prune.parity.findings import AskedBatch
 from stage2_prune.session.features import Features
 from store.layout.fingerprint import differences
 from store.questions.exchange import ENVIRONMENT, Order, Prompts, write_order
+
+STANDARD_ERROR = 2
+"""This process's own; `sys.stderr` is no file in a notebook."""
 
 
 def ask_full_model(
@@ -38,7 +41,8 @@ def ask_full_model(
     prompts = [Prompts(layout.input_ids, layout.attention_mask, layout.position_ids) for layout in layouts]
     write_order(folder, _order(experiment, features, batches), prompts)
     click.echo(_price(features, batches, folder.parent), err=True)
-    done = subprocess.run([sys.executable, "-m", "stage1_extract", "reference", str(folder)], stdout=sys.stderr)
+    command, environment = module_process("stage1_extract", "reference", str(folder))
+    done = subprocess.run(command, env=environment, stdout=STANDARD_ERROR)
     if done.returncode:
         raise ReferenceFailed(done.returncode)
     ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
