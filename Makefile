@@ -86,7 +86,7 @@ types: $(READY)
 check: lint types test ## lint, types and tests
 
 docs: $(DOCS_VENV)/.ready ## build the site of docs/ into site/; it gets .docs-venv, without torch, of its own
-	$(DOCS_VENV)/bin/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict $(ARGS)
 
 $(DOCS_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS_VENV)

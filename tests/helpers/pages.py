@@ -4,12 +4,14 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+BETWEEN_COMMANDS = {"&&", "||", "|"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def typed(block: Block) -> Iterator[list[str]]:
     for line in block.code.replace("\\\n", " ").splitlines():
         if block.language == "bash" or line.startswith("$ "):
             words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words:
-                yield words
+            for is_between, command in groupby(words, key=BETWEEN_COMMANDS.__contains__):
+                if not is_between:
+                    yield list(command)
 
 
 def quoted(page: str) -> set[str]:

@@ -8,10 +8,8 @@ from importlib.util import find_spec
 
 import click
 
-from configs import plugin
-from configs.flags import FieldOption, experiment_from
-from stage2_prune import pruners
-from stage2_prune.pruning.pruner import Pruner
+from configs.flags import FieldOption
+from stage2_prune.cli import _experiment as experiment_of
 from tests.helpers.pages import ROOT
 
 GROUPS = {
@@ -28,7 +26,7 @@ OTHER_PROGRAMS = {"cp", "sed", "pip"}
 def check(words: list[str]) -> None:
     """Read a command: `make` by its recipe, ours by click and by the loader of configs, and of other modules the name.
 
-    Nothing of it is run. The current folder must be the root of the repository, for the paths of configs.
+    Nothing of it is run. Paths of configs are those of the current folder.
     """
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
@@ -65,12 +63,14 @@ def read(program: str, arguments: list[str]) -> None:
     """Let click parse the arguments of one of our commands, and the loader read the config that they make."""
     module, _, name = GROUPS[program].partition(":")
     command = getattr(import_module(module), name)
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and arguments:
         name, *arguments = arguments
         command = command.get_command(click.Context(command), name)
         assert command is not None, f"{program} has no command {name}"
+    if isinstance(command, click.Group):  # without a command, it prints its help
+        return
     context = command.make_context(name, list(arguments))
     fields = {option.name for option in command.params if isinstance(option, FieldOption)} | {"run_dir"}
     if "config_path" in context.params:
         flags = {key: value for key, value in context.params.items() if key in fields}
-        experiment_from(context.params["config_path"], flags, plugin.find_all(pruners, Pruner))
+        experiment_of(context.params["config_path"], flags)
