@@ -75,9 +75,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    code_and_prose = re.split(r"(`[^`]*`)", text.replace("|", r"\|"))
+    code_and_prose = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else _literal(part) for part in code_and_prose)
 
 
 def _literal(prose: str) -> str:
-    return re.sub(r"([\[*_])", r"\\\1", prose).replace("<", "&lt;")
+    return re.sub(r"([|\[*_])", r"\\\1", prose).replace("<", "&lt;")

@@ -48,6 +48,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead the links of a page, which name files of the repository, to pages of the site; code stays as it is."""
     own = page.file.src_uri
+    if page.parent is None:  # no other page is beside it, so that its text may have the room of their list
+        page.meta.setdefault("hide", ["navigation"])
     source = BORROWED.get(own, f"docs/{own}")
 
     def on_the_site(target: str) -> str | None:
