@@ -12,6 +12,7 @@ import pytest
 
 from configs.experiment import DataSection
 from configs.parsing.strict_yaml import parse
+from docs.hooks.notebook import as_page
 from stage1_extract import run_extraction
 from stage1_extract.demo.write import write_dataset
 from store import read_questions
@@ -103,3 +104,18 @@ def test_the_reference_of_a_package_describes_its_public_names_and_no_others(pac
     public = {alias.asname for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     page = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
     assert set(re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE)) == public
+
+
+def test_a_notebook_becomes_a_page_of_its_text_its_code_and_what_the_code_showed():
+    shown = [
+        {"text": ["3\n"]},
+        {"data": {"image/png": "AAEC", "text/plain": "<Figure>"}},
+        {"data": {"text/markdown": "| a |"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Text."]},
+        {"cell_type": "code", "source": "print(3)", "outputs": shown},
+    ]
+    text, pictures = as_page({"cells": cells}, "tour")
+    assert text == "# Title\nText.\n\n```python\nprint(3)\n```\n\n```text\n3\n```\n\n![](tour_1.png)\n\n| a |\n"
+    assert pictures == {"tour_1.png": b"\0\1\2"}
