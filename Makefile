@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_VENV := .bench-venv
+DOCS_VENV := .docs-venv
 # The upper end of `make test-versions`: newest (pinned in tests/versions/newest.txt), or latest (what the package index has today).
 NEWEST ?= newest
 export TOKENIZERS_PARALLELISM ?= false
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry test-versions check lint types bench bench-store bench-pruners clean
+.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry test-versions check lint types docs bench bench-store bench-pruners clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +84,15 @@ types: $(READY)
 	$(BIN)/basedpyright
 
 check: lint types test ## lint, types and tests
+
+docs: $(DOCS_VENV)/.ready ## build the site of docs/ into site/; it gets .docs-venv, without torch, of its own
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict $(ARGS)
+
+$(DOCS_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip  # one that knows --group
+	$(DOCS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
 
 bench: $(READY) ## ratios, measured in interleaved runs
 	$(BIN)/python -m tests.benchmarks $(ARGS)

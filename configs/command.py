@@ -71,7 +71,9 @@ def group(context: click.Context) -> None:
 def demo(config: str) -> int:
     """Run every step on generated images, in minutes.
 
-    The steps are data, extract, train, eval and parity; files are written to ./data and ./runs. A demo that was stopped goes on where it was when the same command is run again.
+    The steps are data, extract, train, eval and parity; files are written to ./data and ./runs.
+
+    A demo that was stopped goes on where it was when the same command is run again.
     """
     experiment = load_experiment(config)
     for number, (step, (package, purpose)) in enumerate(STEPS.items(), start=1):

@@ -29,8 +29,9 @@ def load_experiment(
     Raises:
         ConfigError: (exit 2) Names every problem of the file and of the settings.
 
-    >>> load_experiment("demo", prune__budgets=[32], run_dir="runs/mine").prune.budgets
-    (32,)
+    Examples:
+        >>> load_experiment("demo", prune__budgets=[32], run_dir="runs/mine").prune.budgets
+        (32,)
 
     """
     given = {key.replace("__", ".", 1): value for key, value in settings.items()}

@@ -30,8 +30,10 @@ from store.reading.by_name import rows_of
 def load_pruner(method: str, **parameters: Any) -> Pruner:
     """Make a pruner by its name in a config; ConfigError (exit 2) names a wrong name or parameter.
 
-    >>> load_pruner("div_prune")
-    DivPrune()
+    Examples:
+        >>> load_pruner("div_prune")
+        DivPrune()
+
     """
     return build(Method.model_validate({"name": method, **parameters}), plugin.find_all(pruners, Pruner))
 
@@ -40,9 +42,11 @@ def load_pruner(method: str, **parameters: Any) -> Pruner:
 class CachedModel:
     """The language half of a model beside the cached features of its images; no vision tower is in memory.
 
-    >>> model = CachedModel.open("demo")  # doctest: +SKIP
-    >>> model.answer("image_0001.png", "what color is the star ?", load_pruner("cls_attention"), keep=64)  # doctest: +SKIP
-    'red'
+    Examples:
+        >>> model = CachedModel.open("demo")  # doctest: +SKIP
+        >>> model.answer("image_0001.png", "what color is the star ?", load_pruner("cls_attention"), keep=64)  # doctest: +SKIP
+        'red'
+
     """
 
     session: Session

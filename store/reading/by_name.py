@@ -25,8 +25,9 @@ def read_features(
         RowUnavailable: (exit 4) An image is unknown, was not extracted yet, or could not be encoded.
         StoreMissing: (exit 5) There is no store, or it lacks the array.
 
-    >>> read_features("runs/demo/store", ["test_00000.png"], "raw").shape  # doctest: +SKIP
-    torch.Size([1, 576, 96])
+    Examples:
+        >>> read_features("runs/demo/store", ["test_00000.png"], "raw").shape  # doctest: +SKIP
+        torch.Size([1, 576, 96])
 
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(Path(store))

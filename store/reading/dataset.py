@@ -38,8 +38,10 @@ class StoreDataset(Dataset[Any]):
     dataset pickles, for workers that are spawned or come from a fork server: each of them opens the store for itself.
     Torch's default collate works too, and copies every batch once more.
 
-    >>> dataset = StoreDataset(store, ["raw"])  # doctest: +SKIP
-    >>> loader = DataLoader(dataset, batch_size=32, shuffle=True, collate_fn=StoreDataset.collate)  # doctest: +SKIP
+    Examples:
+        >>> dataset = StoreDataset(store, ["raw"])  # doctest: +SKIP
+        >>> loader = DataLoader(dataset, batch_size=32, shuffle=True, collate_fn=StoreDataset.collate)  # doctest: +SKIP
+
     """
 
     def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:

@@ -38,9 +38,11 @@ Access = Literal["mmap", "preadv", "zarr"]
 class FeatureStore(CommittedStore):
     """A store that is open for reading.
 
-    >>> store = FeatureStore.open(Path("runs/demo/store"))  # doctest: +SKIP
-    >>> store.gather("raw", [0, 1]).shape  # doctest: +SKIP
-    (2, 576, 96)
+    Examples:
+        >>> store = FeatureStore.open(Path("runs/demo/store"))  # doctest: +SKIP
+        >>> store.gather("raw", [0, 1]).shape  # doctest: +SKIP
+        (2, 576, 96)
+
     """
 
     _recycled = Recycled()
