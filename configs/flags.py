@@ -1,6 +1,6 @@
 """A flag for each field of the config; the field's model gives the type, the choices, the bounds and the default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,7 +86,9 @@ def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
+def experiment_from(
+    config_path: Path, flags: dict[str, Any], pruners: Mapping[str, type] | None = None
+) -> Experiment:  # fmt: skip
     """Load the experiment of a config file; the flags that the user typed win over the file.
 
     Args:

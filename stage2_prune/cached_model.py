@@ -28,7 +28,7 @@ from store.reading.by_name import rows_of
 
 
 def load_pruner(method: str, **parameters: Any) -> Pruner:
-    """Make a pruner by its name in a config; ConfigError (exit 2) names a wrong name or parameter.
+    """Make a pruner by its name in a config or by the path of its file; ConfigError (exit 2) names what is wrong.
 
     >>> load_pruner("div_prune")
     DivPrune()
