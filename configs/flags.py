@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -111,6 +111,17 @@ def experiment_from(
         except ValueError as error:
             raise ConfigError(f"{_flag(section, name)}: not valid YAML: {error}") from None
     return read_experiment(config_path, given, pruners)
+
+
+def flag_mapping(flag: str, text: str) -> dict[str, Any]:
+    """Read the text of a flag as a mapping in YAML; ConfigError (exit 2) for anything else."""
+    try:
+        given = flag_value(text, dict[str, Any])
+    except ValueError as error:
+        raise ConfigError(f"{flag}: not valid YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{flag}: expected a mapping such as '{{name: value}}', got {text!r}")
+    return cast("dict[str, Any]", given)
 
 
 def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:

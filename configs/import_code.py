@@ -10,7 +10,7 @@ from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from configs.errors import ConfigError
 from configs.parsing.nearest import did_you_mean
@@ -33,11 +33,12 @@ def import_path(path: Path) -> ModuleType:
         beside = sorted(other.name for other in file.parent.glob("*.py"))
         raise ConfigError(f"expected a file at {path}, there is none{did_you_mean(file.name, beside)}")
     spec = spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
-    assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
+    loader = None if spec is None else spec.loader
+    assert spec is not None and loader is not None, "a file that ends in .py has a loader"
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
-        imported(f"a file {path}", lambda: spec.loader.exec_module(module), file.parent)
+        imported(f"a file {path}", lambda: loader.exec_module(module), file.parent)
     except ConfigError:
         del sys.modules[name]
         raise
@@ -50,13 +51,13 @@ def imported(what: str, load: Callable[[], Any], folder: Path | None = None) -> 
         return load()
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"expected {what} that can be imported, it raised {type(error).__name__} ({error}){_place(error, folder)}: mend the "
-            "file, or take it out of the folder or the config"
+            f"expected {what} that can be imported, it raised {type(error).__name__} ({error}){place_of(error, folder)}: mend "
+            "the file, or take it out of the folder or the config"
         ) from error
 
 
-def _place(error: BaseException, folder: Path | None) -> str:
-    """Name the file and the line that raised an error: the innermost one in a file of `folder`."""
+def place_of(error: BaseException, folder: Path | None) -> str:
+    """Name the file and the line that raised an error, the innermost ones in `folder`, as the end of a sentence."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -77,10 +78,10 @@ def line_of_a_path(error: BaseException) -> str | None:
 def only_class(loaded: Any, base: type[T], source: str) -> type[T]:
     """Return the variant that an entry point names, or the only one that a module defines."""
     if isinstance(loaded, type) and issubclass(loaded, base):
-        return cast("type[T]", loaded)
+        return loaded
     classes = [
         value
-        for value in vars(loaded).values()
+        for value in (vars(loaded).values() if isinstance(loaded, ModuleType) else ())
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
     ]
     if len(classes) != 1:

@@ -62,6 +62,16 @@ def save_resolved(experiment: Experiment, folder: Path) -> None:
     write_atomically(folder / "config.yaml", sealed(text))
 
 
+def method_of(name: str, parameters: Mapping[str, Any]) -> Method:
+    """Describe a method as a config does; ConfigError (exit 2) if its name or the form of a value is wrong."""
+    given = {"name": name, **parameters}
+    try:
+        return Method.model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, given, fields_of(Method), (name,))
+        raise ConfigError("; ".join(map(str, problems))) from None
+
+
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
     """Build the pruner that `method` describes; ConfigError (exit 2) if its name or a parameter is wrong."""
     problems = _method_problems(method, pruners)

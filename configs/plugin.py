@@ -47,7 +47,7 @@ class Variants(Mapping[str, type[T]]):
         self._package, self._base = package, base
         self._group = GROUPS.get(package.__name__)
         self._files = names(package)
-        self._published = {} if self._group is None else published(self._group)
+        self._published: Mapping[str, tuple[EntryPoint, ...]] = {} if self._group is None else published(self._group)
 
     def __getitem__(self, name: str) -> type[T]:
         """Return the variant of that name.

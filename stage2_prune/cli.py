@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from configs.experiment import Experiment
-from configs.flags import Commands, experiment_from, experiment_options
+from configs.flags import Commands, experiment_from, experiment_options, flag_mapping
 from stage2_prune.errors import NotTrained
 from store.checkpoint.versions import note_untested
 
@@ -218,6 +218,23 @@ def list_pruners(as_json: bool) -> None:
 
     rows = report.describe_pruners()
     click.echo(json.dumps(rows) if as_json else report.pruner_table(rows), nl=as_json)
+
+
+@group.command("check-pruner")
+@click.argument("name", metavar="FILE_OR_NAME")
+@click.option("--parameters", default="{}", metavar="{NAME: VALUE, ...}", help="Parameters of the method, as YAML.")
+@json_option
+def check_pruner(name: str, parameters: str, as_json: bool) -> int:
+    """Check a pruner against the contract, on generated features: FILE_OR_NAME is the path of a .py file, or a method's name.
+
+    Prints one line for each rule, and exits with 4 if a rule is broken.
+    """
+    given = flag_mapping("--parameters", parameters)
+    from stage2_prune.contract import check
+
+    checked = check.check(name, given)
+    click.echo(json.dumps(checked.as_json()) if as_json else checked.as_text())
+    return 0 if checked.holds else check.BROKEN
 
 
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:

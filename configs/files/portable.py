@@ -117,9 +117,10 @@ def _code(holder: Any, keys: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
 
 def _list_in(section: dict[str, Any], key: str) -> list[Any]:
     """Return the list under a key; a text that names code is split at its commas. Anything else gives an empty list."""
-    if isinstance(section.get(key), str) and any(map(is_path, section[key].split(","))):
-        section[key] = as_list(section[key], list[str])
-    return cast("list[Any]", section[key]) if isinstance(section.get(key), list) else []
+    given: Any = section.get(key)
+    if isinstance(given, str) and any(map(is_path, given.split(","))):
+        given = section[key] = as_list(given, list[str])
+    return cast("list[Any]", given) if isinstance(given, list) else []
 
 
 def _mapping(given: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from configs import plugin
 from configs.budgets import ascending, file_part
-from configs.experiment import Experiment, Method
-from configs.load import build_pruner
+from configs.experiment import Experiment
+from configs.load import build_pruner, method_of
 from stage2_prune import pruners
 from stage2_prune.analysis import sheet
 from stage2_prune.analysis.kept import Kept
@@ -126,7 +126,7 @@ def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, P
     if names is None:
         return configured
     known = plugin.find_all(pruners, Pruner)
-    asked = [Method(name=name) for name in dict.fromkeys(names)]
+    asked = [method_of(name, {}) for name in dict.fromkeys(names)]
     require_own_labels(asked)
     return {method.known_as: configured.get(method.name) or build_pruner(method, known) for method in asked}
 
