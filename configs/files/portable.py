@@ -18,8 +18,8 @@ PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.check
 """Fields that hold a path; the weights of methods are paths too, and so are names of methods that end in `.py`."""
 OR_A_NAME = ("model.checkpoint", "model.clip")
 """Fields of PLACES that may hold a hub id instead of a path."""
-CODE = ("model.vision_family", "model.tower", "model.language_family")
-"""Fields that name a variant by the path of its file, or by its name; so do the methods of `prune` and `sweep`."""
+CODE = ("vision_family", "tower", "language_family")
+"""Fields of `model` that name a variant by the path of its file, or by its name; so do the methods of `prune` and `sweep`."""
 IS_CODE = "code"
 """Stands for the dotted name of every field that holds the path of code."""
 
@@ -101,17 +101,17 @@ def _paths(content: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
     for method in map(_mapping, methods):
         if isinstance(method.get("weights"), str):
             yield method, "weights", "prune.methods.weights"
-    yield from _code(model, [place.partition(".")[2] for place in CODE])
+    yield from _code(model, ((field, model.get(field)) for field in CODE))
     for listed in (methods, _list_in(sweep, "methods"), _list_in(sweep, "without")):
-        yield from _code(listed, range(len(listed)))
+        yield from _code(listed, enumerate(listed))
     for method in map(_mapping, methods):
-        yield from _code(method, method)  # a parameter may name a method too, as combination's `before` does
+        yield from _code(method, method.items())  # a parameter may name a method too, as combination's `before` does
 
 
-def _code(holder: Any, keys: Iterable[Any]) -> Iterator[tuple[Any, Any, str]]:
-    """Yield the values of a mapping or a list that are paths of code."""
-    for key in keys:
-        if (isinstance(holder, list) or key in holder) and isinstance(holder[key], str) and is_path(holder[key]):
+def _code(holder: Any, values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the fields of a mapping or a list whose values are paths of code."""
+    for key, value in values:
+        if isinstance(value, str) and is_path(value):
             yield holder, key, IS_CODE
 
 

@@ -2,14 +2,13 @@
 
 import torch
 
-from stage2_prune.contract.inputs import long_tailed
 from stage2_prune.contract.rule import Broken, Case, Rule, chosen, pruned, require, shown
 from stage2_prune.pruning.pruner import Pruner
 
 
 def _reported(pruner: Pruner, case: Case) -> None:
     """Check that the counts are those of the tokens that were returned."""
-    tokens = long_tailed(case.tokens())
+    tokens = case.tokens()
     result = pruned(pruner, tokens, tokens.patches)
     counts = result.counts
     if counts is None:
@@ -37,7 +36,7 @@ def _reported(pruner: Pruner, case: Case) -> None:
 
 def _alone(pruner: Pruner, case: Case) -> None:
     """Check that an image keeps as many tokens alone as in a batch, and the same ones."""
-    tokens = long_tailed(case.tokens())
+    tokens = case.tokens()
     together = pruned(pruner, tokens, tokens.patches)
     for image in range(case.images):
         alone, among = pruned(pruner, tokens.one(image), tokens.patches), chosen(together, image)

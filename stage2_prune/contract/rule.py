@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stage2_prune.contract.inputs import TINY, ready, visual_tokens
+from stage2_prune.contract.inputs import TINY, long_tailed, ready, visual_tokens
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
@@ -30,7 +30,7 @@ class Case:
 
     def tokens(self) -> VisualTokens:
         """Generate the features, the same at every call."""
-        return visual_tokens(self.grid, self.images, self.dtype, self.widths)
+        return long_tailed(visual_tokens(self.grid, self.images, self.dtype, self.widths))
 
     def budgets(self, pruner: Pruner) -> Sequence[int]:
         """List the numbers that `prune` is called with."""
