@@ -4,6 +4,7 @@ A variant's name is that of a file in the project's folder for its kind, or of a
 it is the path of a file. Adding a variant means writing a file; there is no registry to edit.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -62,6 +63,10 @@ class Variants(Mapping[str, type[T]]):
         if is_path(name):
             return only_class(import_path(Path(name)), self._base, name)
         points = self._published.get(name, ())
+        if points and not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise ConfigError(
+                f"expected a name of letters, digits, _, - and ., as files are named after it: rename {_of(points[0])}"
+            )
         sources = [f"{self._package.__name__.replace('.', '/')}/{name}.py"] * (name in self._files)
         sources += [_of(point) for point in points]
         if len(sources) > 1:

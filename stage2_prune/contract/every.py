@@ -121,8 +121,9 @@ def _seeded(pruner: Pruner, case: Case) -> None:
     alike: VisualTokens = replace(
         tokens, arrays={name: array[:1].expand_as(array) for name, array in tokens.arrays.items()}
     )
-    require("seed" in pruner.parameters(), "it is `randomised` and has no field `seed`")
-    seeded: list[Pruner] = [replace(pruner, seed=seed) for seed in (0, 1)]  # type: ignore[type-var]
+    parameters = pruner.parameters()
+    require("seed" in parameters, "it is `randomised` and has no field `seed`")
+    seeded = [case.ready(type(pruner)(**{**parameters, "seed": seed})) for seed in (0, 1)]
     first, other = (pruned(each, alike, keep) for each in seeded)
     images = range(case.images)
     require(

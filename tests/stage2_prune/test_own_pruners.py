@@ -189,6 +189,10 @@ def test_families_and_a_tower_from_paths_make_the_same_store_and_the_same_answer
     path = config(model=model, store={"path": str(tmp_path / "store")}, prune=methods("keep_all", "my_pruner.py"))
     arguments = ["extract", "--config", str(path)]
     assert run_to_exit_code(lambda: stage1.main(arguments, standalone_mode=False)) == 0
+    verify = ["verify", str(tmp_path / "store")]
+    assert run_to_exit_code(lambda: stage1.main(verify, standalone_mode=False)) == 2
+    assert "run no code that a store's config names" in capsys.readouterr().err
+    assert run_to_exit_code(lambda: stage1.main([*verify, "--config", str(path)], standalone_mode=False)) == 0
     assert run("eval", path) == 0
     assert run("eval", config(prune=methods("keep_all", "my_pruner.py")), "--run-dir", str(tmp_path / "other")) == 0
     mine, built_in = (tmp_path / each / "eval/table.md" for each in ("run", "other"))
