@@ -147,7 +147,7 @@ def _pruner_problems(experiment: Experiment, pruners: Mapping[str, type]) -> lis
     for index, method in enumerate(experiment.prune.methods):
         problems += _method_problems(method, pruners, ("prune", "methods", index))
     trained = experiment.train.pruner.partition("@")[0]  # a label has parameters behind its @
-    labels = [method.known_as for method in experiment.prune.methods]
+    labels = [method.known_as for method in experiment.prune.methods if refusal(method.name, pruners) is None]
     if "pruner" in experiment.train.model_fields_set and trained not in [*labels, *pruners]:
         problems.append(Problem(("train", "pruner"), no_such("pruner", trained, [*labels, *pruners])))
     return problems + variants(experiment, pruners)[1]

@@ -149,7 +149,7 @@ def _of_store(
     code = [name for name in (experiment.model.vision_family, experiment.model.tower) if name and is_path(name)]
     if beside and code:  # a store may come from someone else
         raise ConfigError(
-            f"expected to run no code that a store's config names, {config_path} names {', '.join(code)}: read that file, and run "
-            f"it with --config {config_path}"
+            f"expected to run no code that a store's config names, {config_path} names {', '.join(code)}: read that file, and "
+            f"run it with --config {config_path}"
         )
     return experiment

@@ -99,7 +99,7 @@ def test_a_trained_file_is_trained_saved_loaded_and_served_to_another_run_by_ano
     assert json.loads((folder / "pruner.json").read_text())["pruner"] == "scorer"
     assert run("eval", config(prune=methods("scorer.py"))) == 0
     again = {"name": "scorer.py", "label": "again", "weights": str(folder)}
-    path = config(prune=methods(again), train=TRAIN)
+    path = config(prune=methods(again))
     assert run("eval", path, "--run-dir", str(tmp_path / "other")) == 0
     answers = [folder / "eval/predictions" for folder in (tmp_path / "run", tmp_path / "other")]
     first, second = (json.loads(next(each.iterdir()).read_text().splitlines()[0]) for each in answers)
@@ -134,9 +134,9 @@ def test_a_sweep_and_its_workers_a_picture_and_an_analysis_take_a_path(config, t
     assert run("show", path, *flags) == 0 and (tmp_path / "shown.png").is_file()
 
 
-def test_parity_runs_with_a_file_as_its_scorer(config, tmp_path, capsys):
+def test_parity_runs_with_a_file_as_its_scorer(config, tmp_path, capfd):
     assert run("parity", config(prune=methods("my_pruner.py")), "--limit", "2") == 0
-    assert json.loads((tmp_path / "run" / "parity.json").read_text())["scorer"]["pruner"] == "my_pruner"
+    assert json.loads((tmp_path / "run" / "parity.json").read_text())["scored_by"]["label"] == "my_pruner"
 
 
 def test_an_entry_point_is_a_method_of_every_command(config, tmp_path, monkeypatch, capsys):
