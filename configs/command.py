@@ -67,7 +67,10 @@ def group(context: click.Context) -> None:
 @group.command()
 @click.option("--config", default="demo", show_default=True, help="A packaged config, or a YAML file.")
 def demo(config: str) -> int:
-    """Run the whole idea in minutes: data, extract, train, eval and parity, in ./data and ./runs."""
+    """Run every step on generated images, in minutes.
+
+    The steps are data, extract, train, eval and parity; files are written to ./data and ./runs.
+    """
     for package, step in STEPS:
         click.echo(f"encode-once {step} --config {config}", err=True)
         # -P: a file of the current folder that is called as one of the packages must not be taken for it
@@ -80,7 +83,10 @@ def demo(config: str) -> int:
 @group.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes `encode-once` in a shell: add `eval "$(encode-once completion bash)"` to ~/.bashrc."""
+    """Print a script by which your shell completes commands.
+
+    Add `eval "$(encode-once completion bash)"` to ~/.bashrc.
+    """
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(group, {}, "encode-once", "_ENCODE_ONCE_COMPLETE").source())

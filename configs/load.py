@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from configs.counted import counted
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.files import portable
@@ -168,5 +169,4 @@ def _report(path: Path, problems: list[Problem], places: Places, overrides: Mapp
 
     from_flags = [problem for problem in problems if any(problem.path[: len(flag)] == flag for flag in of_flags)]
     sources = [str(path)] * (len(from_flags) < len(problems)) + ["the command line"] * bool(from_flags)
-    plural = "problem" if len(problems) == 1 else "problems"
-    return f"{' and '.join(sources)}: {len(problems)} {plural}{listed(map(with_source, problems))}"
+    return f"{' and '.join(sources)}: {counted(len(problems), 'problem')}{listed(map(with_source, problems))}"

@@ -1,17 +1,25 @@
 """Progress of long work: a bar on a terminal; in a log, where a bar would be a mess, a line every minute."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
+from configs.files.atomic import write_atomically
+
 T = TypeVar("T")
 LOG_SECONDS = 60.0
 """Seconds between two lines in a log, and before the first line: shorter work logs nothing."""
+PROGRESS = "progress.json"
+"""Name of the file of a progress, in the folder that the work writes into."""
+FILE_SECONDS = 5.0
+"""Seconds between two writings of the file of a progress."""
 
 
 class ProgressBar(Generic[T]):
@@ -33,6 +41,7 @@ class ProgressBar(Generic[T]):
         initial: int = 0,
         leave: bool = True,
         hidden: bool = False,
+        file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to show the work.
@@ -45,6 +54,8 @@ class ProgressBar(Generic[T]):
             initial: Units that an earlier run did; they count as done, and the rate leaves them out.
             leave: False removes a finished bar from the terminal, for work inside other work.
             hidden: True shows nothing, for work whose progress another bar shows.
+            file: Where other processes may read, as JSON, how far the work is: the units that are done, their total, and
+                those done per second by this run. The file is removed when the work has ended without an error.
             clock: Returns seconds that only grow; tests pass a clock of their own.
 
         """
@@ -52,7 +63,8 @@ class ProgressBar(Generic[T]):
         self._total = (length_hint(items) or None) if total is None else total
         self._initial, self.done = initial, initial
         self._notes: dict[str, str] = {}
-        self._begun = self._logged = clock()
+        self._begun = self._logged = self._written = clock()
+        self._file = file
         on_terminal = sys.stderr.isatty()
         self._logs = not on_terminal and not hidden
         self._bar = tqdm(
@@ -68,6 +80,7 @@ class ProgressBar(Generic[T]):
 
     def __enter__(self) -> "ProgressBar[T]":
         """Return this bar; the end of the context closes it."""
+        self._write_file()
         return self
 
     def __exit__(
@@ -75,6 +88,8 @@ class ProgressBar(Generic[T]):
     ) -> None:
         """Close the bar, or write a last line to a log that has had a line before."""
         self._bar.close()
+        if self._file is not None and error is None:
+            self._file.unlink(missing_ok=True)
         if self._logs and self._logged > self._begun and error is None:
             print(self._line(f"in {_duration(self._clock() - self._begun)}"), file=sys.stderr, flush=True)
 
@@ -83,6 +98,8 @@ class ProgressBar(Generic[T]):
         self.done += count
         self._bar.update(count)
         now = self._clock()
+        if now - self._written >= FILE_SECONDS:
+            self._write_file()
         if self._logs and now - self._logged >= LOG_SECONDS:
             self._logged = now
             print(self._line(*self._pace(now - self._begun)), file=sys.stderr, flush=True)
@@ -91,6 +108,15 @@ class ProgressBar(Generic[T]):
         """Show values such as `loss="0.123"` beside the count, from the next update on."""
         self._notes |= values
         self._bar.set_postfix_str(", ".join(self._noted()), refresh=False)
+
+    def _write_file(self) -> None:
+        if self._file is None:
+            return
+        self._written = self._clock()
+        seconds = self._written - self._begun
+        rate = (self.done - self._initial) / seconds if seconds > 0 else None
+        content = {"done": self.done, "total": self._total, "per_second": rate or None}
+        write_atomically(self._file, json.dumps(content) + "\n")
 
     def _line(self, *parts: str) -> str:
         of = "" if self._total is None else f" of {self._total:,}"
@@ -104,7 +130,7 @@ class ProgressBar(Generic[T]):
         rate = (self.done - self._initial) / seconds
         if rate <= 0:
             return
-        yield _rate(rate)
+        yield rate_in_words(rate)
         if self._total is not None:
             yield f"{_duration((self._total - self.done) / rate)} left"
 
@@ -114,7 +140,7 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _rate(per_second: float) -> str:
+def rate_in_words(per_second: float) -> str:
     """Write a rate per second, minute or hour, whichever first makes it at least 1: `3.1/s`, `12.0/min` or `0.4/h`."""
     for seconds, unit in ((1, "s"), (60, "min")):
         if per_second * seconds >= 1:

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from configs.cli import STORE
+from configs.counted import counted
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 from configs.flags import Commands, experiment_from, experiment_options
@@ -54,8 +55,8 @@ def extract(
         click.echo(json.dumps(done))
         return
     click.echo(
-        f"{done['store']}: {done['images']} images, {done['distinct']} distinct; the tower saw {done['tower_images']} now, "
-        f"{done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
+        f"{done['store']}: {counted(done['images'], 'image')}, {done['distinct']:,} distinct; the tower saw "
+        f"{done['tower_images']:,} now, {done['bytes_written'] / 1e9:.3f} GB written in {done['seconds']:.0f} s"
     )
     for names, reason in done["failures"].items():
         click.echo(f"  left out: {printable(names)} ({reason})")
@@ -72,7 +73,9 @@ def verify(
     context: click.Context, store: StoreLocation | None, config_path: Path, live: int | None, sources: bool, as_json: bool,
     **flags: Any,
 ) -> int:  # fmt: skip
-    """Compare STORE (default: the config's) with its images; exit 4 if they differ. Without options, --live 4.
+    """Compare the features in STORE with its images.
+
+    STORE is the config's by default. Exit code 4 means that they differ. Without options, --live 4 applies.
 
     Without --config, checkpoint and images are those of the config that was saved beside STORE. Whether the store's own
     bytes are intact is checked by `python -m store verify`.
@@ -91,7 +94,10 @@ def verify(
 @group.command()
 @click.argument("batch_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def reference(batch_folder: Path) -> None:
-    """Answer a batch that `stage2_prune parity` wrote, with the full model: the only command that loads one."""
+    """Answer the questions of `parity` with the full model.
+
+    `python -m stage2_prune parity` starts this command, the only one that loads a full model.
+    """
     from stage1_extract.checking import reference
 
     reference.run(batch_folder)
@@ -121,8 +127,10 @@ def diagnose(
     context: click.Context, store: StoreLocation, config_path: Path, sample: int, seed: int, whole: bool, tries: int | None,
     as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
-    """Name what is wrong with STORE from its contents: layer, CLS row, picture, processor, projector, dtype, scale, order of
-    patches, other images' features, empty rows.
+    """Find out what is wrong with the features in STORE.
+
+    Encodes some images again and names the causes of every difference: layer, CLS row, picture, image processor, projector,
+    dtype, scale, order of patches, other images' features, empty rows.
 
     Without --config, the checkpoint and the images are those of the config that was saved beside STORE.
     """
@@ -130,6 +138,13 @@ def diagnose(
     from stage1_extract.diagnose import run
 
     return run.run(experiment, sample, as_json, seed, whole, tries)
+
+
+def _require_store(folder: Path) -> None:
+    """Raise StoreMissing (exit 5) for a folder that is no store, which asks whether a run folder's store was meant."""
+    from store.layout.plan import read_plan
+
+    read_plan(folder)
 
 
 def _of_store(
@@ -142,6 +157,8 @@ def _of_store(
     if beside:
         config_path = Path(store) / "config.yaml"
         if not config_path.is_file():
+            if isinstance(store, Path):
+                _require_store(store)
             raise ConfigError(
                 f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
             )

@@ -50,19 +50,18 @@ class BadImage(ExtractError):
 
 
 class GoneImage(BadImage):
-    """An image of a store cannot be read any more."""
+    """An image of a store cannot be read any more: exit code 5 if there is no such file, 4 if the file is of no use."""
 
-    exit_code = 4
-
-    def __init__(self, bad: BadImage, name: str, root: object) -> None:
-        """Make the error: `bad` says why the image `name` cannot be read below `root`."""
-        advice = "name the images that the store was made from with --data.images"
+    def __init__(self, bad: BadImage, meaning: str, name: str, root: object) -> None:
+        """Make the error: `bad` says why the image `name` cannot be read below `root`, and `meaning` says so in words."""
+        advice = "bring it back, or name the images that the store was made from with --data.images"
         if bad.reason == "too_many_pixels":
             advice = "raise --extract.max_pixels"
         ExtractError.__init__(
-            self, f"expected the image {name} below {root} to encode it again, it is {bad.reason}: {advice}"
+            self, f"expected the image {name} below {root} to encode it again, but {meaning} ({bad.reason}): {advice}"
         )
         self.reason = bad.reason
+        self.exit_code = 5 if bad.reason == "missing_file" else 4
 
 
 class UnusableImages(ExtractError):

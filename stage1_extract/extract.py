@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import ProgressBar
@@ -229,6 +230,6 @@ def _warn_of_underived(job: _Job) -> None:
     left = set(missing_parts(job.path, job.plan)) - set(missing_parts(job.path, job.plan, job.underived))
     if left:
         _log.warning(
-            "note: %s was derived in another environment than this one, and is still to be derived there for %d shards: "
-            "`python -m store derive projected %s`", ", ".join(sorted(job.underived)), len(left), job.path,
+            "note: %s was derived in another environment than this one, and is still to be derived there for %s: "
+            "`python -m store derive projected %s`", ", ".join(sorted(job.underived)), counted(len(left), "shard"), job.path,
         )  # fmt: skip

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from configs.experiment import Experiment
-from configs.flags import Commands, experiment_from, experiment_options, flag_mapping
+from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
+from stage2_prune.pruner_commands import check_pruner, list_pruners
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
@@ -47,9 +48,10 @@ def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_
 @foreign_option
 @json_option
 def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
-    """Score many methods over budgets, positions and what else the config crosses. An interrupted run is resumed.
+    """Score many methods at many budgets and other settings.
 
-    Writes tidy CSV, a table and pictures. Methods and budgets that cannot be had are listed with the reason.
+    The config names what is varied. An interrupted run is resumed. Writes tidy CSV, a table and pictures. Methods and budgets
+    that cannot be had are listed with the reason.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
@@ -65,7 +67,10 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
 @overwrite_option
 @json_option
 def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> None:
-    """Train one pruner through the frozen language model. An interrupted training is resumed."""
+    """Train one pruner; the language model stays as it is.
+
+    An interrupted training is resumed.
+    """
     experiment = _experiment(config_path, flags)
     from stage2_prune.training import train
 
@@ -86,7 +91,10 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of questions to fit on."
 )
 def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
-    """Fit fit_prune's `deletes` to the configured model on training questions, and print the line for a config."""
+    """Fit the method fit_prune to the configured model.
+
+    Uses training questions, and prints the line `deletes: …` for a config.
+    """
     experiment = _experiment(config_path, flags)
     from stage2_prune.training import calibrate
 
@@ -100,7 +108,11 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 )
 @json_option
 def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
-    """Prove that the store gives the answers of the full model: four modes, bit for bit."""
+    """Prove that the store gives the full model's answers.
+
+    Compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit code 4
+    means that they differ, 3 that one of the ways could not be tried.
+    """
     experiment = _experiment(config_path, flags)
     from stage2_prune.parity import run as parity
 
@@ -130,9 +142,10 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
 )
 @json_option
 def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Compare saved predictions pairwise: RESULTS are run folders or prediction files of eval.
+    """Compare the saved answers of two or more results.
 
-    Prints differences with paired intervals, flips in both directions, and exact McNemar tests with Holm's correction.
+    RESULTS are run folders or prediction files of eval. For every pair of them the command prints the difference with a
+    paired interval, flips in both directions, and exact McNemar tests with Holm's correction.
     """
     from stage2_prune.compare import report as compare_report
     from stage2_prune.compare import run as compare
@@ -152,8 +165,9 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 def analyse(
     config_path: Path, sweep: bool, limit: int | None, overwrite: bool, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
-    """Measure what pruners keep: likeness to each other, coverage, duplicates, padding, the object that is asked about.
+    """Measure which parts of images pruners keep.
 
+    Measures likeness to each other, coverage, duplicates, padding, and how much is kept of the object that is asked about.
     Reads the store and, for methods that read the question, text embeddings. No language model is run.
     """
     experiment = _experiment(config_path, flags)
@@ -162,7 +176,7 @@ def analyse(
 
     analysis = analyse.run(experiment, sweep, limit, overwrite)
     click.echo(json.dumps(analysis) if as_json else selection_report.table(analysis), nl=as_json)
-    click.echo(f"written to {experiment.run_dir / 'selection'}", err=True)
+    click.echo(f"written to {analyse.folder_of(experiment, sweep)}", err=True)
 
 
 @group.command()
@@ -176,7 +190,9 @@ def analyse(
 )
 @click.option("--question", help="The question about every image; default: the config's first question about it.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG to write; default: in <run_dir>/selection."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Picture (.png) to write; default: in <run_dir>/selection.",
 )
 @click.option(
     "--columns", type=click.IntRange(min=2), default=7, show_default=True, help="Number of pictures side by side."
@@ -193,9 +209,9 @@ def show(
     config_path: Path, images: tuple[str, ...], methods: str | None, keep: int | None, question: str | None,
     out: Path | None, columns: int, dpi: int, overwrite: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Draw what pruners keep of images, side by side: IMAGE is a name as in the questions.
+    """Draw which parts of images pruners keep, side by side.
 
-    The pictures show what the image processor leaves of the files. No model is run.
+    IMAGE is a name as in the questions. The pictures show what the image processor leaves of the files. No model is run.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.analysis import show
@@ -210,31 +226,8 @@ def show(
         click.echo(reason, err=True)
 
 
-@group.command("pruners")
-@json_option
-def list_pruners(as_json: bool) -> None:
-    """List the pruning methods: parameters with defaults, the arrays that they need, where and how they budget."""
-    from stage2_prune.evaluation import report
-
-    rows = report.describe_pruners()
-    click.echo(json.dumps(rows) if as_json else report.pruner_table(rows), nl=as_json)
-
-
-@group.command("check-pruner")
-@click.argument("name", metavar="FILE_OR_NAME")
-@click.option("--parameters", default="{}", metavar="{NAME: VALUE, ...}", help="Parameters of the method, as YAML.")
-@json_option
-def check_pruner(name: str, parameters: str, as_json: bool) -> int:
-    """Check a pruner against the contract, on generated features: FILE_OR_NAME is the path of a .py file, or a method's name.
-
-    Prints one line for each rule, and exits with 4 if a rule is broken.
-    """
-    given = flag_mapping("--parameters", parameters)
-    from stage2_prune.contract import check
-
-    checked = check.check(name, given)
-    click.echo(json.dumps(checked.as_json()) if as_json else checked.as_text())
-    return 0 if checked.holds else check.BROKEN
+group.add_command(list_pruners)
+group.add_command(check_pruner)
 
 
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:

@@ -13,15 +13,14 @@ import click
 from click.core import ParameterSource
 
 from configs.cli import STORE
+from configs.counted import counted
 from configs.experiment import StoreLocation, local_folder
-from configs.files import portable
-from configs.files.seal import is_as_sealed, sealed_as
 from configs.flags import Commands, experiment_from, experiment_options
 
 
 @click.group(cls=Commands)
 def group() -> None:
-    """Look into a store of cached features, check and mend it, and write it in other forms."""
+    """Look into a store of features, check, mend and copy it."""
 
 
 def _location(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]) -> StoreLocation:
@@ -37,7 +36,10 @@ def _folder(path: StoreLocation | None, config_path: Path, flags: dict[str, Any]
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
-    """Print arrays, fingerprints, committed and missing shards and failures of PATH (default: the config's store)."""
+    """Print what a store holds, and what it still lacks.
+
+    Lists arrays, fingerprints, committed and missing shards and failures of PATH (default: the config's store).
+    """
     from store.care.inspect import as_text, report
 
     contents = report(_location(path, config_path, flags))
@@ -47,11 +49,7 @@ def inspect(path: StoreLocation | None, config_path: Path, as_json: bool, **flag
 @group.command()
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
-@click.option(
-    "--quick",
-    is_flag=True,
-    help="Check sizes, metadata and the log only, in seconds; read no rows.",
-)
+@click.option("--quick", is_flag=True, help="Check sizes, metadata and the log only, in seconds; read no rows.")
 @click.option("--sources", is_flag=True, help="Also compare the image files with what was encoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
@@ -59,18 +57,23 @@ def verify(
     context: click.Context, path: StoreLocation | None, config_path: Path, quick: bool, sources: bool, as_json: bool,
     **flags: Any,
 ) -> int:  # fmt: skip
-    """Check that every byte of PATH (default: the config's store) is as it was committed; exit 4 if not."""
+    """Check that the files of a store are undamaged.
+
+    Reads every byte of PATH (default: the config's store). Exit code 4 means that something is damaged.
+    """
     from dataclasses import asdict
 
-    from store.care.status import missing_shards
+    from store.care.status import missing_shards, shard_counts
     from store.care.verify import verify
 
     location = _location(path, config_path, flags)
     findings = verify(location, quick)
     typed = context.get_parameter_source("config_path") is not ParameterSource.DEFAULT
     changed = _changed_sources([str(location), *(["--config", str(config_path)] * typed)]) if sources else []
+    counts = shard_counts(location)
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings], "changed_sources": changed}))
+        found = {"findings": [asdict(finding) for finding in findings], "changed_sources": changed}
+        click.echo(json.dumps(found | counts))
     else:
         for finding in findings:
             click.echo(str(finding))
@@ -79,7 +82,7 @@ def verify(
         if changed:
             click.echo("bring the files back, or let `extract --append` encode what changed as it is now")
         if not findings and not changed:
-            click.echo(f"nothing is damaged{missing_shards(location)}")
+            click.echo(f"nothing is damaged{missing_shards(counts)}")
     return 4 if findings or changed else 0
 
 
@@ -100,8 +103,10 @@ def _changed_sources(arguments: list[str]) -> list[str]:
 @experiment_options("store")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
 def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags: Any) -> None:
-    """Print how far a run is, also while it runs: the extraction into PATH (a store or a run folder; default: the config's),
-    and what is evaluated, swept and trained in the run folder.
+    """Print how far a run is, also while it runs.
+
+    Counts what is extracted into PATH (a store or a run folder; default: the config's), and what is evaluated, swept and
+    trained in the run folder.
     """
     from store.care.status import as_text, status_of_run
 
@@ -116,7 +121,9 @@ def status(path: StoreLocation | None, config_path: Path, as_json: bool, **flags
 @experiment_options("store")
 @click.option("--quick", is_flag=True, help="Look at sizes, metadata and the log only.")
 def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: Any) -> int:
-    """Mend PATH (default: the config's store). Write damaged files again that follow from the rest of the store, and withdraw
+    """Mend a damaged store.
+
+    Writes damaged files of PATH (default: the config's store) again that follow from the rest of the store, and withdraws
     exactly the damaged shards, which `make extract` then computes again. Exit 4 if damage is left that neither mends.
     """
     from store.care.repair import repair
@@ -138,9 +145,10 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
-    """Gather the commit records of PATH (default: the config's store), one small file a shard, in one file, to open it sooner.
+    """Join the small files of a store, to open it sooner.
 
-    This pays off above 10,000 shards. Workers and readers may continue meanwhile, and the command may be run again.
+    The commit records of PATH (default: the config's store), a file per shard, are gathered in one file. This pays off above
+    10,000 shards. Workers and readers may continue meanwhile, and the command may be run again.
     """
     from store.layout.plan import read_plan
     from store.log.commits import COMPACTED, compact, log_folder
@@ -148,7 +156,7 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
     store = _folder(path, config_path, flags)
     for generation in range(read_plan(store).generation + 1):
         records = compact(store, generation)
-        click.echo(f"{records} commit records in {log_folder(store, generation) / COMPACTED}")
+        click.echo(f"{counted(records, 'commit record')} in {log_folder(store, generation) / COMPACTED}")
 
 
 @group.command()
@@ -157,12 +165,15 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
 @experiment_options("store")
 @click.option("--device", default="auto", show_default=True, help="Device to compute on.")
 def derive(array: str, path: StoreLocation | None, config_path: Path, device: str, **flags: Any) -> None:
-    """Compute `projected` of PATH (default: the config's store) from its `raw` and its projector, without reading any image."""
+    """Compute the array `projected` from the array `raw`.
+
+    PATH (default: the config's store) holds the projector that this takes; no image is read.
+    """
     from store.care.derive import derive_projected
 
     store = _folder(path, config_path, flags)
     shards = derive_projected(store, device)
-    click.echo(f"{shards} shards of {array} written to {store}")
+    click.echo(f"{counted(shards, 'shard')} of {array} written to {store}")
 
 
 @group.command()
@@ -170,7 +181,7 @@ def derive(array: str, path: StoreLocation | None, config_path: Path, device: st
 @click.argument("path", type=STORE, required=False)
 @experiment_options("store")
 def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any) -> None:
-    """Remove ARRAY from PATH (default: the config's store), and free its space on the disk."""
+    """Remove ARRAY from PATH (default: the config's store)."""
     from store.care.drop import drop
 
     store = _folder(path, config_path, flags)
@@ -193,7 +204,10 @@ def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any
 @click.option("--store", type=click.Path(path_type=Path), help="Ordinary store to write; this unpacks an archive.")
 @click.option("--overwrite", is_flag=True, help="Replace the HDF5 file if it exists.")
 def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None:
-    """Write the committed shards of the store at PATH in exactly one of four other forms."""
+    """Write the features of a store in another form.
+
+    Exactly one of four forms of the committed shards of PATH is written.
+    """
     named = {form: out for form, out in targets.items() if out is not None}
     if len(named) != 1:
         listed = ", ".join(f"--{form}" for form in targets)
@@ -214,34 +228,18 @@ def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None
         export_safetensors(store, out)
     else:
         from store.copies.contents import Contents
-        from store.copies.copies import write_copy
+        from store.copies.copies import config_for, write_copy
 
-        write_copy(
-            Contents.of(store), out, "zstd" if form == "archive" else "none", _config_for(store.config, path, form, out)
-        )
+        codec = "zstd" if form == "archive" else "none"
+        write_copy(Contents.of(store), out, codec, config_for(store.config, path, form, out))
     click.echo(f"written to {out}", err=True)
-
-
-def _config_for(config: bytes | None, path: StoreLocation, form: str, out: Path) -> bytes | None:
-    """Make the config of a copy. An archive is made to be shared, so its config names no paths; another copy keeps the paths."""
-    if config is None:
-        return None
-    from store.errors import IntegrityError
-
-    if not is_as_sealed(config):
-        raise IntegrityError(
-            f"expected {path}/config.yaml as it was written, it has changed: run `python -m store repair {path}`, or delete it"
-        )
-    if form == "store" and isinstance(path, Path):
-        return sealed_as(portable.moved(config, path, out), config).encode()
-    return sealed_as(portable.redacted(config), config).encode()
 
 
 @group.command("import")
 @click.argument("hdf5", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 def import_(hdf5: Path, store: Path) -> None:
-    """Make a new store at STORE from the HDF5 file that `export --hdf5` wrote."""
+    """Make a store from the file that `export --hdf5` wrote."""
     from store.copies.copies import write_copy
     from store.copies.hdf5_import import opened
 

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from configs.command import HOMES, group
 from configs.find_config import load_experiment, packaged_configs
+from stage1_extract.cli import group as stage1
+from stage1_extract.demo.__main__ import demo
+from stage2_prune.cli import group as stage2
+from store.cli import group as store
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,3 +124,10 @@ def test_every_packaged_config_is_loaded_by_its_name(tmp_path, monkeypatch):
         experiment = load_experiment(name)
         assert experiment.name == name and experiment.run_dir == Path("runs") / name
     assert Path(load_experiment("demo").model.checkpoint).is_dir()
+
+
+@pytest.mark.parametrize("commands", [group, store, stage1, stage2, demo], ids=lambda commands: commands.name)
+def test_no_summary_in_a_list_of_commands_is_cut(commands):
+    listed = CliRunner().invoke(commands, ["--help"], terminal_width=80).stdout.partition("Commands:\n")[2]
+    assert len(listed.splitlines()) == len(commands.list_commands(click.Context(commands)))
+    assert "..." not in listed

@@ -47,11 +47,11 @@ def as_list(given: Any, kind: Any) -> Any:
 def flag_value(text: str, kind: Any) -> Any:
     """Read the text of a flag: lists and mappings are YAML, null means no value, and any other text stays as it was typed.
 
-    So a path keeps a part that YAML would read as a comment, and a revision of digits keeps its zeros. Raises ValueError for
-    a list or a mapping that is not valid YAML.
+    So a path keeps a part that YAML would read as a comment, and a revision of digits keeps its zeros. A field that takes
+    texts, but not null, gets the text `null`. Raises ValueError for a list or a mapping that is not valid YAML.
     """
     members = list(alternatives(kind))
-    if text in NULLS and type(None) in members:
+    if text in NULLS and (type(None) in members or (text and not {str, Path, Any} & {*members})):
         return None
     begins = text.lstrip()[:1]
     if any(_is_list(member) for member in members):

@@ -21,6 +21,16 @@ MAX_PROBLEMS = 20
 _SHOWN = 80
 """Largest number of characters of a wrong value or key in a message."""
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
+_PLAINER = {
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a mapping",
+}
+"""Words of pydantic, and plainer words for them."""
 _MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
 
 
@@ -70,7 +80,7 @@ def problems_of(
             message = _message(path, detail)
             messages.setdefault(path, []).append(message)
             meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
-            came[path] = f" (got {short(detail['input'])})" + (meant if meant.startswith(": did") else "")
+            came[path] = _came(detail["input"]) + (meant if meant.startswith(": did") else "")
     return [
         Problem((*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + came.get(path, ""))
         for path, each in messages.items()
@@ -108,7 +118,15 @@ def _message(path: Path, detail: Mapping[str, Any]) -> str:
     if detail["type"] == "model_type":
         below = path[-1] if path and isinstance(path[-1], str) else "this item"
         return f"expected keys below {below}" + (", there is nothing" if detail["input"] is None else "")
-    return re.sub("Input should be( (?=greater|less))?", _expected, detail["msg"].removeprefix("Value error, "))
+    message = detail["msg"].removeprefix("Value error, ")
+    for words, plainer in _PLAINER.items():
+        message = message.replace(words, plainer)
+    return re.sub("Input should be( (?=greater|less))?", _expected, message)
+
+
+def _came(value: Any) -> str:
+    """Write a wrong value behind what was expected; for null, where only the key is there, also what to do."""
+    return " (got null): leave it out for the default" if value is None else f" (got {short(value)})"
 
 
 def _expected(match: re.Match[str]) -> str:

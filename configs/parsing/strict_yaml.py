@@ -90,10 +90,21 @@ def parse(text: str) -> tuple[Any, Places]:
         mark = error.problem_mark or error.context_mark
         position = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         problem = " ".join(str(error.problem or error.context).split())
-        raise ValueError(position + problem + ("; indent with spaces" if "\\t" in problem else "")) from None
+        raise ValueError(position + problem + _advice(problem)) from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     return value, Places(node)
+
+
+def _advice(problem: str) -> str:
+    """Say what to do about a problem that wrong indentation causes, as the clause that ends a message."""
+    if "\\t" in problem:
+        return "; indent with spaces"
+    if "mapping values are not allowed" in problem:
+        return "; indent all keys of one section by as many spaces, and put a text that holds `: ` in quotes"
+    if any(part in problem for part in ("<block end>", "<document start>", "expected ':'")):
+        return "; indent all keys of one section by as many spaces, and put `: ` behind each key"
+    return ""
 
 
 def _wrong(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:

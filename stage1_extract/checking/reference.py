@@ -22,9 +22,9 @@ from configs.progress import ProgressBar
 from stage1_extract.encoding.attention import ATTENTION
 from stage1_extract.encoding.fingerprint import environment
 from stage1_extract.encoding.processor import ImageProcessor
-from stage1_extract.errors import ChangedImage, WrongWeights
+from stage1_extract.errors import BadImage, ChangedImage, WrongWeights
 from stage1_extract.sources.detect import open_images
-from stage1_extract.sources.images import content_id, decode_image
+from stage1_extract.sources.images import content_id, decode_image, gone
 from store.checkpoint.generation import GREEDY
 from store.checkpoint.opening import load_config, quiet_loading, stock_reading
 from store.checkpoint.weights import weight_files
@@ -59,14 +59,21 @@ class FullModel:
         self._processor = ImageProcessor(order.checkpoint, order.revision, order.trust_remote_code)
 
     def image(self, name: str, sha256: str) -> Image.Image:
-        """Return one image of the order; raises ChangedImage (exit 4) if its file is not the one that the store encoded."""
-        data = self._images.read(name)
-        if self.order.by_content and content_id(data) != sha256:
-            raise ChangedImage(
-                f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
-                "into a new store"
-            )
-        return decode_image(data, name, self.order.max_pixels)
+        """Return one image of the order.
+
+        Raises ChangedImage (exit 4) if its file is not the one that the store encoded, and GoneImage (exit 5 or 4) if it
+        cannot be read.
+        """
+        try:
+            data = self._images.read(name)
+            if self.order.by_content and content_id(data) != sha256:
+                raise ChangedImage(
+                    f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
+                    "into a new store"
+                )
+            return decode_image(data, name, self.order.max_pixels)
+        except BadImage as bad:
+            raise gone(bad, name, self.order.image_root) from None
 
     def features(self, image: Image.Image) -> tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]:
         """Return the stock projected features of one image, and the projector's input; None where there is no projector."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
@@ -144,7 +145,7 @@ def as_text(result: dict[str, Any], store: object = "STORE") -> str:
         + (
             f": {array['kind']}"
             if array["kind"]
-            else f" differs in {array['values']:,} values, by up to {array['largest']:.3g}"
+            else f" differs in {counted(array['values'], 'value')}, by up to {array['largest']:.3g}"
         )
         for array in result["unequal"]
     ]
@@ -156,5 +157,5 @@ def as_text(result: dict[str, Any], store: object = "STORE") -> str:
     if result.get("compared") == 0:
         lines += ["no image was encoded again, so nothing was compared"]
     elif "compared" in result and not result["unequal"]:
-        lines += [f"{result['compared']} images encoded again: every array is equal, bit for bit"]
+        lines += [f"{counted(result['compared'], 'image')} encoded again: every array is equal, bit for bit"]
     return "\n".join(lines or ["every image file is the one that was encoded"])

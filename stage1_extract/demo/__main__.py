@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from configs.cli import main
+from configs.counted import counted
 from configs.flags import Commands, experiment_from, experiment_options
 
 
@@ -18,7 +19,10 @@ def demo() -> None:
 @experiment_options("data")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the scenes; not 1, the checkpoint's own.")
 def data(config_path: Path, seed: int, **flags: Any) -> None:
-    """Write the images and questions of the splits that the config names."""
+    """Write the demo's images and questions.
+
+    The config says how many questions train, val and test have.
+    """
     from configs.errors import ConfigError
     from stage1_extract.demo.recipe import Recipe
     from stage1_extract.demo.write import write_dataset
@@ -41,7 +45,9 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
             "give all three"
         )
     written = write_dataset(out, counts, seed)
-    click.echo(f"{out}: {sum(counts.values())} questions " + ("written" if written else "are there already"), err=True)
+    click.echo(
+        f"{out}: {counted(sum(counts.values()), 'question')} " + ("written" if written else "already there"), err=True
+    )
 
 
 @demo.command("train-checkpoint")
@@ -51,7 +57,10 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--workers", type=int, default=16, show_default=True, help="Processes that draw scenes.")
 def train(out: Path, log: Path, seed: int, device: str, workers: int) -> None:
-    """Train the demo's checkpoint from random weights (about 8 minutes and 30 GB of memory on one H100)."""
+    """Train the demo's checkpoint from random weights.
+
+    This takes about 8 minutes and 30 GB of memory on one H100.
+    """
     import torch
 
     from stage1_extract.demo.recipe import Recipe

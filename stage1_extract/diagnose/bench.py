@@ -18,14 +18,13 @@ from stage1_extract.encoding.arrays import NAMES
 from stage1_extract.encoding.encode import EveryLayer, Selection, encode, encode_every_layer
 from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
-from stage1_extract.errors import BadImage, ChangedImage, GoneImage, UnsupportedModel
+from stage1_extract.errors import BadImage, ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family
 from stage1_extract.sources.detect import open_images
-from stage1_extract.sources.images import content_id, decode_image
+from stage1_extract.sources.images import content_id, decode_image, gone
 from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
-from store.layout.ids import printable
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, pick_device, torch_dtype
 from store.projectors import Projector, build
@@ -102,7 +101,7 @@ class Bench:
     def image(self, row: int) -> Image.Image:
         """Return the image of a row.
 
-        Raises ChangedImage (exit 4) if its file has changed, and GoneImage (exit 4) if it cannot be read.
+        Raises ChangedImage (exit 4) if its file has changed, and GoneImage (exit 5 or 4) if it cannot be read.
         """
         if row not in self._images:
             name = self.image_name(row)
@@ -114,7 +113,7 @@ class Bench:
                     )
                 self._images[row] = decode_image(data, name, self._experiment.extract.max_pixels)
             except BadImage as bad:
-                raise GoneImage(bad, printable(name), self._experiment.data.images) from None
+                raise gone(bad, name, self._experiment.data.images) from None
             while len(self._images) > CACHED_IMAGES:
                 self._images.popitem(last=False)
         return self._images[row]

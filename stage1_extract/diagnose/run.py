@@ -4,6 +4,7 @@ import json
 
 import click
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from configs.progress import say
 from stage1_extract.checking.sample import drawn, readable
@@ -55,7 +56,7 @@ def run(
     say(price(bench, looked_at))
     checked = check(bench, looked_at, sample)
     sampled += [row for row in checked.conspicuous if row not in sampled]
-    say(f"encoding {len(sampled)} images again")
+    say(f"encoding {counted(len(sampled), 'image')} again")
     evidence = Evidence(bench, sampled)
     evidence.first_look()
     _explain(Search(evidence, checked, say), affordable(bench) if tries is None else tries)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from configs.counted import counted
 from configs.files.portable import is_folder
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import Checked
@@ -183,7 +184,7 @@ def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
 def _extent(result: Mapping[str, Any]) -> str:
     return (
         f"{result['images']} of {result['of']} images encoded again (seed {result['seed']}), "
-        f"{result['rows_checked']} rows checked without the tower"
+        f"{counted(result['rows_checked'], 'row')} checked without the tower"
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from stage1_extract.encoding.attention import ATTENTION
 from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
@@ -90,14 +91,14 @@ class WholeModelEncoder(Encoder):
         counts = {len(tokens) for tokens in features}
         if len(features) != len(batch):
             raise UnsupportedModel(
-                f"expected one feature tensor for each of {len(batch)} images from this model's get_image_features, got "
-                f"{len(features)}: it needs a file of its own in stage1_extract/families"
+                f"expected one feature tensor for each of {counted(len(batch), 'image')} from this model's "
+                f"get_image_features, got {len(features)}: it needs a file of its own in stage1_extract/families"
             )
         if counts != {self._tokens}:
             raise UnsupportedModel(
-                f"expected {self._tokens} tokens for every image, as the store is planned for, got {len(batch)} images with "
-                f"{sorted(counts)} tokens: a store of format 1 holds a fixed number of tokens per image; set the checkpoint's "
-                "image processor so that all images get one size"
+                f"expected {self._tokens} tokens for every image, as the store is planned for, got "
+                f"{counted(len(batch), 'image')} with {sorted(counts)} tokens: a store of format 1 holds "
+                "a fixed number of tokens per image; set the checkpoint's image processor so that all images get one size"
             )
         return {"projected": torch.stack(features)}
 

@@ -9,7 +9,7 @@ from configs.experiment import ImageFormat
 from stage1_extract.errors import UnusableImages
 from stage1_extract.sources.folder import FolderSource
 from stage1_extract.sources.image_source import ImageSource
-from stage1_extract.sources.images import has_image_suffix
+from stage1_extract.sources.images import has_image_suffix, is_companion
 from stage1_extract.sources.parquet import ParquetSource
 from stage1_extract.sources.tar import TarSource
 from store.errors import DataMissing
@@ -92,6 +92,8 @@ def _files(root: Path) -> dict[str, dict[str, Path]]:
 
 
 def _kind(name: str) -> str | None:
+    if is_companion(name):
+        return None
     if has_image_suffix(name):
         return IMAGES
     return next((kind for suffix, kind in SUFFIXES.items() if name.lower().endswith(suffix)), None)

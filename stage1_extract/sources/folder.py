@@ -3,8 +3,9 @@
 import logging
 from pathlib import Path
 
+from configs.counted import agreeing, counted
 from stage1_extract.sources.image_source import ImageSource
-from stage1_extract.sources.images import has_image_suffix, image_format, read_image_bytes, read_start
+from stage1_extract.sources.images import has_image_suffix, image_format, is_companion, read_image_bytes, read_start
 from stage1_extract.sources.walk import Walk, first
 
 _log = logging.getLogger(__name__)
@@ -20,21 +21,29 @@ class FolderSource(ImageSource):
     def names(self) -> list[str]:
         """List, sorted, every file with an image's suffix, and every file without a suffix that begins like an image.
 
-        Warns of links that are not followed, and of images that have the suffix of another kind of file.
+        Warns of links that are not followed, of images that have the suffix of another kind of file, and of macOS's
+        companions of files.
         """
         walk = Walk(self._root, self._follow_links)
         names: list[str] = []
         misnamed: list[str] = []
+        companions = 0
         for name in walk.files():
-            if has_image_suffix(name):
+            if is_companion(name):
+                companions += 1
+            elif has_image_suffix(name):
                 names.append(name)
             elif image_format(read_start(self._root / name)):
                 (misnamed if Path(name).suffix else names).append(name)
         notes = walk.notes()
+        if companions:
+            notes.append(
+                f"{counted(companions, 'file')} of macOS in {self._root}, named ._…, {_are(companions)} left out"
+            )
         if misnamed:
             notes.append(
-                f"{len(misnamed):,} files in {self._root} have an image's content and another file's suffix, and are left "
-                f"out ({first(misnamed)}): rename these files, or name them in data.questions"
+                f"{counted(len(misnamed), 'file')} in {self._root} with an image's content and another file's suffix "
+                f"{_are(len(misnamed))} left out ({first(misnamed)}): rename such files, or name them in data.questions"
             )
         for note in notes:
             _log.warning("note: %s", note)
@@ -47,3 +56,7 @@ class FolderSource(ImageSource):
     def position(self, name: str) -> int:
         """Return 0 for every name, as files can be read in any order equally fast."""
         return 0
+
+
+def _are(files: int) -> str:
+    return agreeing(files, "is", "are")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stage1_extract.errors import BadImage
+from stage1_extract.errors import BadImage, GoneImage
 from store.layout.ids import printable
 from store.log.commits import SUPERSEDED
 from store.questions.image_files import FORMATS, OutsideRoot, locate
@@ -51,6 +51,16 @@ REASONS = {
 # Pillow's own limit is a constant; here the header is compared with extract.max_pixels before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+
+
+def gone(bad: BadImage, name: str, root: Path) -> GoneImage:
+    """Make the error about an image of a store that cannot be read below `root` any more."""
+    return GoneImage(bad, REASONS[bad.reason.partition(" (")[0]], printable(name), root)
+
+
+def is_companion(name: str) -> bool:
+    """Return whether a file is macOS's companion `._x` of a file `x`: it holds attributes of that file, and no image."""
+    return name.rpartition("/")[2].startswith("._")
 
 
 def has_image_suffix(name: str) -> bool:

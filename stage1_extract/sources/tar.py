@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from configs.progress import ProgressBar
 from stage1_extract.errors import BadImage, DamagedArchive, UnusableImages
 from stage1_extract.sources.image_source import Catalogue, ImageSource
-from stage1_extract.sources.images import MAX_IMAGE_BYTES, has_image_suffix
+from stage1_extract.sources.images import MAX_IMAGE_BYTES, has_image_suffix, is_companion
 
 MAX_HEADER_BYTES = 1 << 20
 """Largest header that is read, extended headers included."""
@@ -107,7 +107,10 @@ def _read_at(path: Path, offset: int, size: int, name: str) -> bytes:
 
 
 def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of every member with an image's suffix, from the headers alone."""
+    """Yield name, offset and size of every member with an image's suffix, from the headers alone.
+
+    macOS's companions of files are no images.
+    """
     try:
         with path.open("rb") as file:
             _require_uncompressed(path, file)
@@ -117,7 +120,7 @@ def _image_members(path: Path) -> Iterator[tuple[str, int, int]]:
                     name = member.name.removeprefix("./")
                     if member.size < 0:
                         raise tarfile.ReadError("a negative size")
-                    if has_image_suffix(name) and not member.isdir():
+                    if has_image_suffix(name) and not is_companion(name) and not member.isdir():
                         is_file = member.isreg() and not member.issparse()
                         yield name, member.offset_data, member.size if is_file else _NO_FILE
                 _require_end(file, tar.offset)

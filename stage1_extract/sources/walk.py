@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from configs.counted import agreeing, counted
 from stage1_extract.errors import UnusableImages
 from stage1_extract.sources.images import has_image_suffix
 from store.layout.ids import printable
@@ -60,15 +61,20 @@ class Walk:
     def notes(self) -> list[str]:
         """Return sentences about what was not looked at, with numbers and examples."""
         notes: list[str] = []
-        if self.outside:
+        if links := len(self.outside):
             notes.append(
-                f"{len(self.outside):,} links lead out of {self.root} and are not followed ({first(self.outside)}): "
-                "data.follow_links: true follows them"
+                f"{counted(links, 'link')} out of {self.root} {agreeing(links, 'is', 'are')} not followed "
+                f"({first(self.outside)}): data.follow_links: true follows such links"
             )
         if self.nowhere:
-            notes.append(f"{len(self.nowhere):,} links in {self.root} lead to nothing ({first(self.nowhere)})")
+            leads = (
+                f"{counted(len(self.nowhere), 'link')} in {self.root} {agreeing(len(self.nowhere), 'leads', 'lead')}"
+            )
+            notes.append(f"{leads} to nothing ({first(self.nowhere)})")
         if self.closed:
-            notes.append(f"{len(self.closed):,} folders in {self.root} cannot be listed ({first(self.closed)})")
+            notes.append(
+                f"{counted(len(self.closed), 'folder')} in {self.root} cannot be listed ({first(self.closed)})"
+            )
         return notes
 
     def _is_way(self, link: str, here: frozenset[_Identity | None]) -> bool:

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+from configs.counted import agreeing, counted
 from stage1_extract.errors import TooManyFailures
 from stage1_extract.sources import Sources
 from store.layout.ids import printable
@@ -24,8 +25,8 @@ def surplus(failures: dict[int, str], max_failures: str, sources: Sources) -> li
     if len(failures) <= allowed:
         return []
     return [
-        f"the extraction will stop, as {len(failures)} images cannot be read and {allowed} are tolerated: correct these "
-        "images, or raise --max-failures"
+        f"the extraction will stop, as {counted(len(failures), 'image')} cannot be read and {_tolerated(allowed)}: correct "
+        "these images, or raise --max-failures"
     ]
 
 
@@ -47,7 +48,10 @@ def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> Non
     )
     more = f"\n  … and {len(failures) - _LISTED} more" if len(failures) > _LISTED else ""
     raise TooManyFailures(
-        f"{len(failures)} image{'s'[: len(failures) - 1]} cannot be encoded, {allowed} are tolerated: correct what is listed, or "
-        "raise --max-failures; "
-        f"shards that are committed stay:{listed}{more}"
+        f"{counted(len(failures), 'image')} cannot be encoded, {_tolerated(allowed)}: correct what is listed, or raise "
+        f"--max-failures; shards that are committed stay:{listed}{more}"
     )
+
+
+def _tolerated(allowed: int) -> str:
+    return f"{allowed:,} {agreeing(allowed, 'is', 'are')} tolerated"

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
@@ -67,7 +68,7 @@ class OpenEncoder:
             return []
         return [
             f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), between "
-            f"{min(ratios):.2f} and {max(ratios):.2f} in {len(ratios)} runs"
+            f"{min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
         ]
 
     def encode(self, batch: Sequence[Pixels]) -> Arrays:
@@ -88,13 +89,13 @@ class OpenEncoder:
     def _halve(self) -> None:
         if self.batch == 1 or (not self.invariant and not self.experiment.extract.exact_batch):
             raise DeviceTooSmall(
-                f"expected memory for {self.batch} images at a time on {self.device}, there is too little: free the device, "
-                "or lower --tower-batch"
+                f"expected memory for {counted(self.batch, 'image')} at a time on {self.device}, there is too little: free the "
+                "device, or lower --tower-batch"
             )
         self.batch //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        _log.warning("note: %s is out of memory, going on with %d images at a time", self.device, self.batch)
+        _log.warning("note: %s is out of memory, going on with %s at a time", self.device, counted(self.batch, "image"))
 
 
 @torch.no_grad()

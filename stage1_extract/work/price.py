@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from stage1_extract.encoding.family import Description
 from stage1_extract.sources import Sources
 from store.errors import NoSpace
@@ -39,7 +40,8 @@ def price(
 def as_text(costs: dict[str, Any], path: Path) -> str:
     """Write the result of `price` as lines of text."""
     lines = [
-        f"{costs['images']} images, {costs['distinct']} distinct, in {costs['shards']} shards of {costs['images_per_shard']}",
+        f"{counted(costs['images'], 'image')}, {costs['distinct']:,} distinct, in {counted(costs['shards'], 'shard')} of "
+        f"{costs['images_per_shard']:,}",
         f"{costs['bytes_total'] / 1e9:.3f} GB to write to {path}; {costs['bytes_free'] / 1e9:.1f} GB free",
     ]
     per_image = costs["bytes_per_image"]

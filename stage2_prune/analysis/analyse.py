@@ -1,6 +1,6 @@
 """Measure what the configured methods keep, and how alike their choices are: `analyse`, from the store alone.
 
-<run_dir>/selection/
+<run_dir>/selection/, or selection-sweep/ for the methods of a sweep
   selection.json   all numbers, their definitions, what was left out, the settings and the fingerprints
   metrics.csv      a line per method, budget and metric
   jaccard.csv      a line per budget and pair of methods
@@ -46,7 +46,7 @@ NO_GRID = "the tokens are no patches in a grid: the CLS row is one of them, or a
 def run(
     experiment: Experiment, sweep: bool = False, limit: int | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Measure what is kept of the images of `eval.split`; write the folder `selection`, return its `selection.json`.
+    """Measure what is kept of the images of `eval.split`; write the folder of the analysis, return its `selection.json`.
 
     Args:
         experiment: the config.
@@ -61,7 +61,7 @@ def run(
     features = selection.session.features
     asked, excluded = features.answerable(questions)
     cells, unmet, left_out = _cells(selection, asked[0])
-    folder = experiment.run_dir / "selection"
+    folder = folder_of(experiment, sweep)
     settings = _settings(selection, cells, asked, folder)
     if not overwrite:
         _refuse_other(folder, settings, asked)
@@ -86,6 +86,11 @@ def run(
         "fingerprints": features.fingerprints(features.needs),
     }
     return _write(experiment, folder, analysis)
+
+
+def folder_of(experiment: Experiment, sweep: bool) -> Path:
+    """Return the folder of an analysis; that of the methods of a sweep has its own, so that neither replaces the other."""
+    return experiment.run_dir / ("selection-sweep" if sweep else "selection")
 
 
 def _swept(experiment: Experiment) -> dict[str, Pruner]:

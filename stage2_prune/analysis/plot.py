@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from configs.budgets import ascending, in_words
+from configs.counted import counted
 from stage2_prune.evaluation.plot import save_figure
 
 _GREY = "#777777"
@@ -40,7 +41,7 @@ def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> 
     axes.spines[:].set_visible(False)
     axes.set_title(
         f"Patches in common at {matrix['keep']} of {found['patches']} tokens\n"
-        f"Jaccard index, mean of {found['n_images']} images; two random choices: {matrix['by_chance']:.2f}",
+        f"Jaccard index, mean of {counted(found['n_images'], 'image')}; two random choices: {matrix['by_chance']:.2f}",
         loc="left", size=9,
     )  # fmt: skip
     save_figure(figure, path)
@@ -64,7 +65,8 @@ def metrics(found: Mapping[str, Any], path: Path) -> None:
         handles.append(_key("white", "all, or as many as the method likes"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(
-        f"What is kept of {found['n_images']} images ({found['config']['name']}, {found['split']}); bars: 95 % intervals",
+        f"What is kept of {counted(found['n_images'], 'image')} ({found['config']['name']}, {found['split']}); "
+        "bars: 95 % intervals",
         x=0.01, ha="left", size=10,
     )  # fmt: skip
     save_figure(figure, path)

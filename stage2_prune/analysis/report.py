@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.budgets import in_words
+from configs.counted import counted
 from stage2_prune.evaluation.report import markdown
 from stage2_prune.session.features import left_out
 
@@ -31,7 +32,7 @@ def table(analysis: Mapping[str, Any]) -> str:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return row["pruner"] + (f" (mean of {len(row['seeds'])} seeds)" if row["seeds"] else "")
+    return row["pruner"] + (f" (mean of {counted(len(row['seeds']), 'seed')})" if row["seeds"] else "")
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:
@@ -43,9 +44,10 @@ def _cell(value: Mapping[str, Any] | None) -> str:
 
 def _notes(analysis: Mapping[str, Any]) -> list[str]:
     notes = [
-        f"{analysis['n_questions']} questions about {analysis['n_images']} images of {analysis['patches']} patches, split "
-        f"{analysis['split']}; in brackets the 95 % interval, bootstrap over images. A merged token counts as the patch that it "
-        "stands for: the patch at the place that the method gives it, or else the patch with its largest weight."
+        f"{counted(analysis['n_questions'], 'question')} about {counted(analysis['n_images'], 'image')} of "
+        f"{counted(analysis['patches'], 'patch')}, split {analysis['split']}; in brackets the 95 % "
+        "interval, bootstrap over images. A merged token counts as the patch that it stands for: the patch at the place that the "
+        "method gives it, or else the patch with its largest weight."
     ]
     notes += [f"{name} ({metric['unit']}): {metric['definition']}" for name, metric in analysis["metrics"].items()]
     notes.append(

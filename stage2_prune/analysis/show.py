@@ -76,15 +76,14 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
 
     Raises:
         UnknownImage: (exit 2) naming images of similar names.
-        CannotShow: (exit 2) if there is nothing to draw, and what `open_selection` and `read_image` raise.
+        CannotShow: (exit 2) if there is nothing to draw or `out` is no `.png`, and what `open_selection` and `read_image` raise.
         TargetExists: if the file exists, unless `overwrite`.
     """
-    methods = _methods(experiment, wanted.methods)
     keep = _keep(experiment, wanted)
     name = f"show-{Path(wanted.images[0]).stem}-{file_part(*keep) if keep else OWN}.png"
     path = out or experiment.run_dir / "selection" / name
-    if path.exists() and not overwrite:
-        raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
+    _require_writable(path, overwrite)
+    methods = _methods(experiment, wanted.methods)
     one_budget = experiment.prune.model_copy(update={"budgets": keep, "seeds": 1})
     experiment = experiment.model_copy(update={"prune": one_budget})
     require_budgets(experiment, methods)
@@ -110,6 +109,14 @@ def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwri
     sheet.draw(_bands(selection, cells, asked), wanted.columns, path, wanted.dpi)
     left_out = tuple(f"{label} is not shown: {reason}" for label, reason in missing)
     return Shown(path, left_out, tuple(untrained.values()))
+
+
+def _require_writable(path: Path, overwrite: bool) -> None:
+    """Refuse a name that is no `.png` (CannotShow, exit 2), and a file that exists unless `overwrite` (TargetExists)."""
+    if path.suffix.lower() != ".png":
+        raise CannotShow(f"expected a name that ends with .png as --out, got {path}: pictures are written as PNG")
+    if path.exists() and not overwrite:
+        raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
 
 
 def _keep(experiment: Experiment, wanted: Wanted) -> tuple[int | float | str, ...]:

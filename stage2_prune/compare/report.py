@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from configs.counted import counted
 from stage2_prune.evaluation.report import markdown
 
 EXPLANATION = (
@@ -46,7 +47,8 @@ def as_text(found: dict[str, Any]) -> str:
         ],
         left=(0, 1),
     )
-    asked = f"{found['n_questions']} questions about {found['n_images']} images, {len(found['pairs'])} pairs. "
+    asked = f"{counted(found['n_questions'], 'question')} about {counted(found['n_images'], 'image')}, "
+    asked += f"{counted(len(found['pairs']), 'pair')}. "
     notes = [f"note: {note}" for note in found["notes"]]
     return "\n".join([results, pairs, asked + EXPLANATION, *notes]) + "\n"
 

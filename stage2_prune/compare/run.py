@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from configs.experiment import EvalSection
 from configs.parsing.nearest import did_you_mean
 from stage2_prune.compare import conditions
@@ -92,7 +93,7 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     if not common:
         raise NotComparable("expected questions that all results answered, there is none: evaluate them on one split")
     notes = [
-        f"{result.name} also answers {len(result.left_out)} questions that its last evaluation did not ask: left out"
+        f"{result.name} also answers {counted(len(result.left_out), 'question')} that its last evaluation did not ask: left out"
         for result in results
         if result.left_out
     ]
@@ -110,7 +111,7 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 def _few_seeds(results: Sequence[Result]) -> list[str]:
     """Point out random methods with few seeds: luck is part of their result until it is averaged away."""
     return [
-        f"{result.name} is random and has {len(result.seeds)} seed{'s'[: len(result.seeds) - 1]}, expected "
+        f"{result.name} is random and has {counted(len(result.seeds), 'seed')}, expected "
         f"{ENOUGH_SEEDS} or more: raise prune.seeds"
         for result in results
         if result.random and len(result.seeds) < ENOUGH_SEEDS

@@ -10,7 +10,7 @@ import torch
 from configs.experiment import Experiment
 from configs.files.atomic import write_atomically
 from configs.load import save_resolved
-from configs.progress import ProgressBar
+from configs.progress import PROGRESS, ProgressBar
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluation import report as evaluation_report
 from stage2_prune.evaluation.canary import check_layer_loop
@@ -159,8 +159,11 @@ def answer(
     """
     section = session.experiment.eval
     jobs = _jobs(todo, asked)
-    answers = sum(len(questions) * len(waiting) for questions, waiting in jobs)
-    with ProgressBar(what="eval", total=answers, unit="answers", hidden=report_progress is not None) as bar:
+    left, total = sum(len(questions) * len(waiting) for questions, waiting in jobs), len(todo) * len(asked)
+    file = session.experiment.run_dir / "eval" / PROGRESS if report_progress is None else None
+    with ProgressBar(
+        what="eval", total=total, initial=total - left, unit="answers", hidden=file is None, file=file
+    ) as bar:
         report = bar.update if report_progress is None else report_progress
         batches = session.features.batches([questions for questions, _ in jobs])
         for batch, (_, waiting) in zip(batches, jobs, strict=True):

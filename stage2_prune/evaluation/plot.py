@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from configs.counted import counted
 from configs.files.atomic import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,7 +35,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("visual tokens per image (mean over language-model layers)")
     axes.set_ylabel("accuracy (exact match)")
     axes.set_title(
-        f"{summary['config']['name']}, {summary['split']}: {summary['n_questions']} questions",
+        f"{summary['config']['name']}, {summary['split']}: {counted(summary['n_questions'], 'question')}",
         loc="left",
         size=10,
     )

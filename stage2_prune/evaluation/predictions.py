@@ -27,8 +27,6 @@ from stage2_prune.session.sealed import read_object, write_object
 from store.questions.question import Question
 
 PARTIAL = ".jsonl.partial"
-_SHOWN = 5
-"""The largest number of differing settings that are named."""
 _CELLS = "delete it and run eval (or sweep) again, which keeps the answers: every line of them names its own settings"
 
 
@@ -191,7 +189,6 @@ def refuse_other_runs(folder: Path, identities: Mapping[str, Mapping[str, Any]])
             now,
             remedy="run again with --overwrite to replace them, or with another --run-dir, and --store.path of this store, to "
             "keep them",
-            most=_SHOWN,
         )
 
 

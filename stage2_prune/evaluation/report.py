@@ -6,6 +6,7 @@ from typing import Any
 
 from configs import plugin
 from configs.budgets import in_words
+from configs.counted import counted
 from stage2_prune import pruners
 from stage2_prune.evaluation.cells import OWN
 from stage2_prune.evaluation.plot import plot
@@ -31,7 +32,7 @@ def table(summary: dict[str, Any]) -> str:
     ]
     lines = [_line(row, kinds) for row in summary["results"]]
     notes = [
-        f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}; "
+        f"{counted(summary['n_questions'], 'question')} about {counted(summary['n_images'], 'image')}, split {summary['split']}; "
         "accuracy: exact match of greedy answers; interval: bootstrap over images; ranked: likeliest of the "
         "given choices; disagree: answers in which the two differ, over all seeds."
     ]
@@ -135,7 +136,7 @@ def pruner_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
-    seeds = f" (mean of {len(row['seeds'])} seeds)" if row["seeds"] else ""
+    seeds = f" (mean of {counted(len(row['seeds']), 'seed')})" if row["seeds"] else ""
     by_kind = [f"{row['by_kind'][kind]:.3f}" if kind in row["by_kind"] else "-" for kind in kinds]
     ranked = "-" if row["accuracy_ranked"] is None else f"{row['accuracy_ranked']:.3f}"
     return [

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from configs.counted import counted
 from configs.experiment import Experiment
 from stage2_prune.errors import ReferenceFailed
 from stage2_prune.find_family import open_text
@@ -73,7 +74,7 @@ def _price(features: Features, batches: Sequence[AskedBatch], folder: Path) -> s
     images = sum(len(batch.asked.images) for batch in batches)
     questions = sum(len(batch.questions) for batch in batches)
     return (
-        f"parity: {questions} questions about {images} images; the full model's features take "
+        f"parity: {counted(questions, 'question')} about {counted(images, 'image')}; the full model's features take "
         f"{images * sum(arrays) / 1e9:.2f} GB in {folder} until it ends"
     )
 

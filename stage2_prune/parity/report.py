@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from configs.counted import agreeing, counted
 from stage2_prune.parity.differences import ATOL, Pair
 from stage2_prune.parity.findings import Findings, Scorer
 from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING
@@ -43,8 +44,9 @@ def as_text(findings: Findings) -> str:
     if SOFT_PRUNING not in findings.without:
         lines.append(_scored_by(findings.scorer))
     lines += [f"note: {note}" for note in findings.notes]
-    if findings.scored < findings.questions:
-        lines.append(f"note: {findings.questions - findings.scored} questions have no answer: compared, but not scored")
+    if (silent := findings.questions - findings.scored) > 0:
+        without = f"{counted(silent, 'question')} {agreeing(silent, 'has', 'have')} no answer"
+        lines.append(f"note: {without}: compared, but not scored")
     lines += [f"note: {sentence}" for sentence in left_out(question.reason for question in findings.excluded)]
     return "\n".join([*lines, "", _verdict(findings)])
 
@@ -86,13 +88,14 @@ def _accuracy(findings: Findings, mode: str) -> float | None:
 
 
 def _verdict(findings: Findings) -> str:
-    asked = f"{findings.questions} questions"
+    asked = counted(findings.questions, "question")
     if findings.identical:
         return f"IDENTICAL: {asked}, every feature, logit and token the same bits in all four modes"
     if findings.identical is None:
         return f"INCOMPLETE: {asked}, what could run is the same bits, but {', '.join(findings.without)} could not run"
     apart = [f"{pair.a} - {pair.b}" for pair in findings.pairs if not pair.equal]
-    return f"DIFFERENT: {asked}, {len(apart)} of {len(findings.pairs)} pairs differ ({', '.join(apart)}); {_where(findings)}"
+    differ = f"{len(apart)} of {counted(len(findings.pairs), 'pair')} {agreeing(len(apart), 'differs', 'differ')}"
+    return f"DIFFERENT: {asked}, {differ} ({', '.join(apart)}); {_where(findings)}"
 
 
 def _where(findings: Findings) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.budgets import in_words, published_name
+from configs.counted import counted
 from configs.experiment import Match
 from configs.published_layers import half_up
 from stage2_prune.errors import Infeasible
@@ -136,7 +137,9 @@ def fit(
         low, high = (low, middle) if measured(tried) > keep else (middle, high)
     tolerance = 0 if match == "kept" else TOLERANCE  # a count of tokens is met or not
     if abs(measured(best) - keep) > tolerance:
-        where = f"from layer {least.layers[0]} of {depth} on" if least.layers else f"nowhere in {depth} layers"
+        where = (
+            f"from layer {least.layers[0]} of {depth} on" if least.layers else f"nowhere in {counted(depth, 'layer')}"
+        )
         raise Infeasible(
             f"dropping tokens {where}, {NAMED[match]} of {measured(least):g} to {measured(most):g} visual tokens can be "
             f"had, not {keep:.10g}: change the budget or the method's layers"

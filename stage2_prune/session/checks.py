@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.counted import counted
 from configs.experiment import ModelSection
 from configs.files.portable import is_folder
 from stage2_prune.errors import StoreMismatch
@@ -142,7 +143,7 @@ def check_reprojection(features: Features, allow_foreign_device: bool) -> Reproj
     if result.equal or (allow_foreign_device and difference <= close):
         return result
     raise StoreMismatch(
-        f"expected the stored features from re-projecting {len(rows)} images of {store.path}, the projections "
+        f"expected the stored features from re-projecting {counted(len(rows), 'image')} of {store.path}, the projections "
         f"differ by up to {difference:.6f}: let `python -m stage1_extract diagnose` name the cause; if the "
         f"store comes from another device, --allow-foreign-device accepts differences up to {close:.6f}"
     )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from configs.counted import agreeing, counted
 from stage2_prune.errors import NotExtracted, NothingToAsk, PrunerMisused
 from stage2_prune.pruning.pruner import ModuleSpec, Pruner
 from stage2_prune.pruning.tokens import VisualTokens
@@ -32,10 +33,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Excluded:
-    """A question that is not scored, because its image could not be encoded or it has no answer.
-
-    An excluded question never counts as wrong.
-    """
+    """A question that is not scored and never counts as wrong, as its image could not be encoded or it has no answer."""
 
     question_id: str
     reason: str
@@ -43,10 +41,11 @@ class Excluded:
 
 def left_out(reasons: Iterable[str]) -> list[str]:
     """Say in one sentence how many questions were left out and why; return no sentence if none was left out."""
-    counted = Counter(reasons).most_common()
-    listed = [f"{reason} ({count})" for reason, count in counted[:SHOWN]] + ["…"] * (len(counted) > SHOWN)
-    total = sum(count for _, count in counted)
-    return [f"{total} questions were left out: {', '.join(listed)}."] if counted else []
+    counts = Counter(reasons).most_common()
+    listed = [f"{reason} ({count})" for reason, count in counts[:SHOWN]] + ["…"] * (len(counts) > SHOWN)
+    total = sum(count for _, count in counts)
+    were = agreeing(total, "was", "were")
+    return [f"{counted(total, 'question')} {were} left out: {', '.join(listed)}."] if counts else []
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Features:
         absent = sorted({q.image for q in questions if self.store.ids.row_of_name(q.image) is None})
         if absent:
             raise NotExtracted(
-                f"expected the images of all {len(questions)} questions in {self.store.path}, {len(absent)} "
+                f"expected the images of {counted(len(questions), 'question')} in {self.store.path}, {len(absent)} "
                 f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
             )
         rows = {q.question_id: self.row(q) for q in questions}

@@ -10,12 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from configs.counted import counted
 from stage2_prune.errors import OtherRun, PruneError
 from store.questions.question import Question
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHOWN_OF_DIGEST = 12
 """Number of a digest's characters that are shown."""
+_SHOWN_OF_VALUE = 60
+"""Number of a value's characters that are shown."""
+_SHOWN = 5
+"""The largest number of settings that a message names, and of names that it lists of what came or went."""
 _MISSING = "nothing"
 
 
@@ -61,7 +66,6 @@ def require_same(
     now: Mapping[str, Any],
     remedy: str,
     error: type[PruneError] = OtherRun,
-    most: int | None = None,
 ) -> None:
     """Refuse files that were made with other settings than today's.
 
@@ -71,22 +75,27 @@ def require_same(
         now: today's settings.
         remedy: the clause that ends the message, and says what to do.
         error: the error to raise.
-        most: the largest number of settings to name; None names all that differ.
 
     Raises:
-        OtherRun: (exit 2), or `error`, naming the settings that differ with both values.
+        OtherRun: (exit 2), or `error`, naming the first settings that differ with both values, and counting the rest.
     """
     differing = differences(old, now)
     if differing:
-        shown = differing[:most]
+        shown = differing[:_SHOWN]
         more = f" and {len(differing) - len(shown)} more" if len(shown) < len(differing) else ""
         raise error(f"{what} ({'; '.join(shown)}{more}): {remedy}")
 
 
 def differences(old: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Name each setting that differs, with both values: `eval.batch_size 4, now 2`; `train: 10 questions, were 20`."""
+    """Name each setting that differs, with both values: `eval.batch_size 4, now 2`; `train: 10 questions, were 20`.
+
+    Where a setting holds things by name, such as pruners, the names that came or went are listed without their values.
+    """
     sentences: list[str] = []
-    for key in sorted(old.keys() | now.keys()):
+    come, gone = (_names(new, old) if prefix else [] for new, old in ((now, old), (old, now)))
+    sentences += [f"{prefix[:-1]}: now also {_listed(come)}"] * bool(come)
+    sentences += [f"{prefix[:-1]}: no longer {_listed(gone)}"] * bool(gone)
+    for key in sorted((old.keys() | now.keys()) - {*come, *gone}):
         name, was, value = f"{prefix}{key}", old.get(key, _MISSING), now.get(key, _MISSING)
         if was == value:
             continue
@@ -98,14 +107,25 @@ def differences(old: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
     return sentences
 
 
+def _names(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """List the names of settings with parts of their own, such as a pruner's parameters, that `old` lacks."""
+    return sorted(name for name, value in new.items() if isinstance(value, Mapping) and name not in old)
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {left} more" if left > 0 else "")
+
+
 def _questions(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if was.get("questions") != now["questions"]:
-        return f"{name}: {now['questions']} questions, were {was.get('questions')}"
-    return f"{name}: {now['questions']} questions as before, but not the same ones"
+        return f"{name}: {counted(now['questions'], 'question')}, were {was.get('questions')}"
+    return f"{name}: {counted(now['questions'], 'question')} as before, but not the same ones"
 
 
 def _short(value: Any) -> str:
-    """Write a value as Python does; of a digest only the beginning."""
+    """Write a value as Python does; of a digest and of a long value only the beginning."""
     if isinstance(value, str) and _DIGEST.fullmatch(value):
         return f"{value[:_SHOWN_OF_DIGEST]}…"
-    return value if value is _MISSING else repr(value)
+    text = value if value is _MISSING else repr(value)
+    return text if len(text) <= _SHOWN_OF_VALUE else f"{text[:_SHOWN_OF_VALUE]}…"

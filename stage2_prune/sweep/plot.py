@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from configs.counted import counted
 from stage2_prune.evaluation.plot import COLOURS, ends, save_figure
 from stage2_prune.language.price import one_convention
 from stage2_prune.sweep.axes import AXES, Axis, Row
@@ -206,8 +207,9 @@ def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> N
         if row["method"] in REFERENCES
     ]
     below = (
-        f"{summary['config']['name']}: {summary['n_questions']:,} questions about {summary['n_images']:,} images. One method in "
-        f"colour with its 95 % band, all others in grey; dashed: {', '.join(lines)}. Right of a name: at its fewest tokens."
+        f"{summary['config']['name']}: {counted(summary['n_questions'], 'question')} about "
+        f"{counted(summary['n_images'], 'image')}. One method in colour with its 95 % band, all others in grey; dashed: "
+        f"{', '.join(lines)}. Right of a name: at its fewest tokens."
     )
     figure.text(_LEFT / width, 1 - 0.47 / height, below, size=9, color=_GREY, va="top")
     figure.text(_LEFT / width, 0.12 / height, note, size=7.5, color=_GREY, va="bottom", linespacing=1.3)
@@ -221,7 +223,7 @@ def _note(summary: dict[str, Any], name: str) -> str:
     cells = len(summary["infeasible"])
     if cells:
         methods = dict.fromkeys(row["method"] for row in summary["infeasible"])
-        parts.append(f"{cells} cells that cannot be met are left out ({', '.join(methods)}): see the table.")
+        parts.append(f"{counted(cells, 'cell')} cannot be met ({', '.join(methods)}): see the table.")
     if name == "latency":
         parts.append(
             "To the right of the upright line pruning is slower than not pruning. Medians of one question at a time, in turn "

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from configs.budgets import ascending, in_words
+from configs.counted import counted
 from stage2_prune.evaluation.report import markdown, si
 from stage2_prune.language.price import one_convention
 from stage2_prune.session.features import left_out
@@ -28,9 +29,9 @@ def _intro(summary: dict[str, Any]) -> str:
     )
     without = "".join(f" {sentence}" for sentence in left_out(question["reason"] for question in summary["excluded"]))
     return (
-        f"{summary['n_questions']} questions about {summary['n_images']} images, split {summary['split']}. Accuracy: exact "
-        "match of greedy answers, and its 95 % interval (bootstrap over images); random methods are averaged over "
-        f"their seeds.{without}{inexact}\n"
+        f"{counted(summary['n_questions'], 'question')} about {counted(summary['n_images'], 'image')}, split "
+        f"{summary['split']}. Accuracy: exact match of greedy answers, and its 95 % interval (bootstrap over images); "
+        f"random methods are averaged over their seeds.{without}{inexact}\n"
     )
 
 

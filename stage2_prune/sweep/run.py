@@ -18,7 +18,7 @@ from typing import Any
 from configs.experiment import Experiment
 from configs.files.atomic import write_atomically
 from configs.load import save_resolved
-from configs.progress import ProgressBar
+from configs.progress import PROGRESS, ProgressBar
 from stage2_prune.errors import Infeasible
 from stage2_prune.evaluation.canary import check_layer_loop
 from stage2_prune.evaluation.cell_progress import Progress, open_progress
@@ -116,8 +116,9 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
         tuple(asked),
         allow_foreign_device,
     )
-    answers = sum(len(asked) - len(progress.file.rows) for progress in left)
-    with ProgressBar(what="sweep", total=answers, unit="answers") as bar:
+    done = sum(len(progress.file.rows) for progress in todo)
+    total, file = len(todo) * len(asked), session.experiment.run_dir / "sweep" / PROGRESS
+    with ProgressBar(what="sweep", total=total, initial=done, unit="answers", file=file) as bar:
         if tasks:
             share(work, session, {progress.cell.name: progress.cell for progress in left}, bar.update)
 

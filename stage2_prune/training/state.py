@@ -23,6 +23,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from configs.counted import counted
 from configs.files.atomic import write_atomically
 from stage2_prune.errors import DamagedRun, OtherRun
 from stage2_prune.session.sealed import read_bytes, say_unsealed, seal, unseal
@@ -65,7 +66,7 @@ class Log:
         self.path = path
         kept = (read_bytes(path, _AGAIN) or b"").splitlines(keepends=True)[:lines]
         if len(kept) < lines:
-            raise OtherRun(f"expected {lines} lines or more in {path}, found {len(kept)}: {_AGAIN}")
+            raise OtherRun(f"expected {counted(lines, 'line')} or more in {path}, found {len(kept)}: {_AGAIN}")
         self.rows = [_row(path, number, line) for number, line in enumerate(kept, start=1)]
         write_atomically(path, b"".join(kept))
 

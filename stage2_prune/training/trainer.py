@@ -8,7 +8,7 @@ import torch
 
 from configs.experiment import Positions
 from configs.files import portable
-from configs.progress import ProgressBar, say
+from configs.progress import PROGRESS, ProgressBar, say
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session import weights
@@ -95,7 +95,9 @@ class Trainer:
         self.pruner.module.train()
         with (
             frozen(self.session.language.model),
-            ProgressBar(what=name, total=len(batches), initial=steps.start, unit="steps") as bar,
+            ProgressBar(
+                what=name, total=len(batches), initial=steps.start, unit="steps", file=self.folder / PROGRESS
+            ) as bar,
         ):
             for step, batch in zip(steps, self.session.features.batches(batches[steps.start :]), strict=True):
                 loss = self._step(batch, epoch, step, len(batches))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.counted import counted
 from configs.progress import ProgressBar
 from store.errors import StoreMissing
 from store.layout.environment import torch_environment, use_threads
@@ -60,9 +61,8 @@ def derive_projected(path: Path, device_name: str) -> int:
         missing = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
         ready = [shard for shard in missing if writer.missing_arrays(shard) == [PROJECTED]]
         if len(ready) < len(missing):
-            _log.warning(
-                "note: %d shards are not extracted yet, so not projected: run `make extract`", len(missing) - len(ready)
-            )
+            waiting = counted(len(missing) - len(ready), "shard")
+            _log.warning("note: not projected, because not extracted yet: %s; run `make extract`", waiting)
         failed = store.failed([RAW])
         if ready:
             _require_one_environment(path, plan, numeric)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from configs.counted import counted
 from configs.experiment import StoreLocation
 from store.layout.ids import printable
 from store.reading.reader import FeatureStore
@@ -65,7 +66,7 @@ def as_text(contents: dict[str, Any]) -> str:
     grid, tokens = contents["geometry"]["grid"], contents["geometry"]["tokens"]
     tokens_of_each = f"{grid[0]}x{grid[1]} patches" if grid else f"{tokens} tokens without a grid"
     lines = [
-        f"{contents['path']}: {contents['images']} images of {tokens_of_each}, "
+        f"{contents['path']}: {counted(contents['images'], 'image')} of {tokens_of_each}, "
         f"format {contents['format']}, generation {contents['generation']}, identity by {contents['identity']}",
         "",
     ]
@@ -78,7 +79,8 @@ def as_text(contents: dict[str, Any]) -> str:
         lines += ["", f"codec      {contents['codec']}: an archive, which is only read"]
     lines += ["", f"projector  {contents['projector'] or 'none: it could not be reached apart from the model'}"]
     lines += [
-        f"shards     {len(shards['committed'])} of {shards['total']} committed, {shards['images_per_shard']} images each"
+        f"shards     {len(shards['committed'])} of {shards['total']} committed, "
+        f"{counted(shards['images_per_shard'], 'image')} each"
         + (f"; missing {_some(shards['missing'])}" if shards["missing"] else "")
     ]
     lines += [f"failures   {len(failures)}"]

@@ -10,7 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+from configs.counted import counted
 from configs.parsing.strict_yaml import parse
+from configs.progress import PROGRESS, rate_in_words
 
 _TAIL = 1 << 16
 """Bytes at the end of a log that are searched for its last line."""
@@ -42,22 +44,58 @@ def has_begun(progress: dict[str, Any]) -> bool:
 
 
 def as_text(progress: dict[str, Any]) -> str:
-    """Format the status of a run for a reader, a line for each part of the run that has begun."""
+    """Format the status of a run for a reader: lines for each part of the run that has begun."""
     lines: list[str] = []
     if (part := progress["eval"]) is not None:
-        done, begun = part["cells_complete"], part["cells_in_progress"]
-        lines.append(f"eval: {done} cells complete, {len(begun)} begun; {part['answers']:,} answers{_summarised(part)}")
-        lines += [f"  {cell}: {answers:,} answers so far" for cell, answers in begun.items()]
+        lines += [f"eval: {_cells_as_text(part)}{_summarised(part)}", *_pace_as_text(part, "answers"), *_begun(part)]
     if (part := progress["sweep"]) is not None:
-        rows = "" if part["rows"] is None else f"{part['rows']} rows of results"
-        lines.append(f"sweep: {rows or 'begun, its cells are among those of eval'}{_summarised(part)}")
+        cells = "begun" if part["cells"] is None else _cells_as_text(part["cells"])
+        rows = cells if part["rows"] is None else counted(part["rows"], "row") + " of results"
+        lines += [f"sweep: {rows}{_summarised(part)}", *_pace_as_text(part, "answers")]
+        lines += [] if part["cells"] is None else _begun(part["cells"])
     for name, part in progress["trainings"].items():
         if part["trained"]:
             lines.append(f"train {name}: finished, validation accuracy {part['val_accuracy']}{_ago(part)}")
         else:
             of = "" if part["epochs"] is None else f" of {part['epochs']}"
             lines.append(f"train {name}: epoch {part['epoch']}{of}, step {part['step']}{_ago(part)}")
+            lines += _pace_as_text(part, "steps of this epoch")
     return "\n".join(lines)
+
+
+def _cells_as_text(part: dict[str, Any]) -> str:
+    complete, begun = counted(part["cells_complete"], "cell"), len(part["cells_in_progress"])
+    return f"{complete} complete, {begun} begun; {counted(part['answers'], 'answer')}"
+
+
+def _begun(part: dict[str, Any]) -> list[str]:
+    return [f"  {cell}: {counted(answers, 'answer')} so far" for cell, answers in part["cells_in_progress"].items()]
+
+
+def _pace_as_text(part: dict[str, Any], units: str) -> list[str]:
+    """Format how far the work under way is, and the time that is left; no line where no work is under way."""
+    if (pace := part["progress"]) is None:
+        return []
+    line = f"  {pace['done']:,} of {pace['total']:,} {units}"
+    if pace["per_second"] is not None:
+        line += f", {rate_in_words(pace['per_second'])}, {timedelta(seconds=round(pace['eta_seconds']))} to go"
+    return [line]
+
+
+def _pace(folder: Path, repeats: int = 0) -> dict[str, Any] | None:
+    """Read how far the work is that writes into a folder, and estimate the seconds that are left.
+
+    Args:
+        folder: The folder; it holds no such file before work begins and after it ends.
+        repeats: How many times as much work follows this one, as the epochs of a training do.
+    """
+    content = _json(folder / PROGRESS) or {}
+    done, total, rate = (content.get(name) for name in ("done", "total", "per_second"))
+    if not (isinstance(done, int) and isinstance(total, int)):
+        return None
+    rate = rate if isinstance(rate, int | float) and rate > 0 else None
+    eta = None if rate is None else (total - done + repeats * total) / rate
+    return {"done": done, "total": total, "per_second": rate, "eta_seconds": eta}
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
@@ -72,6 +110,7 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
         "cells_complete": len(whole.keys() - begun.keys()),
         "cells_in_progress": answers,
         "answers": sum(lines.values()),
+        "progress": _pace(folder),
         "summarised": _is_newer(folder / "summary.json", lines),
         "seconds_since_written": _age(lines),
     }
@@ -80,9 +119,11 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
 def _sweep(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
-    summary = _json(folder / "summary.json")
+    summary, cells = _json(folder / "summary.json"), _evaluation(folder / "eval")
     results = summary.get("results") if summary else None
     return {
+        "cells": cells,
+        "progress": _pace(folder),
         "rows": len(cast("list[Any]", results)) if isinstance(results, list) else None,
         "summarised": results is not None,
         "seconds_since_written": _age(path for path in folder.iterdir() if path.is_file()),
@@ -97,12 +138,15 @@ def _training(folder: Path) -> dict[str, Any] | None:
         return {"trained": True, "val_accuracy": accuracy, "seconds_since_written": _age([folder / "pruner.json"])}
     if not log.is_file():
         return None
-    last = _last_line(log)
+    last, epochs = _last_line(log), _epochs(folder / "config.yaml")
+    epoch = last.get("epoch", 0) if isinstance(last.get("epoch"), int) else 0
+    under_way = epoch + 1 if last.get("event") == "validation" else epoch
     return {
         "trained": False,
-        "epoch": last.get("epoch", 0),
+        "epoch": epoch,
         "step": last.get("step", 0),
-        "epochs": _epochs(folder / "config.yaml"),
+        "epochs": epochs,
+        "progress": _pace(folder, max(0, (epochs or under_way) - under_way)),
         "seconds_since_written": _age([log]),
     }
 

@@ -1,15 +1,17 @@
 """Telling how far a run is; reads only the plan, the log and the leases of a store, so it can be asked at any time."""
 
 import statistics
+from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from configs.experiment import StoreLocation
 from store.care.run_status import as_text as run_as_text
 from store.care.run_status import has_begun, run_folder_of, run_status
-from store.errors import StoreMissing
+from store.errors import StoreError, StoreMissing
 from store.layout.plan import read_plan
 from store.log.commits import SUPERSEDED, intact_records
 from store.log.leases import live_leases
@@ -45,9 +47,18 @@ def status(location: StoreLocation) -> dict[str, Any]:
     }
 
 
-def missing_shards(location: StoreLocation) -> str:
-    """Return the end of a sentence that counts the committed shards; an empty text if all shards are committed."""
-    counts = status(location)
+def shard_counts(location: StoreLocation) -> dict[str, int | None]:
+    """Count the committed shards and all shards of a store, as `status` does; None where damage hides the numbers."""
+    names = ("shards_committed", "shards")
+    try:
+        counts = status(location)
+    except StoreError:
+        return dict.fromkeys(names)
+    return {name: counts[name] for name in names}
+
+
+def missing_shards(counts: Mapping[str, int | None]) -> str:
+    """Return the end of a sentence about what `shard_counts` returned; an empty text if all shards are committed."""
     done, total = counts["shards_committed"], counts["shards"]
     return "" if done == total else f"; {done} of {total} shards are committed: `make extract` encodes what is missing"
 
@@ -104,7 +115,7 @@ def _store_as_text(progress: dict[str, Any]) -> str:
     rate, eta = progress["images_per_second"], progress["eta_seconds"]
     lines = [
         f"{progress['path']}: {progress['images_committed']} of {progress['images']} images, {progress['shards_committed']} of "
-        f"{progress['shards']} shards committed; {progress['failed']} images failed"
+        f"{progress['shards']} shards committed; {counted(progress['failed'], 'image')} failed"
     ]
     lines += [f"  in flight: shard {shard} by {holder}" for shard, holder in progress["in_flight"].items()]
     if eta is None:

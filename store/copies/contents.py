@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.counted import counted
 from store.layout.fingerprint import without_paths
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
@@ -44,14 +45,13 @@ class Contents:
         shards = tuple(store.committed_shards)
         partial = {shard for log in store.logs for shard in log} - {*shards}
         if partial:
-            _log.warning("note: %d shards lack an array, so they are left out", len(partial))
+            _log.warning("note: left out for want of an array: %s", counted(len(partial), "shard"))
         complete = {*shards}
         failures = {row: why for row, why in store.failed().items() if row // store.plan.shard_images in complete}
         lacking = [row for row in failures if any(row not in store.failed([name]) for name in store.arrays)]
         if lacking:
             _log.warning(
-                "note: %d images have some arrays and lack others, so they are left out; `drop` takes an array away",
-                len(lacking),
+                "note: left out for want of some arrays, which `drop` takes away: %s", counted(len(lacking), "image")
             )
         return cls(_redacted(store.plan.flattened()), store.ids, store.projector, shards, failures, store.gather)
 

@@ -4,9 +4,12 @@ import shutil
 import time
 from pathlib import Path
 
+from configs.experiment import StoreLocation
+from configs.files import portable
+from configs.files.seal import is_as_sealed, sealed_as
 from configs.progress import ProgressBar
 from store.copies.contents import Contents
-from store.errors import NoSpace, StoreMissing
+from store.errors import IntegrityError, NoSpace, StoreMissing
 from store.layout.schema import Codec
 from store.writing.aside import written_aside
 from store.writing.writer import StoreWriter
@@ -37,6 +40,29 @@ def write_copy(contents: Contents, out: Path, codec: Codec = "none", config: byt
                 _copy_shard(contents, writer, shard)
         if config is not None:
             (aside / "config.yaml").write_bytes(config)
+
+
+def config_for(config: bytes | None, path: StoreLocation, form: str, out: Path) -> bytes | None:
+    """Make the config of a copy. An archive is made to be shared, so its config names no paths; another copy keeps the paths.
+
+    Args:
+        config: What the `config.yaml` of the store at `path` holds; None if there is no such file.
+        path: The store that is copied.
+        form: `store` or `archive`.
+        out: The folder of the copy.
+
+    Raises:
+        IntegrityError: the config has changed since it was written (exit 4).
+    """
+    if config is None:
+        return None
+    if not is_as_sealed(config):
+        raise IntegrityError(
+            f"expected {path}/config.yaml as it was written, it has changed: run `python -m store repair {path}`, or delete it"
+        )
+    if form == "store" and isinstance(path, Path):
+        return sealed_as(portable.moved(config, path, out), config).encode()
+    return sealed_as(portable.redacted(config), config).encode()
 
 
 def _copy_shard(contents: Contents, writer: StoreWriter, shard: int) -> None:

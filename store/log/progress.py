@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from configs.counted import counted
 from store.errors import IntegrityError
 from store.files.disk import size_of
 from store.layout.plan import FEATURES, Plan
@@ -61,9 +62,9 @@ def require_nothing_lost(path: Path, plan: Plan, shards: Collection[int] | None 
     if lost:
         n_shards, (_, first) = len({shard for shard, _ in lost}), lost[0]
         raise IntegrityError(
-            f"{n_shards} shards of {path} are committed, but files of theirs are missing or cut, such as {first}: if they lie "
-            f"on another disk, bring them back; otherwise `python -m store repair {path}` withdraws these shards, and "
-            "`make extract` computes them again"
+            f"expected all files of committed shards in {path}, of {counted(n_shards, 'shard')} some are missing or cut, such "
+            f"as {first}: if they lie on another disk, bring them back; otherwise `python -m store repair {path}` withdraws "
+            "what is damaged, and `make extract` computes it again"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
+from configs.counted import counted
 from store.questions.fields import first_few, is_list, is_object, misspelt
 
 Speaker = Literal["human", "model", "system"]
@@ -25,15 +26,17 @@ TURNS, IMAGES = ("conversations", "messages"), ("image", "images")
 SPEAKER, TEXT = ("from", "role"), ("value", "content")
 """Names that files use for a field; the first name of each field is LLaVA's."""
 
-NO_IMAGE = "conversations have no image"
-NO_TURNS = "conversations have no turns"
-SEVERAL_IMAGES = "conversations are about several images"
-MODEL_BEGINS = "first turns are not the human's, LLaVA's own training skips them too"
-NOT_ANSWERED = "human turns are not answered"
-NOT_ASKED = "answers follow no human turn"
-SYSTEM = "turns are system prompts"
-NOBODY = f"turns do not say who speaks, by `from` or `role` as one of {', '.join(SPEAKERS)}"
-BEFORE_IMAGE = "questions are asked before the image is shown"
+Reason = tuple[str, str]
+"""What is left out, in the singular, and what is wrong with it."""
+NO_IMAGE = ("conversation", "without an image")
+NO_TURNS = ("conversation", "without turns")
+SEVERAL_IMAGES = ("conversation", "about several images")
+MODEL_BEGINS = ("first turn", "of another than the human, which LLaVA's own training skips too")
+NOT_ANSWERED = ("human turn", "without an answer")
+NOT_ASKED = ("answer", "without a human turn before it")
+SYSTEM = ("system prompt", "among the turns")
+NOBODY = ("turn", f"without its speaker, by `from` or `role` as one of {', '.join(SPEAKERS)}")
+BEFORE_IMAGE = ("question", "asked before the image is shown")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Conversations:
     def __init__(self, problems: list[str]) -> None:
         self._problems = problems
         self._names: set[str] = set()
-        self._left_out: dict[str, list[str]] = {}
+        self._left_out: dict[Reason, list[str]] = {}
         self._not_shown: list[str] = []
 
     def rows(self, where: str, number: int, entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,12 +109,15 @@ class Conversations:
 
     def notes(self) -> list[str]:
         """Write the notes on a file: what was left out and why, and which conversations do not mark the place of their image."""
-        left_out = [f"{len(places):,} {reason} ({first_few(places)})" for reason, places in self._left_out.items()]
+        left_out = [
+            f"{counted(len(places), noun)} {problem} ({first_few(places)})"
+            for (noun, problem), places in self._left_out.items()
+        ]
         notes = [f"left out: {'; '.join(left_out)}"] if left_out else []
         if self._not_shown:
             notes.append(
-                f"{len(self._not_shown):,} conversations have no {PLACEHOLDER}, they are taken to be about their image all "
-                f"the same ({first_few(self._not_shown)})"
+                f"{counted(len(self._not_shown), 'conversation')} without {PLACEHOLDER} ({first_few(self._not_shown)}): each "
+                "is taken to be about its image all the same"
             )
         return notes
 
@@ -129,7 +135,7 @@ class Conversations:
         ]
         return bool(wrong)
 
-    def _leave_out(self, reason: str, where: str) -> None:
+    def _leave_out(self, reason: Reason, where: str) -> None:
         self._left_out.setdefault(reason, []).append(where)
 
     def _image(self, where: str, entry: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
+from configs.counted import agreeing, counted
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
 from store.questions.conversations import Conversations, is_conversation
@@ -110,11 +111,7 @@ def _given_twice(read: Sequence[tuple[str, Question]]) -> list[str]:
 
 
 def _rows_in_words(count: int) -> str:
-    return (
-        "1 row cannot be used, correct or remove it"
-        if count == 1
-        else f"{count} rows cannot be used, correct or remove them"
-    )
+    return f"{counted(count, 'row')} cannot be used, correct or remove {agreeing(count, 'it', 'them')}"
 
 
 def no_questions(expected: str, came: str) -> str:

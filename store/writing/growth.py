@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from configs.counted import counted
 from store.errors import IntegrityError, StoreError
 from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.ids import ARRAYS, ImageIds
@@ -65,7 +66,7 @@ def plan_to_follow(
     if not images and not arrays:
         return stored, known
     if not append:
-        named = ", ".join([f"{len(images)} images", *(spec.name for spec in arrays)])
+        named = ", ".join([counted(len(images), "image"), *(spec.name for spec in arrays)])
         raise StoreError(
             f"expected {path} to have all that this config names, {named} are not in it: add them with --append"
         )

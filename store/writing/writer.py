@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.counted import counted
 from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, StoreError
 from store.files.disk import numbered
 from store.layout.ids import ImageIds
@@ -221,7 +222,7 @@ class StoreWriter:
     def _checked(self, spec: ArraySpec, rows: range, values: NDArray[Any], failures: Mapping[int, str]) -> NDArray[Any]:
         """Require finite values in all rows but the failed ones, and return the values with fill in the failed rows."""
         if len(values) != len(rows):
-            raise StoreError(f"expected {len(rows)} rows of {spec.name} for this shard, got {len(values)}")
+            raise StoreError(f"expected {counted(len(rows), 'row')} of {spec.name} for this shard, got {len(values)}")
         failed = [row - rows.start for row in failures]
         finite = spec.finite(values)
         finite[failed] = True
@@ -229,7 +230,7 @@ class StoreWriter:
             bad = [rows.start + int(index) for index in np.flatnonzero(~finite)]
             named = ", ".join(self.ids.names(row)[0] if self.ids.names(row) else str(row) for row in bad[:_SHOWN])
             raise NonFinite(
-                f"expected finite features, {spec.name} has NaN or infinity for {len(bad)} images ({named}): "
+                f"expected finite features, {spec.name} has NaN or infinity for {counted(len(bad), 'image')} ({named}): "
                 "float16 overflows in some towers, try model.dtype bfloat16 or float32 in a new store"
             )
         if failed:

@@ -164,3 +164,19 @@ def test_what_is_left_empty_misspelt_or_zero_is_said_in_the_configs_own_words(tm
 def test_a_flag_below_a_section_that_is_left_empty_is_told_so(tmp_path):
     with pytest.raises(ConfigError, match="expected keys below prune in the config, there is nothing"):
         load(write(tmp_path, yaml.safe_dump(MINIMAL) + "prune:\n"), {"prune.seeds": 2})
+
+
+@pytest.mark.parametrize(
+    "text", ["train:\n  epochs: 1\n   seed: 2\n", "train:\n  epochs: 1\n seed: 2\n", "  model:\n    x: 1\ndata: 1\n"]
+)
+def test_wrong_indentation_is_told_its_line_and_what_to_do(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"line 3, column \d: .*; indent all keys of one section by as many spaces"):
+        load(write(tmp_path, text), {})
+
+
+@pytest.mark.parametrize("value", ["null", "~"])
+def test_a_value_that_cannot_be_null_is_said_to_be_left_out_instead(tmp_path, value):
+    with pytest.raises(
+        ConfigError, match=r"prune\.budgets: expected a list \(got null\): leave it out for the default"
+    ):
+        load(write(tmp_path, yaml.safe_dump(MINIMAL) + f"\nprune:\n  budgets: {value}\n"), {})

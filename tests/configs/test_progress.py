@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, a line a minute in a log, nothing for short work."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -109,3 +110,15 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch):
         worked(clock, bar, 9, 1, 60)
     shown = terminal.getvalue()
     assert "encode: 100%" in shown and "9/9" in shown and "left" not in shown
+
+
+def test_other_processes_read_how_far_work_is_from_a_file_that_goes_when_it_ends(tmp_path):
+    clock, file = Clock(), tmp_path / "progress.json"
+    with ProgressBar(what="eval", total=90, initial=30, unit="answers", hidden=True, file=file, clock=clock) as bar:
+        assert json.loads(file.read_text()) == {"done": 30, "total": 90, "per_second": None}
+        worked(clock, bar, 4, 5, 2)
+        assert json.loads(file.read_text()) == {"done": 45, "total": 90, "per_second": 2.5}
+    assert not file.exists()
+    with pytest.raises(KeyboardInterrupt), ProgressBar(what="eval", total=9, hidden=True, file=file, clock=clock):
+        raise KeyboardInterrupt
+    assert json.loads(file.read_text())["total"] == 9

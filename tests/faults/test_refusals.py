@@ -126,7 +126,7 @@ def test_features_that_are_not_numbers_end_the_run_with_the_images_and_advice(
     with monkeypatch.context() as patched:
         patched.setattr(LlavaEncoder, "encode", overflowing)
         said = invoke(capsys, "extract", "--config", config, expect=3)
-    assert "raw has NaN or infinity for 1 images" in said and "model.dtype bfloat16 or float32" in said
+    assert "raw has NaN or infinity for 1 image (" in said and "model.dtype bfloat16 or float32" in said
     store = FeatureStore.open(experiment.store_path)
     names = {name for row in range(8, 10) for name in store.ids.names(row)}
     assert any(f"({name})" in said for name in names), said

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from configs.experiment import Experiment
+from stage1_extract.cli import group
 from stage1_extract.diagnose import run as diagnose
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.errors import GoneImage
 from stage1_extract.extract import extract
+from store.errors import StoreMissing
 from store.reading.reader import FeatureStore
 from tests.helpers import stores
 from tests.helpers.checkpoints import edit_config, tiny_llava
@@ -187,7 +190,9 @@ def test_an_image_that_is_gone_is_named_with_the_folder_where_it_was_expected(ho
     image = home / "data" / "images" / "image_000.png"
     before = image.read_bytes()
     image.unlink()
-    expected = rf"expected the image image_000.png below {image.parent} .* missing_file: .* --data.images"
+    expected = (
+        rf"expected the image image_000.png below {image.parent} .* no such file \(missing_file\): .* --data.images"
+    )
     try:
         with pytest.raises(GoneImage, match=expected):
             Bench(experiment(home), FeatureStore.open(home / "store")).image(0)
@@ -204,3 +209,13 @@ def test_the_report_says_in_words_what_is_refused_and_what_was_found(home, tmp_p
     assert said.rstrip().endswith(f"CAUSES   layer -3 instead of -2\n         ({about})")
     assert said.splitlines()[0] == f"{store}: {about}, by {home / 'checkpoint'}"
     assert "max |diff|" in said
+
+
+@pytest.mark.parametrize("command", ["verify", "diagnose"])
+def test_a_run_folder_in_place_of_its_store_is_told_where_the_store_is(home, tmp_path, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "store").symlink_to(home / "store")
+    done = CliRunner().invoke(group, [command, str(run)])
+    assert isinstance(done.exception, StoreMissing) and done.exception.exit_code == 5
+    assert f"did you mean {run / 'store'}?" in str(done.exception)

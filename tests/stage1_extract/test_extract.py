@@ -427,7 +427,7 @@ def test_overwriting_removes_the_store_and_nothing_that_lies_beside_it(tmp_path,
 def test_a_dry_run_says_that_the_extraction_would_stop_at_images_that_cannot_be_read(tmp_path, checkpoint, images):
     (images / "empty.png").write_bytes(b"")
     wanted = experiment(tmp_path / "run", checkpoint, images)
-    assert any("the extraction will stop, as 1 images cannot be read" in note for note in dry_run(wanted)["notes"])
+    assert any("the extraction will stop, as 1 image cannot be read" in note for note in dry_run(wanted)["notes"])
     tolerant = experiment(tmp_path / "run", checkpoint, images, extract={"max_failures": "1"})
     assert not any("will stop" in note for note in dry_run(tolerant)["notes"])
 

@@ -117,6 +117,15 @@ def test_images_with_another_files_suffix_are_left_out_with_their_names(root, ca
     assert "4 files" in caplog.text and "(a.jpg_large, b.png~, c.bin, …)" in caplog.text
 
 
+def test_companions_that_macos_lays_beside_files_are_left_out_and_counted_once(tmp_path, root, checkpoint, caplog):
+    (root / "sub").mkdir()
+    for name in ("._image_000.png", "sub/._x.jpg", "._0.tar", ".DS_Store"):
+        (root / name).write_bytes(b"\0\5\x16\7")
+    with caplog.at_level(logging.WARNING):
+        assert extracted(tmp_path, checkpoint) == {"image_000.png": None, "image_001.png": None}
+    assert caplog.text.count(f"3 files of macOS in {root}, named ._…, are left out") == 1
+
+
 def test_links_within_the_root_are_followed_to_files_and_to_folders(tmp_path, root, checkpoint):
     (root / "deep" / "er").mkdir(parents=True)
     (root / "image_000.png").rename(root / "deep" / "er" / "moved.png")
@@ -164,10 +173,10 @@ def test_links_out_of_the_root_are_counted_and_the_first_three_named(tmp_path, r
     with caplog.at_level(logging.WARNING):
         assert set(extracted(tmp_path, checkpoint)) == {"image_000.png", "image_001.png"}
     assert (
-        f"4 links lead out of {root} and are not followed (a, b, c, …): data.follow_links: true follows them"
+        f"4 links out of {root} are not followed (a, b, c, …): data.follow_links: true follows such links"
         in caplog.text
     )
-    assert f"1 links in {root} lead to nothing (gone)" in caplog.text
+    assert f"1 link in {root} leads to nothing (gone)" in caplog.text
 
 
 def test_a_folder_of_links_to_images_elsewhere_fails_by_name_until_it_may_follow_them(
@@ -216,7 +225,7 @@ def test_links_that_are_followed_are_no_way_for_names_that_climb(tmp_path, root)
 def test_a_folder_that_may_not_be_listed_is_said(root, caplog):
     (root / "closed").mkdir(mode=0)
     assert FolderSource(root).names() == ["image_000.png", "image_001.png"]
-    assert "1 folders" in caplog.text and "closed/: Permission denied" in caplog.text
+    assert "1 folder" in caplog.text and "closed/: Permission denied" in caplog.text
 
 
 def test_a_folder_that_the_system_fails_to_list_is_said(root, caplog, monkeypatch):
@@ -230,7 +239,7 @@ def test_a_folder_that_the_system_fails_to_list_is_said(root, caplog, monkeypatc
 
     monkeypatch.setattr(os, "scandir", failing)
     assert FolderSource(root).names() == ["image_000.png", "image_001.png"]
-    assert f"1 folders in {root} cannot be listed (broken/: Input/output error)" in caplog.text
+    assert f"1 folder in {root} cannot be listed (broken/: Input/output error)" in caplog.text
 
 
 def test_a_store_made_before_keeps_its_rows_when_images_are_found_that_were_not_seen(tmp_path, root, checkpoint):

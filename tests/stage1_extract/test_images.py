@@ -203,7 +203,7 @@ def test_failures_of_an_earlier_run_count_towards_the_limit_of_the_next(tmp_path
     (tmp_path / "images" / "z.jpg").write_text("other words")
     names = ["a.jpg", *names, "z.jpg"]
     for _ in range(2):
-        with pytest.raises(TooManyFailures, match="2 images cannot be encoded, 1 are tolerated"):
+        with pytest.raises(TooManyFailures, match="2 images cannot be encoded, 1 is tolerated"):
             extract(experiment(tmp_path, checkpoint, names, max_failures=1), overwrite=False)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from stage1_extract.checking import reference
-from stage1_extract.errors import BadImage, ChangedImage, WrongWeights
+from stage1_extract.errors import BadImage, ChangedImage, GoneImage, WrongWeights
 from stage1_extract.sources.images import content_id
 from store.errors import StoreError
 from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
@@ -107,3 +107,15 @@ def test_a_checkpoint_without_its_tower_cannot_be_the_baseline(home, stock, tmp_
 def test_a_folder_without_a_batch_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"batch\.json"):
         reference.run(tmp_path)
+
+
+def test_an_image_that_is_gone_is_named_with_its_folder_and_ends_with_exit_code_5(home, stock, tmp_path):
+    asked = Asked(images=("image_000.png", "gone.png"), sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
+    folder = order(home, stock[1], tmp_path / "batch", batches=(asked,), by_content=False)
+    with pytest.raises(GoneImage) as caught:
+        reference.run(folder)
+    assert caught.value.exit_code == 5
+    assert str(caught.value) == (
+        f"expected the image gone.png below {home / 'images'} to encode it again, but there is no such file (missing_file): "
+        "bring it back, or name the images that the store was made from with --data.images"
+    )

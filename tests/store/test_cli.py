@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from configs.cli import run_to_exit_code
 from store.care.inspect import as_text, report
@@ -269,3 +270,9 @@ def test_verify_says_how_many_shards_there_are_where_some_are_missing(path, tmp_
         "nothing is damaged; 2 of 3 shards are committed: `make extract` encodes what is missing\n",
     )
     assert refused(capsys, "verify", store_of(tmp_path, 4, "float32")) == (0, "nothing is damaged\n")
+
+
+def test_verify_counts_the_shards_for_programs_too(path):
+    done = CliRunner().invoke(group, ["verify", str(path), "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert found == {"findings": [], "changed_sources": [], "shards_committed": 2, "shards": 3}

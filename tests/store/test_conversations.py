@@ -49,7 +49,7 @@ def test_conversations_without_an_image_are_left_out_and_counted(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         questions = read_questions(data(tmp_path, ([text_only, conversation(1), text_only],)))
     assert [q.question_id for q in questions] == ["c1/0"]
-    assert "2 conversations have no image" in caplog.text
+    assert "2 conversations without an image" in caplog.text
 
 
 def test_unusable_turns_are_listed_by_entry_and_turn(tmp_path):
@@ -103,7 +103,8 @@ def test_a_greeting_is_not_asked_and_the_question_is_not_its_answer(tmp_path, ca
     pairs, said = asked(tmp_path, caplog, entry)
     assert pairs == [("what color is it ?", "red")] == preprocess_v1(entry["conversations"])
     assert (
-        "left out: 1 first turns are not the human's, LLaVA's own training skips them too (entry 0 message 0)" in said
+        "left out: 1 first turn of another than the human, which LLaVA's own training skips too (entry 0 message 0)"
+        in said
     )
 
 
@@ -113,19 +114,23 @@ def test_what_llavas_own_training_takes_of_a_conversation_is_what_is_asked(tmp_p
     entry = talk(*begins, "gpt: b", *more)
     pairs, said = asked(tmp_path, caplog, entry)
     assert pairs == preprocess_v1(entry["conversations"])
-    assert ("human turns are not answered" in said) == (len(more) == 3)
+    assert ("human turn without an answer" in said) == (len(more) == 3)
 
 
 @pytest.mark.parametrize(
     ("turns", "pairs", "left_out"),
     [
-        (("human: a", "human: b", "gpt: c"), [("b", "c")], "1 human turns are not answered (entry 0 message 0)"),
-        (("human: a", "gpt: b", "gpt: c"), [("a", "b")], "1 answers follow no human turn (entry 0 message 2)"),
-        (("gpt: a", "gpt: b"), [], "1 answers follow no human turn (entry 0 message 1)"),
-        (("system: be brief", "human: a", "gpt: b"), [("a", "b")], "1 turns are system prompts (entry 0 message 0)"),
-        (("human: a", "tool: x", "gpt: b"), [("a", "b")], "1 turns do not say who speaks"),
-        (("human: a",), [], "1 human turns are not answered"),
-        ((), [], "1 conversations have no turns (entry 0)"),
+        (("human: a", "human: b", "gpt: c"), [("b", "c")], "1 human turn without an answer (entry 0 message 0)"),
+        (("human: a", "gpt: b", "gpt: c"), [("a", "b")], "1 answer without a human turn before it (entry 0 message 2)"),
+        (("gpt: a", "gpt: b"), [], "1 answer without a human turn before it (entry 0 message 1)"),
+        (
+            ("system: be brief", "human: a", "gpt: b"),
+            [("a", "b")],
+            "1 system prompt among the turns (entry 0 message 0)",
+        ),
+        (("human: a", "tool: x", "gpt: b"), [("a", "b")], "1 turn without its speaker"),
+        (("human: a",), [], "1 human turn without an answer"),
+        ((), [], "1 conversation without turns (entry 0)"),
     ],
 )
 def test_turns_that_do_not_alternate_are_paired_by_who_speaks_and_the_rest_is_named(
@@ -170,13 +175,13 @@ def test_wherever_the_placeholder_stands_it_is_no_part_of_the_question(tmp_path,
 
 def test_a_conversation_without_the_placeholder_is_about_its_image_and_is_said_to_have_none(tmp_path, caplog):
     pairs, said = asked(tmp_path, caplog, talk("human: what ?", "gpt: that"))
-    assert pairs == [("what ?", "that")] and "1 conversations have no <image>" in said and "(entry 0)" in said
+    assert pairs == [("what ?", "that")] and "1 conversation without <image>" in said and "(entry 0)" in said
 
 
 def test_questions_before_the_image_is_shown_are_left_out(tmp_path, caplog):
     pairs, said = asked(tmp_path, caplog, talk("human: hello", "gpt: hi", "human: <image>what ?", "gpt: that"))
     assert pairs == [("what ?", "that")]
-    assert "1 questions are asked before the image is shown (entry 0 message 0)" in said
+    assert "1 question asked before the image is shown (entry 0 message 0)" in said
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_questions_before_the_image_is_shown_are_left_out(tmp_path, caplog):
 )
 def test_conversations_about_several_images_are_left_out_and_named(tmp_path, caplog, entry):
     pairs, said = asked(tmp_path, caplog, entry, talk("human: <image>a", "gpt: b"))
-    assert pairs == [("a", "b")] and "1 conversations are about several images (entry 0)" in said
+    assert pairs == [("a", "b")] and "1 conversation about several images (entry 0)" in said
 
 
 @pytest.mark.parametrize("image", [["1.png"], "1.png"])
@@ -201,7 +206,7 @@ def test_a_list_of_one_image_is_that_image(tmp_path, image):
 @pytest.mark.parametrize("image", [None, []])
 def test_an_empty_image_is_none(tmp_path, caplog, image):
     pairs, said = asked(tmp_path, caplog, talk("human: a", "gpt: b", image=image))
-    assert pairs == [] and "1 conversations have no image (entry 0)" in said
+    assert pairs == [] and "1 conversation without an image (entry 0)" in said
 
 
 def test_of_many_places_the_first_three_are_named_and_all_are_counted(tmp_path, caplog):

@@ -20,6 +20,7 @@ def run_of(folder):
     (predictions / "random-64-original-seed0.jsonl.partial").write_text(line * 2 + line[:9])
     (predictions / "random-32-original-seed0.jsonl").write_text(line * 5)
     (predictions / "random-32-original-seed0.jsonl.partial").write_text(line * 1)  # its split grew
+    (folder / "eval" / "progress.json").write_text(json.dumps({"done": 13, "total": 25, "per_second": 0.5}))
     (folder / "sweep").mkdir()
     training = folder / "pruner" / "learned_scorer"
     training.mkdir(parents=True)
@@ -56,7 +57,7 @@ def test_status_of_a_store_says_how_far_the_run_around_it_is(tmp_path):
     assert of_run["images"] == 5 and of_run.items() <= of_store.items()
     said = CliRunner().invoke(group, ["status", str(store)], catch_exceptions=False).stdout
     assert "images" in said.splitlines()[0]
-    assert "eval: 1 cells complete, 2 begun; 13 answers, not summarised yet" in said
+    assert "eval: 1 cell complete, 2 begun; 13 answers, not summarised yet" in said
     assert "train learned_scorer: epoch 1 of 4, step 8" in said
     assert "train other: finished, validation accuracy 0.875" in said
 
@@ -67,6 +68,29 @@ def test_status_takes_the_run_folder_of_the_config(tmp_path):
     config.write_text(f"model: {{checkpoint: x}}\ndata: {{images: i}}\nrun_dir: {tmp_path / 'run'}\n")
     found = status_of("--config", config)
     assert found["run"]["eval"]["answers"] == 13 and "images" not in found
+
+
+def test_status_estimates_the_time_that_is_left_of_work_under_way(tmp_path):
+    run = run_of(tmp_path)
+    paces = {"sweep": {"done": 0, "total": 9, "per_second": None}, "pruner/learned_scorer": {"done": 8, "total": 60}}
+    for folder, pace in paces.items():
+        (run / folder / "progress.json").write_text(json.dumps({"per_second": 2.0} | pace))
+    found = status_of(run)["run"]
+    assert found["eval"]["progress"] == {"done": 13, "total": 25, "per_second": 0.5, "eta_seconds": 24.0}
+    assert found["sweep"]["progress"] == {"done": 0, "total": 9, "per_second": None, "eta_seconds": None}
+    assert found["trainings"]["learned_scorer"]["progress"]["eta_seconds"] == (52 + 3 * 60) / 2
+    said = CliRunner().invoke(group, ["status", str(run)], catch_exceptions=False).stdout
+    assert "\n  13 of 25 answers, 30.0/min, 0:00:24 to go\n" in said and "\n  0 of 9 answers\n" in said
+    assert "\n  8 of 60 steps of this epoch, 2.0/s, 0:01:56 to go\n" in said
+
+
+def test_the_cells_of_a_sweep_under_way_are_counted(tmp_path):
+    run = run_of(tmp_path)
+    (run / "eval").rename(run / "sweep" / "eval")
+    found = status_of(run)["run"]
+    assert found["eval"] is None and found["sweep"]["cells"]["answers"] == 13
+    said = CliRunner().invoke(group, ["status", str(run)], catch_exceptions=False).stdout
+    assert "sweep: 1 cell complete, 2 begun; 13 answers, not summarised yet" in said
 
 
 def test_a_finished_evaluation_and_sweep_are_summarised(tmp_path):
@@ -83,6 +107,7 @@ def test_damaged_files_of_a_run_do_not_stop_the_status(tmp_path, content):
     for path in (run / "pruner" / "other" / "pruner.json", run / "sweep" / "summary.json"):
         path.write_bytes(content)
     (run / "pruner" / "learned_scorer" / "log.jsonl").write_bytes(content + b"\n")
+    (run / "eval" / "progress.json").write_bytes(content)
     assert status_of(run)["run"]["eval"]["answers"] == 13
 
 

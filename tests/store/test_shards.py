@@ -168,7 +168,7 @@ def test_features_that_are_not_numbers_are_refused_by_the_name_of_their_image(tm
     rows = shard_values(plan, 1)
     rows[array][1, 2, 3] = to_storage(torch.tensor(bad, dtype=torch_dtype(dtype)).reshape(1))[0]
     with StoreWriter.open(tmp_path, plan, ids, None) as writer:
-        with pytest.raises(NonFinite, match=rf"{array} .*1 images \(image_3\.png\)") as caught:
+        with pytest.raises(NonFinite, match=rf"{array} .*1 image \(image_3\.png\)") as caught:
             writer.commit_shard(1, rows, {}, {})
         assert writer.missing_shards() == [0, 1, 2]
     assert caught.value.exit_code == 3

@@ -189,6 +189,25 @@ def test_the_same_settings_are_measured_again_and_others_are_refused(experiment)
     assert analyse.run(fewer, limit=2, overwrite=True)["n_questions"] == 2
 
 
+def test_an_analysis_of_the_config_and_one_of_the_sweep_lie_side_by_side(config, tmp_path):
+    flags = ["analyse", "--config", str(config), "--prune.budgets", "3", "--limit", "2"]
+    of_config = CliRunner().invoke(group, flags, catch_exceptions=False)
+    of_sweep = CliRunner().invoke(group, [*flags, "--sweep", "--sweep.methods", "random,cls_attention"])
+    assert (of_config.exit_code, of_sweep.exit_code) == (0, 0), of_sweep.output
+    assert f"written to {tmp_path / 'run' / 'selection-sweep'}" in of_sweep.stderr
+    for name in ("selection", "selection-sweep"):
+        assert (tmp_path / "run" / name / "selection.json").is_file()
+
+
+def test_a_refusal_names_the_methods_that_came_and_went_without_their_parameters(experiment):
+    analyse.run(experiment)
+    every = [{"name": name} for name in ("random", "uniform_grid", "feature_norm", "div_prune", "first_last", "dart")]
+    prune = experiment.prune.model_validate({"methods": every, "budgets": [3, 4, 5]})
+    with pytest.raises(OtherRun, match=r"pruners: now also .* and \d+ more; pruners: no longer ") as refused:
+        analyse.run(experiment.model_copy(update={"prune": prune}))
+    assert len(str(refused.value)) < 700 + len(str(experiment.run_dir))
+
+
 @dataclass(frozen=True)
 class Asks(Pruner):
     """The patches that look most like the question's words; `seen` shifts them."""

@@ -146,3 +146,9 @@ def test_kept_patches_are_shown_as_they_are_and_the_others_darker_in_a_sheet_of_
     assert np.allclose(patches[1], DROPPED[0] * grey[1])
     assert np.allclose(patches[10], ABSORBED[0] * (ABSORBED[1] * original[10] + (1 - ABSORBED[1]) * grey[10]))
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_another_kind_than_png_is_refused_before_any_work(config, tmp_path):
+    done = invoke(config, NAME, "--store.path", tmp_path / "none", "--out", tmp_path / "k.xyz")
+    assert isinstance(done.exception, CannotShow) and done.exception.exit_code == 2
+    assert "expected a name that ends with .png as --out, got" in str(done.exception)
