@@ -9,11 +9,10 @@ import click
 from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
-from stage2_prune.pruner_commands import check_pruner, list_pruners
+from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 foreign_option = click.option(
     "--allow-foreign-device",
     is_flag=True,
