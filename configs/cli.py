@@ -16,6 +16,7 @@ import click
 
 from configs.errors import NO_SPACE_OR_READ_ONLY, EncodeOnceError, Interrupted
 from configs.experiment import StoreLocation, store_location
+from configs.import_code import line_of_a_path
 from configs.parsing.redact import Redacting, without_credentials
 
 WRONG_PATHS = {
@@ -75,11 +76,12 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
     """Run a command, print the error that it raises on stderr, and return the exit code.
 
     Returns:
-        What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, 7 no space or
-        read-only, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
+        What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, or an error
+        of a user's own pruner, 7 no space or read-only, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
 
     Raises:
-        OSError: The error concerns no path that the user gave, so it is a bug; Python prints a traceback and returns 1.
+        Exception: The error concerns no path and no code that the user gave, so it is a bug; Python prints a traceback and
+            returns 1.
 
     """
     try:
@@ -98,6 +100,12 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         code, advice = _code_and_advice(error)
         click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
         return code
+    except Exception as error:
+        place = line_of_a_path(error)
+        if place is None:
+            raise
+        click.echo(f"error: {place} raised {type(error).__name__} ({error}): mend the file", err=True)
+        return 2
     return returned if isinstance(returned, int) else 0
 
 

@@ -29,6 +29,7 @@ HOMES = {
     "show": "stage2_prune",
     "calibrate": "stage2_prune",
     "pruners": "stage2_prune",
+    "check-pruner": "stage2_prune",
 }
 """The package of each command."""
 STEPS = {

@@ -1,8 +1,8 @@
 """A flag for each field of the config; the field's model gives the type, the choices, the bounds and the default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -86,7 +86,9 @@ def experiment_options(own: str, *others: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str, type] | None = None) -> Experiment:
+def experiment_from(
+    config_path: Path, flags: dict[str, Any], pruners: Mapping[str, type] | None = None
+) -> Experiment:  # fmt: skip
     """Load the experiment of a config file; the flags that the user typed win over the file.
 
     Args:
@@ -109,6 +111,17 @@ def experiment_from(config_path: Path, flags: dict[str, Any], pruners: dict[str,
         except ValueError as error:
             raise ConfigError(f"{_flag(section, name)}: not valid YAML: {error}") from None
     return read_experiment(config_path, given, pruners)
+
+
+def flag_mapping(flag: str, text: str) -> dict[str, Any]:
+    """Read the text of a flag as a mapping in YAML; ConfigError (exit 2) for anything else."""
+    try:
+        given = flag_value(text, dict[str, Any])
+    except ValueError as error:
+        raise ConfigError(f"{flag}: not valid YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{flag}: expected a mapping such as '{{name: value}}', got {text!r}")
+    return cast("dict[str, Any]", given)
 
 
 def _section_flags(section: str, bare: bool) -> Callable[[Command], Command]:

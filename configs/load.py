@@ -19,7 +19,7 @@ from configs.files.seal import sealed
 from configs.parsing.nearest import no_such
 from configs.parsing.problems import Problem, fields_of, listed, problems_of, short
 from configs.parsing.strict_yaml import Places, parse
-from configs.variants import variants
+from configs.variants import refusal, variants
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -30,7 +30,7 @@ def load(path: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] |
     Args:
         path: The YAML file.
         overrides: Values by dotted key, such as `train.epochs`; they win over the file.
-        pruners: The stage's pruner classes by name; with them the parameters of `prune.methods` are validated too.
+        pruners: The stage's pruner classes by name or path; with them the parameters of `prune.methods` are validated too.
 
     Raises:
         ConfigError: (exit 2) It names each problem by its line or its flag and by its dotted path, with the value received.
@@ -61,6 +61,16 @@ def save_resolved(experiment: Experiment, folder: Path) -> None:
     """Write the config that produced an output beside it, as `config.yaml`, its paths relative to that file."""
     text = yaml.safe_dump(portable.saved(experiment, folder), sort_keys=False)
     write_atomically(folder / "config.yaml", sealed(text))
+
+
+def method_of(name: str, parameters: Mapping[str, Any]) -> Method:
+    """Describe a method as a config does; ConfigError (exit 2) if its name or the form of a value is wrong."""
+    given = {"name": name, **parameters}
+    try:
+        return Method.model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, given, fields_of(Method), (name,))
+        raise ConfigError("; ".join(map(str, problems))) from None
 
 
 def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
@@ -120,8 +130,9 @@ def _retired_keys(node: Any, path: tuple[str, ...] = ()) -> list[Problem]:
 
 
 def _method_problems(method: Method, pruners: Mapping[str, type], below: tuple[str | int, ...] = ()) -> list[Problem]:
-    if method.name not in pruners:
-        return [Problem((*below, "name"), no_such("pruner", method.name, pruners))]
+    refused = refusal(method.name, pruners)
+    if refused is not None:
+        return [Problem((*below, "name"), refused)]
     pruner = pruners[method.name]
     try:
         TypeAdapter(pruner).validate_python(method.parameters)
@@ -137,8 +148,9 @@ def _pruner_problems(experiment: Experiment, pruners: Mapping[str, type]) -> lis
     for index, method in enumerate(experiment.prune.methods):
         problems += _method_problems(method, pruners, ("prune", "methods", index))
     trained = experiment.train.pruner.partition("@")[0]  # a label has parameters behind its @
-    if "pruner" in experiment.train.model_fields_set and trained not in pruners:
-        problems.append(Problem(("train", "pruner"), no_such("pruner", trained, pruners)))
+    labels = [method.known_as for method in experiment.prune.methods if refusal(method.name, pruners) is None]
+    if "pruner" in experiment.train.model_fields_set and trained not in [*labels, *pruners]:
+        problems.append(Problem(("train", "pruner"), no_such("pruner", trained, [*labels, *pruners])))
     return problems + variants(experiment, pruners)[1]
 
 

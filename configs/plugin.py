@@ -1,17 +1,104 @@
-"""Variants of a method, a family or a tower: each is a file in a folder, and a config names it by the file's name.
+"""Variants of a method, a family or a tower: one file defines one variant, and a config names it.
 
-Adding a variant means adding a file; there is no registry to edit.
+A variant's name is that of a file in the project's folder for its kind, or of an entry point of an installed distribution, or
+it is the path of a file. Adding a variant means writing a file; there is no registry to edit.
 """
 
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeVar
 
 from configs.errors import ConfigError
+from configs.import_code import import_path, imported, only_class
 from configs.parsing.nearest import no_such
 
 T = TypeVar("T")
+
+GROUPS = {
+    "stage2_prune.pruners": "encode_once.pruners",
+    "stage2_prune.families": "encode_once.language_families",
+    "stage1_extract.families": "encode_once.vision_families",
+    "stage1_extract.towers": "encode_once.towers",
+}
+"""The group of entry points of each folder. A folder without a group takes its own files alone: a store names its projector,
+and what a store says must run no code from elsewhere."""
+
+
+class Variants(Mapping[str, type[T]]):
+    """All variants of one kind by name; the file of a variant is imported when the variant is asked for.
+
+    The names that are listed are those of files and entry points. A path that ends in `.py` is a name too, but is not listed.
+    """
+
+    def __init__(self, package: ModuleType, base: type[T]) -> None:
+        """Look for files and entry points.
+
+        Args:
+            package: The project's folder of this kind.
+            base: The class that a variant is derived from.
+
+        """
+        self._package, self._base = package, base
+        self._group = GROUPS.get(package.__name__)
+        self._files = names(package)
+        self._published: Mapping[str, tuple[EntryPoint, ...]] = {} if self._group is None else published(self._group)
+
+    def __getitem__(self, name: str) -> type[T]:
+        """Return the variant of that name.
+
+        Raises:
+            KeyError: There is no such name.
+            ConfigError: (exit 2) The name is taken twice, or its file cannot be imported or does not define one variant.
+
+        """
+        if name not in self:
+            raise KeyError(name)
+        if is_path(name):
+            return only_class(import_path(Path(name)), self._base, name)
+        points = self._published.get(name, ())
+        if points and not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise ConfigError(
+                f"expected a name of letters, digits, _, - and ., as files are named after it: rename {_of(points[0])}"
+            )
+        sources = [f"{self._package.__name__.replace('.', '/')}/{name}.py"] * (name in self._files)
+        sources += [_of(point) for point in points]
+        if len(sources) > 1:
+            raise ConfigError(
+                f"expected one {self._base.__name__.lower()} called {name}, {' and '.join(sources)} both have that name: rename "
+                "one, or uninstall its distribution"
+            )
+        return only_class(self._load(name, points), self._base, sources[0])
+
+    def _load(self, name: str, points: tuple[EntryPoint, ...]) -> Any:
+        if points:
+            return imported(f"{_of(points[0])} ({points[0].value})", points[0].load)
+        module = f"{self._package.__name__}.{name}"
+        return imported(f"a module {module}", lambda: import_module(module), Path(self._package.__path__[0]))
+
+    def __contains__(self, name: object) -> bool:
+        """Check for a name of a file or of an entry point; a path is always a name, whether or not its file is there."""
+        listed = name in self._files or name in self._published
+        return listed or (self._group is not None and isinstance(name, str) and is_path(name))
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of files and entry points."""
+        return iter(sorted({*self._files, *self._published}))
+
+    def __len__(self) -> int:
+        """Return the number of names that are listed."""
+        return len({*self._files, *self._published})
+
+
+def is_path(name: str) -> bool:
+    """Check whether the name of a variant is the path of a file."""
+    return name.endswith(".py")
 
 
 def names(package: ModuleType) -> list[str]:
@@ -19,43 +106,66 @@ def names(package: ModuleType) -> list[str]:
     return sorted(module.name for module in iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
+def published(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of a group by name, those of installed distributions; nothing is imported."""
+    return _published(group, tuple(sys.path))
+
+
+def find_all(package: ModuleType, base: type[T]) -> Variants[T]:
+    """Return every variant of `package` by name."""
+    return Variants(package, base)
+
+
 def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
-    """Return the only subclass of `base` that the module `package.name` defines.
+    """Return the variant of `package` called `name`.
 
     Raises:
-        ConfigError: (exit 2) The package has no module of that name, or the module cannot be imported.
-        TypeError: The module defines no such class, or several.
+        ConfigError: (exit 2) There is no such name, it is taken twice, or its file cannot be imported or does not define one
+            variant.
 
     """
-    if name not in names(package):
-        raise ConfigError(f"{package.__name__}: {no_such(base.__name__.lower(), name, names(package))}")
-    module = _imported(f"{package.__name__}.{name}")
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, it defines {len(classes)}")
-    return classes[0]
+    variants = find_all(package, base)
+    if name not in variants:
+        raise ConfigError(f"{package.__name__}: {no_such(base.__name__.lower(), name, variants)}")
+    return variants[name]
 
 
-def find_all(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
-    """Return every variant of `package` by its file's name; raises as `find` does."""
-    return {name: find(package, name, base) for name in names(package)}
-
-
-def find_by_model_type(package: ModuleType, model_type: str, base: type[T]) -> type[T] | None:
+def find_by_model_type(
+    package: ModuleType, model_type: str, base: type[T], named: str | None = None
+) -> type[T] | None:  # fmt: skip
     """Return the variant of `package` whose class attribute `model_types` holds the `model_type` of a checkpoint's config.
 
-    Returns None where no file serves that type; raises as `find` does.
+    Args:
+        package: The folder to search.
+        model_type: The type that a checkpoint's config gives.
+        base: The class whose variants are searched.
+        named: The name of the variant that the config chose; None searches all.
+
+    Returns:
+        None where no variant serves that type.
+
+    Raises:
+        ConfigError: (exit 2) As `find` does, for two variants of one type, and for a chosen one of another type.
+
     """
-    variants = find_all(package, base).values()
-    return next((variant for variant in variants if model_type in _model_types(variant)), None)
+    if named is None:
+        serving = {name: kind for name, kind in find_all(package, base).items() if model_type in _model_types(kind)}
+        if len(serving) > 1:
+            raise ConfigError(
+                f"expected one variant for {model_type!r}, there are {', '.join(serving)}: name one in the config"
+            )
+        return next(iter(serving.values()), None)
+    chosen = find(package, named, base)
+    if _model_types(chosen) and model_type not in _model_types(chosen):  # a variant without types serves any
+        raise ConfigError(
+            f"expected a {base.__name__.lower()} for {model_type!r}, {named} serves {', '.join(sorted(_model_types(chosen)))}: "
+            "add the type to its `model_types`, or take the name out of the config"
+        )
+    return chosen
 
 
 def no_file_for(package: ModuleType, model_type: str, base: type[Any], what: str) -> str:
-    """Compose the message about a `model_type` that no file of `package` serves.
+    """Compose the message about a `model_type` that no variant of `package` serves.
 
     Args:
         package: The folder that was searched.
@@ -73,15 +183,21 @@ def no_file_for(package: ModuleType, model_type: str, base: type[Any], what: str
 
 def _model_types(variant: type) -> frozenset[str]:
     served: Any = variant  # `base` declares the attribute; only some of the classes that `find` returns have it
-    return served.model_types
-
-
-def _imported(name: str) -> ModuleType:
-    """Import the module of a variant; whatever its code raises becomes a sentence for the author of the file."""
     try:
-        return import_module(name)
-    except Exception as error:
+        return served.model_types
+    except AttributeError:
         raise ConfigError(
-            f"expected a module {name} that can be imported, it raised {type(error).__name__} ({error}): mend the file, or "
-            "take it out of the folder"
-        ) from error
+            f"expected `model_types` in {variant.__name__}, it has none: list the types that it serves"
+        ) from None
+
+
+@cache
+def _published(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Read the entry points of a group once for each search path, because a method may be looked up in every batch."""
+    points = entry_points(group=group)
+    return {name: tuple(points.select(name=name)) for name in sorted(points.names)}
+
+
+def _of(point: EntryPoint) -> str:
+    distribution = "an unknown distribution" if point.dist is None else point.dist.name
+    return f"the entry point {point.name} of {distribution}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.parsing.nearest import did_you_mean, no_such
 from configs.parsing.problems import Problem
@@ -31,29 +32,37 @@ def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[
     for key, values in sorted(
         experiment.sweep.vary.items(), key=lambda item: "." in item[0]
     ):  # values of one method win
-        axes[key], wrong = _axis(key, values, pruners)
+        axes[key], wrong = _axis(key, values, pruners, chosen)
         problems += wrong
     for method in chosen:
         mine = {key.rpartition(".")[2]: axis[method.name] for key, axis in axes.items() if method.name in axis}
         for combination in product(*mine.values()):
             crossed = method.parameters | dict(zip(mine, combination, strict=True))
-            variant = Method.model_validate({"name": method.name, "weights": method.weights, **crossed})
+            named = {"name": method.name, "label": method.label, "weights": method.weights}
+            variant = Method.model_validate({**named, **crossed})
             if variant not in methods:
                 methods.append(variant)
     return methods, problems
+
+
+def refusal(name: str, pruners: Mapping[str, type]) -> str | None:
+    """Say why a name stands for no pruner: there is none, or its code cannot be loaded; None for a name that stands for one."""
+    if name not in pruners:
+        return no_such("pruner", name, pruners)
+    try:
+        pruners[name]
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[Method], list[Problem]]:
     """List the methods before their parameters are varied: as prune.methods has them, otherwise with their defaults."""
     section, configured = experiment.sweep, experiment.prune.methods
     named = {"methods": () if isinstance(section.methods, str) else section.methods, "without": section.without}
-    problems = [
-        Problem(("sweep", key), no_such("pruner", name, pruners))
-        for key, names in named.items()
-        for name in names
-        if name not in pruners
-    ]
-    wanted = list(pruners) if section.methods == "all" else [method.name for method in configured]
+    refused = [(key, refusal(name, pruners)) for key, names in named.items() for name in names]
+    problems = [Problem(("sweep", key), reason) for key, reason in refused if reason is not None]
+    wanted = [*(pruners if section.methods == "all" else ()), *(method.name for method in configured)]
     names = wanted if isinstance(section.methods, str) else list(section.methods)
     methods: list[Method] = []
     for name in dict.fromkeys(names):
@@ -67,15 +76,21 @@ def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[M
     return methods, problems
 
 
-def _axis(key: str, values: Values, pruners: Mapping[str, type]) -> tuple[dict[str, tuple[Any, ...]], list[Problem]]:
+def _axis(
+    key: str, values: Values, pruners: Mapping[str, type], chosen: Sequence[Method]
+) -> tuple[dict[str, tuple[Any, ...]], list[Problem]]:
     """Return the values of one key of `sweep.vary` for each method that has the parameter, and the problems of that key."""
     owner, _, field = key.rpartition(".")
     path = ("sweep", "vary", key)
-    if owner and owner not in pruners:
-        return {}, [Problem(path, no_such("pruner", owner, pruners))]
-    holders = {name: pruner for name, pruner in pruners.items() if owner in ("", name) and field in _fields(pruner)}
+    labels = {method.known_as: method.name for method in chosen}
+    owner = labels.get(owner, owner)
+    if owner and (refused := refusal(owner, pruners)):
+        return {}, [Problem(path, refused)]
+    candidates = [owner] if owner else dict.fromkeys([*pruners, *labels.values()])
+    fields = {name: _fields(pruners[name]) for name in candidates if refusal(name, pruners) is None}
+    holders = {name: pruners[name] for name, known in fields.items() if field in known}
     if not holders:
-        known = [each for name, pruner in pruners.items() if owner in ("", name) for each in _fields(pruner)]
+        known = [each for names in fields.values() for each in names]
         message = f"{owner or 'no method'} has {'no' if owner else 'a'} parameter {field!r}{did_you_mean(field, known)}"
         return {}, [Problem(path, message)]
     if values == "every":

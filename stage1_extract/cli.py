@@ -12,6 +12,7 @@ from configs.counted import counted
 from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 from configs.flags import Commands, experiment_from, experiment_options
+from configs.plugin import is_path
 from store.checkpoint.versions import note_untested
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -164,7 +165,8 @@ def _of_store(
     """Return the experiment of the config that is named, or else of the config that was saved beside the store."""
     if store is None:
         return experiment_from(config_path, flags)
-    if context.get_parameter_source("config_path") is ParameterSource.DEFAULT:
+    beside = context.get_parameter_source("config_path") is ParameterSource.DEFAULT
+    if beside:
         config_path = Path(store) / "config.yaml"
         if not config_path.is_file():
             if isinstance(store, Path):
@@ -172,4 +174,11 @@ def _of_store(
             raise ConfigError(
                 f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
             )
-    return experiment_from(config_path, flags | {"store__path": str(store)})
+    experiment = experiment_from(config_path, flags | {"store__path": str(store)})
+    code = [name for name in (experiment.model.vision_family, experiment.model.tower) if name and is_path(name)]
+    if beside and code:  # a store may come from someone else
+        raise ConfigError(
+            f"expected to run no code that a store's config names, {config_path} names {', '.join(code)}: read that file, and "
+            f"run it with --config {config_path}"
+        )
+    return experiment

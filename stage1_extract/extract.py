@@ -55,7 +55,7 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
-    description = find_family(config).describe(experiment, config)
+    description = find_family(config, experiment.model.vision_family).describe(experiment, config)
     sources, path = find_sources(experiment), experiment.store_path
     wanted = plan_for(experiment, sources, description, {})
     plan, _ = (wanted, None) if overwrite else plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)

@@ -1,4 +1,4 @@
-"""Which file of `families/` opens the vision half of a checkpoint, and which checkpoints stage 1 refuses."""
+"""Which family opens the vision half of a checkpoint, and which checkpoints stage 1 refuses."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +17,18 @@ from store.checkpoint.open_text import check_text_side
 from store.checkpoint.weights import require_all_files
 
 
-def find_family(config: Any) -> type[Family]:
+def find_family(config: Any, named: str | None = None) -> type[Family]:
     """Find the family of a checkpoint: by model type, if the model's parts can be reached; otherwise `WholeModel`, which
     calls the model's own code.
+
+    A family from outside this project decides by itself what it reaches. `named` is the family that `model.vision_family`
+    chooses.
     """
-    family = plugin.find_by_model_type(families, config.model_type, Family)
-    return family if family is not None and parts_can_be_reached(config) else WholeModel
+    family = plugin.find_by_model_type(families, config.model_type, Family, named)
+    if family is None:
+        return WholeModel
+    ours = family.__module__.startswith(f"{families.__name__}.")
+    return WholeModel if ours and named is None and not parts_can_be_reached(config) else family
 
 
 def check_questions(experiment: Experiment, config: Any) -> None:
@@ -31,7 +37,7 @@ def check_questions(experiment: Experiment, config: Any) -> None:
     Raises what `check_text_side` raises, and CheckpointMissing (exit 5) naming a file of weights that a folder lacks.
     Models of the fallback are not checked, because no command asks them a question.
     """
-    if experiment.data.questions is not None and find_family(config) is not WholeModel:
+    if experiment.data.questions is not None and find_family(config, experiment.model.vision_family) is not WholeModel:
         check_text_side(config, experiment.model)
         require_all_files(experiment.model.checkpoint, experiment.model.revision)
 
@@ -39,10 +45,10 @@ def check_questions(experiment: Experiment, config: Any) -> None:
 def require_stage2(experiment: Experiment, config: Any) -> None:
     """Refuse a model whose language half stage 2 cannot open (UnsupportedModel, exit 2), unless `without_stage2` is set.
 
-    The stages do not import each other, so this function reads file names: stage 2 has one file per family, which is named
-    after its model type.
+    The stages do not import each other, so this function reads names: stage 2 has one file or entry point per family, which is
+    named after its model type. Stage 2 itself judges the family that `model.language_family` chooses.
     """
-    if experiment.extract.without_stage2:
+    if experiment.extract.without_stage2 or experiment.model.language_family is not None:
         return
     opened = sorted(stage2_families())
     if config.model_type not in opened:
@@ -54,11 +60,12 @@ def require_stage2(experiment: Experiment, config: Any) -> None:
 
 
 def stage2_families() -> set[str]:
-    """Return the model types that stage 2 opens, by the names of its files."""
+    """Return the model types that stage 2 opens, by the names of its files and of entry points."""
     package = find_spec("stage2_prune")
     assert package is not None and package.submodule_search_locations, "stage 2 is installed beside stage 1"
     folder = Path(package.submodule_search_locations[0]) / "families"
-    return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    return files | plugin.published(plugin.GROUPS["stage2_prune.families"]).keys()
 
 
 def parts_can_be_reached(config: Any) -> bool:

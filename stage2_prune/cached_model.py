@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs import plugin
-from configs.experiment import Experiment, Method, Positions
+from configs.experiment import Experiment, Positions
 from configs.find_config import DEFAULT, load_experiment
+from configs.load import method_of
 from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.evaluation.cells import build
@@ -28,14 +29,14 @@ from store.reading.by_name import rows_of
 
 
 def load_pruner(method: str, **parameters: Any) -> Pruner:
-    """Make a pruner by its name in a config; ConfigError (exit 2) names a wrong name or parameter.
+    """Make a pruner by its name in a config or by the path of its file; ConfigError (exit 2) names what is wrong.
 
     Examples:
         >>> load_pruner("div_prune")
         DivPrune()
 
     """
-    return build(Method.model_validate({"name": method, **parameters}), plugin.find_all(pruners, Pruner))
+    return build(method_of(method, parameters), plugin.find_all(pruners, Pruner))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import click
 from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
+from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 foreign_option = click.option(
     "--allow-foreign-device",
     is_flag=True,
@@ -225,17 +225,8 @@ def show(
         click.echo(reason, err=True)
 
 
-@group.command("pruners")
-@json_option
-def list_pruners(as_json: bool) -> None:
-    """List the pruning methods and their parameters.
-
-    With defaults, the arrays that each method needs, where it drops tokens, and what a budget means for it.
-    """
-    from stage2_prune.evaluation import report
-
-    rows = report.describe_pruners()
-    click.echo(json.dumps(rows) if as_json else report.pruner_table(rows), nl=as_json)
+group.add_command(list_pruners)
+group.add_command(check_pruner)
 
 
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:

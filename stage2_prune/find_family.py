@@ -1,4 +1,4 @@
-"""Which file of `families/` opens the language half of a checkpoint, and opening it."""
+"""Which family opens the language half of a checkpoint, and opening it."""
 
 from typing import Any
 
@@ -13,9 +13,12 @@ from store.checkpoint.text import Text
 from store.layout.tensors import pick_device
 
 
-def find_family(config: Any) -> type[Family]:
-    """Find the family that opens a checkpoint, by its config's `model_type`; PrunerMisused (exit 2) names the file to add."""
-    family = plugin.find_by_model_type(families, config.model_type, Family)
+def find_family(config: Any, named: str | None = None) -> type[Family]:
+    """Find the family that opens a checkpoint, by its config's `model_type`; PrunerMisused (exit 2) names the file to add.
+
+    `named` is the family that `model.language_family` chooses.
+    """
+    family = plugin.find_by_model_type(families, config.model_type, Family, named)
     if family is None:
         raise PrunerMisused(plugin.no_file_for(families, config.model_type, Family, "a checkpoint"))
     return family
@@ -24,7 +27,7 @@ def find_family(config: Any) -> type[Family]:
 def open_text(model: ModelSection) -> Text:
     """Open the text side of the configured checkpoint: its tokenizer and chat template; raises as `open_language` does."""
     config = _config(model)
-    return find_family(config).open_text(config, model)
+    return find_family(config, model.language_family).open_text(config, model)
 
 
 def open_language(model: ModelSection) -> Language:
@@ -33,7 +36,7 @@ def open_language(model: ModelSection) -> Language:
     Raises CheckpointMissing (exit 5) where there is no checkpoint, PrunerMisused (exit 2) for a family that has no file.
     """
     config = _config(model)
-    return find_family(config).open(config, model, pick_device(model.device))
+    return find_family(config, model.language_family).open(config, model, pick_device(model.device))
 
 
 def open_embeddings(model: ModelSection) -> Language:
@@ -42,7 +45,7 @@ def open_embeddings(model: ModelSection) -> Language:
     Raises as `open_language` does.
     """
     config = _config(model)
-    return find_family(config).open_embeddings(config, model, pick_device(model.device))
+    return find_family(config, model.language_family).open_embeddings(config, model, pick_device(model.device))
 
 
 def _config(model: ModelSection) -> Any:

@@ -75,12 +75,15 @@ def test_the_blocks_of_the_page_about_python_run_one_after_the_other(tmp_path, m
     assert names["summary"]["n_questions"] == 6 and names["compared"]["pairs"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/adding-a-pruner.md"])
-def test_the_pruner_that_the_pages_show_is_complete_and_keeps_what_it_says(page):
+def test_the_pruner_that_the_readme_shows_is_complete_and_keeps_what_it_says():
     defined: dict = {"__name__": "top_rows"}
-    exec(compile(blocks(page)[-1], page, "exec"), defined)
+    exec(compile(blocks("README.md")[-1], "README.md", "exec"), defined)
     kept = defined["TopRows"](skip=4).select(visual_tokens((4, 4)), 8)
     assert torch.equal(kept, torch.arange(4, 12).expand(3, -1))
+
+
+def test_the_pruner_that_the_page_about_pruners_shows_is_the_example_file():
+    assert blocks("docs/adding-a-pruner.md") == [(ROOT / "docs" / "examples" / "my_pruner.py").read_text()]
 
 
 def test_every_link_between_the_pages_leads_somewhere():

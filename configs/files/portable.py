@@ -1,7 +1,7 @@
 """Paths in files that are meant to be shared: they are relative to the file's own folder, so that they name nobody's machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -9,13 +9,19 @@ from typing import Any, cast
 import yaml
 
 from configs.experiment import Experiment, StoreLocation
+from configs.parsing.field_types import as_list
+from configs.plugin import is_path
 
 MARKER, HERE = "paths", "relative to this file"
 """Top-level key and value that mark a saved config whose paths are relative to its own folder."""
 PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.checkpoint", "model.clip")
-"""Fields that hold a path; the weights of methods are paths too."""
+"""Fields that hold a path; the weights of methods are paths too, and so are names of methods that end in `.py`."""
 OR_A_NAME = ("model.checkpoint", "model.clip")
 """Fields of PLACES that may hold a hub id instead of a path."""
+CODE = ("vision_family", "tower", "language_family")
+"""Fields of `model` that name a variant by the path of its file, or by its name; so do the methods of `prune` and `sweep`."""
+IS_CODE = "code"
+"""Stands for the dotted name of every field that holds the path of code."""
 
 
 def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -30,13 +36,13 @@ def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
 def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of a config file that lies in `folder`.
 
-    The paths of a config that `saved` made become relative to the working directory again.
+    The paths of a config that `saved` made become relative to the working directory again. The paths of code become so in every
+    config: a config and a file of code that it names are written side by side.
     """
-    if raw.get(MARKER) != HERE:
-        return raw
-    content = deepcopy({key: value for key, value in raw.items() if key != MARKER})
-    for holder, field, _ in _paths(content):
-        if holder[field].startswith("."):
+    marked = raw.get(MARKER) == HERE
+    content = deepcopy({key: value for key, value in raw.items() if key != MARKER or not marked})
+    for holder, field, place in _paths(content):
+        if holder[field].startswith(".") if marked else place == IS_CODE:
             holder[field] = _from_here(folder / holder[field])
     return content
 
@@ -83,18 +89,38 @@ def _from_here(path: Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
-def _paths(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield the fields that hold a path: the mapping, the key in it, and the dotted name."""
+def _paths(content: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the fields that hold a path: the mapping or list, the key or index in it, and the dotted name."""
     for place in PLACES:
         section, _, field = place.rpartition(".")
         holder = _mapping(content.get(section)) if section else content
         if isinstance(holder.get(field), str) and "://" not in holder[field]:
             yield holder, field, place
-    methods: Any = _mapping(content.get("prune")).get("methods")
-    listed = cast("list[Any]", methods) if isinstance(methods, list) else []
-    for method in map(_mapping, listed):
+    model, sweep = _mapping(content.get("model")), _mapping(content.get("sweep"))
+    methods = _list_in(_mapping(content.get("prune")), "methods")
+    for method in map(_mapping, methods):
         if isinstance(method.get("weights"), str):
             yield method, "weights", "prune.methods.weights"
+    yield from _code(model, ((field, model.get(field)) for field in CODE))
+    for listed in (methods, _list_in(sweep, "methods"), _list_in(sweep, "without")):
+        yield from _code(listed, enumerate(listed))
+    for method in map(_mapping, methods):
+        yield from _code(method, method.items())  # a parameter may name a method too, as combination's `before` does
+
+
+def _code(holder: Any, values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the fields of a mapping or a list whose values are paths of code."""
+    for key, value in values:
+        if isinstance(value, str) and is_path(value):
+            yield holder, key, IS_CODE
+
+
+def _list_in(section: dict[str, Any], key: str) -> list[Any]:
+    """Return the list under a key; a text that names code is split at its commas. Anything else gives an empty list."""
+    given: Any = section.get(key)
+    if isinstance(given, str) and any(map(is_path, given.split(","))):
+        given = section[key] = as_list(given, list[str])
+    return cast("list[Any]", given) if isinstance(given, list) else []
 
 
 def _mapping(given: Any) -> dict[str, Any]:

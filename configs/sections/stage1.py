@@ -70,6 +70,13 @@ class ModelSection(Section):
     with the question in CLIP's space."""
     clip_revision: str | None = None
     """Hub revision of the CLIP checkpoint."""
+    vision_family: str | None = None
+    """Family that opens the vision half: a file of stage1_extract/families, an entry point, or the path of a .py file;
+    default: the one that serves the checkpoint's type."""
+    tower: str | None = None
+    """Kind of vision tower, likewise of stage1_extract/towers."""
+    language_family: str | None = None
+    """Family that opens the language half, likewise of stage2_prune/families."""
 
 
 class DataSection(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,7 +19,8 @@ from pydantic import (
 )
 
 from configs.budgets import Budget
-from configs.sections.section import Section
+from configs.plugin import is_path
+from configs.sections.section import Section, path_component
 
 Positions = Literal["original", "compact"]
 Flops = Literal["macs_vision", "macs_all", "macs_vision_2mlp", "macs_all_2mlp", "flops_vision_2mlp", "flops_all"]
@@ -26,11 +28,16 @@ Match = Literal["mean-tokens", "kept", "kv"]
 
 
 class Method(BaseModel):
-    """A pruning method: its file's name in `stage2_prune/pruners`, and its parameters beside it."""
+    """A pruning method: its name, and its parameters beside it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+    """A file's name in `stage2_prune/pruners`, the name of an entry point, or the path of a file, which ends in `.py`."""
+    label: Annotated[
+        Annotated[str, AfterValidator(path_component)] | None, Field(exclude_if=lambda label: label is None)
+    ] = None
+    """What tables and file names call the method; default: its name, of a path the file's name without `.py`."""
     weights: Annotated[Path | None, Field(exclude_if=lambda folder: folder is None)] = None
     """Folder with the `pruner.json` of a trained method; default: the folder in the run directory that `train` writes."""
 
@@ -40,9 +47,21 @@ class Method(BaseModel):
         """Read a plain name as a method with its default parameters."""
         return {"name": given} if isinstance(given, str) else given
 
+    @model_validator(mode="after")
+    def _safe(self) -> "Method":
+        """Refuse a path whose file's name cannot begin the names of result files."""
+        if self.label is None and is_path(self.name):
+            path_component(self.known_as)
+        return self
+
+    @property
+    def known_as(self) -> str:
+        """What tables and file names call the method, without its parameters."""
+        return self.label or (Path(self.name).stem if is_path(self.name) else self.name)
+
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every key beside `name` and `weights`."""
+        """Every key beside `name`, `label` and `weights`."""
         return dict(self.model_extra or {})
 
 
@@ -50,7 +69,7 @@ class PruneSection(Section):
     """The methods under test and their budgets."""
 
     methods: tuple[Method, ...] = (Method(name="keep_all"),)
-    """Pruners to evaluate: names, or `{name: NAME, parameter: value, …}`."""
+    """Pruners to evaluate: names or paths of .py files, or `{name: NAME, parameter: value, …}`."""
     budgets: tuple[Budget, ...] = (64,)
     """Visual tokens kept, in tokens per image; a fraction such as 206.5 for methods whose budget is a mean over layers; or
     `published:192`, the schedule that a method's paper or code gives for 192 tokens."""
@@ -67,7 +86,7 @@ class TrainSection(Section):
     """Training of one pruner; the language model stays frozen."""
 
     pruner: str = "learned_scorer"
-    """Name of the method in `prune.methods` to train."""
+    """Name of the method in `prune.methods` to train; of a path the file's name without `.py`."""
     epochs: NonNegativeInt = 2
     """Passes over the training questions; 0 saves the freshly seeded pruner."""
     batch_size: PositiveInt = 10
@@ -112,10 +131,10 @@ class SweepSection(Section):
     """Many methods at once: the methods named here x the budgets, positions and seeds of `prune` x the values varied here."""
 
     methods: Literal["all", "configured"] | tuple[str, ...] = "all"
-    """`all`: every file of stage2_prune/pruners; `configured`: the methods of prune.methods; or names. A method has the
-    parameters that prune.methods gives it, or its defaults."""
+    """`all`: every file of stage2_prune/pruners, every entry point and prune.methods; `configured`: the methods of
+    prune.methods; or names and paths. A method has the parameters that prune.methods gives it, or its defaults."""
     without: tuple[str, ...] = ()
-    """Methods to leave out, by name."""
+    """Methods to leave out, by name or path."""
     vary: dict[str, Literal["every"] | tuple[Any, ...]] = Field(
         default_factory=dict[str, Literal["every"] | tuple[Any, ...]]
     )

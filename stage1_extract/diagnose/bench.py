@@ -76,7 +76,8 @@ class Bench:
         if dtype not in self._encoders:
             model = self._experiment.model.model_copy(update={"dtype": dtype})
             experiment = self._experiment.model_copy(update={"model": model})
-            encoder = find_family(self._config).open(experiment, self._config, self.device)
+            family = find_family(self._config, model.vision_family)
+            encoder = family.open(experiment, self._config, self.device)
             if not isinstance(encoder, LlavaEncoder):
                 raise UnsupportedModel(
                     f"expected a model whose tower and projector can be reached apart, {self._config.model_type} is not: "

@@ -48,7 +48,8 @@ class Llava(Family):
     @classmethod
     def describe(cls, experiment: Experiment, config: Any) -> Description:
         """Read geometry and arrays from the config and from the size of the image processor's pictures."""
-        facts = kind_of_tower(config.vision_config).facts(config.vision_config, _processor(experiment).pixels())
+        kind = kind_of_tower(config.vision_config, experiment.model.tower)
+        facts = kind.facts(config.vision_config, _processor(experiment).pixels())
         selection = select_features(config, facts)
         wanted, notes = _available(experiment.store.arrays, experiment.extract.capture, facts, selection)
         clip = clip_width(experiment.model, facts.hidden) if {*CLIP_SPACE} & {*wanted} else None
@@ -72,7 +73,7 @@ class LlavaEncoder(Encoder):
     def __init__(self, experiment: Experiment, config: Any, description: Description, device: torch.device) -> None:
         model = experiment.model
         dtype = torch_dtype(model.dtype)
-        kind = kind_of_tower(config.vision_config)
+        kind = kind_of_tower(config.vision_config, model.tower)
         self.image_processor = _processor(experiment)
         facts = kind.facts(config.vision_config, self.image_processor.pixels())
         tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)

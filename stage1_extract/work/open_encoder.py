@@ -33,7 +33,8 @@ class OpenEncoder:
     def load(cls, experiment: Experiment, device_name: str) -> "OpenEncoder":
         """Load the vision half of the experiment's checkpoint onto a device."""
         config, device = checkpoint_config(experiment.model), pick_device(device_name)
-        return cls(experiment, config, find_family(config).open(experiment, config, device), device)
+        family = find_family(config, experiment.model.vision_family)
+        return cls(experiment, config, family.open(experiment, config, device), device)
 
     def __init__(self, experiment: Experiment, config: Any, encoder: Encoder, device: torch.device) -> None:
         """Choose the batch size: 1 on a device whose bits depend on the batch, unless extract.exact_batch is false."""

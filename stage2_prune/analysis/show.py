@@ -13,8 +13,8 @@ from torch import Tensor
 
 from configs import plugin
 from configs.budgets import ascending, file_part
-from configs.experiment import Experiment, Method
-from configs.load import build_pruner
+from configs.experiment import Experiment
+from configs.load import build_pruner, method_of
 from stage2_prune import pruners
 from stage2_prune.analysis import sheet
 from stage2_prune.analysis.kept import Kept
@@ -23,7 +23,7 @@ from stage2_prune.analysis.sheet import Band, Panel
 from stage2_prune.analysis.tower_view import TowerView, read_image, rgb
 from stage2_prune.analysis.truth import find_truth
 from stage2_prune.errors import CannotShow, UnknownImage
-from stage2_prune.evaluation.cells import OWN, Cell, configured_pruners, require_budgets
+from stage2_prune.evaluation.cells import OWN, Cell, configured_pruners, require_budgets, require_own_labels
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import Features
 from store.errors import TargetExists
@@ -43,7 +43,7 @@ class Wanted:
     images: tuple[str, ...]
     """Names of images, as in the questions."""
     methods: tuple[str, ...] | None = None
-    """Labels of the config, or names of files in `pruners`; None for the config's methods that have something to show."""
+    """Labels of the config, or names or paths of methods; None for the config's methods that have something to show."""
     keep: int | None = None
     """Number of visual tokens per image; None for the middle budget of the config."""
     question: str | None = None
@@ -133,7 +133,9 @@ def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, P
     if names is None:
         return configured
     known = plugin.find_all(pruners, Pruner)
-    return {name: configured.get(name) or build_pruner(Method(name=name), known) for name in dict.fromkeys(names)}
+    asked = [method_of(name, {}) for name in dict.fromkeys(names)]
+    require_own_labels(asked)
+    return {method.known_as: configured.get(method.name) or build_pruner(method, known) for method in asked}
 
 
 def _questions(experiment: Experiment, features: Features, wanted: Wanted) -> list[Question]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -22,7 +22,7 @@ class Cell:
     """One combination of method, budget, positions and seed: the unit of an evaluation, with a predictions file of its own."""
 
     label: str
-    """The method's name, followed by its parameters if the config names one method more than once."""
+    """What the config calls the method, followed by its parameters if the config names one method more than once."""
     pruner: Pruner
     keep: int | float | str | None
     """The budget as the config states it; None for a method that decides its number of tokens itself."""
@@ -69,21 +69,36 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
     """Build the pruners of `prune.methods`, by label, in the order of the config.
 
     Raises:
-        PrunerMisused: (exit 2) if `prune.methods` is empty or names a method twice with the same parameters.
+        PrunerMisused: (exit 2) if `prune.methods` is empty, names a method twice with the same parameters, or two methods have
+            one name.
     """
     if not experiment.prune.methods:
         raise PrunerMisused("expected pruners to evaluate, prune.methods is empty: name one, such as keep_all")
     classes = plugin.find_all(pruners, Pruner)
-    counts = Counter(method.name for method in experiment.prune.methods)
+    require_own_labels(experiment.prune.methods)
+    counts = Counter(method.known_as for method in experiment.prune.methods)
     built: dict[str, Pruner] = {}
     for method in experiment.prune.methods:
         named = {} if method.weights is None else {"weights": method.weights}
         given = ",".join(f"{key}={value}" for key, value in {**method.parameters, **named}.items())
-        label = method.name if counts[method.name] == 1 or not given else label_with(method.name, given)
+        name = method.known_as
+        label = name if counts[name] == 1 or not given else label_with(name, given)
         if label in built:
             raise PrunerMisused(f"prune.methods names {label} twice: remove one, or give them different parameters")
         built[label] = build(method, classes)
     return built
+
+
+def require_own_labels(methods: Iterable[Method]) -> None:
+    """Refuse two methods that results would call by one name, such as a file of a path and a built-in (PrunerMisused, exit 2)."""
+    names: dict[str, str] = {}
+    for method in methods:
+        other = names.setdefault(method.known_as, method.name)
+        if other != method.name:
+            raise PrunerMisused(
+                f"expected methods of different names, {other} and {method.name} are both called {method.known_as}: give one of "
+                f"them a `label`, as in {{name: {method.name}, label: another}}"
+            )
 
 
 def label_with(method: str, details: str) -> str:

@@ -95,7 +95,7 @@ def si(number: float | int, unit: str = "", digits: int = 4) -> str:
 
 
 def describe_pruners() -> list[dict[str, Any]]:
-    """Describe every method in the folder: parameters with defaults, needs, place, budget, positions."""
+    """Describe every method that has a name: parameters with defaults, needs, place, budget, positions."""
     rows: list[dict[str, Any]] = []
     for name, pruner in plugin.find_all(pruners, Pruner).items():
         assert dataclasses.is_dataclass(pruner), f"{name} must be a frozen dataclass"

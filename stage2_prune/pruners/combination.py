@@ -37,7 +37,7 @@ class Combination(PyramidDrop):
 
     layers: tuple[PositiveInt, ...] = (16,)
     before: str = "cls_attention"
-    """The selection method, by its file's name."""
+    """The selection method, by its name or by the path of its file."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     """Share of the tokens that each drop keeps."""
 

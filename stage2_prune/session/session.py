@@ -101,7 +101,7 @@ def open_features(
     check_shapes(store)
     model = experiment.model
     config = load_config(model.checkpoint, model.revision, model.trust_remote_code)
-    family = find_family(config)
+    family = find_family(config, model.language_family)
     features = Features(store, {*needs} | ({*optional} & store.arrays.keys()), pick_device(model.device))
     check_checkpoint(features, family, config, model, exact)
     return features

@@ -57,7 +57,6 @@ def belongings(features: Features, pruner: TrainedPruner, language_model: str | 
 
 def save(
     pruner: TrainedPruner,
-    name: str,
     spec: ModuleSpec,
     folder: Path,
     belongs_to: Mapping[str, Any],
@@ -67,7 +66,6 @@ def save(
 
     Args:
         pruner: the pruner, with its trained module.
-        name: the pruner's name in the config.
         spec: what the module's shape depends on.
         folder: the folder to write to.
         belongs_to: the result of `belongings`.
@@ -80,7 +78,7 @@ def save(
     digest = hashlib.sha256(data).hexdigest()
     record = {
         "schema": 1,
-        "pruner": name,
+        "pruner": pruner.file.stem,
         "parameters": pruner.parameters(),
         "spec": asdict(spec),
         "sha256": digest,
@@ -145,7 +143,7 @@ def load(
         raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: {advice}")
     require_same(
         f"the weights in {folder} were trained for another pruner",
-        *_records(record, name, pruner, spec, belongs_to),
+        *_records(record, pruner, spec, belongs_to),
         remedy="undo the change, name the folder of other weights with `weights` beside the method's name, or run "
         "`make train ARGS=--overwrite`",
         error=WeightsMismatch,
@@ -161,24 +159,21 @@ def load(
 
 
 def _records(
-    record: Mapping[str, Any], name: str, pruner: TrainedPruner, spec: ModuleSpec, belongs_to: Mapping[str, Any]
+    record: Mapping[str, Any], pruner: TrainedPruner, spec: ModuleSpec, belongs_to: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the weights belong to and what is here, to be compared.
 
-    Labels of one method may differ in the part behind `@`.
+    A method is named by its file, because runs may call it by other labels; earlier versions recorded a label, in which
+    parameters stand behind `@`.
     """
-    now: dict[str, Any] = {"pruner": _method(name), "parameters": pruner.parameters(), "spec": asdict(spec)}
+    now: dict[str, Any] = {"pruner": pruner.file.stem, "parameters": pruner.parameters(), "spec": asdict(spec)}
     now = json.loads(json.dumps(now)) | dict(belongs_to)
-    old = {"pruner": _method(record["pruner"]), "parameters": record["parameters"], "spec": record["spec"]}
+    old = {"pruner": record["pruner"].partition("@")[0], "parameters": record["parameters"], "spec": record["spec"]}
     old |= record.get("belongs_to", {})
     if "belongs_to" not in record:  # an earlier version, which recorded only the language model
         old |= {"language_model": record["training"].get("identity", {}).get("language_model")}
         now.pop("features")
     return in_both(old, now)
-
-
-def _method(label: str) -> str:
-    return label.partition("@")[0]
 
 
 def _state(pruner: TrainedPruner) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from stage2_prune.evaluation.cells import (
     configured_pruners,
     label_with,
     plan,
+    require_own_labels,
 )
 from stage2_prune.evaluation.cells import build as build_method
 from stage2_prune.evaluation.evaluate import bind
@@ -49,7 +50,7 @@ class Variant:
     label: str
     """The name in results, which also begins the names of files."""
     method: str
-    """The name of the method's file."""
+    """The method's name, of a path the file's name without `.py`; or what the config calls the method."""
     pruner: Pruner
     order: OrderChoice
     match: Match
@@ -72,13 +73,15 @@ def wanted(experiment: Experiment) -> list[Variant]:
     """List all methods that the config names, in its order, whether or not their needs can be met.
 
     Raises:
-        PrunerMisused: (exit 2) if the config names no method.
+        PrunerMisused: (exit 2) if the config names no method, or two methods have one name.
     """
     classes = plugin.find_all(pruners, Pruner)
     section = experiment.sweep
     matches = tuple(dict.fromkeys(section.matches)) or (experiment.prune.match,)
     named: dict[str, Variant] = {}
-    for method in variants(experiment, classes)[0]:
+    methods = variants(experiment, classes)[0]
+    require_own_labels(methods)
+    for method in methods:
         pruner = build_method(method, classes)
         inside = pruner.place == "in_llm" and pruner.budget != "fixed"
         for order in _orders(section.order, pruner):
@@ -86,8 +89,8 @@ def wanted(experiment: Experiment) -> list[Variant]:
                 factors = {"order": order} if order == "raster" else {}
                 factors |= {"match": match} if inside and match != "mean-tokens" else {}
                 factors |= {} if method.weights is None else {"weights": method.weights}
-                label = label_of(method.name, pruner, factors)
-                named.setdefault(label, Variant(label, method.name, pruner, order, match))
+                label = label_of(method.known_as, pruner, factors)
+                named.setdefault(label, Variant(label, method.known_as, pruner, order, match))
     if not named:
         raise PrunerMisused("expected methods to sweep over, there are none: set sweep.methods to `all`, or name some")
     return list(named.values())

@@ -185,7 +185,7 @@ class Trainer:
             "config": portable.saved(self.session.experiment, self.folder),
         }
         belongs_to = weights.belongings(self.session.features, self.pruner, self.session.language_digest)
-        weights.save(self.pruner, self.label, self.spec, self.folder, belongs_to, record)
+        weights.save(self.pruner, self.spec, self.folder, belongs_to, record)
         (self.folder / STATE).unlink()
         say(f"{self.label} of epoch {self.position.best_epoch} is in {self.folder}")
         return record

@@ -137,7 +137,7 @@ def test_a_variant_whose_file_cannot_be_imported_is_named_in_a_sentence(tmp_path
     with pytest.raises(
         ConfigError, match="methods_of_mine.bad_one that can be imported, it raised ModuleNotFoundError"
     ):
-        plugin.find_all(importlib.import_module("methods_of_mine"), object)
+        plugin.Variants(importlib.import_module("methods_of_mine"), object)["bad_one"]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 
 from configs import plugin
+from stage1_extract.encoding.arrays import NAMES
 from stage2_prune import pruners
+from stage2_prune.contract import every, selection
+from stage2_prune.contract.check import DRAWN
+from stage2_prune.contract.rule import Case
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from tests.stage2_prune.tokens import REAL, merges, ready, visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)
@@ -38,17 +41,13 @@ VARIANTS = {name: found() for name, found in CLASSES.items()} | {
 
 
 @pytest.fixture(params=GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
-def grid(request):
-    return request.param
+def case(request):
+    return Case(request.param)
 
 
 @pytest.fixture(params=VARIANTS)
-def pruner(request, grid):
-    return ready(VARIANTS[request.param], grid)
-
-
-def budgets(pruner, patches, wanted=None):
-    return [pruner.fixed_keep(patches)] if pruner.budget == "fixed" else wanted or range(1, patches + 1)
+def pruner(request, case):
+    return case.ready(VARIANTS[request.param])
 
 
 def pruned(pruner, tokens, keep):
@@ -56,101 +55,73 @@ def pruned(pruner, tokens, keep):
         return pruner.prune(tokens.only(pruner.needs, pruner.reads), keep)
 
 
-def check(pruner, index, images, keep, patches):
-    """As many distinct patches as asked for, in raster order unless the method has its own; all if all are asked for."""
-    assert index.shape == (images, keep) and index.dtype == torch.long
-    in_raster_order = index.sort(dim=-1).values
-    if pruner.order == "raster" and pruner == type(pruner)():  # quirks of a method may change its order
-        assert torch.equal(index, in_raster_order)
-    assert (in_raster_order.diff(dim=-1) > 0).all()
-    assert ((index >= 0) & (index < patches)).all()
+def test_a_budget_is_kept_to_the_token_with_distinct_patches(pruner, case):
+    selection.BUDGET.check(pruner, case)
 
 
-def test_a_budget_is_kept_to_the_token_with_distinct_patches(pruner, grid):
-    tokens = visual_tokens(grid)
-    for keep in budgets(pruner, tokens.patches):
-        check(pruner, pruned(pruner, tokens, keep).index, 3, keep, tokens.patches)
+def test_every_patch_is_kept_where_all_are_asked_for(pruner, case):
+    selection.EVERYTHING.check(pruner, case)
 
 
-def test_an_image_is_pruned_alike_alone_and_in_a_batch(pruner, grid):
-    tokens = visual_tokens(grid)
-    for keep in budgets(pruner, tokens.patches):
-        together = pruned(pruner, tokens, keep).index
-        image = keep % 3
-        assert torch.equal(pruned(pruner, tokens.one(image), keep).index[0], together[image])
+def test_a_method_looks_at_nothing_but_what_it_declares(pruner, case):
+    every.DECLARES.check(pruner, case)
 
 
-def test_the_same_image_is_pruned_alike_twice(pruner, grid):
-    tokens = visual_tokens(grid)
-    keep = budgets(pruner, tokens.patches)[len(budgets(pruner, tokens.patches)) // 2]
-    assert torch.equal(pruned(pruner, tokens, keep).index, pruned(pruner, visual_tokens(grid), keep).index)
+def test_an_image_is_pruned_alike_alone_and_in_a_batch(pruner, case):
+    every.ALONE.check(pruner, case)
 
 
-def test_the_cached_arrays_are_not_written_to(pruner, grid):
-    tokens = visual_tokens(grid)
-    pruned(pruner, tokens, budgets(pruner, tokens.patches)[len(budgets(pruner, tokens.patches)) // 2])
-    for name, array in visual_tokens(grid).arrays.items():
-        assert torch.equal(tokens.arrays[name], array)
+def test_the_order_of_the_images_in_a_batch_does_not_matter(pruner, case):
+    every.NEIGHBOURS.check(pruner, case)
 
 
-def test_half_precision_features_are_pruned_too(pruner, grid):
-    tokens = visual_tokens(grid, dtype=torch.bfloat16)
-    for keep in budgets(pruner, tokens.patches):
-        check(pruner, pruned(pruner, tokens, keep).index, 3, keep, tokens.patches)
+def test_the_same_image_is_pruned_alike_twice(pruner, case):
+    every.TWICE.check(pruner, case)
+
+
+def test_the_cached_arrays_are_not_written_to(pruner, case):
+    every.UNWRITTEN.check(pruner, case)
+
+
+def test_half_precision_features_are_pruned_too(pruner, case):
+    selection.BUDGET.check(pruner, replace(case, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_promises_hold_on_24x24_patches_alone_and_among_8(name, dtype):
-    pruner = ready(VARIANTS[name], REAL_GRID)
-    tokens = visual_tokens(REAL_GRID, images=8, dtype=dtype)
-    for turn, keep in enumerate(budgets(pruner, tokens.patches, REAL_BUDGETS)):
-        together = pruned(pruner, tokens, keep).index
-        check(pruner, together, 8, keep, tokens.patches)
-        image = turn % 8
-        assert torch.equal(pruned(pruner, tokens.one(image), keep).index[0], together[image])
+    case = Case(REAL_GRID, images=8, dtype=dtype, keeps=REAL_BUDGETS)
+    pruner = case.ready(VARIANTS[name])
+    selection.BUDGET.check(pruner, case)
+    for turn, keep in enumerate(case.budgets(pruner)):  # one image each, as all of them at every budget take minutes
+        tokens = case.tokens()
+        alone, together = (pruned(pruner, given, keep) for given in (tokens.one(turn % 8), tokens))
+        assert torch.equal(alone.index[0], together.index[turn % 8])
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_image_is_pruned_alike_alone_and_in_a_batch_at_real_widths(name):
-    pruner = ready(CLASSES[name](), REAL_GRID, REAL)
-    tokens = visual_tokens(REAL_GRID, widths=REAL, images=2)
-    keep = budgets(pruner, tokens.patches, [64])[0]
-    together = pruned(pruner, tokens, keep).index
-    for image in range(2):
-        assert torch.equal(pruned(pruner, tokens.one(image), keep).index[0], together[image])
+    case = Case(REAL_GRID, images=2, widths=REAL, keeps=(64,))
+    every.ALONE.check(case.ready(CLASSES[name]()), case)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_an_error(name):
-    assert dataclasses.is_dataclass(EVERY[name]) and EVERY[name].__dataclass_params__.frozen
-    assert TypeAdapter(EVERY[name]).validate_python({}) == EVERY[name]()
-    with pytest.raises(ValidationError):
-        TypeAdapter(EVERY[name]).validate_python({"no_such_parameter": 1})
+    every.parameters_are_fields(EVERY[name])
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
-def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_kept(name, grid):
-    tokens = visual_tokens(grid)
-    pruner = ready(CLASSES[name](), grid)
-    for keep in (1, tokens.patches // 2, tokens.patches):
-        soft = pruner.soft(tokens.only(pruner.needs, pruner.reads), keep)
-        assert soft.shape == (3, tokens.patches)
-        assert ((soft >= 0) & (soft <= 1)).all()
-    assert torch.equal(soft, torch.ones_like(soft))
+def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_kept(name, case):
+    every.SOFT.check(case.ready(CLASSES[name]()), case)
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if found.randomised])
 def test_a_draw_hangs_on_the_seed_and_on_the_image_and_on_nothing_drawn_before(name):
-    tokens = visual_tokens((8, 8))
-    alike = replace(tokens, arrays={name: array[:1].expand_as(array) for name, array in tokens.arrays.items()})
-    first, other = (pruned(CLASSES[name](seed=seed), alike, 16).index for seed in (0, 1))
-    assert not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1])
-    torch.rand(1)
-    state = torch.get_rng_state()
-    assert torch.equal(pruned(CLASSES[name](seed=0), alike, 16).index, first)
-    assert torch.equal(torch.get_rng_state(), state)
+    every.SEEDED.check(CLASSES[name](), DRAWN)
+
+
+def test_the_arrays_of_the_contract_are_those_that_a_store_may_hold():
+    assert set(visual_tokens().arrays) == set(NAMES)
 
 
 def test_a_small_random_budget_lies_in_a_larger_one():

@@ -1,0 +1,144 @@
+"""Check a method against the contract: one verdict for each rule, with the first example that breaks it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs import plugin
+from configs.import_code import place_of
+from configs.load import build_pruner, method_of
+from stage2_prune import pruners
+from stage2_prune.contract import adaptive, every, in_llm, merging, selection
+from stage2_prune.contract.inputs import merges
+from stage2_prune.contract.rule import Broken, Case, Rule
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+
+BROKEN = 4
+"""Exit code of the command where a rule is broken."""
+GRIDS = ((4, 4), (3, 5), (1, 7))
+SMALL = tuple(Case(grid) for grid in GRIDS)
+CASES = (*SMALL, Case((4, 4), dtype=torch.bfloat16))
+"""Square and other grids, with every budget; and features in 16 bit."""
+LARGE = Case((24, 24), images=4, keeps=(1, 2, 5, 64, 191, 576))
+"""The grid of LLaVA-1.5."""
+DRAWN = Case((8, 8), keeps=(16,))
+"""A grid so large that two draws are not equal by chance."""
+DTYPES = (Case((4, 6)), Case((4, 6), dtype=torch.bfloat16))
+"""The dtypes of the language model."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method keeps one rule."""
+
+    rule: str
+    broken: str | None = None
+    """The first example that breaks the rule; None where the rule holds."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdicts about one method."""
+
+    label: str
+    file: Path
+    kind: str
+    """What it does, which says what rules there are for it."""
+    verdicts: Sequence[Verdict]
+    stopped: bool
+    """Whether the other rules were not checked, because they need those that are broken."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every rule was checked and holds."""
+        return all(verdict.broken is None for verdict in self.verdicts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, for programs."""
+        rules = [
+            {"rule": verdict.rule, "ok": verdict.broken is None, "example": verdict.broken} for verdict in self.verdicts
+        ]
+        return {"pruner": self.label, "file": str(self.file), "kind": self.kind, "holds": self.holds, "rules": rules}
+
+    def as_text(self) -> str:
+        """Return one line for each rule, and the example below a broken one."""
+        lines = [f"{self.label} ({self.kind}), {self.file}"]
+        for verdict in self.verdicts:
+            lines.append(f"{'ok' if verdict.broken is None else 'failed':8}{verdict.rule}")
+            lines += [f"{'':8}  {verdict.broken}"] * (verdict.broken is not None)
+        lines += ["The other rules are checked when these hold."] * self.stopped
+        return "\n".join(lines)
+
+
+def check(name: str, parameters: Mapping[str, Any]) -> Checked:
+    """Check the method called `name`, which may be the path of a file, with some parameters.
+
+    Raises ConfigError (exit 2) for a name or a file that stands for no method, and for wrong parameters.
+    """
+    method = method_of(name, parameters)
+    found = plugin.find(pruners, name, Pruner)
+    file = Path(inspect.getfile(found))
+    try:
+        every.parameters_are_fields(found)
+    except Broken as broken:
+        return Checked(method.known_as, file, "no pruner", [Verdict(every.PARAMETERS, str(broken))], stopped=True)
+    pruner: Pruner = build_pruner(method, {name: found})
+    kind, verdicts, stopped = check_rules(pruner)
+    return Checked(method.known_as, file, kind, [Verdict(every.PARAMETERS), *verdicts], stopped)
+
+
+def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
+    """Check the rules that there are for the kind of a pruner.
+
+    Returns:
+        The kind, the verdicts, and whether the rules behind them were left out, because a method that reads more than it
+        declares, or raises, would break all of them.
+    """
+    if pruner.place == "in_llm":
+        return "inside the language model", [verdict(pruner, rule, DTYPES) for rule in in_llm.IN_LLM], False
+    declared = verdict(pruner, every.DECLARES, SMALL[1:2])
+    if declared.broken is not None:
+        return "before the language model", [declared], True
+    kind, rules = _before(pruner)
+    return kind, [declared, *(verdict(pruner, rule, cases) for rule, cases in rules)], False
+
+
+def verdict(pruner: Pruner, rule: Rule, cases: Sequence[Case]) -> Verdict:
+    """Check one rule on some features, and stop at the first example that breaks it."""
+    examples = (_broken(rule, pruner, case) for case in cases)
+    return Verdict(rule.says, next((example for example in examples if example is not None), None))
+
+
+def _before(pruner: Pruner) -> tuple[str, list[tuple[Rule, Sequence[Case]]]]:
+    """List the rules for a method before the language model, with the features on which each is checked."""
+    widely, beside = (*CASES, LARGE), (every.NEIGHBOURS, every.TWICE, every.UNWRITTEN)
+    rules: list[tuple[Rule, Sequence[Case]]]
+    if pruner.adaptive:
+        kind = "deciding its number of tokens"
+        rules = [(rule, widely) for rule in adaptive.ADAPTIVE]
+    elif merges(pruner):
+        kind = "merging"
+        rules = [(merging.BUDGET, widely), (every.ALONE, widely)]
+        rules += [(rule, SMALL) for rule in (merging.IN_FLOAT32, merging.BLANK, merging.MADE)]
+    else:
+        kind = "selecting"
+        rules = [(selection.BUDGET, widely), (selection.EVERYTHING, CASES), (every.ALONE, widely)]
+    rules += [(rule, CASES) for rule in beside]
+    rules += [(every.SEEDED, (DRAWN,))] * pruner.randomised
+    rules += [(every.SOFT, CASES)] * isinstance(pruner, TrainedPruner)
+    return kind, rules
+
+
+def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:
+    """Return the example with which a pruner breaks a rule on the features of one case; None if the rule holds."""
+    try:
+        rule.check(case.ready(pruner), case)
+    except Broken as broken:
+        return str(broken)
+    except Exception as error:
+        return f"{case}: it raised {type(error).__name__} ({error}){place_of(error, pruner.file.parent)}"
+    return None

@@ -1,0 +1,164 @@
+"""The rules for methods that drop visual tokens inside the language model, checked on a small random Llama."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+import torch
+
+from stage2_prune.contract.inputs import visual_tokens
+from stage2_prune.contract.rule import Broken, Case, Rule, require
+from stage2_prune.contract.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, answers, kept_by, small_language
+from stage2_prune.errors import Infeasible
+from stage2_prune.language.assemble import Batch, assemble, gather_kept
+from stage2_prune.language.generate import generate
+from stage2_prune.language.language import Language
+from stage2_prune.pruning.in_llm import InLLMPruner
+from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.schedule import TOLERANCE, Schedule
+
+ROWS = tuple(range(len(PROMPTS)))
+STEPS = 3
+"""Tokens of an answer."""
+SHAPES = ((PATCHES, LAYERS), (576, 32), (576, 4), (1, 3))
+"""Patches and layers for which schedules are planned."""
+
+
+def asked(
+    language: Language, pruner: InLLMPruner, schedule: Schedule, rows: Sequence[int] = ROWS
+) -> Batch:  # fmt: skip
+    """Ask questions about the patches that a method lets enter, each about an image of its own."""
+    tokens = visual_tokens((4, PATCHES // 4))
+    pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)
+    projected = torch.randn(len(ROWS), PATCHES, WIDTH, generator=torch.Generator().manual_seed(5)).to(language.dtype)
+    visual, prompts = gather_kept(projected, pruned), [PROMPTS[row] for row in rows]
+    if pruned.index is None:
+        raise Broken("expected a selection in front of the language model, `prune` returned no index")
+    return assemble(language, prompts, visual[list(rows)], pruned.index[list(rows)], PATCHES, pruner.positions)
+
+
+def feasible(
+    pruner: InLLMPruner, patches: int = PATCHES, depth: int = LAYERS, keeps: Iterable[int] = range(1, PATCHES + 1)
+) -> Mapping[int, Schedule]:
+    """Return the schedules of those budgets that the method can meet; a method without a budget has one, under 0."""
+    schedules: dict[int, Schedule] = {}
+    for keep in (0,) if pruner.budget == "fixed" else keeps:
+        try:
+            schedules[keep] = pruner.schedule(patches, depth, keep)
+        except Infeasible:
+            continue
+    return schedules
+
+
+def _scheduled(pruner: Pruner, case: Case) -> None:
+    """Check that every budget is met by the mean over layers or named infeasible."""
+    inside = _inside(pruner)
+    least = PATCHES // 2 if pruner.budget == "schedule" else 1
+    met = len(feasible(inside))
+    require(met >= least, f"{PATCHES} patches, {LAYERS} layers: it meets {met} budgets, expected {least} or more")
+    for patches, depth in SHAPES:
+        where = f"{patches} patches, {depth} layers"
+        keeps = {*range(1, min(patches, PATCHES) + 1), patches // 9 + 1, patches // 3 + 1, patches // 2 + 1, patches}
+        schedules = feasible(inside, patches, depth, sorted(keeps))
+        require(len(schedules) > 0, f"{where}: it meets no budget")
+        for keep, schedule in schedules.items():
+            counts = list(schedule.tokens_per_layer)
+            planned = f"{where}, keep {keep}: its schedule is {counts[:8]}{'…' * (len(counts) > 8)}"
+            require(
+                len(counts) == depth and counts[0] <= patches, f"{planned}, not {depth} counts of at most {patches}"
+            )
+            require(counts == sorted(counts, reverse=True), f"{planned}, a later layer has more")
+            layers = list(schedule.layers)
+            require(layers == sorted({*layers} - {0}), f"{planned}, it drops before the layers {layers}")
+            near = pruner.budget == "fixed" or abs(schedule.mean - keep) <= TOLERANCE
+            require(near, f"{planned}, a mean of {schedule.mean:g} tokens: use `fit`, which raises Infeasible instead")
+
+
+def _kept(pruner: Pruner, case: Case) -> None:
+    """Check that a method keeps to its schedule."""
+    inside, language = _inside(pruner), _language(case.dtype)
+    for keep, schedule in feasible(inside).items():
+        questions = kept_by(language, inside, schedule, inside.positions, asked(language, inside, schedule))
+        for row, kept in enumerate(questions):
+            where = f"{_named(case)}, keep {keep}, question {row}"
+            planned = list(schedule.layers)
+            require(list(kept) == planned, f"{where}: it dropped before the layers {list(kept)}, not {planned}")
+            for stage in schedule.stages:
+                entering = kept[stage.layer]
+                patches = [patch for patch in entering if patch >= 0]
+                came = f"{where}, layer {stage.layer}: it kept {entering}"
+                planned = f"the schedule says {stage.keep} and {stage.merged} merged"
+                require(patches == sorted(set(patches)), f"{came}, not ascending or one patch twice")
+                require(entering[: len(patches)] == patches, f"{came}, merged tokens stand before patches")
+                require(len(entering) == stage.keep + stage.merged, f"{came}, {planned}")
+                require(len(entering) - len(patches) >= stage.merged, f"{came}, {planned}")
+
+
+def _alone(pruner: Pruner, case: Case) -> None:
+    """Check that a question keeps the same patches alone and in a batch."""
+    inside, language = _inside(pruner), _language(torch.float32)
+    for keep, schedule in list(feasible(inside).items())[::4]:
+        together = kept_by(language, inside, schedule, inside.positions, asked(language, inside, schedule))
+        for row in ROWS:
+            batch = asked(language, inside, schedule, [row])
+            alone = kept_by(language, inside, schedule, inside.positions, batch)[0]
+            require(
+                alone == together[row],
+                f"{_named(case)}, keep {keep}, question {row}: alone it kept {alone}, in a batch {together[row]}",
+            )
+
+
+def _twice(pruner: Pruner, case: Case) -> None:
+    """Check that the same question is answered alike twice, and that its embeddings are not written to."""
+    inside, language = _inside(pruner), _language(case.dtype)
+    keep, schedule = next(iter(feasible(inside).items()))
+    batch = asked(language, inside, schedule)
+    before = batch.inputs_embeds.clone()
+    first, second = (answers(language, inside, schedule, inside.positions, batch, STEPS) for _ in range(2))
+    require(torch.equal(first.logits, second.logits), f"{_named(case)}, keep {keep}: other logits the second time")
+    require(
+        torch.equal(batch.inputs_embeds, before),
+        f"{_named(case)}, keep {keep}: it wrote to the embeddings of the prompt",
+    )
+
+
+def _everything(pruner: Pruner, case: Case) -> None:
+    """Check that keeping every patch gives the bits of the stock model."""
+    inside, language = _inside(pruner), _language(case.dtype)
+    if pruner.budget != "schedule":
+        return
+    schedule = inside.schedule(PATCHES, LAYERS, PATCHES)
+    batch = asked(language, inside, schedule)
+    ours = answers(language, inside, schedule, inside.positions, batch, STEPS)
+    stock = generate(language, batch, STEPS)
+    require(
+        torch.equal(ours.logits, stock.logits) and torch.equal(ours.tokens, stock.tokens),
+        f"{_named(case)}, keep {PATCHES}: other logits than the stock model's, its schedule is {schedule.tokens_per_layer}",
+    )
+
+
+def _inside(pruner: Pruner) -> InLLMPruner:
+    """Return the pruner as one with a schedule."""
+    if not isinstance(pruner, InLLMPruner) or pruner.budget not in ("schedule", "fixed"):
+        raise Broken(
+            f"expected an InLLMPruner with the budget `schedule` or `fixed`, {type(pruner).__name__} is a "
+            f"{type(pruner).__mro__[1].__name__} with the budget `{pruner.budget}`"
+        )
+    return pruner
+
+
+def _named(case: Case) -> str:
+    return f"{PATCHES} patches, {LAYERS} layers in {str(case.dtype).removeprefix('torch.')}"
+
+
+@cache
+def _language(dtype: torch.dtype) -> Language:
+    """Make the Llama of a dtype once."""
+    return small_language(dtype)
+
+
+SCHEDULED = Rule("Every budget is met as a mean over layers, or named infeasible", _scheduled)
+KEPT = Rule("Every feasible budget is kept to the token, in raster order", _kept)
+ALONE = Rule("A question keeps the same patches alone and in a batch", _alone)
+TWICE = Rule("The same question is answered alike twice, and its embeddings are not written to", _twice)
+EVERYTHING = Rule("Where every patch is kept, the answers are the stock model's to the bit", _everything)
+IN_LLM = (SCHEDULED, KEPT, ALONE, TWICE, EVERYTHING)
