@@ -22,7 +22,7 @@ from stage2_prune.language.generate import generate
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.ask import ask, prepare
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, Reader, choose_batch, prune_batch
+from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, QuestionReader, choose_batch, prune_batch
 from stage2_prune.session.session import Session, open_session
 from store.questions.question import Question
 from store.reading.by_name import rows_of
@@ -140,7 +140,7 @@ class CachedModel:
 
     def _asked(
         self, images: Sequence[str], question: str, pruner: Pruner, keep: int | None
-    ) -> tuple[FeatureBatch, int, Reader]:
+    ) -> tuple[FeatureBatch, int, QuestionReader]:
         """Read what a pruner needs of some images: the arguments of `prune_batch` behind the pruner."""
         features = self.session.features.reading(pruner.needs)
         if pruner.place != "before_llm":

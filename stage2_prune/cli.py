@@ -216,7 +216,7 @@ def show(
     from stage2_prune.analysis import show
 
     named = None if methods is None else tuple(methods.split(","))
-    wanted = show.Wanted(images, named, keep, question, columns, dpi)
+    wanted = show.PictureRequest(images, named, keep, question, columns, dpi)
     shown = show.run(experiment, wanted, out, overwrite)
     click.echo(shown.path)
     if shown.untrained:

@@ -9,7 +9,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.language.family import Family
 from stage2_prune.language.language import Language
 from store.checkpoint.opening import load_config
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 from store.layout.tensors import pick_device
 
 
@@ -24,7 +24,7 @@ def find_family(config: Any, named: str | None = None) -> type[Family]:
     return family
 
 
-def open_text(model: ModelSection) -> Text:
+def open_text(model: ModelSection) -> TextSide:
     """Open the text side of the configured checkpoint: its tokenizer and chat template; raises as `open_language` does."""
     config = _config(model)
     return find_family(config, model.language_family).open_text(config, model)

@@ -29,13 +29,21 @@ from store.checkpoint.generation import GREEDY
 from store.checkpoint.opening import load_config, quiet_loading, stock_reading
 from store.checkpoint.weights import weight_files
 from store.layout.tensors import pick_device, torch_dtype
-from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, Reference, read_order, write_reference
+from store.questions.exchange import (
+    ENVIRONMENT,
+    BatchImages,
+    Prompts,
+    Reference,
+    ReferenceRequest,
+    read_order,
+    write_reference,
+)
 
 
 class FullModel:
     """A stock model with its vision tower, and the image processor of its checkpoint."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ReferenceRequest) -> None:
         """Load what an order of `stage2_prune parity` names; WrongWeights (exit 4) if weights are missing."""
         load_config(order.checkpoint, order.revision, order.trust_remote_code)
         weight_files(order.checkpoint, order.revision)  # both name what is missing, before transformers fails
@@ -83,7 +91,7 @@ class FullModel:
         return torch.cat(list(projected)), raw[0][0] if raw else None
 
     @torch.no_grad()
-    def answer(self, asked: Asked, prompts: Prompts) -> Reference:
+    def answer(self, asked: BatchImages, prompts: Prompts) -> Reference:
         """Answer one batch by stock generation; images are encoded one at a time, as a tower's bits may depend on its batch."""
         images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
         features, raw = zip(*(self.features(image) for image in images), strict=True)

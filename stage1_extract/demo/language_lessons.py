@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stage1_extract.demo.pace import Pace, Report, autocast
 from stage1_extract.demo.recipe import Recipe
-from stage1_extract.demo.teaching import Asked, Teaching
+from stage1_extract.demo.teaching import Teaching, TokenisedQuestion
 from stage1_extract.demo.words import ASSISTANT, BOS, EOS, PAD, USER, vocabulary
 
 UNSCORED = -100
@@ -26,7 +26,7 @@ _CHUNK = 50
 """Scenes that are measured at a time."""
 
 
-class Reader(nn.Module):
+class DemoLanguageHalf(nn.Module):
     """Projector and language model of the demo's LLaVA."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -54,7 +54,7 @@ def language_config(recipe: Recipe) -> LlamaConfig:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedScenes:
     """Questions about a batch of scenes, one row per scene, padded on the right."""
 
     ids: Int[Tensor, "scene token"]
@@ -66,7 +66,7 @@ class Packed:
     """The token to predict next at each position, or UNSCORED."""
 
 
-def pack(batch: list[list[Asked]], first_position: int, device: str) -> Packed:
+def pack(batch: list[list[TokenisedQuestion]], first_position: int, device: str) -> PackedScenes:
     """Concatenate the questions of each scene; `first_position` is the position after the image."""
     words = vocabulary()
     rows: list[tuple[list[int], ...]] = []
@@ -82,11 +82,14 @@ def pack(batch: list[list[Asked]], first_position: int, device: str) -> Packed:
     length = max(len(row[0]) for row in rows)
     fills = (words[PAD], -1, first_position, UNSCORED)
     parts = [[row[k] + [fill] * (length - len(row[k])) for row in rows] for k, fill in enumerate(fills)]
-    return Packed(*(torch.tensor(part, device=device) for part in parts))
+    return PackedScenes(*(torch.tensor(part, device=device) for part in parts))
 
 
 def answer_logits(
-    reader: Reader, raw: Float[Tensor, "scene patch hidden"], kept: Int[Tensor, "scene kept"], packed: Packed
+    reader: DemoLanguageHalf,
+    raw: Float[Tensor, "scene patch hidden"],
+    kept: Int[Tensor, "scene kept"],
+    packed: PackedScenes,
 ) -> tuple[Float[Tensor, "answer word"], Int[Tensor, " answer"]]:
     """Return the logits at every scored position, and the right tokens."""
     words, scenes, count = vocabulary(), len(raw), kept.shape[1]
@@ -139,9 +142,9 @@ def kept_patches(
 def train_language(
     recipe: Recipe, features: Float[Tensor, "scene patch hidden"], lessons: Teaching,
     held_out_features: Float[Tensor, "held_out patch hidden"], held_out: Teaching, report: Report,
-) -> Reader:  # fmt: skip
+) -> DemoLanguageHalf:  # fmt: skip
     """Train a language model that answers from the image, also when most of the image's tokens are gone."""
-    reader = Reader(recipe).to(recipe.device)
+    reader = DemoLanguageHalf(recipe).to(recipe.device)
     pace = Pace(list(reader.parameters()), recipe.learning_rate, recipe.language_steps)
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator(recipe.device).manual_seed(recipe.seed)
@@ -166,7 +169,7 @@ def train_language(
 
 @torch.no_grad()
 def accuracy(
-    recipe: Recipe, reader: Reader, features: Float[Tensor, "scene patch hidden"], held_out: Teaching, keep: int,
+    recipe: Recipe, reader: DemoLanguageHalf, features: Float[Tensor, "scene patch hidden"], held_out: Teaching, keep: int,
     preferred: Bool[Tensor, "scene patch"] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Return the share of questions whose answer and end of text are right, by kind, with `keep` random patches.
@@ -191,6 +194,6 @@ def accuracy(
     return scores | {"all": round(float(np.mean([hit for hits in right.values() for hit in hits])), 3)}
 
 
-def _sample(asked: list[Asked], count: int, rng: np.random.Generator) -> list[Asked]:
+def _sample(asked: list[TokenisedQuestion], count: int, rng: np.random.Generator) -> list[TokenisedQuestion]:
     """Draw `count` questions without repetition, in random order."""
     return [asked[number] for number in rng.permutation(len(asked))[:count]]

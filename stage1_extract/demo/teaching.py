@@ -27,7 +27,7 @@ _CHUNK = 250
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenisedQuestion:
     """A tokenised question; see SceneQuestion."""
 
     kind: str
@@ -49,7 +49,7 @@ class Teaching:
     """1 where the patch's object is in the left half of the image, 2 in the right half."""
     present: Int8[Tensor, "scene pair"]
     """1 for each pair of colour and shape that is in the scene, else 0."""
-    asked: list[list[Asked]]
+    asked: list[list[TokenisedQuestion]]
     """Questions by scene."""
 
 
@@ -79,7 +79,7 @@ def normalised(pixels: UInt8[Tensor, "scene height width 3"]) -> Float[Tensor, "
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.ndarray], list[list[Asked]]]:
+def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.ndarray], list[list[TokenisedQuestion]]]:
     """Draw a range of scenes into the memory-mapped file; return their labels and questions."""
     path, shape, seed, first, last = job
     pixels = np.memmap(path, np.uint8, "r+", shape=shape)
@@ -92,7 +92,9 @@ def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.nda
         rounds = [question for r in range(_ROUNDS) for question in questions(drawn, seed + r, index)]
         ids = encode([q.text for q in rounds], add_special_tokens=False)["input_ids"]
         answers: Any = encode.convert_tokens_to_ids([q.answer for q in rounds])
-        asked.append([Asked(q.kind, tuple(i), a, q.patches) for q, i, a in zip(rounds, ids, answers, strict=True)])
+        asked.append(
+            [TokenisedQuestion(q.kind, tuple(i), a, q.patches) for q, i, a in zip(rounds, ids, answers, strict=True)]
+        )
     return [np.stack(part) for part in zip(*labels, strict=True)], asked
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from stage1_extract.demo.language_lessons import Reader, accuracy, train_language
+from stage1_extract.demo.language_lessons import DemoLanguageHalf, accuracy, train_language
 from stage1_extract.demo.pace import Report
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import GRID, IMAGE_SIZE, PATCH_SIZE
@@ -58,7 +58,7 @@ def save_processor(out: Path) -> None:
     ).save_pretrained(out)  # fmt: skip
 
 
-def save_model(tower: CLIPVisionModel, reader: Reader, out: Path) -> None:
+def save_model(tower: CLIPVisionModel, reader: DemoLanguageHalf, out: Path) -> None:
     """Assemble the stock model from its trained parts and save it."""
     config = LlavaConfig(
         vision_config=tower.config, text_config=reader.config,

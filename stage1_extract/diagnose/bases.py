@@ -19,7 +19,7 @@ FEATURES = ("raw", "projected", "cls_hidden", "cls_attention")
 STORED_PROJECTOR = Cause("projector", "another projector, the one in the store")
 
 
-class Rows:
+class ArrayRows:
     """The rows of one array of a store: makes them under hypotheses, and finds the hypothesis that makes a row best."""
 
     def __init__(self, bench: Bench, name: str) -> None:

@@ -15,7 +15,7 @@ from configs.experiment import Experiment
 from stage1_extract.diagnose.suspect_pictures import PIXEL_AXES
 from stage1_extract.diagnose.suspects import Hypothesis, compute_axis
 from stage1_extract.encoding.arrays import NAMES
-from stage1_extract.encoding.encode import EveryLayer, Selection, encode, encode_every_layer
+from stage1_extract.encoding.encode import EveryLayer, FeatureSelection, encode, encode_every_layer
 from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
 from stage1_extract.errors import BadImage, ChangedImage, UnsupportedModel
@@ -159,7 +159,7 @@ class Bench:
         if name in pixels:
             return pixels[name][0]
         layers = hypothesis["layer"].value if "layer" in hypothesis else encoder.half.selection.layers
-        selection = Selection(layers, encoder.half.selection.drops_cls)
+        selection = FeatureSelection(layers, encoder.half.selection.drops_cls)
         half = replace(encoder.half, arrays=frozenset({name}), selection=selection)
         dtype = next(half.tower.parameters()).dtype
         self.forwards += 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.progress import ProgressBar
-from stage1_extract.diagnose.bases import FEATURES, Rows
+from stage1_extract.diagnose.bases import FEATURES, ArrayRows
 from stage1_extract.diagnose.bench import SMALLEST_CLOSE, Bench
 from stage1_extract.diagnose.fit import Trial, compare, finish
 from stage1_extract.diagnose.suspects import OTHER_IMAGES, Cause, Choice, Hypothesis, causes_key
@@ -19,7 +19,7 @@ ONE_ROUNDING = 1 / 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowFinding:
     """What is known about one row of one array."""
 
     row: int
@@ -41,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Gap:
+class RowGap:
     """The difference between a stored row and the model's own, where their shapes overlap."""
 
     max_abs: float
@@ -49,7 +49,7 @@ class Gap:
     allclose: bool
 
     @classmethod
-    def between(cls, own: Tensor, stored: Tensor) -> "Gap":
+    def between(cls, own: Tensor, stored: Tensor) -> "RowGap":
         """Measure the difference in float64."""
         overlap = tuple(slice(min(sizes)) for sizes in zip(own.shape, stored.shape, strict=True))
         ours, theirs = own[overlap].double(), stored[overlap].double()
@@ -63,9 +63,9 @@ class Evidence:
 
     def __init__(self, bench: Bench, rows: Sequence[int]) -> None:
         self.bench, self.rows = bench, list(rows)
-        self.arrays = {name: Rows(bench, name) for name in _in_order(bench.store.arrays) if name in bench.expected}
-        self.findings: dict[str, dict[int, Finding]] = {name: {} for name in self.arrays}
-        self.gaps: dict[str, list[Gap]] = {}
+        self.arrays = {name: ArrayRows(bench, name) for name in _in_order(bench.store.arrays) if name in bench.expected}
+        self.findings: dict[str, dict[int, RowFinding]] = {name: {} for name in self.arrays}
+        self.gaps: dict[str, list[RowGap]] = {}
         """Differences from the model's own features, by array, in the order of the sampled rows."""
         self.explaining: dict[str, Hypothesis] = {}
         """Hypotheses that explain a wrong row of any array, by `causes_key`."""
@@ -79,8 +79,8 @@ class Evidence:
                 made, stored = finish(rows.base(right, row), right, self.bench.dtype(name)), rows.stored(row)
                 trial = compare(right, made, stored)
                 known = self.matches(name, row, trial)
-                self.findings[name][row] = Finding(row, trial, trial.causes if known else (), known)
-                self.gaps.setdefault(name, []).append(Gap.between(made, stored))
+                self.findings[name][row] = RowFinding(row, trial, trial.causes if known else (), known)
+                self.gaps.setdefault(name, []).append(RowGap.between(made, stored))
 
     def unexplained(self, name: str) -> list[int]:
         """List the rows of an array that nothing explains yet."""
@@ -121,7 +121,7 @@ class Evidence:
         """Record a trial that explains a row, and return True; else record it if it is the best so far, and return False."""
         if self.matches(name, row, trial):
             causes = trial.causes + (() if image == row else (OTHER_IMAGES,))
-            self.findings[name][row] = Finding(row, trial, causes, image=None if image == row else image)
+            self.findings[name][row] = RowFinding(row, trial, causes, image=None if image == row else image)
             if trial.causes:
                 self.explaining.setdefault(causes_key(trial.hypothesis), trial.hypothesis)
             return True

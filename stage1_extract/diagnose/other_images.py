@@ -2,7 +2,7 @@
 
 from stage1_extract.diagnose.bases import FEATURES
 from stage1_extract.diagnose.checks import Checked
-from stage1_extract.diagnose.evidence import Evidence, Finding
+from stage1_extract.diagnose.evidence import Evidence, RowFinding
 from stage1_extract.diagnose.fit import finish
 from stage1_extract.diagnose.suspects import OTHER_IMAGES, Hypothesis
 from stage1_extract.errors import BadImage
@@ -42,7 +42,7 @@ class OtherImages:
                 return True
         if moved_to is not None:
             trial = self._evidence.findings[name][row].trial
-            self._evidence.findings[name][row] = Finding(row, trial, (OTHER_IMAGES,))
+            self._evidence.findings[name][row] = RowFinding(row, trial, (OTHER_IMAGES,))
         return moved_to is not None
 
     def row_of_features(self, name: str, row: int, picture: Hypothesis) -> int | None:

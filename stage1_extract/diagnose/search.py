@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from stage1_extract.diagnose.bases import FEATURES, STORED_PROJECTOR
 from stage1_extract.diagnose.checks import Checked, follows
-from stage1_extract.diagnose.evidence import Evidence, Finding
+from stage1_extract.diagnose.evidence import Evidence, RowFinding
 from stage1_extract.diagnose.fit import NEAR, finish
 from stage1_extract.diagnose.other_images import OtherImages
 from stage1_extract.diagnose.suspect_pictures import LIKELY_FIRST
@@ -100,7 +100,7 @@ class Search:
                     causes = raw.causes + ((STORED_PROJECTOR,) if kind == "stored" else ())
                     trial = replace(trial, equal=raw.trial.equal, residual=raw.trial.residual)
                     note = "" if raw.known else "it is the projection of `raw`"
-                    self.evidence.findings[name][row] = Finding(row, trial, causes, raw.known, raw.image, note)
+                    self.evidence.findings[name][row] = RowFinding(row, trial, causes, raw.known, raw.image, note)
                     break
 
     def _layer_of(self, hypothesis: Hypothesis, name: str) -> Choice:

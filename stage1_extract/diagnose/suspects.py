@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage1_extract.encoding.encode import EveryLayer, Selection
+from stage1_extract.encoding.encode import EveryLayer, FeatureSelection
 from stage1_extract.encoding.tower import TowerFacts
 from store.layout.schema import Dtype
 
@@ -80,7 +80,7 @@ def compute_axis(stored: Dtype, asked: Dtype) -> list[Choice]:
     return [Choice(stored, native), Choice(asked, cast), *third]
 
 
-def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
+def layer_axis(selection: FeatureSelection, seen: EveryLayer) -> list[Choice]:
     """List the layers that may have been taken, the right ones first, then the tower's own output.
 
     Where the checkpoint asks for one layer, every other layer is listed; where it asks for several, the list is shifted.
@@ -107,7 +107,7 @@ def layer_axis(selection: Selection, seen: EveryLayer) -> list[Choice]:
     return choices if last_is_state else [*choices, other(None, "last_hidden_state (after the final layer norm)")]
 
 
-def row_axis(selection: Selection, facts: TowerFacts) -> list[Choice]:
+def row_axis(selection: FeatureSelection, facts: TowerFacts) -> list[Choice]:
     """List the rows of a hidden state that may have been taken, as slices."""
     patches, every, all_but_last = slice(1, None), slice(0, None), slice(0, -1)
     if not facts.has_cls:

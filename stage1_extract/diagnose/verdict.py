@@ -8,7 +8,7 @@ from configs.counted import counted
 from configs.files.portable import is_folder
 from stage1_extract.diagnose.bench import Bench
 from stage1_extract.diagnose.checks import Checked
-from stage1_extract.diagnose.evidence import Evidence, Finding
+from stage1_extract.diagnose.evidence import Evidence, RowFinding
 from stage1_extract.diagnose.suspects import NOT_PROJECTED, OTHER_IMAGES, OTHER_PROJECTOR, Cause
 from store.layout.fingerprint import SOURCES, differences
 from store.layout.ids import first_names, printable
@@ -131,7 +131,7 @@ def _array(bench: Bench, evidence: Evidence, name: str) -> dict[str, Any]:
     }
 
 
-def _moved(bench: Bench, findings: Iterable[Finding]) -> dict[str, str]:
+def _moved(bench: Bench, findings: Iterable[RowFinding]) -> dict[str, str]:
     """Return, for each row with another image's features, the row's own image and that other image, by name."""
     return {
         bench.image_name(finding.row): bench.image_name(finding.image)

@@ -17,7 +17,7 @@ SelectStrategy = str
 
 
 @dataclass(frozen=True)
-class Selection:
+class FeatureSelection:
     """Which rows of which hidden states are the model's image features."""
 
     layers: tuple[int, ...]
@@ -39,7 +39,7 @@ class VisionHalf:
     tower: nn.Module
     kind: type[Tower]
     facts: TowerFacts
-    selection: Selection
+    selection: FeatureSelection
     projector: Projector
     arrays: frozenset[str]
     """Which arrays to make; see `encode`."""

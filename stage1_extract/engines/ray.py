@@ -19,7 +19,7 @@ POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Encoder:
+class EncodingActor:
     """The actor: a worker with its model loaded, which is given one shard after the other."""
 
     def __init__(self, experiment: Experiment, allowed: int) -> None:
@@ -57,7 +57,7 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
 def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None], ray: Any) -> None:
     """Start the actors and keep each of them busy until no shard is left."""
     gpus = 1 if torch.cuda.is_available() or ray.cluster_resources().get("GPU") else 0
-    actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(Encoder)
+    actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(EncodingActor)
     workers = experiment.extract.workers or int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
     waiting, deaths = deque(writer.missing_shards()), Counter[int]()
     idle = [actor_class.remote(experiment, allowed) for _ in range(min(workers, len(waiting)))]

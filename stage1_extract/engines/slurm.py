@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Worker:
+class SlurmJob:
     """What a job runs; submitit calls `checkpoint` when SLURM takes the job's machine away."""
 
     experiment: Experiment
@@ -104,7 +104,7 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
     executor.update_parameters(**settings)
     try:
         with executor.batch():
-            jobs = [executor.submit(Worker(experiment, index, workers, allowed, shards)) for index in range(workers)]
+            jobs = [executor.submit(SlurmJob(experiment, index, workers, allowed, shards)) for index in range(workers)]
     except submitit.core.utils.FailedJobError as error:
         raise WorkerFailed(3, f"SLURM refused the jobs, see extract.slurm in the config: {error}") from None
     while not all(job.done() for job in jobs):

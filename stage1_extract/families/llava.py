@@ -19,7 +19,7 @@ from configs.experiment import Experiment
 from stage1_extract.encoding.arrays import CLIP_SPACE, IMAGE_AREA, NAMES, SIDE, lacking, specs
 from stage1_extract.encoding.attention import ATTENTION
 from stage1_extract.encoding.clip_space import clip_width, open_clip_space
-from stage1_extract.encoding.encode import Selection, VisionHalf, encode
+from stage1_extract.encoding.encode import FeatureSelection, VisionHalf, encode
 from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
 from stage1_extract.encoding.processor import ImageArea, ImageProcessor
 from stage1_extract.encoding.tower import TowerFacts
@@ -138,7 +138,7 @@ def timed(run: Callable[[], Mapping[str, Tensor]]) -> float:
     return time.perf_counter() - begun
 
 
-def select_features(config: Any, facts: TowerFacts) -> Selection:
+def select_features(config: Any, facts: TowerFacts) -> FeatureSelection:
     """Return the feature layers and the select strategy of a LLaVA config, checked against the tower.
 
     Raises UnsupportedModel (exit 2) for a layer that the tower does not have, and for the strategy `default` on a tower
@@ -161,7 +161,7 @@ def select_features(config: Any, facts: TowerFacts) -> Selection:
             f"{config.vision_config.model_type} tower has none, so a real patch would be lost: set it to `full` in the "
             "checkpoint's config"
         )
-    return Selection(tuple(layer % states for layer in asked), drops_cls=strategy == "default")
+    return FeatureSelection(tuple(layer % states for layer in asked), drops_cls=strategy == "default")
 
 
 def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ProjectorState:
@@ -172,7 +172,7 @@ def projector_state(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) 
 
 
 def _available(
-    asked: tuple[str, ...], by_name: tuple[str, ...], facts: TowerFacts, selection: Selection
+    asked: tuple[str, ...], by_name: tuple[str, ...], facts: TowerFacts, selection: FeatureSelection
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the arrays of `asked` that the model can give, and a note for each other array.
 

@@ -18,7 +18,7 @@ from store.questions.splits import SPLITS, say, used
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageRow:
     """One distinct image, which is a row of the store."""
 
     sha: str
@@ -34,7 +34,7 @@ class Sources:
     images: ImageSource
     names: int
     """Number of names that were given."""
-    rows: tuple[Source, ...]
+    rows: tuple[ImageRow, ...]
     unreadable: dict[str, str]
     """Names whose file could not be read, with the reason; each has a row of its own, which will fail."""
     by_content: bool
@@ -69,7 +69,7 @@ def find_sources(experiment: Experiment) -> Sources:
     grouped: dict[str, list[str]] = {}
     for name, sha in zip(names, shas, strict=True):
         grouped.setdefault(sha, []).append(name)
-    rows = tuple(Source(sha, tuple(given)) for sha, given in grouped.items())
+    rows = tuple(ImageRow(sha, tuple(given)) for sha, given in grouped.items())
     return Sources(images, len(names), rows, unreadable, by_content)
 
 
@@ -90,9 +90,9 @@ def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadabl
     return [shas[name] for name in names]
 
 
-def rows_of(plan: Plan, ids: ImageIds) -> tuple[Source, ...]:
+def rows_of(plan: Plan, ids: ImageIds) -> tuple[ImageRow, ...]:
     """Return the source of every row of a store; a row without an image has no name."""
-    return tuple(Source(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(plan.n_rows))
+    return tuple(ImageRow(ids.sha_of_row(row), tuple(ids.names(row))) for row in range(plan.n_rows))
 
 
 def stored_sources(experiment: Experiment, plan: Plan, ids: ImageIds) -> Sources:

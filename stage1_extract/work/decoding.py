@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from stage1_extract.encoding.family import Encoder, Pixels
 from stage1_extract.errors import BadImage
-from stage1_extract.sources import Source, Sources
+from stage1_extract.sources import ImageRow, Sources
 from stage1_extract.sources.images import content_id, decode_image
 from store.log.commits import SUPERSEDED
 
@@ -18,7 +18,7 @@ Decoded = Pixels | BadImage
 """Pixel values of an image, or the reason why there are none."""
 
 
-def decode(source: Source, sources: Sources, encoder: Encoder, max_pixels: int) -> Decoded:
+def decode(source: ImageRow, sources: Sources, encoder: Encoder, max_pixels: int) -> Decoded:
     """Read, check, decode and preprocess one image; return a BadImage, instead of raising it, where a step fails."""
     if not source.names:
         return BadImage(SUPERSEDED, source.sha)

@@ -20,7 +20,7 @@ from stage1_extract.work.failures import require_few
 from stage1_extract.work.open_encoder import Arrays, OpenEncoder
 from store.errors import LeaseLost
 from store.log.leases import Lease
-from store.writing.retry import Kept
+from store.writing.retry import KeptRows
 from store.writing.writer import StoreWriter
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Worker:
         self.failures: dict[int, str] = {}
         """Reasons of all failures so far, by row."""
         self._leases: deque[Lease] = deque()
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[int, KeptRows] = {}
 
     def extract(self, shards: Iterable[int], allowed: int) -> None:
         """Encode and commit each of `shards` that no other worker holds or has done.
@@ -101,13 +101,13 @@ class Worker:
         for shard in shards:
             lease = self.writer.claim(shard)
             if lease is not None:
-                kept = self.writer.kept(shard) if self.opened.alone_as_in_company else Kept()
+                kept = self.writer.kept(shard) if self.opened.alone_as_in_company else KeptRows()
                 self._kept[shard] = kept
                 self._leases.append(lease)
                 yield from (row for row in self.writer.plan.rows(shard) if row not in kept.rows)
 
     def _encode_shard(
-        self, shard: int, rows: Sequence[int], kept: Kept, decoded: Iterable[Decoded]
+        self, shard: int, rows: Sequence[int], kept: KeptRows, decoded: Iterable[Decoded]
     ) -> tuple[Arrays, dict[int, str]]:
         """Return the arrays of a whole shard, and the failures among the rows that were encoded.
 

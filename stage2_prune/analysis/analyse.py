@@ -24,7 +24,7 @@ from configs.load import save_resolved
 from stage2_prune.analysis import plot as selection_plot
 from stage2_prune.analysis import report as selection_report
 from stage2_prune.analysis.estimates import jaccard_matrices, metric_rows
-from stage2_prune.analysis.kept_sets import Selection, is_grid, open_selection, reads_question
+from stage2_prune.analysis.kept_sets import SelectingMethods, is_grid, open_selection, reads_question
 from stage2_prune.analysis.measure import AREA, PER_QUESTION, RAW, Measured, measure
 from stage2_prune.analysis.metrics import METRICS
 from stage2_prune.analysis.truth import find_truth
@@ -102,7 +102,7 @@ def _swept(experiment: Experiment) -> dict[str, Pruner]:
     return {variant.label: variant.pruner for variant in wanted(experiment.model_copy(update={"sweep": once}))}
 
 
-def _cells(selection: Selection, question: Question) -> tuple[list[Cell], list[Unmet], list[Unavailable]]:
+def _cells(selection: SelectingMethods, question: Question) -> tuple[list[Cell], list[Unmet], list[Unavailable]]:
     """List the cells that keep something, the budgets that cannot be met, and the methods that are left out.
 
     Raises:
@@ -116,7 +116,9 @@ def _cells(selection: Selection, question: Question) -> tuple[list[Cell], list[U
     return cells, unmet, [*selection.left_out, *keep_nothing]
 
 
-def _settings(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question], folder: Path) -> dict[str, Any]:
+def _settings(
+    selection: SelectingMethods, cells: Sequence[Cell], asked: Sequence[Question], folder: Path
+) -> dict[str, Any]:
     """Gather all settings that the numbers depend on, as JSON that will lie in `folder`."""
     section = selection.session.experiment.eval
     settings = {

@@ -10,7 +10,7 @@ from stage2_prune.pruning.tokens import Pruned
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPatches:
     """What a pruner keeps of a batch of images: patch by patch in raster order, on the CPU."""
 
     tokens: Int[Tensor, " image"]
@@ -27,7 +27,7 @@ class Kept:
     """Patches that are part of a token but that no token stands for."""
 
 
-def kept_of(pruned: Pruned, patches: int) -> Kept:
+def kept_of(pruned: Pruned, patches: int) -> KeptPatches:
     """Find what is kept of images of `patches` patches.
 
     `pruned` must be as the pruner returned it, with merges still given as weights.
@@ -38,12 +38,12 @@ def kept_of(pruned: Pruned, patches: int) -> Kept:
     is_token = torch.arange(most) < counts[:, None]
     if pruned.merge is None:
         kept = _marked(rows, is_token, patches)
-        return Kept(counts, kept, torch.zeros_like(kept), torch.zeros_like(kept))
+        return KeptPatches(counts, kept, torch.zeros_like(kept), torch.zeros_like(kept))
     made_of = (pruned.merge.weights.cpu() != 0) & is_token[..., None]
     part = made_of.any(1)[:, :patches]
     kept = _marked(rows, is_token & made_of.any(2), patches)
     merged = _marked(rows, is_token & (made_of.sum(2) > 1), patches)
-    return Kept(counts, kept, merged, part & ~kept)
+    return KeptPatches(counts, kept, merged, part & ~kept)
 
 
 def _rows(pruned: Pruned) -> Int[Tensor, "image token"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from configs.experiment import Experiment
-from stage2_prune.analysis.kept import Kept, kept_of
+from stage2_prune.analysis.kept import KeptPatches, kept_of
 from stage2_prune.errors import Infeasible, NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, available, check_budgets, plan
 from stage2_prune.evaluation.evaluate import bind
@@ -24,7 +24,7 @@ NO_WEIGHTS = "has no trained weights: run `make train` first"
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectingMethods:
     """A store with the methods that can select from it."""
 
     session: Session
@@ -64,7 +64,7 @@ class Selection:
                     possible.append(cell)
         return possible, unmet
 
-    def kept(self, cell: Cell, batch: FeatureBatch) -> tuple[Kept, list[int]]:
+    def kept(self, cell: Cell, batch: FeatureBatch) -> tuple[KeptPatches, list[int]]:
         """Find what a cell keeps of a batch.
 
         Returns:
@@ -85,7 +85,9 @@ def is_grid(features: Features) -> bool:
     return features.store.plan.geometry.patch_grid is not None
 
 
-def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: Collection[str] = ()) -> Selection:
+def open_selection(
+    experiment: Experiment, methods: Mapping[str, Pruner], also: Collection[str] = ()
+) -> SelectingMethods:
     """Open the configured store for those of `methods` that can select from it.
 
     Args:
@@ -125,7 +127,7 @@ def open_selection(experiment: Experiment, methods: Mapping[str, Pruner], also: 
     if not bound:
         reasons = "; ".join(f"{method.pruner} {method.reason}" for method in left_out)
         raise PrunerMisused(f"expected a method that selects before the language model, there is none: {reasons}")
-    return Selection(session, bound, digests, tuple(left_out), untrained)
+    return SelectingMethods(session, bound, digests, tuple(left_out), untrained)
 
 
 def _needs(methods: Mapping[str, Pruner]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.progress import ProgressBar
 from stage2_prune.analysis import metrics
-from stage2_prune.analysis.kept_sets import Selection, is_grid, reads_question
+from stage2_prune.analysis.kept_sets import SelectingMethods, is_grid, reads_question
 from stage2_prune.analysis.truth import Truth
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.primitives.similarity import cosine_similarity
@@ -24,7 +24,7 @@ RAW, AREA = "raw", "image_area"
 """Arrays that metrics read, if the store has them."""
 PER_QUESTION = "recall"
 """The only metric with a value for each question; all other metrics have a value for each image."""
-Values = dict[str, list[float]]
+MetricValues = dict[str, list[float]]
 """The values of each metric; NaN where a value is unknown."""
 Measure = Callable[[Bool[Tensor, " patch"]], float]
 """Computes a metric of the patches that are kept of one image."""
@@ -35,7 +35,7 @@ class Measured:
     """All measured values, image by image and question by question, in the order in which these were read."""
 
     questions: list[Question] = field(default_factory=list)
-    cells: dict[str, Values] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    cells: dict[str, MetricValues] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     """The values of each cell, by the cell's name."""
     tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """For each question the number of visual tokens that are kept, by the cell's name."""
@@ -70,7 +70,7 @@ def compared(cells: Sequence[Cell]) -> dict[int, list[list[Cell]]]:
 
 
 @torch.no_grad()
-def measure(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question], truth: Truth) -> Measured:
+def measure(selection: SelectingMethods, cells: Sequence[Cell], asked: Sequence[Question], truth: Truth) -> Measured:
     """Measure every cell on every question; the store is read once.
 
     Args:
@@ -124,7 +124,7 @@ def _questions_of_images(batch: FeatureBatch) -> list[list[int]]:
 
 
 def _measure_cell(
-    values: Values, cell: Cell, kept: Bool[Tensor, "question patch"], batch: FeatureBatch,
+    values: MetricValues, cell: Cell, kept: Bool[Tensor, "question patch"], batch: FeatureBatch,
     measures: Sequence[Mapping[str, Measure]], truth: Truth,
 ) -> None:  # fmt: skip
     """Add the values of one cell on one batch."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from stage2_prune.evaluation.plot import save_figure
 
-Pixels = Float[np.ndarray, "height width 3"]
+RgbImage = Float[np.ndarray, "height width 3"]
 Patches = Bool[np.ndarray, "rows columns"]
 DROPPED = (0.25, 0.0)
 """Shares of brightness and of colour that a dropped patch retains; a kept patch retains all of both."""
@@ -46,7 +46,7 @@ class Band:
     title: str
     question: str
     """The question about the image; empty if nothing was asked."""
-    picture: Pixels
+    picture: RgbImage
     asked: Patches | None
     """Patches that show what the question is about; None if they are not known."""
     panels: Sequence[Panel]
@@ -95,7 +95,7 @@ def _original(axes: Axes, band: Band) -> None:
         _outline(axes, band.asked, band.picture, ASKED, whole=True)
 
 
-def _panel(axes: Axes, picture: Pixels, panel: Panel) -> None:
+def _panel(axes: Axes, picture: RgbImage, panel: Panel) -> None:
     grey = picture @ np.array([0.299, 0.587, 0.114])
     shown = _faded(picture, grey, DROPPED)
     for patches, fade in ((panel.absorbed, ABSORBED), (panel.kept, (1.0, 1.0))):
@@ -105,12 +105,12 @@ def _panel(axes: Axes, picture: Pixels, panel: Panel) -> None:
     _outline(axes, panel.merged, picture, TARGET)
 
 
-def _faded(picture: Pixels, grey: Float[np.ndarray, "height width"], fade: tuple[float, float]) -> Pixels:
+def _faded(picture: RgbImage, grey: Float[np.ndarray, "height width"], fade: tuple[float, float]) -> RgbImage:
     brightness, colour = fade
     return brightness * (colour * picture + (1 - colour) * grey[..., None])
 
 
-def _show(axes: Axes, picture: Pixels, title: str, note: str) -> None:
+def _show(axes: Axes, picture: RgbImage, title: str, note: str) -> None:
     axes.imshow(picture, interpolation="antialiased")
     axes.set_axis_off()
     axes.set_title(title, loc="left", size=7.5, pad=2.5)
@@ -118,12 +118,12 @@ def _show(axes: Axes, picture: Pixels, title: str, note: str) -> None:
         axes.set_title(note, loc="right", size=7, pad=2.5, color="#777777")
 
 
-def _on_pixels(patches: Patches, picture: Pixels) -> Bool[np.ndarray, "height width"]:
+def _on_pixels(patches: Patches, picture: RgbImage) -> Bool[np.ndarray, "height width"]:
     down, across = picture.shape[0] // patches.shape[0], picture.shape[1] // patches.shape[1]
     return patches.repeat(down, 0).repeat(across, 1)
 
 
-def _outline(axes: Axes, patches: Patches, picture: Pixels, colour: str, whole: bool = False) -> None:
+def _outline(axes: Axes, patches: Patches, picture: RgbImage, colour: str, whole: bool = False) -> None:
     """Draw a frame around each patch, or, if `whole`, around each group of adjacent patches."""
     down, across = picture.shape[0] / patches.shape[0], picture.shape[1] / patches.shape[1]
     inside = np.pad(patches, 1)

@@ -17,8 +17,8 @@ from configs.experiment import Experiment
 from configs.load import build_pruner, method_of
 from stage2_prune import pruners
 from stage2_prune.analysis import sheet
-from stage2_prune.analysis.kept import Kept
-from stage2_prune.analysis.kept_sets import Selection, is_grid, open_selection, reads_question
+from stage2_prune.analysis.kept import KeptPatches
+from stage2_prune.analysis.kept_sets import SelectingMethods, is_grid, open_selection, reads_question
 from stage2_prune.analysis.sheet import Band, Panel
 from stage2_prune.analysis.tower_view import TowerView, read_image, rgb
 from stage2_prune.analysis.truth import find_truth
@@ -37,7 +37,7 @@ SEARCHED = 100_000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PictureRequest:
     """The request of a user: which images, methods and budget to draw, and how."""
 
     images: tuple[str, ...]
@@ -65,7 +65,7 @@ class Shown:
     """What to do for each method that was asked for by name but has no trained weights; all other methods were drawn."""
 
 
-def run(experiment: Experiment, wanted: Wanted, out: Path | None = None, overwrite: bool = False) -> Shown:
+def run(experiment: Experiment, wanted: PictureRequest, out: Path | None = None, overwrite: bool = False) -> Shown:
     """Write the contact sheet that a user asked for.
 
     Args:
@@ -119,7 +119,7 @@ def _require_writable(path: Path, overwrite: bool) -> None:
         raise TargetExists(f"{path} is there already: name another with --out, or replace it with --overwrite")
 
 
-def _keep(experiment: Experiment, wanted: Wanted) -> tuple[int | float | str, ...]:
+def _keep(experiment: Experiment, wanted: PictureRequest) -> tuple[int | float | str, ...]:
     """Return the budget to show: the wanted one, or else the middle one of the config, which may have none."""
     if wanted.keep is not None:
         return (wanted.keep,)
@@ -138,7 +138,7 @@ def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, P
     return {method.known_as: configured.get(method.name) or build_pruner(method, known) for method in asked}
 
 
-def _questions(experiment: Experiment, features: Features, wanted: Wanted) -> list[Question]:
+def _questions(experiment: Experiment, features: Features, wanted: PictureRequest) -> list[Question]:
     """Choose a question for each image; refuse images that the store does not know or has no features of."""
     ids = features.store.ids
     for name in wanted.images:
@@ -175,7 +175,7 @@ def _require_questions(methods: Mapping[str, Pruner], asked: Sequence[Question])
 
 
 @torch.no_grad()
-def _bands(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question]) -> list[Band]:
+def _bands(selection: SelectingMethods, cells: Sequence[Cell], asked: Sequence[Question]) -> list[Band]:
     """Make the band of each question's image."""
     session = selection.session
     experiment, features = session.experiment, session.features
@@ -194,7 +194,7 @@ def _bands(selection: Selection, cells: Sequence[Cell], asked: Sequence[Question
     return bands
 
 
-def _panel(label: str, kept: Kept, grid: tuple[int, int]) -> Panel:
+def _panel(label: str, kept: KeptPatches, grid: tuple[int, int]) -> Panel:
     patches = (_grid(of_image[0], grid) for of_image in (kept.patches, kept.merged, kept.absorbed))
     return Panel(label, str(int(kept.tokens[0])), *patches)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-from stage2_prune.compare.results import Result
+from stage2_prune.compare.results import MethodResult
 from stage2_prune.errors import NotComparable
 from stage2_prune.session.ask import Prediction
 
@@ -24,7 +24,7 @@ _SHOWN = 60
 """The largest number of characters of a value that are shown."""
 
 
-def check(results: Sequence[Result], factors: Collection[str]) -> list[str]:
+def check(results: Sequence[MethodResult], factors: Collection[str]) -> list[str]:
     """Refuse results that differ in more than method, budget and `factors`.
 
     Returns:
@@ -54,12 +54,12 @@ def check(results: Sequence[Result], factors: Collection[str]) -> list[str]:
     ]
 
 
-def alike(a: Result, b: Result) -> bool:
+def alike(a: MethodResult, b: MethodResult) -> bool:
     """Tell whether two results differ only in method, budget and positions."""
     return not any(_difference(factor, a, b) for factor in FACTORS if factor != "positions")
 
 
-def _difference(factor: Factor, a: Result, b: Result) -> str | None:
+def _difference(factor: Factor, a: MethodResult, b: MethodResult) -> str | None:
     """Return both values of the first setting that differs; settings that a result does not record are not compared."""
     if factor == "positions" and (a.unpruned or b.unpruned):
         return None  # with every patch kept, both kinds of positions are the same
@@ -87,9 +87,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def _check_questions(results: Sequence[Result]) -> None:
+def _check_questions(results: Sequence[MethodResult]) -> None:
     """Refuse results in which one id stands for different questions (NotComparable, exit 4)."""
-    seen: dict[str, tuple[Result, Prediction]] = {}
+    seen: dict[str, tuple[MethodResult, Prediction]] = {}
     for result in results:
         for name, prediction in result.seeds[0].items():
             first, other = seen.setdefault(name, (result, prediction))

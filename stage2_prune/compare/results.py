@@ -17,7 +17,7 @@ _SEED = re.compile(r"-seed\d+$")
 
 
 @dataclass(frozen=True)
-class Result:
+class MethodResult:
     """The predictions of one method at one budget, once per seed."""
 
     name: str
@@ -51,7 +51,7 @@ class Result:
         return [name for name in first if all(name in other for other in others)]
 
 
-def load(paths: Sequence[Path], only: Sequence[str]) -> tuple[list[Result], list[str]]:
+def load(paths: Sequence[Path], only: Sequence[str]) -> tuple[list[MethodResult], list[str]]:
     """Load the results in run folders and prediction files.
 
     Args:
@@ -77,7 +77,7 @@ def load(paths: Sequence[Path], only: Sequence[str]) -> tuple[list[Result], list
     return [_result(name, *key, members) for name, (key, members) in matching.items()], notes
 
 
-def unpruned_beside(result: Result) -> Result | None:
+def unpruned_beside(result: MethodResult) -> MethodResult | None:
     """Load the unpruned model's answers from the folder of a result; None if the folder has none."""
     files = sorted(result.folder.glob(f"{UNPRUNED}-*.jsonl"))
     return _result(files[0].stem, result.folder, files[0].stem, files[:1]) if files else None
@@ -117,10 +117,10 @@ def _run(folder: Path) -> Path:
     return whole.parents[1] if whole.parts[-2:] == ("eval", "predictions") else whole
 
 
-def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> Result:
+def _result(name: str, folder: Path, stem: str, files: Sequence[Path]) -> MethodResult:
     cells = read_cells(folder.parent)
     records = [cells.get(file.stem, {}) for file in files]
-    return Result(
+    return MethodResult(
         name,
         folder,
         stem,

@@ -8,20 +8,20 @@ import numpy as np
 from jaxtyping import Bool
 
 from stage2_prune.compare import conditions
-from stage2_prune.compare.results import Result, unpruned_beside
+from stage2_prune.compare.results import MethodResult, unpruned_beside
 from stage2_prune.compare.significance import kl_divergence, sign_flips
 from stage2_prune.evaluation.intervals import accuracy_interval, number_clusters
 from store.questions.answers import normalise
 
 
-def right_answers(result: Result, questions: Sequence[str]) -> Bool[np.ndarray, "seed question"]:
+def right_answers(result: MethodResult, questions: Sequence[str]) -> Bool[np.ndarray, "seed question"]:
     """Tell for each seed which questions the result answered right."""
     return np.array([[seed[name].right for name in questions] for seed in result.seeds])
 
 
 def describe(
-    result: Result,
-    results: Sequence[Result],
+    result: MethodResult,
+    results: Sequence[MethodResult],
     right: Bool[np.ndarray, "seed question"],
     questions: Sequence[str],
     images: Sequence[str],
@@ -50,7 +50,7 @@ def describe(
     return row | (_nothing() if unpruned is None else _to_unpruned(result, unpruned, questions))
 
 
-def _unpruned(result: Result, results: Sequence[Result]) -> Result | None:
+def _unpruned(result: MethodResult, results: Sequence[MethodResult]) -> MethodResult | None:
     """Find the unpruned model's answers: of the same run, or else of a run with the same settings."""
     candidates = [candidate for candidate in results if candidate.unpruned]
     same_run = next((candidate for candidate in candidates if candidate.folder == result.folder), None)
@@ -62,7 +62,7 @@ def _nothing() -> dict[str, Any]:
     return {"agreement": None, "kl_to_unpruned": None, "n_kl": 0}
 
 
-def _to_unpruned(result: Result, unpruned: Result, questions: Sequence[str]) -> dict[str, Any]:
+def _to_unpruned(result: MethodResult, unpruned: MethodResult, questions: Sequence[str]) -> dict[str, Any]:
     """Measure how often a result gives the unpruned model's answer, right or wrong, and how far choices are reweighed."""
     own = unpruned.seeds[0]
     both = [(own[name], seed[name]) for seed in result.seeds for name in questions if name in own]

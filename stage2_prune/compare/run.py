@@ -9,7 +9,7 @@ from configs.counted import counted
 from configs.experiment import EvalSection
 from configs.parsing.nearest import did_you_mean
 from stage2_prune.compare import conditions
-from stage2_prune.compare.results import Result, load
+from stage2_prune.compare.results import MethodResult, load
 from stage2_prune.compare.rows import describe, difference, right_answers
 from stage2_prune.compare.significance import holm
 from stage2_prune.errors import NotComparable
@@ -65,7 +65,7 @@ def run(
     }
 
 
-def _pairs(results: Sequence[Result], against: str | None) -> list[tuple[Result, Result]]:
+def _pairs(results: Sequence[MethodResult], against: str | None) -> list[tuple[MethodResult, MethodResult]]:
     """Pair all results, or the result named `against` with each of the others."""
     if len(results) < 2:
         raise NotComparable(f"expected two results or more, got only {results[0].name}: name another run or file")
@@ -78,14 +78,14 @@ def _pairs(results: Sequence[Result], against: str | None) -> list[tuple[Result,
     return [(fixed, result) for result in results if result is not fixed]
 
 
-def _bootstrap(results: Sequence[Result], resamples: int | None, seed: int | None) -> tuple[int, int]:
+def _bootstrap(results: Sequence[MethodResult], resamples: int | None, seed: int | None) -> tuple[int, int]:
     """Choose resamples and seed: as given, else those of the first evaluation that recorded them, else the defaults."""
     recorded = (result.bootstrap for result in results if result.bootstrap)
     own_resamples, own_seed = next(recorded, (_DEFAULT.bootstrap, _DEFAULT.seed))
     return own_resamples if resamples is None else resamples, own_seed if seed is None else seed
 
 
-def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+def _common(results: Sequence[MethodResult]) -> tuple[list[str], list[str]]:
     """List the questions that every result answered, in the first result's order, and describe what results lack."""
     every = list(dict.fromkeys(name for result in results for seed in result.seeds for name in seed))
     answered = [set(result.questions) for result in results]
@@ -108,7 +108,7 @@ def _common(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     return common, notes
 
 
-def _few_seeds(results: Sequence[Result]) -> list[str]:
+def _few_seeds(results: Sequence[MethodResult]) -> list[str]:
     """Point out random methods with few seeds: luck is part of their result until it is averaged away."""
     return [
         f"{result.name} is random and has {counted(len(result.seeds), 'seed')}, expected "
@@ -125,7 +125,7 @@ def _one_image(images: Sequence[str]) -> list[str]:
     return ["all questions are about one image: how results vary over images cannot be known from it"]
 
 
-def _about_rows(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _about_rows(results: Sequence[MethodResult], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Point out trained methods that found a shortcut, and results without the unpruned model's answers beside them."""
     shortcuts = (
         shortcut(result.name, row["accuracy"], row["agreement"])

@@ -9,7 +9,7 @@ from stage2_prune.contract.inputs import visual_tokens
 from stage2_prune.contract.rule import Broken, Case, Rule, require
 from stage2_prune.contract.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, answers, kept_by, small_language
 from stage2_prune.errors import Infeasible
-from stage2_prune.language.assemble import Batch, assemble, gather_kept
+from stage2_prune.language.assemble import ModelInputs, assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.in_llm import InLLMPruner
@@ -25,7 +25,7 @@ SHAPES = ((PATCHES, LAYERS), (576, 32), (576, 4), (1, 3))
 
 def asked(
     language: Language, pruner: InLLMPruner, schedule: Schedule, rows: Sequence[int] = ROWS
-) -> Batch:  # fmt: skip
+) -> ModelInputs:  # fmt: skip
     """Ask questions about the patches that a method lets enter, each about an image of its own."""
     tokens = visual_tokens((4, PATCHES // 4))
     pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from configs.experiment import Positions
-from stage2_prune.language.assemble import Batch
+from stage2_prune.language.assemble import ModelInputs
 from stage2_prune.language.generate import Answers, generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.layer_loop import LayerLoop, Stopwatch, pruning_inside
@@ -45,7 +45,7 @@ def small_language(dtype: torch.dtype = torch.float32, layers: int = LAYERS, hea
 
 @torch.no_grad()
 def kept_by(
-    language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions, batch: Batch
+    language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions, batch: ModelInputs
 ) -> list[Mapping[int, list[int]]]:
     """Return, for each question, the patches that enter the layers from each drop on; a merged token is -1."""
     loop = LayerLoop(language.model.model, Scheduled(pruner, schedule), positions, batch.slots, 0, Stopwatch())
@@ -54,7 +54,7 @@ def kept_by(
 
 
 def answers(
-    language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions, batch: Batch, steps: int
+    language: Language, pruner: InLLMPruner, schedule: Schedule, positions: Positions, batch: ModelInputs, steps: int
 ) -> Answers:
     """Answer a batch with a method inside the language model."""
     return generate(pruning_inside(language, pruner, schedule, positions), batch, steps)

@@ -11,7 +11,7 @@ import torch
 
 from stage2_prune.errors import StockDiffers
 from stage2_prune.evaluation.cells import Cell
-from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.assemble import ModelInputs, assemble
 from stage2_prune.language.generate import Answers, generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.layer_loop import PruningLanguage
@@ -59,7 +59,7 @@ def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Qu
         )
 
 
-def compare_with_stock(language: Language, prompt: Batch) -> None:
+def compare_with_stock(language: Language, prompt: ModelInputs) -> None:
     """Answer a batch of one prompt as the stock model and through the layer loop; raise what `check_layer_loop` raises."""
     depth: int = language.model.config.num_hidden_layers
     # A model may end its answer early, but never with an image: this end token lets it generate all STEPS tokens.

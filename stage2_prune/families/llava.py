@@ -21,7 +21,7 @@ from stage2_prune.language.family import Family
 from stage2_prune.language.language import Language
 from store.checkpoint.open_text import check_text_side
 from store.checkpoint.opening import quiet_loading, stock_reading
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 from store.checkpoint.weights import WeightFiles, canonical, load_tensors, require_finite, weight_files
 from store.layout.tensors import torch_dtype
 
@@ -82,7 +82,7 @@ class Llava(Family):
         return Language(model=_Embeddings(model, device), device=device, **vars(cls.open_text(config, model)))
 
     @classmethod
-    def open_text(cls, config: Any, model: ModelSection) -> Text:
+    def open_text(cls, config: Any, model: ModelSection) -> TextSide:
         """Read the small files as stock code does."""
         return check_text_side(config, model)
 

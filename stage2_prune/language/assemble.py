@@ -14,11 +14,11 @@ from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.tokens import Pruned
-from store.checkpoint.text import Prompt, Text
+from store.checkpoint.text import Prompt, TextSide
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """Where every token of a batch stands, before anything is embedded; questions are padded on the left."""
 
     input_ids: Int[Tensor, "question token"]
@@ -33,7 +33,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ModelInputs:
     """The arguments of one call of the language model."""
 
     input_ids: Int[Tensor, "question token"]
@@ -59,13 +59,13 @@ def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -
 
 
 def lay_out(
-    text: Text,
+    text: TextSide,
     prompts: Sequence[Prompt],
     kept: Sequence[int],
     index: Int[Tensor, "question most"] | None,
     patches: int,
     positions: Positions,
-) -> Layout:
+) -> PromptLayout:
     """Make ids, mask and positions of a batch of questions, each with its own number `kept` of visual tokens; on the CPU.
 
     `index` names the patches that the visual tokens come from, padded behind where a question keeps fewer, or is None where a
@@ -84,10 +84,10 @@ def lay_out(
         starts = torch.tensor([len(p.before) for p in prompts])[:, None]
         position_ids[slots] = _present(index.cpu() + starts, slots)
     unpruned = max(len(p.before) + patches + len(p.after) for p in prompts)
-    return Layout(ids, slots, mask, position_ids, unpruned)
+    return PromptLayout(ids, slots, mask, position_ids, unpruned)
 
 
-def fill(language: Language, layout: Layout, visual: Float[Tensor, "question most embed"]) -> Batch:
+def fill(language: Language, layout: PromptLayout, visual: Float[Tensor, "question most embed"]) -> ModelInputs:
     """Embed a layout, and put each question's own visual tokens into its slots.
 
     `visual` is padded behind where a question keeps fewer.
@@ -95,7 +95,7 @@ def fill(language: Language, layout: Layout, visual: Float[Tensor, "question mos
     parts = (layout.input_ids, layout.slots, layout.attention_mask, layout.position_ids)
     ids, slots, mask, position_ids = (part.to(language.device) for part in parts)
     embeds = language.embed(ids).masked_scatter(slots[..., None], cast(_present(visual, slots), language.dtype))
-    return Batch(ids, embeds, mask, position_ids, slots, layout.unpruned)
+    return ModelInputs(ids, embeds, mask, position_ids, slots, layout.unpruned)
 
 
 def assemble(
@@ -106,7 +106,7 @@ def assemble(
     patches: int,
     positions: Positions,
     kept: Sequence[int] | None = None,
-) -> Batch:
+) -> ModelInputs:
     """Make a batch of questions by `lay_out` and `fill`: each has its own visual tokens, the first `kept` of them."""
     kept = [visual.shape[1]] * len(prompts) if kept is None else kept
     layout = lay_out(language, prompts, kept, index, patches, positions)

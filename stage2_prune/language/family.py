@@ -7,7 +7,7 @@ import torch
 
 from configs.experiment import ModelSection
 from stage2_prune.language.language import Language
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 
 
 class Family(ABC):
@@ -23,7 +23,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def open_text(cls, config: Any, model: ModelSection) -> Text:
+    def open_text(cls, config: Any, model: ModelSection) -> TextSide:
         """Open tokenizer, template and special tokens, without the model."""
 
     @classmethod

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 
-from stage2_prune.language.assemble import Batch
+from stage2_prune.language.assemble import ModelInputs
 from stage2_prune.language.language import Language
 from store.checkpoint.generation import GREEDY
 
@@ -24,7 +24,7 @@ class Answers:
 
 
 @torch.no_grad()
-def generate(language: Language, batch: Batch, max_new_tokens: int) -> Answers:
+def generate(language: Language, batch: ModelInputs, max_new_tokens: int) -> Answers:
     """Answer every question of the batch greedily, with `max_new_tokens` at most.
 
     The ids are passed beside the embeddings: the model reads the embeddings, the checkpoint's generation settings read the ids.
@@ -45,7 +45,7 @@ def generate(language: Language, batch: Batch, max_new_tokens: int) -> Answers:
     return Answers(generated.sequences[:, batch.input_ids.shape[1] :], torch.stack(generated.logits, dim=1))
 
 
-def _for_prompts(language: Language, batch: Batch) -> dict[str, Any]:
+def _for_prompts(language: Language, batch: ModelInputs) -> dict[str, Any]:
     """Return the settings of the checkpoint that need more than its file holds: the length before pruning, or a tokenizer."""
     own, arguments = language.generation, dict[str, Any]()
     if "min_length" in own and "min_new_tokens" not in own:  # min_length counts the prompt, as it was before pruning

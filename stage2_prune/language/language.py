@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language(Text):
+class Language(TextSide):
     """A language model in eval mode, with its text side.
 
     It is called under no_grad. Code that trains through it freezes its weights first (and not before: see families/llava.py).

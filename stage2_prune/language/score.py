@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.language.assemble import Batch
+from stage2_prune.language.assemble import ModelInputs
 from stage2_prune.language.language import Language
 from store.questions.answers import normalise
 
@@ -19,7 +19,7 @@ def is_right(prediction: str, answers: Iterable[str]) -> bool:
 @torch.no_grad()
 def choice_scores(
     language: Language,
-    batch: Batch,
+    batch: ModelInputs,
     prefill: Float[Tensor, "question vocab"],
     choices: Sequence[Sequence[tuple[int, ...]] | None],
 ) -> list[Float[Tensor, " choice"] | None]:
@@ -58,7 +58,7 @@ def log_probabilities(choices: Sequence[str], scores: Float[Tensor, " choice"]) 
 
 
 def _sequence_scores(
-    language: Language, batch: Batch, question: int, options: Sequence[tuple[int, ...]]
+    language: Language, batch: ModelInputs, question: int, options: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, " choice"]:
     """Sum the log-probabilities of each option followed by the end token, teacher-forced in one forward."""
     end = language.eos_token_ids[0]
@@ -82,7 +82,7 @@ def _sequence_scores(
 
 def _continued(
     language: Language,
-    batch: Batch,
+    batch: ModelInputs,
     question: int,
     valid: Tensor,
     ids: Int[Tensor, "choice step"],

@@ -17,9 +17,9 @@ from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, SOFT_PRUNING, Outc
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch, Features
-from stage2_prune.session.prune_batch import Reader
+from stage2_prune.session.prune_batch import QuestionReader
 from stage2_prune.session.session import check_width
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 from store.checkpoint.weights import weights_digest
 from store.questions.exchange import read_reference
 
@@ -40,7 +40,7 @@ def compare_answers(
     check_width(features, language)
     if SOFT_PRUNING not in findings.without:
         pruner = bound(experiment, features, pruner, language, findings)
-    patches, reader = features.patches, Reader(experiment, features, language)
+    patches, reader = features.patches, QuestionReader(experiment, features, language)
     keep = pruner.asked_tokens(patches, min(experiment.train.val_keep, patches))
     findings.scorer.keep = keep
     steps = experiment.eval.max_new_tokens
@@ -79,7 +79,7 @@ def bound(experiment: Experiment, features: Features, pruner: Pruner, language: 
     return pruner.with_module(pruner.module.to(features.device))
 
 
-def _count_right(findings: Findings, text: Text, batch: FeatureBatch, outcomes: Mapping[str, Outcome]) -> None:
+def _count_right(findings: Findings, text: TextSide, batch: FeatureBatch, outcomes: Mapping[str, Outcome]) -> None:
     """Add each mode's right answers to `findings`."""
     for mode, outcome in outcomes.items():
         answers = zip(text.decode(outcome.tokens), batch.questions, strict=True)

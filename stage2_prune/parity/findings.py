@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.experiment import StoreLocation
-from stage2_prune.language.assemble import Layout
+from stage2_prune.language.assemble import PromptLayout
 from stage2_prune.parity.differences import Pair
 from stage2_prune.session.features import Excluded
-from store.questions.exchange import Asked
+from store.questions.exchange import BatchImages
 from store.questions.question import Question
 
 
@@ -17,13 +17,13 @@ class AskedBatch:
     """A batch of questions, laid out once for all modes."""
 
     questions: list[Question]
-    layout: Layout
-    asked: Asked
+    layout: PromptLayout
+    asked: BatchImages
     """The images of the batch, as the full model's process is told them."""
 
 
 @dataclass
-class Scorer:
+class ParityScorer:
     """The pruner that scored for soft_pruning: its mask was overridden to all ones, then multiplied into the features."""
 
     label: str
@@ -48,7 +48,7 @@ class Findings:
     """Number of right answers by mode."""
     pairs: list[Pair]
     """Every two modes that can run."""
-    scorer: Scorer
+    scorer: ParityScorer
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of one image's features, by the names of the hunt."""
     notes: list[str] = field(default_factory=list)

@@ -20,7 +20,7 @@ from stage2_prune.find_family import open_text
 from stage2_prune.parity.findings import AskedBatch
 from stage2_prune.session.features import Features
 from store.layout.fingerprint import differences
-from store.questions.exchange import ENVIRONMENT, Order, Prompts, write_order
+from store.questions.exchange import ENVIRONMENT, Prompts, ReferenceRequest, write_order
 
 STANDARD_ERROR = 2
 """This process's own; `sys.stderr` is no file in a notebook."""
@@ -49,11 +49,11 @@ def ask_full_model(
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 
 
-def _order(experiment: Experiment, features: Features, batches: Sequence[AskedBatch]) -> Order:
+def _order(experiment: Experiment, features: Features, batches: Sequence[AskedBatch]) -> ReferenceRequest:
     """Describe to the reference process which model answers which batches, and where the images are."""
     text = open_text(experiment.model)
     model = experiment.model
-    return Order(
+    return ReferenceRequest(
         checkpoint=str(Path(model.checkpoint).resolve()) if Path(model.checkpoint).is_dir() else model.checkpoint,
         revision=model.revision,
         dtype=model.dtype,

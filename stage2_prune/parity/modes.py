@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stage2_prune.language.assemble import Layout, fill
+from stage2_prune.language.assemble import PromptLayout, fill
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.features import FeatureBatch, Features
-from stage2_prune.session.prune_batch import Reader, prune_batch
+from stage2_prune.session.prune_batch import QuestionReader, prune_batch
 
 BASELINE, EMB_DIRECT, EMB_REPLACED, SOFT_PRUNING = MODES = ("baseline", "emb_direct", "emb_replaced", "soft_pruning")
 
@@ -49,7 +49,7 @@ def reasons(features: Features, pruner: Pruner) -> dict[str, str]:
 
 
 def slot_features(
-    batch: FeatureBatch, pruner: Pruner, keep: int, reader: Reader, without: Mapping[str, str]
+    batch: FeatureBatch, pruner: Pruner, keep: int, reader: QuestionReader, without: Mapping[str, str]
 ) -> dict[str, Float[Tensor, "image patch embed"]]:
     """Make the features for the image slots, in every stage-2 mode that is not in `without`."""
     slots: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def slot_features(
     return slots
 
 
-def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> Float[Tensor, "image patch"]:
+def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> Float[Tensor, "image patch"]:
     """Let the pruner decide at `keep`, then override every entry of its decision to 1."""
     if isinstance(pruner, TrainedPruner):
         return torch.ones_like(pruner.soft(batch.tokens.only(pruner.needs), keep))
@@ -73,7 +73,11 @@ def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> 
 
 
 def answer(
-    language: Language, layout: Layout, batch: FeatureBatch, visual: Float[Tensor, "image patch embed"], steps: int
+    language: Language,
+    layout: PromptLayout,
+    batch: FeatureBatch,
+    visual: Float[Tensor, "image patch embed"],
+    steps: int,
 ) -> Outcome:
     """Generate from features in the image slots, with the code of every stage-2 mode and of an evaluation."""
     answers = generate(language, fill(language, layout, visual[batch.of_question]), steps)

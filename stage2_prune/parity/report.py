@@ -4,7 +4,7 @@ from typing import Any
 
 from configs.counted import agreeing, counted
 from stage2_prune.parity.differences import ATOL, Pair
-from stage2_prune.parity.findings import Findings, Scorer
+from stage2_prune.parity.findings import Findings, ParityScorer
 from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, MODES, SOFT_PRUNING
 from stage2_prune.session.features import left_out
 
@@ -72,7 +72,7 @@ def _mode_lines(findings: Findings) -> list[str]:
     return lines
 
 
-def _scored_by(scorer: Scorer) -> str:
+def _scored_by(scorer: ParityScorer) -> str:
     """Say which pruner's decision was overridden."""
     parameters = "".join(f", {name} {value}" for name, value in scorer.parameters.items())
     weights = "" if scorer.weights is None else f", {scorer.weights} weights"

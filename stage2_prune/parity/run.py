@@ -19,7 +19,7 @@ from stage2_prune.find_family import open_text
 from stage2_prune.language.assemble import lay_out
 from stage2_prune.parity.answers import compare_answers
 from stage2_prune.parity.differences import Pair
-from stage2_prune.parity.findings import AskedBatch, Findings, Scorer
+from stage2_prune.parity.findings import AskedBatch, Findings, ParityScorer
 from stage2_prune.parity.full_model import ask_full_model
 from stage2_prune.parity.modes import MODES, reasons
 from stage2_prune.parity.report import as_json, as_text
@@ -29,7 +29,7 @@ from stage2_prune.session.choose import choose
 from stage2_prune.session.features import Features
 from stage2_prune.session.session import open_features
 from store.log.scratch import scratch
-from store.questions.exchange import Asked
+from store.questions.exchange import BatchImages
 from store.questions.question import Question
 
 IDENTICAL, INCOMPLETE, DIFFERENT = 0, 3, 4
@@ -65,7 +65,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
         without,
         right=dict.fromkeys(modes, 0),
         pairs=[Pair(a, b) for a, b in combinations(modes, 2)],
-        scorer=Scorer(label, pruner.parameters()),
+        scorer=ParityScorer(label, pruner.parameters()),
     )
     experiment.run_dir.mkdir(parents=True, exist_ok=True)
     with scratch("parity", experiment.run_dir) as folder:
@@ -115,12 +115,12 @@ def _batches(experiment: Experiment, features: Features, asked: Sequence[Questio
     return batches
 
 
-def _images_of(features: Features, questions: Sequence[Question]) -> Asked:
+def _images_of(features: Features, questions: Sequence[Question]) -> BatchImages:
     """List the distinct images of a batch, in the order in which `Features.batches` reads them."""
     rows = [features.row(question) for question in questions]
     names = dict(reversed([(row, question.image) for row, question in zip(rows, questions, strict=True)]))
     distinct = list(dict.fromkeys(rows))
-    return Asked(
+    return BatchImages(
         images=tuple(names[row] for row in distinct),
         sha256=tuple(features.store.ids.sha_of_row(row) for row in distinct),
         of_question=tuple(distinct.index(row) for row in rows),

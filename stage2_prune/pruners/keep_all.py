@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.pruner import BudgetKind, Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
 
@@ -15,7 +15,7 @@ from stage2_prune.pruning.tokens import VisualTokens
 class KeepAll(Pruner):
     """Keeps every visual token, in raster order."""
 
-    budget: ClassVar[Budget] = "fixed"
+    budget: ClassVar[BudgetKind] = "fixed"
 
     def fixed_keep(self, patches: int) -> int:
         """Return the number of patches."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.pruner import BudgetKind, Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
 
@@ -15,7 +15,7 @@ from stage2_prune.pruning.tokens import VisualTokens
 class KeepNone(Pruner):
     """Keeps nothing; with `original` positions the text stays where it would stand after all patches."""
 
-    budget: ClassVar[Budget] = "fixed"
+    budget: ClassVar[BudgetKind] = "fixed"
 
     def fixed_keep(self, patches: int) -> int:
         """Return zero, whatever the image."""

@@ -32,7 +32,7 @@ class LearnedScorer(TrainedPruner):
 
     def build(self, spec: ModuleSpec) -> nn.Module:
         """Build the scoring network for features of any width and any number of heads."""
-        return Scorer(spec.shapes["raw"][-1], spec.shapes["cls_attention"][0], self.hidden)
+        return PatchScorer(spec.shapes["raw"][-1], spec.shapes["cls_attention"][0], self.hidden)
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Return the `keep` highest scores of each image, ascending; of equal scores the lower index."""
@@ -48,7 +48,7 @@ class LearnedScorer(TrainedPruner):
         return torch.stack([self.module(raw.float(), attention) for raw, attention in images])
 
 
-class Scorer(nn.Module):
+class PatchScorer(nn.Module):
     """A network of two layers on each patch: it reads its own feature, the image's mean as context, and its log CLS attention."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:

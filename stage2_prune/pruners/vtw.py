@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from configs.experiment import Match
 from configs.published_layers import language_layer
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, Site
-from stage2_prune.pruning.pruner import Budget
+from stage2_prune.pruning.pruner import BudgetKind
 from stage2_prune.pruning.schedule import Schedule, Stage
 
 
@@ -25,7 +25,7 @@ class Vtw(InLLMPruner):
     The method takes no budget: its mean over layers follows from `layer` alone, in steps of patches / layers.
     """
 
-    budget: ClassVar[Budget] = "fixed"
+    budget: ClassVar[BudgetKind] = "fixed"
 
     layer: PositiveInt = 16
     """Layers that see every token, of 32."""

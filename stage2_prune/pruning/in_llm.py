@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.experiment import Match, Positions
 from stage2_prune.errors import Infeasible
 from stage2_prune.primitives.top_k import top_k
-from stage2_prune.pruning.pruner import Budget, Place, Pruner
+from stage2_prune.pruning.pruner import BudgetKind, Place, Pruner
 from stage2_prune.pruning.schedule import Schedule
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -116,7 +116,7 @@ class InLLMPruner(Pruner, ABC):
     """
 
     place: ClassVar[Place] = "in_llm"
-    budget: ClassVar[Budget] = "schedule"
+    budget: ClassVar[BudgetKind] = "schedule"
 
     @abstractmethod
     def schedule(self, patches: int, depth: int, keep: int | float, match: Match = "mean-tokens") -> Schedule:

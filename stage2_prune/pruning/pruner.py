@@ -19,7 +19,7 @@ from stage2_prune.pruning.code import code_digest
 from stage2_prune.pruning.tokens import Beside, Pruned, VisualTokens
 
 Place = Literal["before_llm", "in_llm"]
-Budget = Literal["exact", "schedule", "adaptive", "fixed"]
+BudgetKind = Literal["exact", "schedule", "adaptive", "fixed"]
 TokenOrder = Literal["raster", "own"]
 Trained = TypeVar("Trained", bound="TrainedPruner")
 
@@ -41,7 +41,7 @@ class Pruner:
     """
     place: ClassVar[Place] = "before_llm"
     """Whether tokens are dropped before the language model or inside it."""
-    budget: ClassVar[Budget] = "exact"
+    budget: ClassVar[BudgetKind] = "exact"
     """`exact` keeps the number asked for; `schedule` meets it as a mean over layers; `adaptive` decides for each image; `fixed`
     takes no budget.
     """

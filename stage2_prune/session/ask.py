@@ -9,13 +9,13 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.language.assemble import Batch, assemble, gather_kept
+from stage2_prune.language.assemble import ModelInputs, assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.score import choice_scores, is_right, likeliest, log_probabilities
 from stage2_prune.pruning.tokens import Pruned
 from stage2_prune.session.features import FeatureBatch
-from store.checkpoint.text import Prompt, Text
+from store.checkpoint.text import Prompt, TextSide
 from store.questions.question import Question
 
 
@@ -55,7 +55,7 @@ class Prediction:
     """Log-probability (in nats) of each of the question's choices, given that the answer is one of the choices."""
 
 
-def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: bool = True) -> Prepared:
+def prepare(text: TextSide, questions: Sequence[Question], post_prompt: str, rank: bool = True) -> Prepared:
     """Tokenise the prompts of questions, and their choices too if `rank`.
 
     Args:
@@ -72,7 +72,9 @@ def prepare(text: Text, questions: Sequence[Question], post_prompt: str, rank: b
     return Prepared(tuple(text.prompt(wording) for wording in wordings), choices)
 
 
-def prompts(language: Language, batch: FeatureBatch, prepared: Prepared, pruned: Pruned, positions: Positions) -> Batch:
+def prompts(
+    language: Language, batch: FeatureBatch, prepared: Prepared, pruned: Pruned, positions: Positions
+) -> ModelInputs:
     """Build the prompts of a batch, with the visual tokens that `pruned` leaves of its images in their slots."""
     visual = gather_kept(batch.projected, pruned)[batch.of_question]
     index = None if pruned.index is None else pruned.index[batch.of_question]

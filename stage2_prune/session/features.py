@@ -24,7 +24,7 @@ from store.reading.by_name import read_rows
 from store.reading.prefetch import prefetched
 from store.reading.reader import FeatureStore
 
-Source = Literal["projected", "raw"]
+FeatureSource = Literal["projected", "raw"]
 AHEAD = 2
 """Number of batches that are read before they are asked for."""
 SHOWN = 3
@@ -80,7 +80,7 @@ class Features:
     def __init__(self, store: FeatureStore, needs: Collection[str], device: torch.device) -> None:
         self.store = store
         self.device = device
-        self.source: Source = "projected" if "projected" in store.arrays else "raw"
+        self.source: FeatureSource = "projected" if "projected" in store.arrays else "raw"
         self.needs = frozenset(needs)
         store.require(sorted(self.needs | {self.source}))
         state = store.projector
@@ -174,7 +174,9 @@ class Features:
             )
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 
-    def batches(self, batches: Sequence[Sequence[Question]], source: Source | None = None) -> Iterator[FeatureBatch]:
+    def batches(
+        self, batches: Sequence[Sequence[Question]], source: FeatureSource | None = None
+    ) -> Iterator[FeatureBatch]:
         """Read the features of each batch; a thread reads ahead.
 
         On the CPU a batch is valid only until the next batch is asked for. Batches lie in a few buffers that take turns,
@@ -221,7 +223,7 @@ class Features:
             {name: from_storage(array, self.store.arrays[name].dtype) for name, array in arrays.items()},
         )
 
-    def _on_device(self, read: _Read, source: Source) -> FeatureBatch:
+    def _on_device(self, read: _Read, source: FeatureSource) -> FeatureBatch:
         arrays = {name: array.to(self.device) for name, array in read.arrays.items()}
         projected = arrays["projected"] if source == "projected" else self.project(arrays["raw"])
         seen = {name: arrays[name] for name in self.needs}

@@ -30,7 +30,7 @@ ABOUT_QUESTIONS = frozenset({"question", "clip_text"})
 
 
 @dataclass(frozen=True)
-class Reader:
+class QuestionReader:
     """Reads for pruners what is no array: a question's embeddings in the language model and in CLIP."""
 
     experiment: Experiment
@@ -61,7 +61,7 @@ class Reader:
         return question.question + self.experiment.data.post_prompt
 
 
-def prune_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> tuple[FeatureBatch, Pruned]:
+def prune_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> tuple[FeatureBatch, Pruned]:
     """Prune a batch and make its merged tokens.
 
     Returns:
@@ -72,7 +72,7 @@ def prune_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) 
     return batch, make_merged(chosen, batch, reader.features.project)
 
 
-def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> tuple[FeatureBatch, Pruned]:
+def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> tuple[FeatureBatch, Pruned]:
     """Prune a batch as `prune_batch` does, but leave merges as the weights that the pruner returned.
 
     Raises:
@@ -105,7 +105,7 @@ def per_question(batch: FeatureBatch) -> FeatureBatch:
     )
 
 
-def _prune_questions(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Reader) -> Pruned:
+def _prune_questions(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> Pruned:
     """Prune for each question; questions of equal length go together.
 
     Padding would be one more thing that a method could get wrong.
@@ -126,7 +126,7 @@ QuestionText = tuple[Tensor | None, ClipText | None]
 """A question as the language model embeds it and as CLIP encodes it; None for what the pruner does not read."""
 
 
-def _read(pruner: Pruner, question: Question, reader: Reader) -> QuestionText:
+def _read(pruner: Pruner, question: Question, reader: QuestionReader) -> QuestionText:
     return (
         reader.question(question) if "question" in pruner.reads else None,
         reader.clip_text(question) if "clip_text" in pruner.reads else None,

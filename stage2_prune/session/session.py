@@ -22,7 +22,7 @@ from stage2_prune.session.checks import (
     check_shapes,
 )
 from stage2_prune.session.features import Features
-from stage2_prune.session.prune_batch import Reader
+from stage2_prune.session.prune_batch import QuestionReader
 from store.checkpoint.opening import load_config
 from store.checkpoint.weights import weights_digest
 from store.layout.tensors import pick_device, torch_dtype
@@ -42,9 +42,9 @@ class Session:
     """Whether the model sees exactly the stored values, and this device projects to the same bits."""
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> QuestionReader:
         """The reader of what pruners read beside arrays."""
-        return Reader(self.experiment, self.features, self.language)
+        return QuestionReader(self.experiment, self.features, self.language)
 
     @cached_property
     def language_digest(self) -> str | None:

@@ -17,7 +17,7 @@ from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.evaluation.canary import compare_with_stock
-from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.assemble import ModelInputs, assemble
 from stage2_prune.language.language import Language
 from stage2_prune.language.layer_loop import PruningLanguage
 from stage2_prune.pruners.fit_prune import masses
@@ -63,7 +63,7 @@ def spared(mass: Float[Tensor, " visual"], unpruned: float, alpha: float) -> Ten
 
 
 @torch.no_grad()
-def calibrate(language: Language, questions: Sequence[Batch], keep: int) -> list[int]:
+def calibrate(language: Language, questions: Sequence[ModelInputs], keep: int) -> list[int]:
     """Find how many tokens to delete after each layer, so that on average `keep` tokens enter a layer.
 
     Args:
@@ -109,7 +109,7 @@ def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
     for sentence in left_out(question.reason for question in excluded):
         _log.warning("note: %s", sentence)
     index: Int[Tensor, "1 patch"] = torch.arange(patches)[None]
-    batches: list[Batch] = []
+    batches: list[ModelInputs] = []
     for batch in session.features.batches([[question] for question in asked]):
         prompts = prepare(session.language, batch.questions, experiment.data.post_prompt).prompts
         batches.append(assemble(session.language, prompts, batch.projected, index, patches, "original"))
@@ -117,7 +117,7 @@ def run(experiment: Experiment, keep: int, limit: int) -> list[int]:
     return calibrate(session.language, batches, keep)
 
 
-def _probed(language: Language, batch: Batch, alpha: float, unpruned: dict[int, tuple[float, float]]) -> Probe:
+def _probed(language: Language, batch: ModelInputs, alpha: float, unpruned: dict[int, tuple[float, float]]) -> Probe:
     probe = Probe(range(1, language.model.config.num_hidden_layers), alpha, dict(unpruned))
     model = PruningLanguage(**vars(language), hook=probe, positions="original").answering(batch.slots)
     model(inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, position_ids=batch.position_ids)

@@ -31,7 +31,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedLessons:
     """Lessons about one image, laid one after another behind its patches."""
 
     before: Int[Tensor, " before"]
@@ -48,7 +48,7 @@ class Packed:
     """The right answer token at each scored index."""
 
 
-def pack(lessons: Sequence[Lesson], device: torch.device) -> Packed:
+def pack(lessons: Sequence[Lesson], device: torch.device) -> PackedLessons:
     """Lay lessons that share the text before the image one after another."""
     before = lessons[0].prompt.before
     assert all(lesson.prompt.before == before for lesson in lessons), "group them by what precedes the image"
@@ -65,14 +65,14 @@ def pack(lessons: Sequence[Lesson], device: torch.device) -> Packed:
         offset += range(len(tokens))
     answer = [token for lesson in lessons for token in lesson.answer]
     parts = (before, ids, segment, offset, scored, answer)
-    return Packed(*(torch.tensor(part, dtype=torch.long, device=device) for part in parts))
+    return PackedLessons(*(torch.tensor(part, dtype=torch.long, device=device) for part in parts))
 
 
 def answer_logits(
     language: Language,
     visual: Float[Tensor, "patch embed"],
     weights: Float[Tensor, " patch"] | None,
-    packed: Packed,
+    packed: PackedLessons,
 ) -> Float[Tensor, "scored vocab"]:
     """Compute float32 logits at each scored index.
 
@@ -100,7 +100,7 @@ def answer_logits(
 
 
 def attention_bias(
-    packed: Packed, patches: int, weights: Float[Tensor, " patch"] | None
+    packed: PackedLessons, patches: int, weights: Float[Tensor, " patch"] | None
 ) -> Float[Tensor, "token token"]:
     """Build the matrix that is added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
 

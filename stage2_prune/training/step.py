@@ -13,7 +13,7 @@ from stage2_prune.errors import PruneError
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.training.packed import Lesson, Packed, answer_logits, pack
+from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, pack
 from store.questions.question import Question
 
 
@@ -130,7 +130,7 @@ def _groups(batch: FeatureBatch, lessons: Sequence[Lesson]) -> Iterator[tuple[in
 def _divergence(
     language: Language,
     visual: Float[Tensor, "patch embed"],
-    packed: Packed,
+    packed: PackedLessons,
     logits: Float[Tensor, "scored vocab"],
 ) -> Float[Tensor, ""]:
     """Sum the KL divergences of the pruned model's answer distributions from the unpruned model's."""

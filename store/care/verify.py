@@ -16,7 +16,7 @@ from store.care.verify_small import small_files
 from store.errors import IntegrityError, StoreError
 from store.files.disk import Unreadable, without_waiting
 from store.layout.plan import FEATURES, Plan, plan_path, read_plan
-from store.layout.schema import Codec, Layout
+from store.layout.schema import Codec, ShardLayout
 from store.layout.shard import FileRecord, Readable, checksum_of
 from store.log.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.log.finding import ARCHIVE, Finding
@@ -182,7 +182,7 @@ def _size(shards: _Files | RemoteStore, record: FileRecord) -> str | None:
     return None if size == record.bytes else f"expected {record.bytes:,} bytes, found {size:,}"
 
 
-def _content(shards: _Files | RemoteStore, record: FileRecord, layout: Layout) -> str | None:
+def _content(shards: _Files | RemoteStore, record: FileRecord, layout: ShardLayout) -> str | None:
     """Say what is wrong with the content of a committed file; None if nothing is."""
     with shards.open(f"{FEATURES}/{record.path}") as file:
         checksum = checksum_of(file, layout)

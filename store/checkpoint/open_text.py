@@ -11,7 +11,7 @@ from configs.experiment import ModelSection
 from store.checkpoint.files import names_of, optional_checkpoint_file
 from store.checkpoint.generation import generation_settings
 from store.checkpoint.opening import stock_reading
-from store.checkpoint.text import Text
+from store.checkpoint.text import TextSide
 from store.errors import CheckpointMissing, DamagedCheckpoint, InvalidQuestions
 
 PLACEHOLDER = "<image>"
@@ -21,7 +21,7 @@ VOCABULARIES, SENTENCE_PIECES = ("tokenizer.json", "vocab", "tekken.json"), (".m
 _TRIED = "what is in the picture"
 
 
-def check_text_side(config: Any, model: ModelSection) -> Text:
+def check_text_side(config: Any, model: ModelSection) -> TextSide:
     """Open everything but the weights that asking and answering need of a checkpoint, and try one prompt.
 
     All refusals that concern the text side are made here: `extract` calls this function before the first image if questions
@@ -43,7 +43,7 @@ def check_text_side(config: Any, model: ModelSection) -> Text:
     processor = _processor_settings(model)
     eos = _end_tokens(source, _open_generation_config(model), config, tokenizer)
     pad = tokenizer.pad_token_id
-    text = Text(
+    text = TextSide(
         tokenizer=tokenizer,
         template=_template(source, processor, tokenizer),
         image_token_id=config.image_token_id,
@@ -136,7 +136,7 @@ def _template(source: str, processor: Mapping[str, Any], tokenizer: Any) -> str:
     return template
 
 
-def _check_embedded(source: str, text: Text) -> None:
+def _check_embedded(source: str, text: TextSide) -> None:
     """Refuse an image token or a padding token that the text embeddings have no row for."""
     for what, name, number in (
         ("image_token_index", "config.json", text.image_token_id),
@@ -150,7 +150,7 @@ def _check_embedded(source: str, text: Text) -> None:
             )
 
 
-def _check_image_token(source: str, text: Text, processor: Mapping[str, Any]) -> None:
+def _check_image_token(source: str, text: TextSide, processor: Mapping[str, Any]) -> None:
     """Require that the processor and the model have the same image token, and that the template writes it once per image.
 
     A stock processor finds its image token by its text and repeats it; the stock model puts features where the id of

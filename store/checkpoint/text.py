@@ -23,7 +23,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class TextSide:
     """The text side of a checkpoint: it makes prompts of questions, and text of answers; it holds no model."""
 
     tokenizer: Any

@@ -19,7 +19,7 @@ from store.errors import IntegrityError, StoreMissing
 from store.files.disk import Unreadable, content, listed, numbered
 from store.layout.fingerprint import Fingerprint
 from store.layout.geometry import Geometry
-from store.layout.schema import ArraySpec, Layout
+from store.layout.schema import ArraySpec, ShardLayout
 
 PLAN = "plans/0.json"
 """Path of the first generation's plan in a store."""
@@ -136,9 +136,9 @@ class Plan(BaseModel):
     def _segment(self, row: int) -> Segment:
         return self.parts[bisect_right(self.parts, row, key=lambda part: part.first_row) - 1]
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> ShardLayout:
         """Return the byte layout of one array's shards, uncompressed."""
-        return Layout(self.array(name), self.shard_images)
+        return ShardLayout(self.array(name), self.shard_images)
 
     def array(self, name: str) -> ArraySpec:
         """Return the description of one array."""

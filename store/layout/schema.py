@@ -34,7 +34,7 @@ Codec = Literal["none", "zstd"]
 _STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 _BFLOAT16_NAN = 0x7FC0
 
-__all__ = ["ArraySpec", "Codec", "Dtype", "Layout", "default_shard_images"]
+__all__ = ["ArraySpec", "Codec", "Dtype", "ShardLayout", "default_shard_images"]
 
 
 class ArraySpec(BaseModel):
@@ -99,7 +99,7 @@ def holds_fill(values: NDArray[Any], dtype: Dtype) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """Where the bytes of a shard of one array lie in its file; see docs/store-format.md."""
 
     spec: ArraySpec

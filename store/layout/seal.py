@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import IntegrityError
-from store.layout.schema import Layout
+from store.layout.schema import ShardLayout
 from store.layout.shard import FileRecord, chunk_ends, crc, plain_index
 
 Fetch = Callable[[Sequence[tuple[int, int]]], Sequence[bytes]]
 """Reads several parts of a file, each given by its offset and its length in bytes."""
-Identity = tuple[int, ...]
+FileIdentity = tuple[int, ...]
 """Tells a file in its present state from every other file of this machine, and from its other states."""
 
 
@@ -27,7 +27,7 @@ Identity = tuple[int, ...]
 class Sealed:
     """What is known of a file that is the file of its commit record."""
 
-    identity: Identity
+    identity: FileIdentity
     """The state in which the file was checked."""
     crcs: NDArray[np.uint32]
     """The committed checksums of the chunks, in order."""
@@ -35,12 +35,12 @@ class Sealed:
     """Whether this process has read a chunk and compared it with its checksum; one value per chunk."""
 
 
-def identity_of(status: os.stat_result) -> Identity:
+def identity_of(status: os.stat_result) -> FileIdentity:
     """Return numbers that change when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def committed_checksums(index: bytes, fetch: Fetch, record: FileRecord, layout: Layout) -> NDArray[Any] | None:
+def committed_checksums(index: bytes, fetch: Fetch, record: FileRecord, layout: ShardLayout) -> NDArray[Any] | None:
     """Read the checksums of a file's chunks, which `index` locates; None if the file is not the file of the record."""
     ends = chunk_ends(index, record.bytes, layout)
     if ends is None:
@@ -49,14 +49,14 @@ def committed_checksums(index: bytes, fetch: Fetch, record: FileRecord, layout: 
     return np.frombuffer(checksums, "<u4") if crc(checksums + index) == record.crc32c else None
 
 
-def stored_index(fetch: Fetch, record: FileRecord, layout: Layout) -> bytes:
+def stored_index(fetch: Fetch, record: FileRecord, layout: ShardLayout) -> bytes:
     """Read the index at the end of a file that has the recorded size."""
     if record.bytes < layout.index_bytes:
         return b""
     return fetch([(record.bytes - layout.index_bytes, layout.index_bytes)])[0]
 
 
-def sealed(path: Path, descriptor: int, record: FileRecord, layout: Layout, rows: int, repair: str) -> Sealed:
+def sealed(path: Path, descriptor: int, record: FileRecord, layout: ShardLayout, rows: int, repair: str) -> Sealed:
     """Compare the size and the checksums of an open file with its record.
 
     The index of an uncompressed file follows from its layout, so the index at the end of such a file is not read.

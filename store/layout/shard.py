@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from configs.files.atomic import PARTIAL, durable, sync_directory
 from store.errors import StoreError
 from store.files.disk import make_way
-from store.layout.schema import Codec, Layout
+from store.layout.schema import Codec, ShardLayout
 
 ZSTD_LEVEL = 3
 _EMPTY = 2**64 - 1
@@ -84,12 +84,12 @@ class Aside:
         self.path.unlink(missing_ok=True)
 
 
-def write_shard(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> FileRecord:
+def write_shard(root: Path, layout: ShardLayout, shard: int, rows: NDArray[Any]) -> FileRecord:
     """Write the rows of a shard and move the file to its final path; see `write_aside` for the arguments."""
     return write_aside(root, layout, shard, rows).settle()
 
 
-def write_aside(root: Path, layout: Layout, shard: int, rows: NDArray[Any]) -> Aside:
+def write_aside(root: Path, layout: ShardLayout, shard: int, rows: NDArray[Any]) -> Aside:
     """Write the rows of a shard to a new `.partial` file beside its final path; nothing is left of the file if that fails.
 
     Args:
@@ -130,7 +130,7 @@ def crc(data: bytes | NDArray[Any], before: int = 0) -> int:
     return int(google_crc32c.extend(before, data))
 
 
-def checksum_of(file: Readable, layout: Layout) -> int | None:
+def checksum_of(file: Readable, layout: ShardLayout) -> int | None:
     """Compute the checksum that the record of an open file should hold.
 
     None if a chunk or the index differs from its own checksum.
@@ -153,7 +153,7 @@ def checksum_of(file: Readable, layout: Layout) -> int | None:
     return crc(checksums + index)
 
 
-def plain_index(layout: Layout, rows: int) -> bytes:
+def plain_index(layout: ShardLayout, rows: int) -> bytes:
     """Make the index of an uncompressed file with `rows` images, whose chunks lie at a fixed stride."""
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     written = layout.written_chunks(rows)
@@ -162,7 +162,7 @@ def plain_index(layout: Layout, rows: int) -> bytes:
     return index.tobytes() + _bytes(crc(index.tobytes()))
 
 
-def chunk_ends(index: bytes, size: int, layout: Layout) -> list[int] | None:
+def chunk_ends(index: bytes, size: int, layout: ShardLayout) -> list[int] | None:
     """Read from an index where the chunks of a file of `size` bytes end.
 
     None if the index is damaged, or if by its numbers the chunks do not follow each other without gaps up to the index.
@@ -179,7 +179,7 @@ def chunk_ends(index: bytes, size: int, layout: Layout) -> list[int] | None:
     return ends[1:] if ends[-1] == size - layout.index_bytes else None
 
 
-def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
+def _write_payload(file: BinaryIO, layout: ShardLayout, rows: NDArray[Any]) -> int:
     """Write the chunks and the index of a shard, and return the checksum for its record."""
     checksums, at = b"", 0
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
@@ -197,7 +197,7 @@ def _write_payload(file: BinaryIO, layout: Layout, rows: NDArray[Any]) -> int:
     return crc(checksums + end)
 
 
-def _chunks(layout: Layout, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _chunks(layout: ShardLayout, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Cut the rows into inner chunks; a chunk that is larger than the rows is filled up with `fill`."""
     if layout.spec.per_image_chunks or len(rows) == layout.shard_images:
         yield from rows.reshape(-1, layout.chunk_images, *layout.spec.shape)
@@ -208,4 +208,4 @@ def _chunks(layout: Layout, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _bytes(checksum: int) -> bytes:
-    return checksum.to_bytes(Layout.CRC_BYTES, "little")
+    return checksum.to_bytes(ShardLayout.CRC_BYTES, "little")

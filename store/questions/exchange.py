@@ -29,7 +29,7 @@ PROMPTS = "batch.safetensors"
 ENVIRONMENT = "reference.json"
 
 
-class Asked(BaseModel):
+class BatchImages(BaseModel):
     """The images of one batch of questions; the prompts of the batch are in batch.safetensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Asked(BaseModel):
     """For each question, the index in `images` of its image."""
 
 
-class Order(BaseModel):
+class ReferenceRequest(BaseModel):
     """Everything that the full model needs to answer, except the prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +63,7 @@ class Order(BaseModel):
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    batches: tuple[Asked, ...]
+    batches: tuple[BatchImages, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Reference:
     tokens: Int[Tensor, "question step"]
 
 
-def write_order(folder: Path, order: Order, prompts: Sequence[Prompts]) -> None:
+def write_order(folder: Path, order: ReferenceRequest, prompts: Sequence[Prompts]) -> None:
     """Write what the full model is asked: the order, and the prompts of each batch."""
     tensors = {
         f"{number}.{name}": tensor for number, batch in enumerate(prompts) for name, tensor in vars(batch).items()
@@ -96,11 +96,11 @@ def write_order(folder: Path, order: Order, prompts: Sequence[Prompts]) -> None:
     (folder / ORDER).write_text(order.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_order(folder: Path) -> tuple[Order, list[Prompts]]:
+def read_order(folder: Path) -> tuple[ReferenceRequest, list[Prompts]]:
     """Read what the full model is asked; DataMissing (exit 5) where the folder holds no order."""
     if not (folder / ORDER).is_file():
         raise DataMissing(f"expected {ORDER} in {folder}, there is none: `stage2_prune parity` writes such folders")
-    order = Order.model_validate_json((folder / ORDER).read_text(encoding="utf-8"))
+    order = ReferenceRequest.model_validate_json((folder / ORDER).read_text(encoding="utf-8"))
     tensors = load_file(folder / PROMPTS)
     fields = ("input_ids", "attention_mask", "position_ids")
     prompts = [Prompts(*(tensors[f"{number}.{name}"] for name in fields)) for number in range(len(order.batches))]

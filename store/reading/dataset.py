@@ -11,14 +11,14 @@ from torch.utils.data import Dataset
 from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
 
-Rows = dict[str, Shaped[Tensor, "image ..."]]
+FeatureRows = dict[str, Shaped[Tensor, "image ..."]]
 """Features of some images, by array."""
 
 
 class RowBatch(Sequence[dict[str, Shaped[Tensor, "..."]]]):
     """A batch that was read at once, and that torch's default collate can take for a list of images."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: FeatureRows) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -65,12 +65,12 @@ class StoreDataset(Dataset[Any]):
         """Read a batch of images; `DataLoader` calls this method instead of `__getitem__`."""
         return RowBatch(self.read(indices))
 
-    def read(self, indices: Sequence[int]) -> Rows:
+    def read(self, indices: Sequence[int]) -> FeatureRows:
         """Read some images and return their features, (image, *shape) by array."""
         rows = np.take(self.rows, indices).tolist()
         return {name: read_rows(self.store, name, rows) for name in self.names}
 
     @staticmethod
-    def collate(batch: RowBatch) -> Rows:
+    def collate(batch: RowBatch) -> FeatureRows:
         """Return the tensors of a batch as they are, for `DataLoader(collate_fn=…)`: `__getitems__` collated them."""
         return batch.rows

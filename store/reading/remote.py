@@ -28,7 +28,7 @@ from configs.experiment import StoreLocation, store_location
 from store.errors import IntegrityError, StoreError, StoreMissing
 from store.layout.manifest import HEAL, read_manifest
 from store.layout.plan import FEATURES, newest_generation, plan_path, read_plan, read_plan_file
-from store.layout.schema import Layout
+from store.layout.schema import ShardLayout
 from store.layout.seal import committed_checksums, other_file, stored_index
 from store.layout.shard import FileRecord, Readable
 from store.log.scratch import scratch_folder
@@ -151,7 +151,7 @@ class RemoteStore:
 class RemoteShard(ZarrShard):
     """A committed file in an object store; opening it raises IntegrityError if it is gone or has another size."""
 
-    def __init__(self, remote: RemoteStore, layout: Layout, record: FileRecord, rows: range, repair: str) -> None:
+    def __init__(self, remote: RemoteStore, layout: ShardLayout, record: FileRecord, rows: range, repair: str) -> None:
         super().__init__(remote.array(layout.spec.name), rows, layout.spec.dtype, repair)
         self._remote, name = remote, f"{FEATURES}/{record.path}"
         size = remote.size(name)

@@ -11,8 +11,8 @@ import zarr
 from numpy.typing import NDArray
 
 from store.errors import IntegrityError
-from store.layout.schema import Dtype, Layout, holds_fill
-from store.layout.seal import Identity, Sealed, identity_of, opened, sealed
+from store.layout.schema import Dtype, ShardLayout, holds_fill
+from store.layout.seal import FileIdentity, Sealed, identity_of, opened, sealed
 from store.layout.shard import FileRecord, crc
 from store.reading.opening import in_one_line
 
@@ -71,11 +71,11 @@ class LocalZarrShard(ZarrShard):
     """
 
     def __init__(
-        self, array: zarr.Array[Any], path: Path, layout: Layout, rows: range, record: FileRecord, repair: str
+        self, array: zarr.Array[Any], path: Path, layout: ShardLayout, rows: range, record: FileRecord, repair: str
     ) -> None:
         super().__init__(array, rows, layout.spec.dtype, repair)
         self._path, self._layout, self._record = path, layout, record
-        self._identity: Identity | None = None
+        self._identity: FileIdentity | None = None
         self._require_recorded_file()
 
     def read(self, index: int, out: NDArray[Any]) -> None:
@@ -97,7 +97,7 @@ class StoredShard(ShardFile):
     """A shard whose rows lie at a fixed stride in its file; each chunk's checksum is compared as `verify` says."""
 
     def __init__(
-        self, path: Path, layout: Layout, rows: int, record: FileRecord, repair: str, checked: Sealed | None,
+        self, path: Path, layout: ShardLayout, rows: int, record: FileRecord, repair: str, checked: Sealed | None,
         verify: Verify,
     ) -> None:  # fmt: skip
         """Open the file and compare it with its record.

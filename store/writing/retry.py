@@ -23,16 +23,16 @@ from store.reading.shard_file import MappedShard
 
 FOLDER = "retried"
 """Folder of a store that holds the withdrawn records."""
-_Values = NDArray[np.generic]
+_RowValues = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRows:
     """Features of a withdrawn shard that are right, so that no tower has to compute them again."""
 
     rows: frozenset[int] = frozenset()
     """Rows whose features are right."""
-    arrays: dict[str, _Values] = field(default_factory=dict[str, _Values])
+    arrays: dict[str, _RowValues] = field(default_factory=dict[str, _RowValues])
     """The whole shard by array, as (image, *shape) in storage dtype; all rows that are not in `rows` hold fill."""
 
 
@@ -63,7 +63,7 @@ def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[
     return sorted(spared)
 
 
-def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Sequence[int]) -> Kept:
+def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Sequence[int]) -> KeptRows:
     """Read the good rows of a withdrawn shard, of the arrays of some generations; nothing if any of it is damaged.
 
     Every row is compared with its checksum, and every file with its record.
@@ -73,7 +73,7 @@ def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Seq
         for generation in generations:
             record = intact_record(content(_path(store, shard, generation)))
             if record is None or record.shard != shard:
-                return Kept()
+                return KeptRows()
             require_fits_plan(store, plan, ids, record, generation, believe_plan=False)
             records[generation] = record
         failed = {row for record in records.values() for row in record.failures}
@@ -84,8 +84,8 @@ def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Seq
             for spec in plan.arrays_of(generation, shard)
         }
     except (FileNotFoundError, Unreadable, IntegrityError):
-        return Kept()
-    return Kept(frozenset(rows), arrays) if failed else Kept()
+        return KeptRows()
+    return KeptRows(frozenset(rows), arrays) if failed else KeptRows()
 
 
 def forget(store: Path, shard: int, generation: int) -> None:
@@ -93,7 +93,7 @@ def forget(store: Path, shard: int, generation: int) -> None:
     _path(store, shard, generation).unlink(missing_ok=True)
 
 
-def _read(store: Path, plan: Plan, name: str, record: CommitRecord, rows: Sequence[int]) -> _Values:
+def _read(store: Path, plan: Plan, name: str, record: CommitRecord, rows: Sequence[int]) -> _RowValues:
     """Read some rows of an array of a withdrawn shard into a whole shard whose other rows hold fill."""
     spec, written, shard_rows = plan.array(name), record.files[name], plan.rows(record.shard)
     path = store / FEATURES / written.path

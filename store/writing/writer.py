@@ -14,7 +14,7 @@ from store.errors import ArchiveReadOnly, LeaseLost, NonFinite, StoreError
 from store.files.disk import numbered
 from store.layout.ids import ImageIds
 from store.layout.plan import FEATURES, Plan
-from store.layout.schema import ArraySpec, Codec, Layout
+from store.layout.schema import ArraySpec, Codec, ShardLayout
 from store.layout.shard import Aside, FileRecord, write_aside
 from store.log.commits import CommitRecord, publish, read_commit
 from store.log.leases import FOLDER as LEASES
@@ -25,7 +25,7 @@ from store.writing.disk_errors import naming_free_bytes
 from store.writing.leftovers import sweep
 from store.writing.lock import STALL_SECONDS, Presence, lock
 from store.writing.prepare import prepare
-from store.writing.retry import Kept, forget, kept_of
+from store.writing.retry import KeptRows, forget, kept_of
 
 _SHOWN = 5
 
@@ -124,7 +124,7 @@ class StoreWriter:
         generations = {self.plan.generation_of(name, shard) for name in arrays}
         return [number for number in sorted(generations) if read_commit(self.path, shard, number) is None]
 
-    def kept(self, shard: int) -> Kept:
+    def kept(self, shard: int) -> KeptRows:
         """Read the good features of a shard that was withdrawn so that its failed images are tried again."""
         return kept_of(self.path, self.plan, self.ids, shard, self.missing_generations(shard))
 
@@ -211,7 +211,7 @@ class StoreWriter:
             for aside in asides.values():
                 aside.drop()
 
-    def _layout(self, name: str) -> Layout:
+    def _layout(self, name: str) -> ShardLayout:
         return replace(self.plan.layout(name), codec=self._codec)
 
     def _require_held(self, lease: Lease, generation: int) -> None:

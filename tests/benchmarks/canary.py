@@ -7,7 +7,7 @@ from statistics import median
 import torch
 
 from stage2_prune.evaluation.canary import STEPS, compare_with_stock
-from stage2_prune.language.assemble import Batch
+from stage2_prune.language.assemble import ModelInputs
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from tests.benchmarks.pruners.inputs import QUICK, REAL, Scale, language
@@ -35,13 +35,13 @@ def _both(scale: Scale) -> tuple[float, float]:
     return median(canaries), median(stocks)
 
 
-def _canary(model: Language, prompt: Batch) -> float:
+def _canary(model: Language, prompt: ModelInputs) -> float:
     begun = time.process_time()
     compare_with_stock(model, prompt)
     return time.process_time() - begun
 
 
-def _stock(model: Language, prompt: Batch) -> float:
+def _stock(model: Language, prompt: ModelInputs) -> float:
     begun = time.process_time()
     generate(model, prompt, STEPS)
     return time.process_time() - begun

@@ -12,7 +12,7 @@ from stage1_extract.checking import reference
 from stage1_extract.errors import BadImage, ChangedImage, GoneImage, WrongWeights
 from stage1_extract.sources.images import content_id
 from store.errors import StoreError
-from store.questions.exchange import ENVIRONMENT, Asked, Order, Prompts, read_reference, write_order
+from store.questions.exchange import ENVIRONMENT, BatchImages, Prompts, ReferenceRequest, read_reference, write_order
 from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
@@ -45,12 +45,14 @@ def order(home: Path, inputs, folder: Path, **changes) -> Path:
         "checkpoint": str(home / "checkpoint"), "revision": None, "dtype": "float32", "device": "cpu",
         "image_root": home / "images", "by_content": True, "max_pixels": 10**6, "max_new_tokens": 4,
         "eos_token_ids": (2,), "pad_token_id": 0,
-        "batches": (Asked(images=names, sha256=shas, of_question=(0, 1, 0)),),
+        "batches": (BatchImages(images=names, sha256=shas, of_question=(0, 1, 0)),),
     }  # fmt: skip
     mask = inputs["attention_mask"]
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     folder.mkdir(exist_ok=True)
-    write_order(folder, Order.model_validate(fields | changes), [Prompts(inputs["input_ids"], mask, positions)])
+    write_order(
+        folder, ReferenceRequest.model_validate(fields | changes), [Prompts(inputs["input_ids"], mask, positions)]
+    )
     return folder
 
 
@@ -74,14 +76,14 @@ def test_features_logits_and_tokens_are_those_of_stock_generate_on_pixel_values(
 
 
 def test_an_image_that_is_not_the_stored_one_is_refused(home, stock, tmp_path):
-    asked = Asked(images=("image_000.png", "image_001.png"), sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
+    asked = BatchImages(images=("image_000.png", "image_001.png"), sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
     with pytest.raises(ChangedImage, match="image_000") as caught:
         reference.run(order(home, stock[1], tmp_path / "batch", batches=(asked,)))
     assert caught.value.exit_code == 4
 
 
 def test_an_image_outside_its_root_is_never_opened(home, stock, tmp_path):
-    asked = Asked(images=("../checkpoint/config.json",) * 2, sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
+    asked = BatchImages(images=("../checkpoint/config.json",) * 2, sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
     with pytest.raises(BadImage, match="outside_image_root"):
         reference.run(order(home, stock[1], tmp_path / "batch", batches=(asked,)))
 
@@ -110,7 +112,7 @@ def test_a_folder_without_a_batch_is_named(tmp_path):
 
 
 def test_an_image_that_is_gone_is_named_with_its_folder_and_ends_with_exit_code_5(home, stock, tmp_path):
-    asked = Asked(images=("image_000.png", "gone.png"), sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
+    asked = BatchImages(images=("image_000.png", "gone.png"), sha256=("0" * 64, "0" * 64), of_question=(0, 1, 0))
     folder = order(home, stock[1], tmp_path / "batch", batches=(asked,), by_content=False)
     with pytest.raises(GoneImage) as caught:
         reference.run(folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stage2_prune.language.assemble import Batch
+from stage2_prune.language.assemble import ModelInputs
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Eager:
         return after, seen[0][0]
 
 
-def of_question(batch: Batch, row: int) -> tuple[Tensor, int]:
+def of_question(batch: ModelInputs, row: int) -> tuple[Tensor, int]:
     """One row of a batch without its padding, and where its image starts."""
     valid = batch.attention_mask[row].bool()
     return batch.inputs_embeds[row, valid], int(batch.slots[row, valid].int().argmax())

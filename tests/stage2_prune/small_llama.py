@@ -15,7 +15,7 @@ from stage2_prune.contract.small_llama import (
     kept_by,
     small_language,
 )
-from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.assemble import ModelInputs, assemble
 from stage2_prune.language.language import Language
 from store.checkpoint.text import Prompt
 
@@ -44,7 +44,7 @@ def eager_twin(language: Language) -> LlamaForCausalLM:
 
 def questions(
     language: Language, positions: str = "original", prompts: tuple[Prompt, ...] = PROMPTS, seed: int = 1
-) -> Batch:
+) -> ModelInputs:
     """A batch of questions, each about an image of its own; a prompt's image is the same in any batch."""
     images = {}
     for number, prompt in enumerate(PROMPTS):

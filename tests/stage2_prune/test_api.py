@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from configs.errors import ConfigError, EncodeOnceError
 from stage2_prune.evaluation import evaluate
-from stage2_prune.pruning.pruner import Budget, Pruner
+from stage2_prune.pruning.pruner import BudgetKind, Pruner
 from stage2_prune.pruning.tokens import Beside, Pruned
 from tests.stage2_prune.test_evaluate import asked, rows
 
@@ -128,7 +128,7 @@ def test_one_pruner_on_one_batch_gives_indices(tiny):
 class FirstThree(Pruner):
     """Keeps the first three patches, and says so by a count: the rest of its index is padding."""
 
-    budget: ClassVar[Budget] = "adaptive"
+    budget: ClassVar[BudgetKind] = "adaptive"
 
     def prune(self, tokens, keep):
         images = len(tokens.image_ids)

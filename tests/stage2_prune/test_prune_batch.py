@@ -13,7 +13,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import ClipText, Merge, Pruned
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import Reader, joined, per_question, prune_batch
+from stage2_prune.session.prune_batch import QuestionReader, joined, per_question, prune_batch
 from store.questions.question import Question
 from tests.stage2_prune.tokens import visual_tokens
 
@@ -22,7 +22,7 @@ WORDS = ("a", "b c", "d e f", "g", "h i", "a")
 OF_QUESTION = (0, 0, 1, 2, 2, 2)
 
 
-class WordReader(Reader):
+class WordReader(QuestionReader):
     """A question of n words becomes n rows, each a function of its word alone."""
 
     def __init__(self):

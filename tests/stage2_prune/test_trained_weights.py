@@ -78,14 +78,14 @@ def test_parity_scores_with_the_weights_that_the_config_names(home, tmp_path, na
     from stage2_prune.evaluation.cells import configured_pruners
     from stage2_prune.find_family import open_language
     from stage2_prune.parity.answers import bound
-    from stage2_prune.parity.findings import Findings, Scorer
+    from stage2_prune.parity.findings import Findings, ParityScorer
     from stage2_prune.session.session import open_features
 
     content = settings(home, run_dir=str(tmp_path / "other"), prune={"methods": [named], "budgets": [4]})
     experiment = Experiment.model_validate(content)
     ((label, pruner),) = configured_pruners(experiment).items()
     features = open_features(experiment, pruner.needs | {"raw"})
-    findings = Findings(experiment.store_location, [], [], {}, {}, [], Scorer(label, pruner.parameters()))
+    findings = Findings(experiment.store_location, [], [], {}, {}, [], ParityScorer(label, pruner.parameters()))
     with_weights = bound(experiment, features, pruner, open_language(experiment.model), findings)
     assert isinstance(with_weights, TrainedPruner)
     saved = load_file(f"{named['weights']}/weights.safetensors")

@@ -9,7 +9,7 @@ import torch
 from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible
-from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.assemble import ModelInputs, assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside
@@ -81,13 +81,13 @@ def _methods() -> dict[str, InLLMPruner]:
     return {name: pruner for name, pruner in made.items() if isinstance(pruner, InLLMPruner)}
 
 
-def _timed(pruning: PruningLanguage, batch: Batch, chose: list[float]) -> None:
+def _timed(pruning: PruningLanguage, batch: ModelInputs, chose: list[float]) -> None:
     before = pruning.stopwatch.seconds
     generate(pruning, batch, 1)
     chose.append(pruning.stopwatch.seconds - before)
 
 
-def _entering(model: Language, scale: Scale, pruner: InLLMPruner, schedule: Schedule) -> Batch:
+def _entering(model: Language, scale: Scale, pruner: InLLMPruner, schedule: Schedule) -> ModelInputs:
     """A prompt with what the method lets in: all patches, unless it selects before the language model too."""
     if schedule.entering == scale.patches:
         return with_patches(model, scale, 1, scale.patches)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stage2_prune.language.assemble import Batch, assemble
+from stage2_prune.language.assemble import ModelInputs, assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.price import CONVENTIONS, LanguageShape, shape_of
@@ -74,7 +74,7 @@ def flops(shape: LanguageShape, scale: Scale, tokens_per_layer: Sequence[int]) -
     return CONVENTIONS["flops_all"].count(shape, tokens_per_layer, BEFORE + AFTER) + head
 
 
-def with_patches(model: Language, scale: Scale, questions: int, keep: int) -> Batch:
+def with_patches(model: Language, scale: Scale, questions: int, keep: int) -> ModelInputs:
     """Prompts with an even sample of `keep` patches each, at their original positions."""
     index = torch.arange(keep).expand(questions, -1) * scale.patches // keep
     visual = torch.randn(questions, keep, model.width, generator=torch.Generator().manual_seed(0)).to(model.device)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from store.layout.schema import Layout
+from store.layout.schema import ShardLayout
 from store.layout.shard import write_shard
 from tests.benchmarks.store.data import IMAGES, SHAPES, SHARD_IMAGES, Rows, make_shards, row_bytes
 from tests.benchmarks.store.lines import Line
@@ -19,17 +19,17 @@ def shards(folder: Path, name: str) -> list[Line]:
 
     def ours() -> None:
         with no_fsync():
-            write_shard(target, Layout(SPECS[name], SHARD_IMAGES), 0, rows)
+            write_shard(target, ShardLayout(SPECS[name], SHARD_IMAGES), 0, rows)
 
     def unchecked() -> None:
         with (
             no_fsync(),
             mock.patch("store.layout.shard.crc", lambda *_: 0),
         ):  # in this process only: what checksums cost
-            write_shard(target, Layout(SPECS[name], SHARD_IMAGES), 0, rows)
+            write_shard(target, ShardLayout(SPECS[name], SHARD_IMAGES), 0, rows)
 
     def durable() -> None:
-        write_shard(target, Layout(SPECS[name], SHARD_IMAGES), 0, rows)
+        write_shard(target, ShardLayout(SPECS[name], SHARD_IMAGES), 0, rows)
 
     def removed() -> None:
         for path in (plain, *(target.rglob("*") if target.exists() else ())):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
-from stage1_extract.demo.language_lessons import Reader, answer_logits, kept_patches, pack
+from stage1_extract.demo.language_lessons import DemoLanguageHalf, answer_logits, kept_patches, pack
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import GRID, scene
-from stage1_extract.demo.teaching import Asked, normalised
+from stage1_extract.demo.teaching import TokenisedQuestion, normalised
 from stage1_extract.demo.tower_lessons import FEATURE_LAYER, tower_config
 from stage1_extract.demo.train_checkpoint import save_model, save_processor
 from stage1_extract.demo.words import EOS
@@ -23,7 +23,7 @@ def packed_and_stock(tmp_path_factory):
     """A small random reader, the same weights as a stock LLaVA, and its processor."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    tower, reader = CLIPVisionModel(tower_config(SMALL)).eval(), Reader(SMALL).eval()
+    tower, reader = CLIPVisionModel(tower_config(SMALL)).eval(), DemoLanguageHalf(SMALL).eval()
     for weight in (*tower.parameters(), *reader.parameters()):
         if weight.ndim > 1:  # larger than at initialisation, or every logit would be close to 0
             torch.nn.init.normal_(weight, std=0.3)
@@ -42,11 +42,11 @@ def drawn():
     return [scene(11, index) for index in range(2)]
 
 
-def asked_about(drawn, processor) -> list[list[Asked]]:
+def asked_about(drawn, processor) -> list[list[TokenisedQuestion]]:
     tokenizer = processor.tokenizer
     return [
         [
-            Asked(
+            TokenisedQuestion(
                 question.kind,
                 tuple(tokenizer(question.text, add_special_tokens=False)["input_ids"]),
                 tokenizer.convert_tokens_to_ids(question.answer),

@@ -329,7 +329,7 @@ def test_where_the_cls_row_is_a_token_nothing_is_said_about_places_and_nothing_i
     assert result(summary, "random", 4)["duplicates"]["mean"] < 1 and summary["patches"] == 17
     assert "the CLS row is a token" in next(o["reason"] for o in summary["left_out"] if o["pruner"] == "cls_attention")
     with pytest.raises(CannotShow, match="which has no place"):
-        show.run(experiment, show.Wanted(("image_002.png",), ("random",)))
+        show.run(experiment, show.PictureRequest(("image_002.png",), ("random",)))
 
 
 def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(experiment, tmp_path):

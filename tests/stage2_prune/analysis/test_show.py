@@ -44,7 +44,7 @@ def test_by_default_the_configs_methods_that_drop_something_are_shown_at_its_mid
     monkeypatch.setattr(sheet, "draw", lambda bands, columns, path, dpi: drawn.update(bands=bands, path=path))
     methods = [{"name": name} for name in ("keep_all", "keep_none", "random", "learned_scorer", "fastv", "hi_prune")]
     experiment = tiny(prune__methods=methods, prune__budgets=[2, 12, 5])
-    shown = show.run(experiment, show.Wanted((NAME,)))
+    shown = show.run(experiment, show.PictureRequest((NAME,)))
     (band,) = drawn["bands"]
     assert [panel.title for panel in band.panels] == ["random"] and int(band.panels[0].kept.sum()) == 5
     assert (band.title, band.question) == (NAME, "what color is it ?") and band.picture.shape == (56, 56, 3)
@@ -55,9 +55,9 @@ def test_by_default_the_configs_methods_that_drop_something_are_shown_at_its_mid
 
 def test_what_was_asked_for_by_name_and_cannot_be_shown_is_an_error(tiny):
     with pytest.raises(CannotShow, match="fastv is not shown: drops tokens inside"):
-        show.run(tiny(), show.Wanted((NAME,), methods=("random", "fastv")))
+        show.run(tiny(), show.PictureRequest((NAME,), methods=("random", "fastv")))
     with pytest.raises(CannotShow, match="name some with --methods"):
-        show.run(tiny(prune__methods=[{"name": "keep_all"}]), show.Wanted((NAME,)))
+        show.run(tiny(prune__methods=[{"name": "keep_all"}]), show.PictureRequest((NAME,)))
 
 
 def test_an_untrained_method_is_asked_to_be_trained_after_the_others_were_drawn(config, tmp_path):
@@ -94,7 +94,7 @@ def test_a_store_that_is_not_there_is_exit_code_5(config, tmp_path):
 def test_a_picture_that_is_there_is_not_replaced_silently(tiny, tmp_path):
     out = tmp_path / "mine.png"
     out.write_bytes(b"mine")
-    wanted = show.Wanted((NAME,), ("random",), 3, dpi=50)
+    wanted = show.PictureRequest((NAME,), ("random",), 3, dpi=50)
     with pytest.raises(TargetExists, match="--overwrite"):
         show.run(tiny(), wanted, out)
     assert out.read_bytes() == b"mine"
@@ -109,7 +109,7 @@ def test_an_image_that_is_another_by_now_is_not_shown_as_the_one_that_was_encode
     images = shutil.copytree(home / "data" / "images", tmp_path / "images")
     Image.new("RGB", (64, 64)).save(images / NAME)
     with pytest.raises(StoreMismatch, match="has changed since"):
-        show.run(tiny(data__images=str(images)), show.Wanted((NAME,), ("random",), 3))
+        show.run(tiny(data__images=str(images)), show.PictureRequest((NAME,), ("random",), 3))
 
 
 def test_a_question_of_ones_own_is_asked_instead_of_the_files(home, tiny, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_question_of_ones_own_is_asked_instead_of_the_files(home, tiny, tmp_pa
     bands = []
     monkeypatch.setattr(sheet, "draw", lambda drawn, *_: bands.extend(drawn))
     for question in (None, "is it big ?"):
-        show.run(tiny(data__questions=str(path)), show.Wanted((NAME,), ("random",), 3, question))
+        show.run(tiny(data__questions=str(path)), show.PictureRequest((NAME,), ("random",), 3, question))
     assert [band.question for band in bands] == ["what color is it ?", "is it big ?"]
     assert bands[0].asked.ravel().nonzero()[0].tolist() == [5, 6] and bands[1].asked is None
 

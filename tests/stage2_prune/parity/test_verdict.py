@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stage2_prune.parity.differences import Pair
-from stage2_prune.parity.findings import Findings, Scorer
+from stage2_prune.parity.findings import Findings, ParityScorer
 from stage2_prune.parity.modes import BASELINE, EMB_DIRECT, Outcome
 from stage2_prune.parity.report import as_text
 
@@ -18,7 +18,7 @@ def verdict(part):
     pair = Pair(BASELINE, EMB_DIRECT)
     pair.add({BASELINE: Outcome(**ours), EMB_DIRECT: Outcome(**theirs)})
     right = {BASELINE: 0, EMB_DIRECT: 0}
-    found = Findings(Path("runs/x/store"), [], [], {}, right, [pair], Scorer("keep_all", {}))
+    found = Findings(Path("runs/x/store"), [], [], {}, right, [pair], ParityScorer("keep_all", {}))
     return as_text(found).splitlines()[-1]
 
 
