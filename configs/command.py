@@ -10,11 +10,11 @@ import click
 from click.shell_completion import get_completion_class
 
 from configs.budgets import file_part
-from configs.children import module_process, run_to_its_end
 from configs.cli import main as run
 from configs.experiment import Experiment
 from configs.find_config import load_experiment
 from configs.flags import Commands
+from configs.processes.children import module_process, run_to_its_end
 
 HOMES = {
     "extract": "stage1_extract",

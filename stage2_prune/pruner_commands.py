@@ -27,9 +27,10 @@ def list_pruners(as_json: bool) -> None:
 @click.option("--parameters", default="{}", metavar="{NAME: VALUE, ...}", help="Parameters of the method, as YAML.")
 @json_option
 def check_pruner(name: str, parameters: str, as_json: bool) -> int:
-    """Check a pruner against the contract, on generated features: FILE_OR_NAME is the path of a .py file, or a method's name.
+    """Check a pruner against the contract.
 
-    Prints one line for each rule, and exits with 4 if a rule is broken.
+    FILE_OR_NAME is the path of a .py file, or the name of a method. The rules are checked on generated features; prints one line
+    for each rule, and exits with 4 if a rule is broken.
     """
     given = flag_mapping("--parameters", parameters)
     from stage2_prune.contract import check

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from configs.children import module_process
 from configs.cli import STORE
 from configs.counted import counted
 from configs.experiment import StoreLocation, local_folder
 from configs.flags import Commands, experiment_from, experiment_options
+from configs.processes.children import module_process
 
 
 @click.group(cls=Commands)

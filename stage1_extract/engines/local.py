@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from configs.cli import run_to_exit_code
 from configs.experiment import Experiment
-from configs.workers import begin_worker, require_parent, stop_workers
+from configs.processes.workers import begin_worker, require_parent, stop_workers
 from stage1_extract.engines.joined import Joined, in_turn
 from stage1_extract.errors import WorkerFailed
 from store.layout.tensors import worker_devices

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from configs.children import module_process
+from configs.processes.children import module_process
 
 BATCH_ROWS = 8
 """Number of rows that are decoded at a time; it is small because a dictionary may repeat one huge value in every row."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from configs.children import module_process
 from configs.counted import counted
 from configs.experiment import Experiment
+from configs.processes.children import module_process
 from stage2_prune.errors import ReferenceFailed
 from stage2_prune.find_family import open_text
 from stage2_prune.parity.findings import AskedBatch

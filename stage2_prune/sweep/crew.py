@@ -17,7 +17,7 @@ import torch
 from configs.cli import run_to_exit_code
 from configs.errors import Interrupted
 from configs.experiment import Experiment
-from configs.workers import begin_worker, require_parent, stop_workers
+from configs.processes.workers import begin_worker, require_parent, stop_workers
 from stage2_prune.errors import WorkerFailed
 from stage2_prune.evaluation.cell_progress import Progress
 from stage2_prune.evaluation.cells import Cell

@@ -14,7 +14,7 @@ from configs.counted import counted
 from store.errors import IntegrityError, StoreError
 from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.ids import ARRAYS, ImageIds
-from store.layout.plan import FEATURES, Plan, Segment, newest_generation, read_plan
+from store.layout.plan import FEATURES, Plan, Segment, newest_generation, plan_path, read_plan
 from store.layout.schema import ArraySpec
 from store.log.spare import known_digests
 from store.reading.opening import stored_ids
@@ -52,14 +52,9 @@ def plan_to_follow(
     newest = newest_generation(path)
     if newest is None:
         return wanted, ids
-    try:
-        stored = read_plan(path)
-    except IntegrityError:
-        if newest:
-            raise
-        return wanted, ids  # a damaged first plan is written again if the commit log belongs to it
-    if newest == 0 and not ((path / FEATURES).is_dir() and stored.digest in known_digests(path, 0)):
-        return wanted, ids  # the first plan alone, or a changed one: it is written again, or another plan is refused
+    stored = _stored_plan(path, newest)
+    if stored is None:
+        return wanted, ids
     known = _known_ids(path, stored, ids, unreadable)
     _require_compatible(path, stored, wanted)
     images = [] if ids.digest() == known.digest() else unknown_images(known, ids, unreadable)
@@ -74,6 +69,28 @@ def plan_to_follow(
             counted(len(images), "image"), path,
         )  # fmt: skip
     return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
+
+
+def _stored_plan(path: Path, newest: int) -> Plan | None:
+    """Read a store's plan; None for a first plan that lies alone, is damaged or was changed, which is written again or replaced.
+
+    Raises IntegrityError (exit 4) if the plan of a later generation is damaged or was changed.
+    """
+    try:
+        stored = read_plan(path)
+    except IntegrityError:
+        if newest:
+            raise
+        return None
+    written = known_digests(path, newest)
+    if newest == 0:
+        return stored if (path / FEATURES).is_dir() and stored.digest in written else None
+    if written and stored.digest not in written:
+        raise IntegrityError(
+            f"expected {plan_path(path, newest)} as it was written, it was changed: let `python -m store repair {path}` "
+            "restore it"
+        )
+    return stored
 
 
 def left_to_derive(plan: Plan, prints: Mapping[str, Fingerprint]) -> frozenset[str]:

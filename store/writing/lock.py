@@ -53,8 +53,10 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
         (path / HOLDER).write_text(json.dumps(me), encoding="utf-8")
         yield
     finally:
-        (path / HOLDER).unlink(missing_ok=True)
-        guard.release()
+        try:
+            (path / HOLDER).unlink(missing_ok=True)
+        finally:
+            guard.release()
 
 
 def _acquire(path: Path, presence: Presence) -> filelock.BaseFileLock:

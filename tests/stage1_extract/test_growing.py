@@ -415,7 +415,7 @@ def test_images_are_encoded_again_and_compared_with_the_store_bit_for_bit(tmp_pa
     assert [(one["array"], one["values"], one["name"]) for one in found["unequal"]] == [
         ("projected", 1, "image_000.png")
     ]
-    assert "projected differs in 1 values" in command(
+    assert "projected differs in 1 value," in command(
         "stage1_extract", "verify", wanted.store_path, "--live", 5, expect=4
     )
 

@@ -16,6 +16,7 @@ from stage1_extract.sources.parquet_process import ParquetProcess, ParquetUnread
 from store.log.processes import process_start
 from tests.stage1_extract.test_archive_sources import parquet_of, reason_of
 
+pytestmark = pytest.mark.usefixtures("real_python")  # it is the process that is killed
 ROWS = [(f"{n}.png", bytes([n]) * 700) for n in range(4)]
 
 

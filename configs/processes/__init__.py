@@ -1,0 +1,1 @@
+"""Processes that commands start: a module of this project, and workers."""
