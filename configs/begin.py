@@ -1,6 +1,6 @@
 """The first moments of a command: a signal while modules are imported ends the process with its exit code and no traceback.
 
-This module is imported before everything else, so it imports nothing that takes time.
+This module is imported before everything else, so nothing that it imports takes time.
 """
 
 import os
@@ -8,15 +8,13 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
+from configs.processes.signals import handle
+
 
 def end_quietly_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end this process at once, until `configs.cli.main` sets its own handlers.
-
-    A shell may have told the process to ignore one of them; that stays so.
-    """
+    """Let Ctrl-C and SIGTERM end this process at once, until `configs.cli.main` sets its own handlers."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _leave)
+        handle(number, _leave)
 
 
 def encode_once() -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from configs.errors import NO_SPACE_OR_READ_ONLY, EncodeOnceError, Interrupted
 from configs.experiment import StoreLocation, store_location
 from configs.import_code import line_of_a_path
 from configs.parsing.redact import Redacting, without_credentials
+from configs.processes.signals import handle, stop
 
 WRONG_PATHS = {
     errno.ENOTDIR: (2, "expected a folder there, a file is in its place: remove it or name another path"),
@@ -54,8 +56,8 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Redacting("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    stop_on_sigterm()
-    _on_ctrl_c(_on_sigint)
+    handle(signal.SIGTERM, stop)
+    handle(signal.SIGINT, _on_sigint)
     atexit.register(_ignore_signals)  # what is registered early is called late
     for stream in (sys.stdout, sys.stderr):  # so that no name, path or locale turns a result into a UnicodeEncodeError
         if isinstance(stream, io.TextIOWrapper):
@@ -68,12 +70,14 @@ def _to_the_end(group: click.Group, arguments: Sequence[str] | None) -> Any:
     try:
         return group.main(args=arguments, standalone_mode=False)
     finally:
-        signal.signal(signal.SIGTERM, _leave_now)
-        _on_ctrl_c(_leave_now)
+        handle(signal.SIGTERM, _leave_now)
+        handle(signal.SIGINT, _leave_now)
 
 
 def run_to_exit_code(run: Callable[[], Any]) -> int:
     """Run a command, print the error that it raises on stderr, and return the exit code.
+
+    An error of a user's own file is printed with its traceback, because the author of the file needs it.
 
     Returns:
         What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, or an error
@@ -104,7 +108,9 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         place = line_of_a_path(error)
         if place is None:
             raise
-        click.echo(f"error: {place} raised {type(error).__name__} ({error}): mend the file", err=True)
+        click.echo(without_credentials("".join(traceback.format_exception(error))), err=True)
+        said = f"error: {place} raised {type(error).__name__} ({error}): mend the file"
+        click.echo(without_credentials(said), err=True)
         return 2
     return returned if isinstance(returned, int) else 0
 
@@ -136,25 +142,10 @@ def _require_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (no shell is wanted)
 
 
-def stop_on_sigterm() -> None:
-    """Make SIGTERM end this process cleanly, with exit code 75: the same command continues the work."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _on_ctrl_c(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
-    """Set the handler of SIGINT, unless a shell has told this process to ignore it."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, handler)
-
-
 def _ignore_signals() -> None:
     """Ignore signals while Python shuts down: it resets handlers, so that SIGTERM would turn exit code 0 into 143."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _on_ctrl_c(signal.SIG_IGN)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM; run the same command again to go on")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_sigint(number: int, frame: FrameType | None) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, Interrupted
 from configs.parsing.nearest import did_you_mean
 
 T = TypeVar("T")
 _PREFIX = "_encode_once_"
 """How the private names of modules begin that were imported from a path."""
+MEND = "mend the file, or take it out of the folder or the config"
+"""What the author of a file can do about code that cannot be imported."""
 
 
 def import_path(path: Path) -> ModuleType:
@@ -39,20 +41,25 @@ def import_path(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         imported(f"a file {path}", lambda: loader.exec_module(module), file.parent)
-    except ConfigError:
+    except BaseException:
         del sys.modules[name]
         raise
     return module
 
 
-def imported(what: str, load: Callable[[], Any], folder: Path | None = None) -> Any:
-    """Import the code of a variant; whatever that code raises becomes a sentence for the author of the file."""
+def imported(what: str, load: Callable[[], Any], folder: Path | None = None, advice: str = MEND) -> Any:
+    """Import the code of a variant; whatever that code raises becomes a sentence for the author of the file.
+
+    Raises Interrupted as it is: that is a signal which came during the import, and no fault of the code.
+    """
     try:
         return load()
+    except Interrupted:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"expected {what} that can be imported, it raised {type(error).__name__} ({error}){place_of(error, folder)}: mend "
-            "the file, or take it out of the folder or the config"
+            f"expected {what} that can be imported, it raised {type(error).__name__} ({error}){place_of(error, folder)}: "
+            f"{advice}"
         ) from error
 
 

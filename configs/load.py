@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from configs.counted import counted
 from configs.errors import ConfigError
@@ -17,6 +17,7 @@ from configs.files import portable
 from configs.files.atomic import write_atomically
 from configs.files.seal import sealed
 from configs.parsing.nearest import no_such
+from configs.parsing.parameters import adapter_of
 from configs.parsing.problems import Problem, fields_of, listed, problems_of, short
 from configs.parsing.strict_yaml import Places, parse
 from configs.variants import refusal, variants
@@ -78,7 +79,7 @@ def build_pruner(method: Method, pruners: Mapping[str, type]) -> Any:
     problems = _method_problems(method, pruners)
     if problems:
         raise ConfigError("; ".join(map(str, problems)))
-    return TypeAdapter(pruners[method.name]).validate_python(method.parameters)
+    return adapter_of(pruners[method.name]).validate_python(method.parameters)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
@@ -135,7 +136,7 @@ def _method_problems(method: Method, pruners: Mapping[str, type], below: tuple[s
         return [Problem((*below, "name"), refused)]
     pruner = pruners[method.name]
     try:
-        TypeAdapter(pruner).validate_python(method.parameters)
+        adapter_of(pruner).validate_python(method.parameters)
     except ValidationError as error:
         known = fields_of(Method) | {field.name: None for field in dataclasses.fields(pruner)}
         return problems_of(error, method.parameters, known, below)

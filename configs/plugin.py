@@ -4,9 +4,10 @@ A variant's name is that of a file in the project's folder for its kind, or of a
 it is the path of a file. Adding a variant means writing a file; there is no registry to edit.
 """
 
+import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -20,6 +21,7 @@ from configs.import_code import import_path, imported, only_class
 from configs.parsing.nearest import no_such
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 GROUPS = {
     "stage2_prune.pruners": "encode_once.pruners",
@@ -29,6 +31,13 @@ GROUPS = {
 }
 """The group of entry points of each folder. A folder without a group takes its own files alone: a store names its projector,
 and what a store says must run no code from elsewhere."""
+KEYS = {
+    "stage2_prune.families": "model.language_family",
+    "stage1_extract.families": "model.vision_family",
+    "stage1_extract.towers": "model.tower",
+}
+"""The key of the config that chooses a variant of each folder; without it, the checkpoint's type chooses."""
+_log = logging.getLogger(__name__)
 
 
 class Variants(Mapping[str, type[T]]):
@@ -78,7 +87,8 @@ class Variants(Mapping[str, type[T]]):
 
     def _load(self, name: str, points: tuple[EntryPoint, ...]) -> Any:
         if points:
-            return imported(f"{_of(points[0])} ({points[0].value})", points[0].load)
+            advice = f"uninstall {_distribution(points[0])}, or mend it"
+            return imported(f"{_of(points[0])} ({points[0].value})", points[0].load, advice=advice)
         module = f"{self._package.__name__}.{name}"
         return imported(f"a module {module}", lambda: import_module(module), Path(self._package.__path__[0]))
 
@@ -90,6 +100,10 @@ class Variants(Mapping[str, type[T]]):
     def __iter__(self) -> Iterator[str]:
         """Yield the names of files and entry points."""
         return iter(sorted({*self._files, *self._published}))
+
+    def is_foreign(self, name: str) -> bool:
+        """Check whether installed distributions alone have that name."""
+        return name in self._published and name not in self._files
 
     def __len__(self) -> int:
         """Return the number of names that are listed."""
@@ -130,6 +144,24 @@ def find(package: ModuleType, name: str, base: type[T]) -> type[T]:
     return variants[name]
 
 
+def usable(variants: Mapping[str, type[T]], read: Callable[[type[T]], R]) -> dict[str, tuple[type[T], R]]:
+    """Return every variant that is listed, with what `read` reads of it.
+
+    An entry point that cannot be used is left out with a note, because an installed distribution that nobody asked for must
+    not stop a command. For one of this project's own files that cannot be used, ConfigError (exit 2) is raised.
+    """
+    found: dict[str, tuple[type[T], R]] = {}
+    for name in variants:
+        try:
+            kind = variants[name]
+            found[name] = kind, read(kind)
+        except ConfigError as error:
+            if not (isinstance(variants, Variants) and variants.is_foreign(name)):
+                raise
+            _note(f"{name} is left out: {error}")
+    return found
+
+
 def find_by_model_type(
     package: ModuleType, model_type: str, base: type[T], named: str | None = None
 ) -> type[T] | None:  # fmt: skip
@@ -149,17 +181,19 @@ def find_by_model_type(
 
     """
     if named is None:
-        serving = {name: kind for name, kind in find_all(package, base).items() if model_type in _model_types(kind)}
+        every = usable(find_all(package, base), _model_types)
+        serving = {name: kind for name, (kind, types) in every.items() if model_type in types}
         if len(serving) > 1:
             raise ConfigError(
-                f"expected one variant for {model_type!r}, there are {', '.join(serving)}: name one in the config"
+                f"expected one variant for {model_type!r}, there are {', '.join(serving)}: name one as "
+                f"{KEYS[package.__name__]} in the config"
             )
         return next(iter(serving.values()), None)
     chosen = find(package, named, base)
     if _model_types(chosen) and model_type not in _model_types(chosen):  # a variant without types serves any
         raise ConfigError(
             f"expected a {base.__name__.lower()} for {model_type!r}, {named} serves {', '.join(sorted(_model_types(chosen)))}: "
-            "add the type to its `model_types`, or take the name out of the config"
+            f"add the type to its `model_types`, or take {KEYS[package.__name__]} out of the config"
         )
     return chosen
 
@@ -174,7 +208,7 @@ def no_file_for(package: ModuleType, model_type: str, base: type[Any], what: str
         what: What is of that type, with its article, such as "a vision tower".
 
     """
-    known = sorted(kind for variant in find_all(package, base).values() for kind in _model_types(variant))
+    known = sorted(kind for _, types in usable(find_all(package, base), _model_types).values() for kind in types)
     return (
         f"expected {what} of type {', '.join(known)}, this one is {model_type!r}: "
         f"add {package.__name__.replace('.', '/')}/{model_type}.py"
@@ -199,5 +233,14 @@ def _published(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoi
 
 
 def _of(point: EntryPoint) -> str:
-    distribution = "an unknown distribution" if point.dist is None else point.dist.name
-    return f"the entry point {point.name} of {distribution}"
+    return f"the entry point {point.name} of {_distribution(point)}"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return "an unknown distribution" if point.dist is None else point.dist.name
+
+
+@cache
+def _note(message: str) -> None:
+    """Print a note, once."""
+    _log.warning("note: %s", message)

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from configs.errors import ConfigError
 from configs.experiment import Experiment, Method
 from configs.parsing.nearest import did_you_mean, no_such
+from configs.parsing.parameters import adapter_of
 from configs.parsing.problems import Problem
+from configs.plugin import usable
 
 Values = Literal["every"] | tuple[Any, ...]
 
@@ -46,11 +48,11 @@ def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[
 
 
 def refusal(name: str, pruners: Mapping[str, type]) -> str | None:
-    """Say why a name stands for no pruner: there is none, or its code cannot be loaded; None for a name that stands for one."""
+    """Say why a name stands for no pruner: there is none, or its code or parameters cannot be read; None where there is one."""
     if name not in pruners:
         return no_such("pruner", name, pruners)
     try:
-        pruners[name]
+        adapter_of(pruners[name])
     except ConfigError as error:
         return str(error)
     return None
@@ -62,7 +64,10 @@ def _chosen(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[M
     named = {"methods": () if isinstance(section.methods, str) else section.methods, "without": section.without}
     refused = [(key, refusal(name, pruners)) for key, names in named.items() for name in names]
     problems = [Problem(("sweep", key), reason) for key, reason in refused if reason is not None]
-    wanted = [*(pruners if section.methods == "all" else ()), *(method.name for method in configured)]
+    wanted = [
+        *(usable(pruners, adapter_of) if section.methods == "all" else ()),
+        *(method.name for method in configured),
+    ]
     names = wanted if isinstance(section.methods, str) else list(section.methods)
     methods: list[Method] = []
     for name in dict.fromkeys(names):
@@ -122,7 +127,7 @@ def _accepted(pruner: type, field: str, values: Sequence[Any]) -> Iterator[Any]:
     """Yield the values that the method accepts for this parameter."""
     for value in values:
         try:
-            TypeAdapter(pruner).validate_python({field: value})
+            adapter_of(pruner).validate_python({field: value})
         except ValidationError:
             continue
         yield value

@@ -175,7 +175,8 @@ def _of_store(
                 f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
             )
     experiment = experiment_from(config_path, flags | {"store__path": str(store)})
-    code = [name for name in (experiment.model.vision_family, experiment.model.tower) if name and is_path(name)]
+    named = {"model__vision_family": experiment.model.vision_family, "model__tower": experiment.model.tower}
+    code = [name for flag, name in named.items() if flags[flag] is None and name and is_path(name)]
     if beside and code:  # a store may come from someone else
         raise ConfigError(
             f"expected to run no code that a store's config names, {config_path} names {', '.join(code)}: read that file, and "

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from configs.command import HOMES, group
 from configs.find_config import load_experiment, packaged_configs
 from stage1_extract.cli import group as stage1
-from stage1_extract.demo.__main__ import demo
+from stage1_extract.demo.cli import group as demo
 from stage2_prune.cli import group as stage2
 from store.cli import group as store
 

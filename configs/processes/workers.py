@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterable
 from multiprocessing.context import SpawnProcess
 
-from configs.cli import stop_on_sigterm
 from configs.errors import Interrupted
+from configs.processes.signals import stop
 
 
 def begin_worker() -> None:
     """Set the signals of a spawned worker: the parent alone reacts to Ctrl-C, and stops its workers by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_on_sigterm()
+    signal.signal(signal.SIGTERM, stop)  # even if a shell has told the parent to ignore it
 
 
 def require_parent() -> None:

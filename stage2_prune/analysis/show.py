@@ -128,14 +128,31 @@ def _keep(experiment: Experiment, wanted: PictureRequest) -> tuple[int | float |
 
 
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
-    """Find the methods by name, or take all of the config's."""
+    """Find the methods by name, with the parameters that the config gives them, or take all of the config's.
+
+    A name is that of a method or of a row in the config's tables; a file is one method however its path is written.
+    """
     configured = configured_pruners(experiment)
     if names is None:
         return configured
     known = plugin.find_all(pruners, Pruner)
     asked = [method_of(name, {}) for name in dict.fromkeys(names)]
     require_own_labels(asked)
-    return {method.known_as: configured.get(method.name) or build_pruner(method, known) for method in asked}
+    owners = [_resolved(method.name) for method in experiment.prune.methods]
+    found: dict[str, Pruner] = {}
+    for method in asked:
+        if method.name in configured:
+            found[method.name] = configured[method.name]
+            continue
+        rows = zip(configured.items(), owners, strict=True)
+        mine = {label: pruner for (label, pruner), owner in rows if owner == _resolved(method.name)}
+        found |= mine or {method.known_as: build_pruner(method, known)}
+    return found
+
+
+def _resolved(name: str) -> str:
+    """Return the full path of a method's file, or the name of another method."""
+    return str(Path(name).resolve()) if plugin.is_path(name) else name
 
 
 def _questions(experiment: Experiment, features: Features, wanted: PictureRequest) -> list[Question]:

@@ -5,16 +5,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from configs.parsing.nearest import did_you_mean
+from configs.parsing.parameters import adapter_of
 from stage2_prune.contract.rule import Broken, Case, Rule, chosen, pruned, require, same, shown
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.pruning.tokens import VisualTokens
 
 
 def parameters_are_fields(kind: type[Pruner]) -> None:
-    """Check that parameters are the fields of a frozen dataclass, have defaults, and that an unknown one is an error."""
+    """Check that parameters are the fields of a frozen dataclass, have defaults, and that an unknown one is an error.
+
+    Raises ConfigError (exit 2) for a field whose type no config can give.
+    """
     untyped: Any = kind  # dataclasses do not declare where they say that they are frozen
     if not (dataclasses.is_dataclass(kind) and untyped.__dataclass_params__.frozen):
         raise Broken(f"{kind.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it")
@@ -24,7 +28,7 @@ def parameters_are_fields(kind: type[Pruner]) -> None:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     require(not required, f"{', '.join(required)} has no default")
-    adapter = TypeAdapter(kind)
+    adapter = adapter_of(kind)
     require(adapter.validate_python({}) == kind(), f"a config without parameters does not give {kind()}")
     try:
         adapter.validate_python({"no_such_parameter": 1})

@@ -7,6 +7,7 @@ from typing import Any
 from configs import plugin
 from configs.budgets import in_words
 from configs.counted import counted
+from configs.parsing.parameters import adapter_of
 from stage2_prune import pruners
 from stage2_prune.evaluation.cells import OWN
 from stage2_prune.evaluation.plot import plot
@@ -95,9 +96,12 @@ def si(number: float | int, unit: str = "", digits: int = 4) -> str:
 
 
 def describe_pruners() -> list[dict[str, Any]]:
-    """Describe every method that has a name: parameters with defaults, needs, place, budget, positions."""
+    """Describe every method that has a name: parameters with defaults, needs, place, budget, positions.
+
+    A method of an installed distribution that cannot be used is left out with a note.
+    """
     rows: list[dict[str, Any]] = []
-    for name, pruner in plugin.find_all(pruners, Pruner).items():
+    for name, (pruner, _) in plugin.usable(plugin.find_all(pruners, Pruner), adapter_of).items():
         assert dataclasses.is_dataclass(pruner), f"{name} must be a frozen dataclass"
         parameters = {field.name: field.default for field in dataclasses.fields(pruner)}
         summary = (pruner.__doc__ or "").strip().splitlines()[0]

@@ -9,14 +9,38 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EARLY = """
-import os, runpy, sys
+import os, sys
 class Signalling:
     def find_spec(self, name, path=None, target=None):
         if name == "click":
             os.kill(os.getpid(), {number})
 sys.meta_path.insert(0, Signalling())
-sys.argv = ["{package}", "--help"]
-runpy.run_module("{package}", run_name="__main__", alter_sys=True)
+sys.argv = ["{command}", "--help"]
+{run}
+"""
+PACKAGE = "import runpy; runpy.run_module({package!r}, run_name='__main__', alter_sys=True)"
+COMMANDS = {
+    "encode-once": "from configs.begin import encode_once; encode_once()",
+    **{
+        package: PACKAGE.format(package=package)
+        for package in ("store", "stage1_extract", "stage1_extract.demo", "stage2_prune")
+    },
+}
+IGNORED = """
+import os, signal
+import click
+from configs.begin import end_quietly_on_signals
+from configs.cli import main
+
+@click.command()
+def nothing():
+    os.kill(os.getpid(), {number})
+    click.echo("still there")
+
+signal.signal({number}, signal.SIG_IGN)
+end_quietly_on_signals()
+os.kill(os.getpid(), {number})
+main(click.Group("group", {{"nothing": nothing}}), ["nothing"])
 """
 LATE = """
 import os, threading, time
@@ -45,11 +69,17 @@ def ended(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("package", ["store", "stage1_extract", "stage2_prune"])
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_while_modules_are_imported_ends_a_command_silently(package, number, code):
-    done = ended(EARLY.format(package=package, number=int(number)))
+def test_a_signal_while_modules_are_imported_ends_a_command_silently(command, number, code):
+    done = ended(EARLY.format(command=command, run=COMMANDS[command], number=int(number)))
     assert (done.returncode, done.stderr, done.stdout) == (code, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_shell_has_told_the_process_to_ignore_stays_ignored(number):
+    done = ended(IGNORED.format(number=int(number)))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "still there\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

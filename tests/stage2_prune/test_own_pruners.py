@@ -191,7 +191,11 @@ def test_families_and_a_tower_from_paths_make_the_same_store_and_the_same_answer
     assert run_to_exit_code(lambda: stage1.main(arguments, standalone_mode=False)) == 0
     verify = ["verify", str(tmp_path / "store")]
     assert run_to_exit_code(lambda: stage1.main(verify, standalone_mode=False)) == 2
-    assert "run no code that a store's config names" in capsys.readouterr().err
+    assert (
+        "config.yaml names" in (said := capsys.readouterr().err) and "run no code that a store's config names" in said
+    )
+    typed = ["--model.tower", "tower.py", "--model.vision-family", "vision.py"]  # the user's own words, not the store's
+    assert run_to_exit_code(lambda: stage1.main([*verify, *typed], standalone_mode=False)) == 0
     assert run_to_exit_code(lambda: stage1.main([*verify, "--config", str(path)], standalone_mode=False)) == 0
     assert run("eval", path) == 0
     assert run("eval", config(prune=methods("keep_all", "my_pruner.py")), "--run-dir", str(tmp_path / "other")) == 0

@@ -152,3 +152,23 @@ def test_a_picture_of_another_kind_than_png_is_refused_before_any_work(config, t
     done = invoke(config, NAME, "--store.path", tmp_path / "none", "--out", tmp_path / "k.xyz")
     assert isinstance(done.exception, CannotShow) and done.exception.exit_code == 2
     assert "expected a name that ends with .png as --out, got" in str(done.exception)
+
+
+def test_a_method_that_is_asked_for_by_name_or_path_has_the_parameters_that_the_config_gives_it(tiny, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\nfrom stage2_prune.pruners.first_last import FirstLast\n\n"
+        "@dataclass(frozen=True)\nclass Mine(FirstLast):\n    pass\n"
+    )
+    last = {"end": "last"}
+    experiment = tiny(
+        prune__methods=[{"name": str(path), **last}, {"name": "first_last"}, {"name": "first_last", **last}]
+    )
+
+    def drawn(name):
+        methods = show._methods(experiment, [name])
+        return {label: pruner.parameters() for label, pruner in methods.items()}
+
+    assert drawn(str(path)) == drawn(f"{tmp_path}/../{tmp_path.name}/mine.py") == drawn("mine") == {"mine": last}
+    assert drawn("first_last") == {"first_last": {"end": "first"}}
+    assert drawn("first_last@end=last") == {"first_last@end=last": last}
