@@ -16,7 +16,7 @@ GROUPS = {
     "store": "store.cli:group",
     "stage1_extract": "stage1_extract.cli:group",
     "stage2_prune": "stage2_prune.cli:group",
-    "stage1_extract.demo": "stage1_extract.demo.__main__:demo",
+    "stage1_extract.demo": "stage1_extract.demo.cli:group",
     "encode-once": "configs.command:group",
 }
 OTHER_PROGRAMS = {"cp", "sed", "pip"}

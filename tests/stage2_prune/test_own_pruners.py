@@ -194,7 +194,7 @@ def test_families_and_a_tower_from_paths_make_the_same_store_and_the_same_answer
     assert (
         "config.yaml names" in (said := capsys.readouterr().err) and "run no code that a store's config names" in said
     )
-    typed = ["--model.tower", "tower.py", "--model.vision-family", "vision.py"]  # the user's own words, not the store's
+    typed = ["--model.tower", str(tmp_path / "tower.py"), "--model.vision-family", str(tmp_path / "vision.py")]
     assert run_to_exit_code(lambda: stage1.main([*verify, *typed], standalone_mode=False)) == 0
     assert run_to_exit_code(lambda: stage1.main([*verify, "--config", str(path)], standalone_mode=False)) == 0
     assert run("eval", path) == 0
