@@ -233,7 +233,8 @@ def _warn_of_underived(job: _Job) -> None:
     """Warn of derived arrays that lack shards which only another environment may derive."""
     left = set(missing_parts(job.path, job.plan)) - set(missing_parts(job.path, job.plan, job.underived))
     if left:
+        names, missing = ", ".join(sorted(job.underived)), counted(len(left), "shard")
         _log.warning(
-            "note: %s was derived in another environment than this one, and is still to be derived there for %s: "
-            "`python -m store derive projected %s`", ", ".join(sorted(job.underived)), counted(len(left), "shard"), job.path,
+            "note: %s of this store was derived in another environment than this one; to keep its bits alike, it is still "
+            "to be derived there for %s, with `python -m store derive projected %s`", names, missing, job.path,
         )  # fmt: skip

@@ -126,8 +126,8 @@ class FullModel:
         slots = int((prompts.input_ids[0] == self.model.config.image_token_id).sum())
         if slots != len(features):
             raise WrongWeights(
-                f"expected as many features per image in the store as the full model makes, {len(features)}, the batch has "
-                f"{slots} image slots: let `python -m stage1_extract diagnose` name the cause"
+                f"expected {slots} features of an image, as the store has, the full model makes {len(features)}: let "
+                "`python -m stage1_extract diagnose` name the cause"
             )
 
 
