@@ -53,7 +53,8 @@ class Server:
         """Serve until standard input is closed, as it is when the tests end."""
         while True:
             for key, _ in self.selector.select():
-                key.data()
+                if key.fd in self.selector.get_map():  # an event before this one may have ended what this one is about
+                    key.data()
 
     def _fork(self) -> None:
         launcher = self.listener.accept()[0]
@@ -80,7 +81,10 @@ class Server:
 
     def _pass_on(self, launcher: socket.socket) -> None:
         """Send the process the signals that its launcher got; kill it if the launcher was killed."""
-        sent = launcher.recv(16)
+        try:
+            sent = launcher.recv(16)
+        except OSError:
+            sent = b""
         for number in sent or [signal.SIGKILL]:
             os.kill(self.processes[launcher], number)
         if not sent:
@@ -93,7 +97,8 @@ class Server:
         os.close(ended)
         if launcher.fileno() in self.selector.get_map():
             self.selector.unregister(launcher)
-            launcher.send(status.to_bytes(8, "little"))
+            with suppress(OSError):  # the launcher was killed at the same time
+                launcher.send(status.to_bytes(8, "little"))
         launcher.close()
 
     def _end(self) -> None:
