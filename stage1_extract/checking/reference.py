@@ -76,8 +76,8 @@ class FullModel:
             data = self._images.read(name)
             if self.order.by_content and content_id(data) != sha256:
                 raise ChangedImage(
-                    f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
-                    "into a new store"
+                    f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: bring it back, or "
+                    "let `extract --append` encode it as it is now"
                 )
             return decode_image(data, name, self.order.max_pixels)
         except BadImage as bad:
