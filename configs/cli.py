@@ -58,7 +58,7 @@ def main(group: click.Group, arguments: Sequence[str] | None = None) -> NoReturn
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     handle(signal.SIGTERM, stop)
     handle(signal.SIGINT, _on_sigint)
-    atexit.register(_ignore_signals)  # what is registered early is called late
+    atexit.register(_ignore_signals)  # called last of all: Python calls such functions in reverse order
     for stream in (sys.stdout, sys.stderr):  # so that no name, path or locale turns a result into a UnicodeEncodeError
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

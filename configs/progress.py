@@ -54,8 +54,9 @@ class ProgressBar(Generic[T]):
             initial: Units that an earlier run did; they count as done, and the rate leaves them out.
             leave: False removes a finished bar from the terminal, for work inside other work.
             hidden: True shows nothing, for work whose progress another bar shows.
-            file: Where other processes may read, as JSON, how far the work is: the units that are done, their total, and
-                those done per second by this run. The file is removed when the work has ended without an error.
+            file: Where other processes may read, as JSON, how far the work is: the units that are done, their total, those
+                done per second by this run, and when this was written. The file is removed when the work has ended without
+                an error; it stays after a Ctrl-C or a kill.
             clock: Returns seconds that only grow; tests pass a clock of their own.
 
         """
@@ -115,7 +116,7 @@ class ProgressBar(Generic[T]):
         self._written = self._clock()
         seconds = self._written - self._begun
         rate = (self.done - self._initial) / seconds if seconds > 0 else None
-        content = {"done": self.done, "total": self._total, "per_second": rate or None}
+        content = {"done": self.done, "total": self._total, "per_second": rate or None, "written": time.time()}
         write_atomically(self._file, json.dumps(content) + "\n")
 
     def _line(self, *parts: str) -> str:

@@ -50,7 +50,7 @@ class BadImage(ExtractError):
 
 
 class GoneImage(BadImage):
-    """An image of a store cannot be read any more: exit code 5 if there is no such file, 4 if the file is of no use."""
+    """An image of a store cannot be read any more: exit code 5 if its file is missing, 4 if its file is not usable."""
 
     def __init__(self, bad: BadImage, meaning: str, name: str, root: object) -> None:
         """Make the error: `bad` says why the image `name` cannot be read below `root`, and `meaning` says so in words."""

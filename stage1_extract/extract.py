@@ -58,9 +58,15 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     description = find_family(config, experiment.model.vision_family).describe(experiment, config)
     sources, path = find_sources(experiment), experiment.store_path
     wanted = plan_for(experiment, sources, description, {})
-    plan, _ = (wanted, None) if overwrite else plan_to_follow(path, wanted, sources.ids(), sources.unreadable, append)
+    named = sources.ids()
+    plan, ids = (wanted, named) if overwrite else plan_to_follow(path, wanted, named, sources.unreadable, append)
+    parts = [(0, shard) for shard in range(plan.n_shards)]
+    if plan is not wanted:  # the store goes on
+        missing = missing_parts(path, plan)
+        idle = idle_shards(plan, [shard for _, shard in missing], rows_not_asked_for(named, plan, ids))
+        parts = [part for part in missing if part[1] not in idle]
     stops = surplus(dict(known_failures(sources)), experiment.extract.max_failures, sources)
-    return price(plan, sources, description, path, stops)
+    return price(plan, parts, sources, description, path, stops)
 
 
 def extract(
@@ -169,21 +175,21 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
         mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
         require_nothing_lost(path, plan, mine)
         save_resolved(job.experiment, path)
-        writer.idle = idle_shards(plan, writer.missing_shards(), job.sources.not_asked_for)
         if retry_failed:
-            kept = withdraw_failures(path, plan, SUPERSEDED, lambda row: job.ids.sha_of_row(row) in job.readable)
-            _warn_of_kept_failures(kept)
+            _withdraw_failures(job)
+        writer.idle = idle_shards(plan, writer.missing_shards(), job.sources.not_asked_for)
         parts = missing_parts(path, plan, job.underived)
         missing = sorted({*writer.missing_shards()} & {*mine})
         require_space(missing_bytes(path, plan, job.underived, writer.idle), path)
         _warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
     _warn(note_of_further(path, plan, job.sources, job.underived))
+    counted_now = counts(path, plan, job.sources, [part for part in parts if part[1] in missing], job.underived)
     return {
         "store": str(path),
         "images": job.sources.names,
-        "distinct": plan.n_images,
-        **counts(path, plan, job.sources, [part for part in parts if part[1] in missing], job.underived),
+        "distinct": counted_now["asked"]["images"],
+        **counted_now,
         "notes": list(job.opened.encoder.description.notes),
     }
 
@@ -220,20 +226,24 @@ def _warn(notes: Iterable[str]) -> None:
         _log.warning("note: %s", note)
 
 
-def _warn_of_kept_failures(shards: Collection[int]) -> None:
-    """Warn of shards whose failures stay in the log, as re-encoding such a shard would lose an image that is gone."""
-    if shards:
+def _withdraw_failures(job: _Job) -> None:
+    """Withdraw the shards whose failures are tried again; warn of those that stay, as they hold images that are gone."""
+    kept = withdraw_failures(
+        job.path, job.plan, SUPERSEDED, lambda row: job.ids.sha_of_row(row) in job.readable, job.sources.not_asked_for
+    )
+    if kept:
         _log.warning(
-            "note: the failures in shards %s are not tried again, as other images of these shards cannot be read any more",
-            shards,
-        )
+            "note: the failures in shards %s are not tried again, as other images of these shards cannot be read, or are not "
+            "named by this config", kept,
+        )  # fmt: skip
 
 
 def _warn_of_underived(job: _Job) -> None:
     """Warn of derived arrays that lack shards which only another environment may derive."""
     left = set(missing_parts(job.path, job.plan)) - set(missing_parts(job.path, job.plan, job.underived))
     if left:
+        names, missing = ", ".join(sorted(job.underived)), counted(len(left), "shard")
         _log.warning(
-            "note: %s was derived in another environment than this one, and is still to be derived there for %s: "
-            "`python -m store derive projected %s`", ", ".join(sorted(job.underived)), counted(len(left), "shard"), job.path,
+            "note: %s of this store was derived in another environment than this one; to keep its bits alike, it is still "
+            "to be derived there for %s, with `python -m store derive projected %s`", names, missing, job.path,
         )  # fmt: skip

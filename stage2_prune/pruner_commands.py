@@ -37,4 +37,4 @@ def check_pruner(name: str, parameters: str, as_json: bool) -> int:
 
     checked = check.check(name, given)
     click.echo(json.dumps(checked.as_json()) if as_json else checked.as_text())
-    return 0 if checked.holds else check.BROKEN
+    return 0 if checked.holds else check.EXIT_BROKEN

@@ -23,7 +23,7 @@ FEW = {"train": 12, "val": 6, "test": 6}
 MAKES_ITS_OWN_STORE = "docs/python.md"
 """The page whose blocks tests/test_readme.py runs in an empty folder."""
 TRIED = {"python", "bash", "console", "yaml", "json"}
-SHOWN = {"", "text", "toml", "mermaid"}
+SHOWN = {"text", "toml", "mermaid"}
 """Languages of blocks that hold nothing to try: outputs, drawings, and the files of other projects."""
 
 

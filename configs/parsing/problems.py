@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from configs.parsing.nearest import did_you_mean
 from configs.parsing.redact import without_credentials
@@ -80,7 +81,9 @@ def problems_of(
             message = _message(path, detail)
             messages.setdefault(path, []).append(message)
             meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
-            came[path] = _came(detail["input"]) + (meant if meant.startswith(": did") else "")
+            came[path] = _came(detail["input"], _has_default(path, known)) + (
+                meant if meant.startswith(": did") else ""
+            )
     return [
         Problem((*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + came.get(path, ""))
         for path, each in messages.items()
@@ -124,9 +127,21 @@ def _message(path: Path, detail: Mapping[str, Any]) -> str:
     return re.sub("Input should be( (?=greater|less))?", _expected, message)
 
 
-def _came(value: Any) -> str:
+def _came(value: Any, has_default: bool) -> str:
     """Write a wrong value behind what was expected; for null, where only the key is there, also what to do."""
-    return " (got null): leave it out for the default" if value is None else f" (got {short(value)})"
+    if value is None:
+        return " (got null)" + ": leave it out for the default" * has_default
+    return f" (got {short(value)})"
+
+
+def _has_default(path: Path, known: Mapping[str, type[BaseModel] | None]) -> bool:
+    """Say whether the key at a path may be left out; an item of a list has no default of its own."""
+    *parents, leaf = map(str, path or ("",))
+    if not parents:
+        section = known.get(leaf)
+        return leaf in known and (section is None or not any(map(FieldInfo.is_required, section.model_fields.values())))
+    model = _known_beside(path[:-1], known).get(parents[-1])
+    return model is not None and leaf in model.model_fields and not model.model_fields[leaf].is_required()
 
 
 def _expected(match: re.Match[str]) -> str:

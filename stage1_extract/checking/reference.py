@@ -76,8 +76,8 @@ class FullModel:
             data = self._images.read(name)
             if self.order.by_content and content_id(data) != sha256:
                 raise ChangedImage(
-                    f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: run `make extract` "
-                    "into a new store"
+                    f"expected {name} as it was encoded (sha256 {sha256[:12]}…), its file has changed: bring it back, or "
+                    "let `extract --append` encode it as it is now"
                 )
             return decode_image(data, name, self.order.max_pixels)
         except BadImage as bad:
@@ -126,8 +126,8 @@ class FullModel:
         slots = int((prompts.input_ids[0] == self.model.config.image_token_id).sum())
         if slots != len(features):
             raise WrongWeights(
-                f"expected as many features per image in the store as the full model makes, {len(features)}, the batch has "
-                f"{slots} image slots: let `python -m stage1_extract diagnose` name the cause"
+                f"expected {slots} features of an image, as the store has, the full model makes {len(features)}: let "
+                "`python -m stage1_extract diagnose` name the cause"
             )
 
 

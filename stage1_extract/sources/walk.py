@@ -88,8 +88,8 @@ class Walk:
         self._ways[target] += 1
         if self._ways[target] > MAX_WAYS:
             raise UnusableImages(
-                f"expected an end of the links in {self.root}, more than {MAX_WAYS} of them lead to the folder "
-                f"{printable(link)}: remove links that lead from folder to folder"
+                f"expected at most {MAX_WAYS} ways by links to one folder below {self.root}, there are more to "
+                f"{printable(link)}: remove links, above all those of folders that lead to each other"
             )
         return True
 

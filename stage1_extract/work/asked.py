@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from configs.counted import agreeing, counted
 from stage1_extract.sources import Sources
 from store.layout.ids import ImageIds
 from store.layout.plan import Plan
@@ -64,7 +65,8 @@ def note_of_further(path: Path, plan: Plan, sources: Sources, leave: Collection[
     if not further:
         return []
     planned = sum(row // plan.shard_images in missing for row in further)
+    are, they_are = agreeing(planned, "is", "are"), agreeing(planned, "it is", "they are")
     not_encoded = (
-        f"; {planned} of them are planned only, and are not encoded before they are asked for" if planned else ""
+        f"; {planned} of them {are} planned only, and {are} not encoded before {they_are} asked for" if planned else ""
     )
-    return [f"{path} holds {len(further)} further images, which this config does not name{not_encoded}"]
+    return [f"{path} holds {counted(len(further), 'further image')}, which this config does not name{not_encoded}"]

@@ -69,7 +69,10 @@ def refuse_for_shared(flags: dict[str, bool]) -> None:
     """Raise ConfigError (exit 2) if a flag is set that only a run without other workers may have."""
     for flag, is_set in flags.items():
         if is_set:
-            raise ConfigError(f"expected {flag} in a run of its own, got it for one of several workers: run it first")
+            raise ConfigError(
+                f"expected {flag} in a run of its own, got it for one of several workers: extract with {flag} and one worker "
+                f"first, then start the workers without {flag}"
+            )
 
 
 def require_shards_of(plan: Plan, experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from stage1_extract.sources import Sources
 from store.errors import NoSpace
 from store.layout.ids import printable
 from store.layout.plan import Plan
+from store.log.progress import bytes_of
 
 
 def free_bytes(path: Path) -> int:
@@ -20,18 +21,36 @@ def free_bytes(path: Path) -> int:
 
 
 def price(
-    plan: Plan, sources: Sources, description: Description, path: Path, notes: Sequence[str] = ()
+    plan: Plan,
+    parts: Sequence[tuple[int, int]],
+    sources: Sources,
+    description: Description,
+    path: Path,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the images, shards, bytes per array and free bytes of an extraction, as JSON-able values."""
+    """Return the images, shards, bytes per array and free bytes of an extraction, as JSON-able values.
+
+    Args:
+        plan: The plan to follow.
+        parts: Generation and shard of each part that is to be written.
+        sources: The images that are asked for.
+        description: What the tower makes.
+        path: Folder of the store.
+        notes: Further sentences for the user.
+    """
+    sizes = {spec.name: 0 for spec in plan.arrays}
+    for generation, shard in parts:
+        for spec in plan.arrays_of(generation, shard):
+            sizes[spec.name] += spec.row_bytes * len(plan.rows(shard))
     return {
         "images": sources.names,
         "distinct": len(sources.rows),
         "unreadable": dict(sources.unreadable),
-        "shards": plan.n_shards,
+        "shards": len({shard for _, shard in parts}),
         "images_per_shard": plan.shard_images,
-        "bytes": {spec.name: spec.row_bytes * plan.n_rows for spec in plan.arrays},
+        "bytes": sizes,
         "bytes_per_image": {spec.name: spec.row_bytes for spec in plan.arrays},
-        "bytes_total": plan.total_bytes,
+        "bytes_total": bytes_of(plan, parts),
         "bytes_free": free_bytes(path),
         "notes": [*description.notes, *notes],
     }
@@ -40,8 +59,8 @@ def price(
 def as_text(costs: dict[str, Any], path: Path) -> str:
     """Write the result of `price` as lines of text."""
     lines = [
-        f"{counted(costs['images'], 'image')}, {costs['distinct']:,} distinct, in {counted(costs['shards'], 'shard')} of "
-        f"{costs['images_per_shard']:,}",
+        f"{counted(costs['images'], 'image')}, {costs['distinct']:,} distinct, {counted(costs['shards'], 'shard')} of "
+        f"{costs['images_per_shard']:,} to write",
         f"{costs['bytes_total'] / 1e9:.3f} GB to write to {path}; {costs['bytes_free'] / 1e9:.1f} GB free",
     ]
     per_image = costs["bytes_per_image"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from stage2_prune.contract.rule import Broken, Case, Rule, chosen, pruned, require, shown
+from stage2_prune.contract.rule import Broken, Case, Rule, chosen, pruned, require, same, shown
 from stage2_prune.pruning.pruner import Pruner
 
 
@@ -41,8 +41,10 @@ def _alone(pruner: Pruner, case: Case) -> None:
     for image in range(case.images):
         alone, among = pruned(pruner, tokens.one(image), tokens.patches), chosen(together, image)
         own = chosen(alone, 0)
-        equal = [len(one) for one in own] == [len(other) for other in among] and all(map(torch.equal, own, among))
-        require(equal, f"{case}, image {image}: alone it kept {shown(own)}, among {case.images} {shown(among)}")
+        require(
+            same(own, among),
+            f"{case}, image {image}: alone it kept {shown(own)}, among {case.images} {shown(among)}",
+        )
         require(
             alone.kept == len(own[0]),
             f"{case}, image {image}: alone it returned padding behind its {len(own[0])} tokens",
@@ -51,4 +53,3 @@ def _alone(pruner: Pruner, case: Case) -> None:
 
 REPORTED = Rule("What is reported is what was returned", _reported)
 ALONE = Rule("An image keeps as many tokens alone as in a batch, and the same ones", _alone)
-ADAPTIVE = (REPORTED, ALONE)

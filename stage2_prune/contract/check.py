@@ -18,7 +18,7 @@ from stage2_prune.contract.inputs import merges
 from stage2_prune.contract.rule import Broken, Case, Rule
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 
-BROKEN = 4
+EXIT_BROKEN = 4
 """Exit code of the command where a rule is broken."""
 GRIDS = ((4, 4), (3, 5), (1, 7))
 SMALL = tuple(Case(grid) for grid in GRIDS)
@@ -30,6 +30,27 @@ DRAWN = Case((8, 8), keeps=(16,))
 """A grid so large that two draws are not equal by chance."""
 DTYPES = (Case((4, 6)), Case((4, 6), dtype=torch.bfloat16))
 """The dtypes of the language model."""
+WIDELY = (*CASES, LARGE)
+Rules = tuple[tuple[Rule, Sequence[Case]], ...]
+"""Rules, each with the features on which it is checked."""
+SELECTING: Rules = ((selection.BUDGET, WIDELY), (selection.EVERYTHING, CASES), (every.ALONE, WIDELY))
+MERGING: Rules = (
+    (merging.BUDGET, WIDELY),
+    (every.ALONE, WIDELY),
+    *((rule, SMALL) for rule in (merging.IN_FLOAT32, merging.BLANK, merging.MADE)),
+)
+DECIDING: Rules = ((adaptive.REPORTED, WIDELY), (adaptive.ALONE, WIDELY))
+BEFORE: Rules = ((every.NEIGHBOURS, CASES), (every.TWICE, CASES), (every.UNWRITTEN, CASES))
+"""The rules for every method before the language model, beside those for its kind and `every.DECLARES`."""
+RANDOMISED: Rules = ((every.SEEDED, (DRAWN,)),)
+TRAINED: Rules = ((every.SOFT, CASES),)
+INSIDE: Rules = (
+    (in_llm.SCHEDULED, DTYPES[:1]),  # a schedule has no dtype
+    (in_llm.KEPT, DTYPES),
+    (in_llm.ALONE, DTYPES[:1]),  # compared in float32 alone
+    (in_llm.TWICE, DTYPES),
+    (in_llm.EVERYTHING, DTYPES),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedPruner:
     """The verdicts about one method."""
 
     label: str
@@ -75,7 +96,7 @@ class Checked:
         return "\n".join(lines)
 
 
-def check(name: str, parameters: Mapping[str, Any]) -> Checked:
+def check(name: str, parameters: Mapping[str, Any]) -> CheckedPruner:
     """Check the method called `name`, which may be the path of a file, with some parameters.
 
     Raises ConfigError (exit 2) for a name or a file that stands for no method, and for wrong parameters.
@@ -86,10 +107,10 @@ def check(name: str, parameters: Mapping[str, Any]) -> Checked:
     try:
         every.parameters_are_fields(found)
     except Broken as broken:
-        return Checked(method.known_as, file, "no pruner", [Verdict(every.PARAMETERS, str(broken))], stopped=True)
+        return CheckedPruner(method.known_as, file, "no pruner", [Verdict(every.PARAMETERS, str(broken))], stopped=True)
     pruner: Pruner = build_pruner(method, {name: found})
     kind, verdicts, stopped = check_rules(pruner)
-    return Checked(method.known_as, file, kind, [Verdict(every.PARAMETERS), *verdicts], stopped)
+    return CheckedPruner(method.known_as, file, kind, [Verdict(every.PARAMETERS), *verdicts], stopped)
 
 
 def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
@@ -100,12 +121,12 @@ def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
         declares, or raises, would break all of them.
     """
     if pruner.place == "in_llm":
-        return "inside the language model", [verdict(pruner, rule, DTYPES) for rule in in_llm.IN_LLM], False
+        return "inside the language model", [verdict(pruner, *rule) for rule in INSIDE], False
     declared = verdict(pruner, every.DECLARES, SMALL[1:2])
     if declared.broken is not None:
         return "before the language model", [declared], True
     kind, rules = _before(pruner)
-    return kind, [declared, *(verdict(pruner, rule, cases) for rule, cases in rules)], False
+    return kind, [declared, *(verdict(pruner, *rule) for rule in rules)], False
 
 
 def verdict(pruner: Pruner, rule: Rule, cases: Sequence[Case]) -> Verdict:
@@ -114,24 +135,16 @@ def verdict(pruner: Pruner, rule: Rule, cases: Sequence[Case]) -> Verdict:
     return Verdict(rule.says, next((example for example in examples if example is not None), None))
 
 
-def _before(pruner: Pruner) -> tuple[str, list[tuple[Rule, Sequence[Case]]]]:
+def _before(pruner: Pruner) -> tuple[str, Rules]:
     """List the rules for a method before the language model, with the features on which each is checked."""
-    widely, beside = (*CASES, LARGE), (every.NEIGHBOURS, every.TWICE, every.UNWRITTEN)
-    rules: list[tuple[Rule, Sequence[Case]]]
     if pruner.adaptive:
-        kind = "deciding its number of tokens"
-        rules = [(rule, widely) for rule in adaptive.ADAPTIVE]
+        kind, rules = "deciding its number of tokens", DECIDING
     elif merges(pruner):
-        kind = "merging"
-        rules = [(merging.BUDGET, widely), (every.ALONE, widely)]
-        rules += [(rule, SMALL) for rule in (merging.IN_FLOAT32, merging.BLANK, merging.MADE)]
+        kind, rules = "merging", MERGING
     else:
-        kind = "selecting"
-        rules = [(selection.BUDGET, widely), (selection.EVERYTHING, CASES), (every.ALONE, widely)]
-    rules += [(rule, CASES) for rule in beside]
-    rules += [(every.SEEDED, (DRAWN,))] * pruner.randomised
-    rules += [(every.SOFT, CASES)] * isinstance(pruner, TrainedPruner)
-    return kind, rules
+        kind, rules = "selecting", SELECTING
+    trained = isinstance(pruner, TrainedPruner)
+    return kind, (*rules, *BEFORE, *RANDOMISED * pruner.randomised, *TRAINED * trained)
 
 
 def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:

@@ -177,7 +177,5 @@ ALONE = Rule("An image is pruned alike alone and in a batch", _alone)
 NEIGHBOURS = Rule("The order of the images in a batch does not matter", _neighbours)
 TWICE = Rule("The same image is pruned alike twice", _twice)
 UNWRITTEN = Rule("The cached arrays are not written to", _unwritten)
-EVERY = (ALONE, NEIGHBOURS, TWICE, UNWRITTEN)
-"""The rules for every method before the language model, beside DECLARES."""
 SEEDED = Rule("A draw depends on the seed and the image's id, and on nothing drawn before", _seeded)
 SOFT = Rule("Soft weights lie between 0 and 1, have a gradient, and are exactly 1 where everything is kept", _soft)

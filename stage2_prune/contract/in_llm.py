@@ -29,10 +29,10 @@ def asked(
     """Ask questions about the patches that a method lets enter, each about an image of its own."""
     tokens = visual_tokens((4, PATCHES // 4))
     pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)
+    if pruned.index is None or pruned.merge is not None:
+        raise Broken("expected an index alone of the patches that enter the language model, `prune` returned a merge")
     projected = torch.randn(len(ROWS), PATCHES, WIDTH, generator=torch.Generator().manual_seed(5)).to(language.dtype)
     visual, prompts = gather_kept(projected, pruned), [PROMPTS[row] for row in rows]
-    if pruned.index is None:
-        raise Broken("expected a selection in front of the language model, `prune` returned no index")
     return assemble(language, prompts, visual[list(rows)], pruned.index[list(rows)], PATCHES, pruner.positions)
 
 
@@ -95,7 +95,7 @@ def _kept(pruner: Pruner, case: Case) -> None:
 
 def _alone(pruner: Pruner, case: Case) -> None:
     """Check that a question keeps the same patches alone and in a batch."""
-    inside, language = _inside(pruner), _language(torch.float32)
+    inside, language = _inside(pruner), _language(case.dtype)
     for keep, schedule in list(feasible(inside).items())[::4]:
         together = kept_by(language, inside, schedule, inside.positions, asked(language, inside, schedule))
         for row in ROWS:
@@ -161,4 +161,3 @@ KEPT = Rule("Every feasible budget is kept to the token, in raster order", _kept
 ALONE = Rule("A question keeps the same patches alone and in a batch", _alone)
 TWICE = Rule("The same question is answered alike twice, and its embeddings are not written to", _twice)
 EVERYTHING = Rule("Where every patch is kept, the answers are the stock model's to the bit", _everything)
-IN_LLM = (SCHEDULED, KEPT, ALONE, TWICE, EVERYTHING)

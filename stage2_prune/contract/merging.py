@@ -37,6 +37,11 @@ def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int,
     require(merge.space == "projected" or "raw" in pruner.needs, f"{where}: it merges raw rows, and `needs` lacks raw")
     if result.index is None:
         return
+    came = f"{tuple(result.index.shape)} of {str(result.index.dtype).removeprefix('torch.')}"
+    require(
+        result.index.shape == (images, keep) and result.index.dtype == torch.long,
+        f"{where}: expected an index of the shape {(images, keep)} in int64, came {came}",
+    )
     for image, kept in enumerate(result.index):
         stands = f"{where}, image {image}: its tokens stand at {shown([kept])}"
         require((kept.diff() > 0).all(), f"{stands}, not ascending or one place twice")
@@ -104,4 +109,3 @@ BUDGET = Rule("Every budget is kept to the token, and every token is made of som
 IN_FLOAT32 = Rule("Half-precision features are merged in float32", _in_float32)
 BLANK = Rule("An image of equal patches is merged to the token", _blank)
 MADE = Rule("The merged tokens can be made", _made)
-MERGING = (BUDGET, IN_FLOAT32, BLANK, MADE)

@@ -53,4 +53,3 @@ def _index_of(pruner: Pruner, tokens: VisualTokens, keep: int, where: str) -> In
 
 BUDGET = Rule("Every budget is kept to the token, with distinct patches in order", _budget)
 EVERYTHING = Rule("Every patch is kept where all are asked for", _everything)
-SELECTION = (BUDGET, EVERYTHING)

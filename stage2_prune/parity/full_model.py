@@ -23,7 +23,7 @@ from store.layout.fingerprint import differences
 from store.questions.exchange import ENVIRONMENT, Prompts, ReferenceRequest, write_order
 
 STANDARD_ERROR = 2
-"""This process's own; `sys.stderr` is no file in a notebook."""
+"""The number of this process's standard error. `sys.stderr` does not do: in a notebook it has no file to pass to a child."""
 
 
 def ask_full_model(

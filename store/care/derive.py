@@ -16,6 +16,7 @@ from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec
 from store.layout.tensors import pick_device, to_storage
+from store.log.progress import nameless_shards
 from store.projectors import Projector, build, project_image
 from store.reading.by_name import read_rows
 from store.reading.projector_state import ProjectorState
@@ -60,9 +61,12 @@ def derive_projected(path: Path, device_name: str) -> int:
     with StoreWriter.open(path, plan, store.ids, state) as writer:
         missing = [shard for shard in range(plan.n_shards) if PROJECTED in writer.missing_arrays(shard)]
         ready = [shard for shard in missing if writer.missing_arrays(shard) == [PROJECTED]]
-        if len(ready) < len(missing):
-            waiting = counted(len(missing) - len(ready), "shard")
-            _log.warning("note: not projected, because not extracted yet: %s; run `make extract`", waiting)
+        waiting = {*missing} - {*ready}
+        if waiting := waiting - nameless_shards(plan, store.ids, waiting):
+            _log.warning(
+                "note: not projected, because not extracted yet: %s; `make extract` encodes those that a config names",
+                counted(len(waiting), "shard"),
+            )
         failed = store.failed([RAW])
         if ready:
             _require_one_environment(path, plan, numeric)

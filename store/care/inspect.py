@@ -6,15 +6,21 @@ from configs.counted import counted
 from configs.experiment import StoreLocation
 from store.layout.ids import printable
 from store.log.commits import SUPERSEDED
+from store.log.progress import nameless_shards
 from store.reading.reader import FeatureStore
 
 _SHOWN = 20
 
 
 def report(path: StoreLocation) -> dict[str, Any]:
-    """Report the arrays, fingerprints, committed and missing shards and failures of a store, as a value for JSON."""
+    """Report the arrays, fingerprints, committed and missing shards and failures of a store, as a value for JSON.
+
+    Shards whose images have lost all their names are not missing: they are never encoded.
+    """
     store = FeatureStore.open(path)
     plan = store.plan
+    missing = store.missing_shards
+    nameless = nameless_shards(plan, store.ids, missing)
     return {
         "path": str(path),
         "format": plan.format,
@@ -39,7 +45,7 @@ def report(path: StoreLocation) -> dict[str, Any]:
             "images_per_shard": plan.shard_images,
             "total": plan.n_shards,
             "committed": store.committed_shards,
-            "missing": store.missing_shards,
+            "missing": [shard for shard in missing if shard not in nameless],
         },
         "failures": _failures(store),
         "fingerprints": {name: print_.model_dump(mode="json") for name, print_ in plan.fingerprints.items()},

@@ -12,10 +12,15 @@ from typing import Any, cast
 
 from configs.counted import counted
 from configs.parsing.strict_yaml import parse
-from configs.progress import PROGRESS, rate_in_words
+from configs.progress import FILE_SECONDS, PROGRESS, rate_in_words
 
 _TAIL = 1 << 16
 """Bytes at the end of a log that are searched for its last line."""
+_QUIET_WRITINGS, _QUIET_UNITS = 12, 40
+"""Work is taken to be stopped if nothing was written for the time of so many writings, and of so many of its units: a batch is
+written when it is done."""
+_UNKNOWN_RATE = 0.1
+"""Units per second that slow work is granted before its first unit is done."""
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -73,9 +78,11 @@ def _begun(part: dict[str, Any]) -> list[str]:
 
 
 def _pace_as_text(part: dict[str, Any], units: str) -> list[str]:
-    """Format how far the work under way is, and the time that is left; no line where no work is under way."""
+    """Format how far the work is, and the time that is left unless it was stopped; no line where it is done or has not begun."""
     if (pace := part["progress"]) is None:
         return []
+    if pace["stopped"]:
+        return [f"  stopped at {pace['done']:,} of {pace['total']:,} {units}"]
     line = f"  {pace['done']:,} of {pace['total']:,} {units}"
     if pace["per_second"] is not None:
         line += f", {rate_in_words(pace['per_second'])}, {timedelta(seconds=round(pace['eta_seconds']))} to go"
@@ -86,16 +93,21 @@ def _pace(folder: Path, repeats: int = 0) -> dict[str, Any] | None:
     """Read how far the work is that writes into a folder, and estimate the seconds that are left.
 
     Args:
-        folder: The folder; it holds no such file before work begins and after it ends.
+        folder: The folder; it holds no such file before work begins and after it is done. Work that a Ctrl-C or a kill ended
+            leaves its file, which is not written any more: such work is `stopped`, and has no time to go.
         repeats: How many times as much work follows this one, as the epochs of a training do.
+
     """
     content = _json(folder / PROGRESS) or {}
     done, total, rate = (content.get(name) for name in ("done", "total", "per_second"))
     if not (isinstance(done, int) and isinstance(total, int)):
         return None
     rate = rate if isinstance(rate, int | float) and rate > 0 else None
-    eta = None if rate is None else (total - done + repeats * total) / rate
-    return {"done": done, "total": total, "per_second": rate, "eta_seconds": eta}
+    quiet = max(_QUIET_WRITINGS * FILE_SECONDS, _QUIET_UNITS / (rate or _UNKNOWN_RATE))
+    written = content.get("written")
+    stopped = isinstance(written, int | float) and time.time() - written > quiet
+    eta = None if rate is None or stopped else (total - done + repeats * total) / rate
+    return {"done": done, "total": total, "per_second": rate, "eta_seconds": eta, "stopped": stopped}
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Telling how far a run is; reads only the plan, the log, the leases and the ids of a store, so it can be asked at any time."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -17,6 +17,7 @@ from store.layout.plan import Plan, read_plan
 from store.log.commits import SUPERSEDED, intact_records
 from store.log.compacted import CommitLog
 from store.log.leases import live_leases
+from store.log.progress import nameless_shards
 from store.reading.opening import stored_ids
 from store.reading.remote import reached
 from store.writing.lock import STALL_SECONDS
@@ -26,29 +27,39 @@ RECENT = 50
 
 
 def status(location: StoreLocation) -> dict[str, Any]:
-    """Count committed, running and failed work of a store; estimate images per second and the seconds that are left."""
+    """Count committed, running and failed work of a store; estimate images per second and the seconds that are left.
+
+    Shards that are not committed and whose images have lost all their names are not counted: they are never encoded.
+    """
     with reached(location) as (store, _):
         plan = read_plan(store)
         logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
         holders = live_leases(store, STALL_SECONDS)
         failed = _failed(store, plan, logs)
-    parts = [(number, shard) for number in range(plan.generation + 1) for shard in plan.shards_of(number)]
-    missing = {shard for number, shard in parts if shard not in logs[number]}
-    left = sum(len(plan.rows(shard)) for shard in missing)
+        parts = [(number, shard) for number in range(plan.generation + 1) for shard in plan.shards_of(number)]
+        missing = {shard for number, shard in parts if shard not in logs[number]}
+        nameless = _nameless(store, plan, missing)
+    past, left = (sum(len(plan.rows(shard)) for shard in some) for some in (nameless, missing - nameless))
     # Compacted records are old, and reading all of them again would take longer than anything else here.
     recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
     rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
     return {
         "path": str(location),
-        "images": plan.n_images,
-        "images_committed": plan.n_images - left,
-        "shards": plan.n_shards,
+        "images": plan.n_images - past,
+        "images_committed": plan.n_images - past - left,
+        "shards": plan.n_shards - len(nameless),
         "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
         "failed": failed,
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,
     }
+
+
+def _nameless(store: Path, plan: Plan, missing: Collection[int]) -> frozenset[int]:
+    with suppress(StoreError):  # the ids may be damaged, or not written yet
+        return nameless_shards(plan, stored_ids(store, plan), missing)
+    return frozenset()
 
 
 def _failed(store: Path, plan: Plan, logs: Sequence[CommitLog]) -> int:
@@ -74,7 +85,9 @@ def shard_counts(location: StoreLocation) -> dict[str, int | None]:
 def missing_shards(counts: Mapping[str, int | None]) -> str:
     """Return the end of a sentence about what `shard_counts` returned; an empty text if all shards are committed."""
     done, total = counts["shards_committed"], counts["shards"]
-    return "" if done == total else f"; {done} of {total} shards are committed: `make extract` encodes what is missing"
+    if done == total:
+        return ""
+    return f"; {done} of {total} shards are committed: of the others, `make extract` encodes those that a config names"
 
 
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
@@ -136,4 +149,6 @@ def _store_as_text(progress: dict[str, Any]) -> str:
         lines += ["  ETA unknown: too few commits to tell"]
     elif eta > 0:
         lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
+    if eta != 0 and not progress["in_flight"]:
+        lines += ["  nothing is in flight: `make extract` encodes those of the missing shards that a config names"]
     return "\n".join(lines)

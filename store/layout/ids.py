@@ -150,6 +150,11 @@ class ImageIds:
         first, end = np.searchsorted(self._array("name_rows"), [row, row + 1])  # names lie in the order of their rows
         return [self._name(number).decode(errors="surrogatepass") for number in range(int(first), int(end))]
 
+    def any_named(self, rows: range) -> bool:
+        """Tell whether an image in these consecutive rows has a name."""
+        first, end = np.searchsorted(self._array("name_rows"), [rows.start, rows.stop])
+        return bool(first < end)
+
     def digest(self, rows: range | None = None) -> str:
         """Compute the sha256 over the ids of some rows, or over all ids and names if no rows are given.
 

@@ -95,13 +95,13 @@ class Plan(BaseModel):
         if not 0 <= shard < self.n_shards:
             raise ValueError(f"expected a shard of 0..{self.n_shards - 1}, got {shard}")
         first = shard * self.shard_images
-        segment = self._segment(first)
+        segment = self.segment_of(first)
         return range(first, min(first + self.shard_images, segment.first_row + segment.n_images))
 
     def generation_of(self, name: str, shard: int) -> int:
         """Return the generation whose log holds the commit of a shard of an array."""
         added = self.added.get(name, 0)
-        return added if name in self.derived else max(added, self._segment(shard * self.shard_images).generation)
+        return added if name in self.derived else max(added, self.segment_of(shard * self.shard_images).generation)
 
     def arrays_of(self, generation: int, shard: int) -> tuple[ArraySpec, ...]:
         """Return the arrays that a generation adds to a shard."""
@@ -133,7 +133,8 @@ class Plan(BaseModel):
         """Return the digest of the plan of this or an earlier generation."""
         return self.digest if generation == self.generation else self.earlier[generation]
 
-    def _segment(self, row: int) -> Segment:
+    def segment_of(self, row: int) -> Segment:
+        """Return the segment in which a row lies."""
         return self.parts[bisect_right(self.parts, row, key=lambda part: part.first_row) - 1]
 
     def layout(self, name: str) -> ShardLayout:

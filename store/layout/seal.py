@@ -95,8 +95,8 @@ def sealed(path: Path, descriptor: int, record: FileRecord, layout: ShardLayout,
 def other_file(name: object, repair: str) -> IntegrityError:
     """Make the error about a file whose checksums differ from its record."""
     return IntegrityError(
-        f"{name} is not the file that was committed there (the checksums in it are others, as in the file of another "
-        f"shard): {repair}"
+        f"{name} is not the file that was committed there (it has other checksums; it may be the file of another shard): "
+        f"{repair}"
     )
 
 

@@ -1,11 +1,12 @@
 """Which parts of a store are committed, and which are still missing."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from configs.counted import counted
 from store.errors import IntegrityError
 from store.files.disk import size_of
+from store.layout.ids import ImageIds
 from store.layout.plan import FEATURES, Plan
 from store.layout.schema import Codec
 from store.log.commits import intact_records, read_commits
@@ -37,11 +38,30 @@ def missing_bytes(
 ) -> int:  # fmt: skip
     """Add up the bytes that are still to be written, without the derived arrays in `leave` and the shards in `idle`."""
     parts = [part for part in missing_parts(path, plan, leave) if part[1] not in idle]
+    return bytes_of(plan, parts)
+
+
+def bytes_of(plan: Plan, parts: Iterable[tuple[int, int]]) -> int:
+    """Add up the bytes of the files of some parts, given as generation and shard."""
     return sum(
         plan.layout(spec.name).file_bytes(len(plan.rows(shard)))
         for generation, shard in parts
         for spec in plan.arrays_of(generation, shard)
     )
+
+
+def nameless_shards(plan: Plan, ids: ImageIds, shards: Iterable[int]) -> frozenset[int]:
+    """Return those of some shards none of whose images has a name; no config names them, so that they are never encoded.
+
+    Args:
+        plan: the plan of a store.
+        ids: the ids of the store; if they are damaged, no shard counts as nameless.
+        shards: the shards to look at.
+    """
+    try:
+        return frozenset(shard for shard in shards if not ids.any_named(plan.rows(shard)))
+    except IntegrityError:
+        return frozenset()
 
 
 def require_nothing_lost(path: Path, plan: Plan, shards: Collection[int] | None = None) -> None:

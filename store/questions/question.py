@@ -105,8 +105,8 @@ def _by_relative_names(questions: Sequence[Question], data: DataSection) -> list
     changed = sum(relative != name for name, relative in names.items())
     if changed:
         _log.warning(
-            "note: %s names %d images by absolute paths below %s: their names are taken relative to it",
-            data.questions, changed, data.images,
+            "note: %s names %s by absolute paths below %s: %s taken relative to it",
+            data.questions, counted(changed, "image"), data.images, agreeing(changed, "its name is", "their names are"),
         )  # fmt: skip
     return [
         question if names[question.image] == question.image

@@ -146,7 +146,7 @@ class CommittedStore:
                     require_fits_plan(self._folder, self.plan, self.ids, record, generation, self._believe_plan)
             if log and not 0 <= min(log) <= max(log) < self.plan.n_shards:
                 raise IntegrityError(
-                    f"the commit log of {self.path} is about other images than the plan's: restore both"
+                    f"the commit log of {self.path} has shards that its plan lacks: restore both from one copy"
                 )
 
     def _maker(self, names: Collection[str]) -> str:

@@ -16,15 +16,14 @@ from store.layout.fingerprint import Fingerprint, require_equal
 from store.layout.ids import ARRAYS, ImageIds
 from store.layout.plan import FEATURES, Plan, Segment, newest_generation, plan_path, read_plan
 from store.layout.schema import ArraySpec
-from store.log.spare import known_digests
+from store.log.spare import known_digests, sound
 from store.reading.opening import stored_ids
-from store.writing.lacking import ELSEWHERE, NamedImage, can_be_taken_back, refusal, unknown_images
+from store.writing.lacking import ELSEWHERE, SHOWN, NamedImage, can_be_taken_back, refusal, unknown_images
 
 NO_IMAGE = "0" * 64
 """The id of rows between segments, which hold no image."""
 AddedArray = tuple[ArraySpec, Fingerprint | None]
 """An array, and the fingerprint of what makes it."""
-_SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
@@ -72,25 +71,30 @@ def plan_to_follow(
 
 
 def _stored_plan(path: Path, newest: int) -> Plan | None:
-    """Read a store's plan; None for a first plan that lies alone, is damaged or was changed, which is written again or replaced.
+    """Read a store's plan; None for a first plan that lies alone, or that is damaged or changed as its spare is.
 
     Raises IntegrityError (exit 4) if the plan of a later generation is damaged or was changed.
     """
-    try:
-        stored = read_plan(path)
-    except IntegrityError:
-        if newest:
-            raise
-        return None
-    written = known_digests(path, newest)
     if newest == 0:
-        return stored if (path / FEATURES).is_dir() and stored.digest in written else None
+        return _first_plan(path) if (path / FEATURES).is_dir() else None
+    stored, written = read_plan(path), known_digests(path, newest)
     if written and stored.digest not in written:
         raise IntegrityError(
             f"expected {plan_path(path, newest)} as it was written, it was changed: let `python -m store repair {path}` "
             "restore it"
         )
     return stored
+
+
+def _first_plan(path: Path) -> Plan | None:
+    """Read the plan of a store's first generation, from its spare if need be; None if neither is as it was written."""
+    content = sound(path, 0).get(plan_path(path, 0))
+    if content is not None:
+        return Plan.model_validate_json(content)
+    with suppress(IntegrityError):
+        stored = read_plan(path)
+        return stored if stored.digest in known_digests(path, 0) else None
+    return None
 
 
 def left_to_derive(plan: Plan, prints: Mapping[str, Fingerprint]) -> frozenset[str]:
@@ -229,5 +233,5 @@ def _require_compatible(path: Path, stored: Plan, wanted: Plan) -> None:
     differing += [field for field in ("geometry", "identity") if getattr(stored, field) != getattr(wanted, field)]
     if differing:
         raise StoreError(
-            f"{path} holds a store with other {', '.join(differing[:_SHOWN])} than this config's: {ELSEWHERE}"
+            f"{path} holds a store with other {', '.join(differing[:SHOWN])} than this config's: {ELSEWHERE}"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+from configs.counted import agreeing, counted
 from store.layout.ids import ImageIds, first_names
 from store.layout.plan import Plan
 from store.log.commits import intact_records
@@ -11,7 +12,8 @@ NamedImage = tuple[str, list[str]]
 """An image: its id, in hex, and its names."""
 ELSEWHERE = "extract into another folder (--run-dir), or replace this store with --overwrite"
 """What a user can do with a store that was made by something else than the config says."""
-_SHOWN = 3
+SHOWN = 3
+"""How many names a message lists."""
 
 
 def unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -> list[NamedImage]:
@@ -37,7 +39,7 @@ def unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -
 
 
 def can_be_taken_back(path: Path, stored: Plan, known: ImageIds, images: Sequence[NamedImage]) -> bool:
-    """Tell whether all that `images` lack are names, which a later generation took away and of which it committed nothing.
+    """Tell whether the store has all `images`, and lacks only names that an --append moved to images that it never committed.
 
     So a wrong --append that was stopped, of other files with the same names, does not stand in the way of the first files.
     """
@@ -45,26 +47,43 @@ def can_be_taken_back(path: Path, stored: Plan, known: ImageIds, images: Sequenc
 
     def is_free(name: str) -> bool:
         row = known.row_of_name(name)
-        return row is not None and row // stored.shard_images not in committed
+        if row is None or row // stored.shard_images in committed:
+            return False
+        return stored.segment_of(row).generation > 0
 
     return all(known.row_of_sha(sha) is not None and all(map(is_free, names)) for sha, names in images)
 
 
 def refusal(path: Path, stored: Plan, known: ImageIds, images: Sequence[NamedImage], arrays: Sequence[str]) -> str:
     """Compose the message that a store lacks `images` and `arrays`; it names files that have changed since."""
-    changed = [name for _, names in images for name in names if known.row_of_name(name) is not None]
-    n_new = sum(any(known.row_of_name(name) is None for name in names) for _, names in images)
-    lacking = ([f"{n_new} images"] if n_new else []) + [*arrays]
+    named = [(name, known.row_of_sha(sha) is not None) for sha, names in images for name in names]
+    changed = [(name, is_stored) for name, is_stored in named if known.row_of_name(name) is not None]
+    anew, moved = ([name for name, is_stored in changed if is_stored == moves] for moves in (False, True))
+    n_new = sum(
+        known.row_of_sha(sha) is None and any(known.row_of_name(name) is None for name in names)
+        for sha, names in images
+    )
+    n_names = sum(is_stored and known.row_of_name(name) is None for name, is_stored in named)
+    lacking = [counted(n_new, "image")] * (n_new > 0)
+    lacking += [counted(n_names, "further name") + " of its images"] * (n_names > 0)
+    lacking += arrays
     said: list[str] = []
     if lacking:
-        said += [f"{', '.join(lacking)} are not in it: add them with --append"]
-    if changed:
-        which, anew = ("image", "it anew beside the old one")
-        if len(changed) > 1:
-            which, anew = (f"{len(changed)} images,", "them anew beside the old ones")
-        named = first_names(changed, _SHOWN)
-        said += [f"{which} {named} changed since the store was made (other bytes): --append encodes {anew}"]
+        n_lacking = n_new + n_names + len(arrays)
+        are, them = agreeing(n_lacking, "is", "are"), agreeing(n_lacking, "it", "them")
+        said += [f"{', '.join(lacking)} {are} not in it: add {them} with --append"]
+    if anew:
+        them = agreeing(len(anew), "it anew beside the old one", "them anew beside the old ones")
+        said += [f"{_images(anew)} changed since the store was made (other bytes): --append encodes {them}"]
+    if moved:
+        one = "has the bytes of another image of it: --append moves the name to that image and encodes nothing"
+        several = "have the bytes of other images of it: --append moves the names to those images and encodes nothing"
+        said += [f"{_images(moved)} now {agreeing(len(moved), one, several)}"]
     return f"expected {path} to have all that this config names: {'; '.join(said)}; {what_else(path, stored)}"
+
+
+def _images(names: Sequence[str]) -> str:
+    return f"{'image' if len(names) == 1 else counted(len(names), 'image') + ','} {first_names(names, SHOWN)}"
 
 
 def what_else(path: Path, stored: Plan, otherwise: str = f"or {ELSEWHERE}") -> str:

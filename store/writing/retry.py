@@ -4,7 +4,7 @@ A shard is written as a whole, so a single mended image makes a whole shard be w
 in `retried/<generation>/<shard>.json` until the shard is committed again: it tells which rows of the old file are right.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,9 @@ class KeptRows:
     """The whole shard by array, as (image, *shape) in storage dtype; all rows that are not in `rows` hold fill."""
 
 
-def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool]) -> list[int]:
+def withdraw_failures(
+    store: Path, plan: Plan, but: str, can_be_made: Callable[[int], bool], not_asked_for: Collection[int] = ()
+) -> list[int]:
     """Withdraw the shards of images that could not be encoded, so that these images are tried again.
 
     The caller is alone in the store.
@@ -46,6 +48,7 @@ def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[
         plan: The store's newest plan.
         but: The reason of failures that are not tried again, because they would fail again.
         can_be_made: Says whether the features of a row can be computed now.
+        not_asked_for: Rows whose failure alone is no reason to withdraw a shard.
 
     Returns:
         Shards that were not withdrawn, because they hold good features of rows that cannot be computed any more: if the
@@ -54,7 +57,8 @@ def withdraw_failures(store: Path, plan: Plan, but: str, can_be_made: Callable[[
     spared: set[int] = set()
     for generation in range(plan.generation + 1):
         log = read_commits(store, generation)
-        shards = {row // plan.shard_images for row, why in log.failures.items() if why != but}
+        again = [row for row, why in log.failures.items() if why != but and row not in not_asked_for]
+        shards = {row // plan.shard_images for row in again}
         good = {shard: [row for row in plan.rows(shard) if row not in log.failures] for shard in shards}
         spared |= {shard for shard, rows in good.items() if not all(map(can_be_made, rows))}
         for shard in sorted(shards - spared):

@@ -1,6 +1,7 @@
 """The one loader: typed, all problems at once, nothing unknown let through."""
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -180,3 +181,19 @@ def test_a_value_that_cannot_be_null_is_said_to_be_left_out_instead(tmp_path, va
         ConfigError, match=r"prune\.budgets: expected a list \(got null\): leave it out for the default"
     ):
         load(write(tmp_path, yaml.safe_dump(MINIMAL) + f"\nprune:\n  budgets: {value}\n"), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"images": None}}, r"data\.images: .* \(got null\)$"),
+        ({"model": None}, r"model: expected keys below model, there is nothing \(got null\)$"),
+        ({"prune": {"budgets": [None]}}, r"prune\.budgets\.0: .* \(got null\)$"),
+        ({"run_dir": None}, r"run_dir: .* \(got null\): leave it out for the default$"),
+        ({"train": None}, r"train: .* \(got null\): leave it out for the default$"),
+    ],
+)
+def test_only_what_has_a_default_is_said_to_be_left_out_for_it(tmp_path, change, said):
+    with pytest.raises(ConfigError) as refused:
+        load(write(tmp_path, yaml.safe_dump(MINIMAL | change)), {})
+    assert re.search(said, str(refused.value), re.MULTILINE), refused.value

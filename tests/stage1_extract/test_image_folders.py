@@ -160,7 +160,7 @@ def test_folders_full_of_links_to_each_other_are_refused_before_they_fill_the_me
     for number in range(8):
         for other in range(8):
             (root / str(number) / f"to_{other}").symlink_to(root / str(other))
-    with pytest.raises(UnusableImages, match=f"more than {MAX_WAYS} of them lead to the folder") as caught:
+    with pytest.raises(UnusableImages, match=f"at most {MAX_WAYS} ways by links to one folder") as caught:
         FolderSource(root).names()
     assert caught.value.exit_code == 2
 

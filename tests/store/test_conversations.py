@@ -103,7 +103,7 @@ def test_a_greeting_is_not_asked_and_the_question_is_not_its_answer(tmp_path, ca
     pairs, said = asked(tmp_path, caplog, entry)
     assert pairs == [("what color is it ?", "red")] == preprocess_v1(entry["conversations"])
     assert (
-        "left out: 1 first turn of another than the human, which LLaVA's own training skips too (entry 0 message 0)"
+        "left out: 1 first turn spoken by the model, not the human, which LLaVA's own training skips too (entry 0 message 0)"
         in said
     )
 

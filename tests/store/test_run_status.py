@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -76,12 +77,44 @@ def test_status_estimates_the_time_that_is_left_of_work_under_way(tmp_path):
     for folder, pace in paces.items():
         (run / folder / "progress.json").write_text(json.dumps({"per_second": 2.0} | pace))
     found = status_of(run)["run"]
-    assert found["eval"]["progress"] == {"done": 13, "total": 25, "per_second": 0.5, "eta_seconds": 24.0}
-    assert found["sweep"]["progress"] == {"done": 0, "total": 9, "per_second": None, "eta_seconds": None}
+    assert found["eval"]["progress"] == {
+        "done": 13,
+        "total": 25,
+        "per_second": 0.5,
+        "eta_seconds": 24.0,
+        "stopped": False,
+    }
+    assert found["sweep"]["progress"] == {
+        "done": 0,
+        "total": 9,
+        "per_second": None,
+        "eta_seconds": None,
+        "stopped": False,
+    }
     assert found["trainings"]["learned_scorer"]["progress"]["eta_seconds"] == (52 + 3 * 60) / 2
     said = CliRunner().invoke(group, ["status", str(run)], catch_exceptions=False).stdout
     assert "\n  13 of 25 answers, 30.0/min, 0:00:24 to go\n" in said and "\n  0 of 9 answers\n" in said
     assert "\n  8 of 60 steps of this epoch, 2.0/s, 0:01:56 to go\n" in said
+
+
+@pytest.mark.parametrize(
+    ("per_second", "age", "stopped"),
+    [
+        (0.5, 10, False),
+        (0.5, 100, True),
+        (0.01, 1000, False),
+        (0.01, 5000, True),
+        (None, 100, False),
+        (None, 500, True),
+    ],
+)
+def test_work_whose_progress_is_not_written_any_more_is_said_to_be_stopped(tmp_path, per_second, age, stopped):
+    run = run_of(tmp_path)
+    pace = {"done": 13, "total": 25, "per_second": per_second, "written": time.time() - age}
+    (run / "eval" / "progress.json").write_text(json.dumps(pace))
+    assert status_of(run)["run"]["eval"]["progress"]["stopped"] is stopped
+    said = CliRunner().invoke(group, ["status", str(run)], catch_exceptions=False).stdout
+    assert ("\n  stopped at 13 of 25 answers\n" in said) is stopped and (" to go" in said) <= (not stopped)
 
 
 def test_the_cells_of_a_sweep_under_way_are_counted(tmp_path):

@@ -3,7 +3,7 @@
 `launcher.py` stands in place of the interpreter. It hands its arguments, environment, folder and open files to the server, passes
 signals on, and ends as the forked process ends. What a forked process could not be the same in (another limit, user, network,
 locale, option of Python …) it runs with the interpreter itself. Tests in which a process is the point (kills, sys.modules,
-start-up) use `sys.executable`.
+start-up) take the fixture `real_python`, which gives `sys.executable` back.
 """
 
 import os
