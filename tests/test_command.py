@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import time
 import venv
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,30 +37,19 @@ def installed(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        folder,
-        ROOT,
-    ]
+    pip = [sys.executable, "-m", "pip"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
     subprocess.run(build, check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     own = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env"), "platbase": str(folder / "env")}))
-    target = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", own, wheel]
-    subprocess.run(target, check=True, cwd=folder)
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", own, wheel], check=True, cwd=folder)
     shared = sysconfig.get_path("purelib")
     (own / "shared.pth").write_text(
         f"import sys; sys.path.append({shared!r})\n"
     )  # behind the wheel, without its own .pth files
     script = folder / "env" / "bin" / "encode-once"
-    script.write_text(f"#!{folder / 'env' / 'bin' / 'python'}\nfrom configs.command import main\nmain()\n")
+    script.write_text(f"#!{folder / 'env' / 'bin' / 'python'}\nfrom configs.begin import encode_once\nencode_once()\n")
     script.chmod(0o755)
     return folder / "env" / "bin"
 
@@ -73,11 +63,12 @@ def run(installed, tmp_path):
     (folder / "store.py").write_text("raise RuntimeError('the file of the user was imported')\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
-    def run(*arguments, **more):
-        command = [installed / "encode-once", *map(str, arguments)]
+    def execute(program, *arguments, **more):
+        command = [installed / program, *map(str, arguments)]
         return subprocess.run(command, cwd=folder, env=environment | more, capture_output=True, text=True, check=False)
 
-    run.folder = folder
+    run = partial(execute, "encode-once")
+    run.folder, run.python = folder, partial(execute, "python")
     return run
 
 
@@ -134,6 +125,23 @@ def test_the_demo_from_a_wheel_goes_from_nothing_to_the_proof_and_says_where_eve
         command = shlex.split(line.strip().partition("  ")[0])
         shown = run(*command[1:])
         assert shown.returncode == 0, f"{line}: {shown.stderr}"
+    assert_an_own_pruner_is_checked_and_evaluated(run)
+    assert_the_first_snippet_of_the_readme_prints_its_answers(run)
+
+
+def assert_an_own_pruner_is_checked_and_evaluated(run):
+    shutil.copy(ROOT / "docs" / "examples" / "my_pruner.py", run.folder)
+    checked = run("check-pruner", "my_pruner.py")
+    assert checked.returncode == 0 and "failed" not in checked.stdout, checked.stderr
+    there = ("--config", "demo.yaml", "--run-dir", "runs/own", "--store.path", "runs/demo/store")
+    own = run("eval", *there, "--prune.methods", "[my_pruner.py, uniform_grid]")
+    assert own.returncode == 0 and "| my_pruner " in own.stdout, own.stderr
+
+
+def assert_the_first_snippet_of_the_readme_prints_its_answers(run):
+    snippet = (ROOT / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    done = run.python("-P", "-c", snippet)
+    assert done.returncode == 0 and done.stdout.count("8 tokens, ") == 3, done.stderr
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch):
