@@ -51,7 +51,7 @@ def test_the_first_example_of_the_readme_prints_what_stands_below_it(tmp_path, m
     run_extraction(load_experiment("demo", data__train=5, data__val=5, data__test=5))
     capsys.readouterr()
     exec(compile(blocks("README.md")[0], "README.md", "exec"), {})
-    (printed,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    printed, *_ = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert capsys.readouterr().out == printed
 
 
