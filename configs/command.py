@@ -102,7 +102,8 @@ def _where_things_are(experiment: Experiment, config: str) -> str:
         f"encode-once store inspect {store}": "look into the store",
         f"encode-once show test_00000.png --config {config}": "draw what pruners keep of an image",
         f"encode-once compare {run_dir} {only}--factor positions": "tell differences from chance",
-        "encode-once extract --config llava-1.5-7b --dry-run": "what your images in data/llava would cost",
+        "encode-once extract --config llava-1.5-7b --dry-run": "what your images would cost, once they are in data/llava "
+        "(files of the model come from the hub)",
     }
     return f"\nwritten:\n{_aligned(written)}\nto try next:\n{_aligned(tries)}"
 

@@ -1,6 +1,30 @@
-"""The base of every error that a user can cause or fix; its `exit_code` is what `python -m …` returns."""
+"""The base of every error that a user can cause or fix, and the commands that messages name.
+
+An error's `exit_code` is what `python -m …` returns.
+"""
 
 import errno
+from pathlib import Path
+
+_IN_A_CHECKOUT = (Path(__file__).parents[1] / "Makefile").is_file()
+
+
+def typed(command: str, flag: str = "") -> str:
+    """Write a command as its user types it: with `make` in a checkout, with `encode-once` where the package is installed."""
+    if _IN_A_CHECKOUT:
+        return f"`make {command} ARGS={flag}`" if flag else f"`make {command}`"
+    return f"`encode-once {command} {flag}`" if flag else f"`encode-once {command}`"
+
+
+def or_the_demos_data(folder: Path) -> str:
+    """Say how data are written that are missing, if `folder` is where the demo's data lie: `data/demo`, `data/demo_large`, …."""
+    if not (folder.parent.name == "data" and folder.name.startswith("demo")):
+        return ""
+    return f", or write the demo's with {typed('data') if _IN_A_CHECKOUT else '`encode-once demo`'}"
+
+
+EXTRACT, TRAIN, EVAL = map(typed, ("extract", "train", "eval"))
+"""The commands that messages name most."""
 
 NO_SPACE_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG})
 """The system's errors that mean that a disk is full or read-only: exit code 7."""

@@ -14,6 +14,8 @@ from configs.parsing.problems import fields_of, problems_of
 DEFAULT = Path("configs/demo.yaml")
 """The config of every command that is given none: a file of the checkout, or else the installed one of that name."""
 PACKAGED = Path(__file__).parent
+DEMO_CHECKPOINT = Path("stage1_extract/demo/checkpoint")
+"""The demo's checkpoint in the checkout and in the package; any config may call it `demo`."""
 
 
 def load_experiment(
@@ -36,7 +38,7 @@ def load_experiment(
     """
     given = {key.replace("__", ".", 1): value for key, value in settings.items()}
     if isinstance(config, Experiment):
-        return _changed(config, given)
+        return _with_the_demos_checkpoint(_changed(config, given))
     return read_experiment(Path(config), given, pruners)
 
 
@@ -44,9 +46,7 @@ def read_experiment(
     config: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None
 ) -> Experiment:
     """Read a config file, or a packaged config by its name, as `configs.load.load` does."""
-    path = find_config(config)
-    experiment = load(path, overrides, pruners)
-    return experiment if path == config else _in_the_package(experiment)
+    return _with_the_demos_checkpoint(load(find_config(config), overrides, pruners))
 
 
 def find_config(path: Path) -> Path:
@@ -64,13 +64,12 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 
 
-def _in_the_package(experiment: Experiment) -> Experiment:
-    """Look for the checkpoint of a packaged config below the current folder first, then in the package."""
-    checkpoint = experiment.model.checkpoint
-    installed = PACKAGED.parent / checkpoint
-    if Path(checkpoint).exists() or not installed.is_dir():
+def _with_the_demos_checkpoint(experiment: Experiment) -> Experiment:
+    """Find the demo's checkpoint by its name or its path: below the current folder first, then in the package."""
+    checkpoint = Path(experiment.model.checkpoint)
+    if checkpoint not in {Path("demo"), DEMO_CHECKPOINT} or checkpoint.exists():
         return experiment
-    model = experiment.model.model_copy(update={"checkpoint": str(installed)})
+    model = experiment.model.model_copy(update={"checkpoint": str(PACKAGED.parent / DEMO_CHECKPOINT)})
     return experiment.model_copy(update={"model": model})
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.counted import counted
-from configs.errors import ConfigError
+from configs.errors import ConfigError, typed
 from configs.experiment import Experiment, Method
 from configs.files import portable
 from configs.files.atomic import write_atomically
@@ -124,7 +124,9 @@ def _retired_keys(node: Any, path: tuple[str, ...] = ()) -> list[Problem]:
     for key, value in node.items():
         below = (*path, str(key))
         if key == "debug_all_ones":
-            message = f"retired (got {short(value)}); run `make parity`, which proves all-ones equality with no edit"
+            message = (
+                f"retired (got {short(value)}); run {typed('parity')}, which proves all-ones equality with no edit"
+            )
             problems.append(Problem(below, message))
         problems += _retired_keys(value, below)
     return problems

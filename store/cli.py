@@ -124,7 +124,7 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
     """Mend a damaged store.
 
     Writes damaged files of PATH (default: the config's store) again that follow from the rest of the store, and withdraws
-    exactly the damaged shards, which `make extract` then computes again. Exit 4 if damage is left that neither mends.
+    exactly the damaged shards, which `extract` then computes again. Exit 4 if damage is left that neither mends.
     """
     from store.care.repair import repair
 

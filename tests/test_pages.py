@@ -9,12 +9,14 @@ import shutil
 
 import click
 import pytest
+from PIL import Image
 
 from configs.experiment import DataSection
 from configs.parsing.strict_yaml import parse
 from docs.hooks.notebook import as_page
 from stage1_extract import run_extraction
 from stage1_extract.demo.write import write_dataset
+from stage2_prune import run_evaluation
 from store import read_questions
 from tests.helpers.pages import ROOT, all_blocks, blocks, pages, quoted, typed
 from tests.helpers.typed import check, experiment_of
@@ -41,7 +43,7 @@ def demo(tmp_path_factory):
 def desk(tmp_path, monkeypatch):
     """Where a reader types: the configs, and beside them the files that a page tells the reader to write."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for written in (ROOT / "docs" / "examples").glob("*.py"):
+    for written in (ROOT / "docs" / "examples").glob("*.*"):
         shutil.copy(written, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -90,6 +92,18 @@ def test_every_json_block_is_a_question_that_is_read(block, tmp_path):
 def test_every_block_of_a_page_is_seen_and_its_language_is_tried_or_holds_nothing_to_try(page):
     assert {block.language for block in blocks(page)} <= TRIED | SHOWN
     assert re.findall("^ *```", (ROOT / page).read_text(), re.MULTILINE) == ["```"] * 2 * len(blocks(page))
+
+
+def test_the_config_of_the_page_about_ones_own_images_is_the_example_file_and_goes_from_images_to_a_table(desk):
+    (shown,) = blocks("docs/own-images.md", "yaml")
+    assert shown.code == (desk / "mine.yaml").read_text()
+    (question,) = blocks("docs/own-images.md", "json")
+    (desk / "questions.jsonl").write_text(question.code)
+    (desk / "photos").mkdir()
+    Image.effect_noise((80, 60), 90).convert("RGB").save(desk / "photos" / "a.png")
+    run_extraction("mine.yaml")
+    summary = run_evaluation("mine.yaml", prune__budgets=[32], prune__seeds=1)
+    assert summary["n_questions"] == 1 and (desk / "runs" / "mine" / "eval" / "table.md").is_file()
 
 
 @pytest.mark.parametrize("page", pages())

@@ -56,7 +56,7 @@ class ModelSection(Section):
     """The vision-language model whose features are cached and whose language half answers."""
 
     checkpoint: str
-    """Folder or hub id of a checkpoint in the Hugging Face layout."""
+    """Folder or hub id of a checkpoint in the Hugging Face layout; `demo` is the demo's, which is installed with the package."""
     revision: str | None = None
     """Hub revision of the checkpoint (branch, tag or commit)."""
     dtype: Dtype = "float32"

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from configs.errors import EXTRACT
 from store.errors import StoreMissing
 from store.reading.reader import FeatureStore
 
@@ -14,7 +15,7 @@ def readable(store: FeatureStore) -> list[int]:
     """
     rows = [row for row in store.rows_with(store.arrays) if store.ids.names(row)]
     if not rows:
-        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
+        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run {EXTRACT} first")
     return rows
 
 

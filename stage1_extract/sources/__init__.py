@@ -61,7 +61,9 @@ def find_sources(experiment: Experiment) -> Sources:
     if not names and data.questions is not None:
         raise DataMissing(no_questions(f"questions about images in {data.questions}", "found none"))
     if not names:
-        raise DataMissing(f"expected images in {data.images}, found none: check data.images and data.questions")
+        raise DataMissing(
+            f"expected images in {data.images.absolute()}, found none: check data.images and data.questions"
+        )
     by_content = data.identity == "content"
     unreadable: dict[str, str] = {}
     threads = experiment.extract.decode_threads

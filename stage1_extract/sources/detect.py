@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from configs.errors import or_the_demos_data
 from configs.experiment import ImageFormat
 from stage1_extract.errors import UnusableImages
 from stage1_extract.sources.folder import FolderSource
@@ -46,7 +47,7 @@ def open_images(
     """
     if not root.exists():
         raise DataMissing(
-            f"expected a folder of images at {root}, there is none: check data.images, or write the demo's with `make data`"
+            f"expected a folder of images at {root.absolute()}, there is none: check data.images{or_the_demos_data(root.parent)}"
         )
     if image_format == "folder":
         return FolderSource(root, follow_links)

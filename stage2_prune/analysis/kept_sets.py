@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from configs.errors import TRAIN
 from configs.experiment import Experiment
 from stage2_prune.analysis.kept import KeptPatches, kept_of
 from stage2_prune.errors import Infeasible, NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
@@ -20,7 +21,7 @@ from store.reading.absent import how_to_add
 from store.reading.reader import FeatureStore
 
 IN_LLM = "drops tokens inside the language model: every patch enters it"
-NO_WEIGHTS = "has no trained weights: run `make train` first"
+NO_WEIGHTS = f"has no trained weights: run {TRAIN} first"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ def read_image(data: DataSection, name: str, sha: str | None = None) -> Image.Im
         raise DataMissing(f"expected the image {name} in {data.images}, there is no such file ({unpack})")
     content = path.read_bytes()
     if sha is not None and hashlib.sha256(content).hexdigest() != sha:
-        raise StoreMismatch(f"expected the image that was encoded at {path}, it has changed since: extract again")
+        raise StoreMismatch(
+            f"expected the image that was encoded at {path}, it has changed since: bring it back, or let `extract --append` "
+            "encode it as it is now"
+        )
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except (OSError, ValueError, SyntaxError) as error:

@@ -7,10 +7,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from configs.errors import EVAL
 from stage2_prune.errors import DamagedRun, NotComparable, ResultsMissing
 from stage2_prune.evaluation.prediction_lines import holds_predictions, made_with, read_lines
 from stage2_prune.evaluation.predictions import PARTIAL, read_cells
-from stage2_prune.evaluation.summary import UNPRUNED
+from stage2_prune.evaluation.shortcuts import UNPRUNED
 from stage2_prune.session.ask import Prediction
 
 _SEED = re.compile(r"-seed\d+$")
@@ -94,7 +95,7 @@ def _files(path: Path) -> list[Path]:
     for folder in (path / "eval" / "predictions", path / "predictions", path):
         if files := sorted(folder.glob("*.jsonl")):
             return files
-    raise ResultsMissing(f"expected predictions in {path}, there are none: make them with `make eval`")
+    raise ResultsMissing(f"expected predictions in {path}, there are none: make them with {EVAL}")
 
 
 def _names(keys: Sequence[tuple[Path, str]]) -> list[str]:

@@ -11,6 +11,7 @@ from configs.parsing.parameters import adapter_of
 from stage2_prune import pruners
 from stage2_prune.evaluation.cells import OWN
 from stage2_prune.evaluation.plot import plot
+from stage2_prune.evaluation.shortcuts import unseeing
 from stage2_prune.language.price import one_convention
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import left_out
@@ -44,6 +45,7 @@ def table(summary: dict[str, Any]) -> str:
     ]
     notes += [f"{method['pruner']} is unavailable: {method['reason']}." for method in summary["unavailable"]]
     notes += [f"{row['shortcut']}." for row in summary["results"] if row["shortcut"]]
+    notes += [doubt] if (doubt := unseeing(summary["results"])) else []
     if summary["match"] != "mean-tokens":
         notes.append(
             f"The budgets of methods inside the language model were matched by {summary['match']} (docs/comparing.md)."

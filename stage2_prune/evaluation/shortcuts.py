@@ -1,7 +1,14 @@
-"""Detect trained methods that learned the answers themselves, not which patches the model needs to see.
+"""Detect results that say little about pruning: of a method that learned the answers, and of a model that does not see.
 
-Such a method is often right where the unpruned model is wrong.
+A trained method that learned the answers themselves, not which patches the model needs to see, is often right where the
+unpruned model is wrong. Where the unpruned model answers no better than one without the image, no method can lose anything.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+UNPRUNED, WITHOUT_IMAGE = "keep_all", "keep_none"
+"""The methods that keep every visual token, and none."""
 
 SHORTFALL = 0.10
 """How far the share of answers that agree with the unpruned model may lie below the share of right answers."""
@@ -25,4 +32,23 @@ def shortcut(name: str, accuracy: float, agreement: float | None) -> str | None:
     return (
         f"{name} answers {accuracy:.3f} of the questions right, but only {agreement:.3f} as the unpruned model does: its "
         "training found a shortcut to the answers, so its accuracy says little about what it keeps of the image"
+    )
+
+
+def unseeing(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """Point out a model that answers no better with all visual tokens than with none.
+
+    Args:
+        rows: the results of a summary.
+
+    Returns:
+        A sentence about the model; None if the image helps, or if one of keep_all and keep_none was not evaluated.
+    """
+    accuracies = {row["pruner"].partition("@")[0]: row["accuracy"] for row in rows}
+    seeing, blind = accuracies.get(UNPRUNED), accuracies.get(WITHOUT_IMAGE)
+    if seeing is None or blind is None or seeing > blind:
+        return None
+    return (
+        f"{UNPRUNED} answers {seeing:.3f} of the questions right, and {WITHOUT_IMAGE} {blind:.3f}: the model answers no better "
+        "with the image than without it; are these images and questions like those that it was trained on?"
     )

@@ -12,7 +12,7 @@ import numpy as np
 from configs.files import portable
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet
 from stage2_prune.evaluation.intervals import accuracy_interval, by_kind
-from stage2_prune.evaluation.shortcuts import shortcut
+from stage2_prune.evaluation.shortcuts import UNPRUNED, shortcut
 from stage2_prune.language import price as prices
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.pruning.schedule import Schedule
@@ -21,8 +21,6 @@ from stage2_prune.session.features import Excluded
 from stage2_prune.session.session import Session
 from store.questions.answers import NORMALISATION, normalise
 from store.questions.question import Question
-
-UNPRUNED = "keep_all"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs.counted import agreeing, counted
+from configs.errors import EXTRACT, typed
 from stage2_prune.errors import NotExtracted, NothingToAsk, PrunerMisused
 from stage2_prune.pruning.pruner import ModuleSpec, Pruner
 from stage2_prune.pruning.tokens import VisualTokens
@@ -88,7 +89,7 @@ class Features:
         if self.source == "raw" and self.projector is None:
             raise NotExtracted(
                 f"expected `projected` features or a projector in {store.path}, it has neither: "
-                "add `projected` to store.arrays and run `make extract`"
+                f"add `projected` to store.arrays and run {EXTRACT}"
             )
 
     def reading(self, needs: Collection[str]) -> "Features":
@@ -159,7 +160,7 @@ class Features:
         if absent:
             raise NotExtracted(
                 f"expected the images of {counted(len(questions), 'question')} in {self.store.path}, {len(absent)} "
-                f"are not in it ({', '.join(absent[:3])}): run `make extract` with this config first"
+                f"are not in it ({', '.join(absent[:3])}): run {EXTRACT} with this config first"
             )
         rows = {q.question_id: self.row(q) for q in questions}
         reasons = self.store.failed(self.needs | {self.source})
@@ -167,10 +168,9 @@ class Features:
         failed = {q.question_id: reasons.get(rows[q.question_id]) for q in questions}
         kept = [q for q in questions if failed[q.question_id] is None]
         if questions and not kept:
-            first = questions[0]
             raise NothingToAsk(
-                f"expected a question whose image was encoded, none of {len(questions)} has one ({first.image}: "
-                f"{failed[first.question_id]}): mend the images and run `make extract ARGS=--retry-failed`"
+                f"expected a question whose image was encoded, none of {len(questions)} has one ({questions[0].image}: "
+                f"{failed[questions[0].question_id]}): mend the images and run {typed('extract', '--retry-failed')}"
             )
         return kept, [Excluded(name, reason) for name, reason in failed.items() if reason is not None]
 

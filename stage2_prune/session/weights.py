@@ -17,6 +17,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from configs.errors import TRAIN, typed
 from configs.files.atomic import write_atomically
 from stage2_prune.errors import DamagedRun, NotTrained, WeightsMismatch
 from stage2_prune.pruning.pruner import ModuleSpec, TrainedPruner
@@ -108,7 +109,7 @@ def read_record(folder: Path, named: bool = False) -> dict[str, Any] | None:
 def _again(folder: Path, named: bool) -> str:
     """Say what replaces damaged weights: `train` writes anew what is deleted, but for a folder that the config names."""
     copied = "copy the folder that `train` wrote again"
-    return copied if named else f"{copied}, or delete the whole folder {folder} and run `make train`"
+    return copied if named else f"{copied}, or delete the whole folder {folder} and run {TRAIN}"
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
@@ -138,14 +139,16 @@ def load(
     """
     record = None if folder.is_file() else read_record(folder, pruner.weights is not None)
     if record is None:
-        advice = f"run `make train` first, or name the folder of another run's {RECORD} with `weights` beside the method's name"
+        advice = (
+            f"run {TRAIN} first, or name the folder of another run's {RECORD} with `weights` beside the method's name"
+        )
         advice = advice if pruner.weights is None else f"`weights` must name a folder with {RECORD}"
         raise NotTrained(f"expected trained weights of {name} in {folder}, there are none: {advice}")
     require_same(
         f"the weights in {folder} were trained for another pruner",
         *_records(record, pruner, spec, belongs_to),
         remedy="undo the change, name the folder of other weights with `weights` beside the method's name, or run "
-        "`make train ARGS=--overwrite`",
+        f"{typed('train', '--overwrite')}",
         error=WeightsMismatch,
     )
     remedy = _again(folder, pruner.weights is not None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from configs import plugin
+from configs.errors import TRAIN
 from configs.experiment import Experiment, Match
 from configs.variants import variants
 from stage2_prune import pruners
@@ -144,7 +145,7 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
             pruner = _bound(session, variant, grid)
         except (NotTrained, WeightsMismatch, NotExtracted, PrunerMisused) as lacking:
             plain = isinstance(lacking, NotTrained) and not _names_weights(variant.pruner)
-            reason = "needs trained weights: run `make train`" if plain else str(lacking)
+            reason = f"needs trained weights: run {TRAIN}" if plain else str(lacking)
             grid.unavailable.append(Unavailable(variant.label, reason))
             continue
         grid.variants[variant.label] = variant

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.counted import counted
+from configs.errors import EXTRACT
 from configs.progress import ProgressBar
 from store.errors import StoreMissing
 from store.layout.environment import torch_environment, use_threads
@@ -51,9 +52,7 @@ def derive_projected(path: Path, device_name: str) -> int:
     store.require([RAW])
     state = store.projector
     if state is None:
-        raise StoreMissing(
-            f"expected a projector in {path}, it has none: `projected` can only be made by `make extract`"
-        )
+        raise StoreMissing(f"expected a projector in {path}, it has none: `projected` can only be made by {EXTRACT}")
     projector = build(state, device)
     use_threads(store.fingerprint(RAW).numeric)
     numeric = numeric_of_derived(store.fingerprint(RAW).numeric, torch_environment(device))
@@ -64,8 +63,9 @@ def derive_projected(path: Path, device_name: str) -> int:
         waiting = {*missing} - {*ready}
         if waiting := waiting - nameless_shards(plan, store.ids, waiting):
             _log.warning(
-                "note: not projected, because not extracted yet: %s; `make extract` encodes those that a config names",
+                "note: not projected, because not extracted yet: %s; %s encodes those that a config names",
                 counted(len(waiting), "shard"),
+                EXTRACT,
             )
         failed = store.failed([RAW])
         if ready:
@@ -111,7 +111,7 @@ def _spec(store: FeatureStore, projector: Projector) -> ArraySpec:
     """Describe `projected`; its shape is found by projecting a row."""
     rows = store.rows_with([RAW])[:1]
     if not rows:
-        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run `make extract` first")
+        raise StoreMissing(f"expected extracted images in {store.path}, there are none yet: run {EXTRACT} first")
     raw = store.arrays[RAW]
     _, patches, embed = _project(store, projector, rows[0]).shape
     return ArraySpec(name=PROJECTED, axes=("patch", "embed"), shape=(patches, embed), dtype=raw.dtype)

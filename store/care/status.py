@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.counted import counted
+from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from store.care.run_status import as_text as run_as_text
 from store.care.run_status import has_begun, run_folder_of, run_status
@@ -87,7 +88,7 @@ def missing_shards(counts: Mapping[str, int | None]) -> str:
     done, total = counts["shards_committed"], counts["shards"]
     if done == total:
         return ""
-    return f"; {done} of {total} shards are committed: of the others, `make extract` encodes those that a config names"
+    return f"; {done} of {total} shards are committed: of the others, {EXTRACT} encodes those that a config names"
 
 
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
@@ -150,5 +151,5 @@ def _store_as_text(progress: dict[str, Any]) -> str:
     elif eta > 0:
         lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
     if eta != 0 and not progress["in_flight"]:
-        lines += ["  nothing is in flight: `make extract` encodes those of the missing shards that a config names"]
+        lines += [f"  nothing is in flight: {EXTRACT} encodes those of the missing shards that a config names"]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from configs.progress import ProgressBar
 from store.care.verify_small import small_files
@@ -144,7 +145,7 @@ class _Remedies:
             return ARCHIVE
         exists = 0 <= shard < self.plan.n_shards
         names = {spec.name for spec in self.plan.arrays_of(generation, shard)} if exists else set[str]()
-        maker = "`python -m store derive projected`" if names and names <= {*self.plan.derived} else "`make extract`"
+        maker = "`python -m store derive projected`" if names and names <= {*self.plan.derived} else EXTRACT
         return f"`repair` withdraws shard {shard}, then {maker} computes it again"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from configs.errors import EXTRACT
 from configs.files.seal import is_as_sealed
 from store.care.rebuild import can_be_rebuilt, damaged_ids
 from store.care.strays import strays
@@ -51,7 +52,7 @@ def _config(store: Path) -> Iterator[Finding]:
     except Unreadable as error:
         problem = str(error).removeprefix(f"{path} ")
     if problem is not None:
-        yield Finding(str(path), problem, None, f"`make extract` writes it again; otherwise {COPY}, or remove it")
+        yield Finding(str(path), problem, None, f"{EXTRACT} writes it again; otherwise {COPY}, or remove it")
 
 
 def _earlier_ids(store: Path, plan: Plan) -> Iterator[Finding]:
@@ -82,7 +83,7 @@ def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
             yield Finding(str(planned), "another plan than the later ones name", None, _BEFORE)
         return
     newest = generation == plan.generation
-    extracted = f"`make extract` with the same config and images writes it again; otherwise {COPY}"
+    extracted = f"{EXTRACT} with the same config and images writes it again; otherwise {COPY}"
     if not newest:
         trusted, remedies = {plan.digest_of(generation)}, (_BEFORE, _BEFORE)
     else:
@@ -106,5 +107,5 @@ def _remedy(store: Path, plan: Plan, name: str) -> str:
     if stored_codec(store) != "none":
         return ARCHIVE
     if name.startswith(f"{plan.ids_group}/"):
-        return f"`make extract` writes it again if the image files are still those that were encoded; otherwise {COPY}"
-    return "`make extract` writes it again"
+        return f"{EXTRACT} writes it again if the image files are still those that were encoded; otherwise {COPY}"
+    return f"{EXTRACT} writes it again"

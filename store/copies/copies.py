@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from configs.files import portable
 from configs.files.seal import is_as_sealed, sealed_as
@@ -31,7 +32,7 @@ def write_copy(contents: Contents, out: Path, codec: Codec = "none", config: byt
         NoSpace: the disk is full or read-only (exit 7).
     """
     if codec != "none" and not contents.shards:
-        raise StoreMissing("expected committed shards to archive, there are none yet: run `make extract` first")
+        raise StoreMissing(f"expected committed shards to archive, there are none yet: run {EXTRACT} first")
     with written_aside(out) as aside:
         if codec == "none":
             _require_room(contents, aside)

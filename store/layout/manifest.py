@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.errors import EXTRACT
 from configs.files.atomic import write_atomically
 from store.errors import IntegrityError
 from store.files.disk import Unreadable, content, without_waiting
 from store.layout.plan import spare_of
 
 METADATA = "zarr.json"
-HEAL = "`python -m store repair` writes it again, or says whether `make extract` can, or what to restore"
+HEAL = f"`python -m store repair` writes it again, or says whether {EXTRACT} can, or what to restore"
 
 
 class Manifest(BaseModel):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.errors import EXTRACT
 from configs.files.atomic import write_atomically
 from store.errors import IntegrityError, StoreMissing
 from store.files.disk import Unreadable, content, listed, numbered
@@ -215,7 +216,7 @@ def read_plan(store: Path) -> Plan:
     """
     newest = newest_generation(store)
     if newest is None:
-        instead = "name the folder of a store, or make one there with `make extract`"
+        instead = f"name the folder of a store, or make one there with {EXTRACT}"
         if newest_generation(store / "store") is not None:  # `store` is a run folder
             instead = f"did you mean {store / 'store'}?"
         raise StoreMissing(f"expected a feature store at {store}, there is none: {instead}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import filelock
 
+from configs.errors import EXTRACT
 from configs.files.atomic import publish_once, sync_directory
 from configs.progress import ProgressBar
 from store.errors import IntegrityError
@@ -187,11 +188,11 @@ def _damage(store: Path, path: Path, shard: int) -> IntegrityError:
     if path.name == COMPACTED:
         return IntegrityError(
             f"{path} was changed, its record of shard {shard} is damaged or missing: `python -m store repair {store}` "
-            "withdraws it, and `make extract` computes that shard again"
+            f"withdraws it, and {EXTRACT} computes that shard again"
         )
     return IntegrityError(
         f"{path} is not the commit record of shard {shard}, or was changed: remove it, or let "
-        f"`python -m store repair {store}` do so, and run `make extract`, which computes that shard again"
+        f"`python -m store repair {store}` do so, and run {EXTRACT}, which computes that shard again"
     )
 
 

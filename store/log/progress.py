@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from configs.counted import counted
+from configs.errors import EXTRACT
 from store.errors import IntegrityError
 from store.files.disk import size_of
 from store.layout.ids import ImageIds
@@ -86,7 +87,7 @@ def require_nothing_lost(path: Path, plan: Plan, shards: Collection[int] | None 
         raise IntegrityError(
             f"expected all files of committed shards in {path}, of {counted(n_shards, 'shard')} some are missing or cut, such "
             f"as {first}: if they lie on another disk, bring them back; otherwise `python -m store repair {path}` withdraws "
-            "what is damaged, and `make extract` computes it again"
+            f"what is damaged, and {EXTRACT} computes it again"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints, ValidationError
 
 from configs.counted import agreeing, counted
+from configs.errors import or_the_demos_data
 from configs.experiment import DataSection
 from store.errors import DataMissing, InvalidQuestions
 from store.questions.conversations import Conversations, is_conversation
@@ -82,8 +83,8 @@ def read_questions(data: DataSection) -> list[Question]:
     if data.questions is None:
         return []
     if not data.questions.is_file():
-        missing = no_questions(f"questions at {data.questions}", "there is no such file")
-        raise DataMissing(f"{missing}, or write the demo's with `make data`")
+        missing = no_questions(f"questions at {data.questions.absolute()}", "there is no such file")
+        raise DataMissing(f"{missing}{or_the_demos_data(data.questions.parent)}")
     problems: list[str] = []
     conversations = Conversations(problems)
     rows = _rows(data.questions, conversations, problems)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from store.errors import IntegrityError, StoreMissing
 from store.layout.fingerprint import Fingerprint
@@ -152,7 +153,7 @@ class CommittedStore:
     def _maker(self, names: Collection[str]) -> str:
         """Name the commands that make some arrays."""
         derived = {f"`python -m store derive {name} {self.path}`" for name in names if name in self.plan.derived}
-        return " and ".join([*(["`make extract`"] if len(derived) < len({*names}) else []), *sorted(derived)])
+        return " and ".join([*([EXTRACT] if len(derived) < len({*names}) else []), *sorted(derived)])
 
     def _named(self, row: int) -> str:
         """Name the image of a row for a message; an image may have several names."""

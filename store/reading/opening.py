@@ -8,6 +8,7 @@ from typing import Any
 
 import zarr
 
+from configs.errors import EXTRACT
 from store.errors import IntegrityError, StoreMissing
 from store.files.regular_files import RegularFiles
 from store.layout.ids import ImageIds
@@ -28,10 +29,10 @@ def open_features(path: Path) -> zarr.Group:
     if not folder.is_dir() and os.path.lexists(path / COMMITS):
         raise IntegrityError(
             f"{folder} is missing though shards of it may be committed: bring it back, if it is on another disk; otherwise "
-            f"`python -m store repair {path}` withdraws what is lost, and `make extract` computes it again"
+            f"`python -m store repair {path}` withdraws what is lost, and {EXTRACT} computes it again"
         )
     if not folder.is_dir():
-        raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run `make extract` to go on")
+        raise StoreMissing(f"{path} has a plan but no {FEATURES} yet: run {EXTRACT} to go on")
     library: Any = zarr  # typed in part
     with as_integrity_error(folder):
         return library.open_group(RegularFiles(folder), mode="r")
@@ -76,7 +77,7 @@ def require_fits_plan(
     added = {spec.name for spec in plan.arrays_of(generation, shard)} if rows else set[str]()
     subject = f"commit {shard} of {path}"
     if (record.first_row, record.last_row) != (rows.start, rows.stop - 1) or record.ids_digest != ids.digest(rows):
-        raise IntegrityError(f"{subject} is about other images than the plan's: remove it and run `make extract`")
+        raise IntegrityError(f"{subject} is about other images than the plan's: remove it and run {EXTRACT}")
     if record.plan_digest != plan.digest_of(generation) and not believe_plan:
         raise IntegrityError(
             f"{subject} was made for another plan: {path / PLAN} was changed since; restore it, or let "
@@ -85,7 +86,7 @@ def require_fits_plan(
     paths = {name: plan.layout(name).relative_path(shard) for name in added}
     # Arrays that were dropped are still in the record, but no longer in the plan.
     if {name: file.path for name, file in record.files.items() if name in added} != paths:
-        raise IntegrityError(f"{subject} names other files than the plan's: remove it and run `make extract`")
+        raise IntegrityError(f"{subject} names other files than the plan's: remove it and run {EXTRACT}")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -197,3 +197,36 @@ def test_only_what_has_a_default_is_said_to_be_left_out_for_it(tmp_path, change,
     with pytest.raises(ConfigError) as refused:
         load(write(tmp_path, yaml.safe_dump(MINIMAL | change)), {})
     assert re.search(said, str(refused.value), re.MULTILINE), refused.value
+
+
+def test_the_demos_checkpoint_is_found_by_its_name_and_by_its_path_from_any_folder(tmp_path, monkeypatch):
+    from configs.find_config import DEMO_CHECKPOINT, PACKAGED, load_experiment
+
+    monkeypatch.chdir(tmp_path)
+    config = write(tmp_path, MINIMAL)
+    for named in ("demo", str(DEMO_CHECKPOINT)):
+        experiment = load_experiment(config, model__checkpoint=named)
+        assert Path(experiment.model.checkpoint) == PACKAGED.parent / DEMO_CHECKPOINT
+        assert load_experiment(load_experiment(config), model__checkpoint=named) == experiment
+    assert load_experiment(config, model__checkpoint="some/demo").model.checkpoint == "some/demo"
+    (tmp_path / "demo").mkdir()
+    assert load_experiment(config, model__checkpoint="demo").model.checkpoint == "demo"
+
+
+@pytest.mark.parametrize(
+    ("checkout", "said"),
+    [
+        (True, ["`make train`", "`make extract ARGS=--append`", ", or write the demo's with `make data`"]),
+        (
+            False,
+            ["`encode-once train`", "`encode-once extract --append`", ", or write the demo's with `encode-once demo`"],
+        ),
+    ],
+)
+def test_messages_name_commands_that_can_be_typed_where_the_package_lies(monkeypatch, checkout, said):
+    from configs import errors
+
+    monkeypatch.setattr(errors, "_IN_A_CHECKOUT", checkout)
+    demos = errors.or_the_demos_data(Path("data/demo_large"))
+    assert [errors.typed("train"), errors.typed("extract", "--append"), demos] == said
+    assert errors.or_the_demos_data(Path("data/llava")) == errors.or_the_demos_data(Path()) == ""

@@ -14,7 +14,7 @@ from configs.cli import run_to_exit_code
 from configs.experiment import Experiment, Method
 from stage2_prune.cli import group
 from stage2_prune.evaluation.prediction_lines import as_line, read_lines
-from stage2_prune.evaluation.shortcuts import shortcut
+from stage2_prune.evaluation.shortcuts import shortcut, unseeing
 from stage2_prune.pruning.pruner import TrainedPruner
 from tests.helpers.checkpoints import tiny_llava
 from tests.stage2_prune.conftest import settings
@@ -208,6 +208,19 @@ def test_a_trained_method_that_is_right_where_the_unpruned_model_is_not_is_point
 def test_agreement_up_to_ten_points_below_accuracy_is_no_shortcut():
     assert shortcut("a", 0.9, 0.8) is None and shortcut("a", 0.5, 0.9) is None and shortcut("a", 0.9, None) is None
     assert "0.900 of the questions right, but only 0.525" in str(shortcut("a", 0.9, 0.525))
+
+
+def test_a_model_that_answers_no_better_with_the_image_than_without_it_is_pointed_out(home, tmp_path, capsys):
+    said = "the model answers no better with the image than without it"
+    path = config(home, tmp_path, tmp_path / "other", [{"name": "keep_all"}, {"name": "keep_none"}])
+    assert run("eval", path) == 0
+    blind = next((tmp_path / "other" / "eval" / "predictions").glob("keep_none-*.jsonl"))
+    rewritten(blind, lambda one: replace(one, prediction=one.answers[0], right=True))
+    capsys.readouterr()
+    assert run("eval", path) == 0 and capsys.readouterr().out.count(said) == 1
+    rows = [{"pruner": "keep_all@a=1", "accuracy": 0.5}, {"pruner": "keep_none", "accuracy": 0.4}]
+    assert unseeing(rows) is None and unseeing(rows[:1]) is None and unseeing(rows[1:]) is None
+    assert said in str(unseeing([rows[0], rows[1] | {"accuracy": 0.5}]))
 
 
 def test_eval_and_compare_give_the_same_interval_for_the_same_result(home, tmp_path, named, capsys):

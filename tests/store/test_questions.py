@@ -109,6 +109,18 @@ def test_a_missing_file_is_said_with_its_path(tmp_path):
     assert caught.value.exit_code == 5
 
 
+def test_a_relative_path_is_said_in_full_and_the_demos_data_are_offered_in_their_own_folder_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataMissing, match=rf"expected questions at {tmp_path}/mine\.jsonl, .*check data\.questions$"):
+        read_questions(DataSection(images=Path("images"), questions=Path("mine.jsonl")))
+    with pytest.raises(
+        DataMissing, match=rf"{tmp_path}/data/demo/questions\.jsonl, .*or write the demo's with `make data`$"
+    ):
+        read_questions(DataSection(images=Path("data/demo/images"), questions=Path("data/demo/questions.jsonl")))
+
+
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 def test_a_question_may_hold_any_character_that_json_allows_in_a_line(tmp_path, character):
     text = json.dumps(row(1, question=f"what{character}is it ?"), ensure_ascii=False)
