@@ -5,7 +5,10 @@ from .api import run_sweep as run_sweep
 from .api import run_training as run_training
 from .cached_model import CachedModel as CachedModel
 from .cached_model import load_pruner as load_pruner
+from .primitives.soft_topk import soft_top_k as soft_top_k
+from .primitives.top_k import top_k as top_k
 from .pruning.in_llm import InLLMPruner as InLLMPruner
+from .pruning.pruner import ModuleSpec as ModuleSpec
 from .pruning.pruner import Pruner as Pruner
 from .pruning.pruner import TrainedPruner as TrainedPruner
 from .pruning.tokens import Merge as Merge

@@ -82,8 +82,9 @@ def test_the_pruner_that_the_readme_shows_is_complete_and_keeps_what_it_says():
     assert torch.equal(kept, torch.arange(4, 12).expand(3, -1))
 
 
-def test_the_pruner_that_the_page_about_pruners_shows_is_the_example_file():
-    assert blocks("docs/adding-a-pruner.md") == [(ROOT / "docs" / "examples" / "my_pruner.py").read_text()]
+def test_the_pruners_that_the_page_about_pruners_shows_are_the_example_files():
+    examples = [(ROOT / "docs" / "examples" / name).read_text() for name in ("my_pruner.py", "my_scorer.py")]
+    assert blocks("docs/adding-a-pruner.md") == examples
 
 
 def test_every_link_between_the_pages_leads_somewhere():

@@ -8,9 +8,7 @@ from jaxtyping import Int
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from stage2_prune.primitives.top_k import top_k
-from stage2_prune.pruning.pruner import Pruner
-from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune import Pruner, VisualTokens, top_k
 
 
 @dataclass(frozen=True)

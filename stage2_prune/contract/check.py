@@ -37,11 +37,13 @@ SELECTING: Rules = ((selection.BUDGET, WIDELY), (selection.EVERYTHING, CASES), (
 MERGING: Rules = (
     (merging.BUDGET, WIDELY),
     (every.ALONE, WIDELY),
-    *((rule, SMALL) for rule in (merging.IN_FLOAT32, merging.BLANK, merging.MADE)),
+    *((rule, SMALL) for rule in (merging.PLACED, merging.IN_FLOAT32, merging.BLANK, merging.MADE)),
 )
-DECIDING: Rules = ((adaptive.REPORTED, WIDELY), (adaptive.ALONE, WIDELY))
+DECIDING: Rules = ((adaptive.REPORTED, WIDELY), (adaptive.ALONE, WIDELY), (merging.PLACED, SMALL))
+DECLARED = (every.RETURNS, every.DECLARES)
+"""The rules that are checked first, one by one, as a method that breaks one of them would break all others."""
 BEFORE: Rules = ((every.NEIGHBOURS, CASES), (every.TWICE, CASES), (every.UNWRITTEN, CASES))
-"""The rules for every method before the language model, beside those for its kind and `every.DECLARES`."""
+"""The rules for every method before the language model, beside those for its kind and `DECLARED`."""
 RANDOMISED: Rules = ((every.SEEDED, (DRAWN,)),)
 TRAINED: Rules = ((every.SOFT, CASES),)
 INSIDE: Rules = (
@@ -117,16 +119,18 @@ def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
     """Check the rules that there are for the kind of a pruner.
 
     Returns:
-        The kind, the verdicts, and whether the rules behind them were left out, because a method that reads more than it
-        declares, or raises, would break all of them.
+        The kind, the verdicts, and whether the rules behind them were left out, because a method that returns no result or
+        reads more than it declares would break all of them.
     """
     if pruner.place == "in_llm":
         return "inside the language model", [verdict(pruner, *rule) for rule in INSIDE], False
-    declared = verdict(pruner, every.DECLARES, SMALL[1:2])
-    if declared.broken is not None:
-        return "before the language model", [declared], True
+    first: list[Verdict] = []
+    for rule in DECLARED:
+        first.append(verdict(pruner, rule, SMALL[1:2]))
+        if first[-1].broken is not None:
+            return "before the language model", first, True
     kind, rules = _before(pruner)
-    return kind, [declared, *(verdict(pruner, *rule) for rule in rules)], False
+    return kind, [*first, *(verdict(pruner, *rule) for rule in rules)], False
 
 
 def verdict(pruner: Pruner, rule: Rule, cases: Sequence[Case]) -> Verdict:

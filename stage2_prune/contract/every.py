@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from configs.parsing.nearest import did_you_mean
 from configs.parsing.parameters import adapter_of
 from stage2_prune.contract.rule import Broken, Case, Rule, chosen, pruned, require, same, shown
+from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.result import as_pruned
 from stage2_prune.pruning.tokens import VisualTokens
 
 
@@ -35,6 +37,18 @@ def parameters_are_fields(kind: type[Pruner]) -> None:
     except ValidationError:
         return
     raise Broken(f"{kind.__name__} takes the parameter no_such_parameter")
+
+
+def _returns(pruner: Pruner, case: Case) -> None:
+    """Check that a pruner returns a result, where it is given all that a store may hold."""
+    tokens, keep = case.tokens(), _middle(pruner, case)
+    if pruner.needs - tokens.arrays.keys():  # the next rule names what no store holds
+        return
+    try:
+        with torch.no_grad():
+            as_pruned(pruner, pruner.prune(tokens, keep))
+    except PrunerMisused as error:
+        raise Broken(f"{case}, keep {keep}: {error}") from error
 
 
 def _declares(pruner: Pruner, case: Case) -> None:
@@ -172,6 +186,7 @@ def _middle(pruner: Pruner, case: Case) -> int:
 
 
 PARAMETERS = "Its parameters are the fields of a frozen dataclass with defaults, and an unknown one is an error"
+RETURNS = Rule("`select` returns an integer tensor (image, keep), or `prune` a Pruned, and neither raises", _returns)
 DECLARES = Rule("It looks at nothing but the arrays of `needs` and what `reads` names", _declares)
 ALONE = Rule("An image is pruned alike alone and in a batch", _alone)
 NEIGHBOURS = Rule("The order of the images in a batch does not matter", _neighbours)

@@ -57,6 +57,18 @@ def merge_of(result: Pruned, where: str) -> Merge:
     return result.merge
 
 
+def _placed(pruner: Pruner, case: Case) -> None:
+    """Check that merged tokens stand somewhere, or that the method's positions are compact."""
+    tokens = case.tokens()
+    for keep in case.budgets(pruner):
+        result = pruned(pruner, tokens, keep)
+        require(
+            result.merge is None or result.index is not None or pruner.positions == "compact",
+            f"{case}, keep {keep}: merged tokens without an index have no original positions: write "
+            '`positions = "compact"` in the class, or return an index too',
+        )
+
+
 def _in_float32(pruner: Pruner, case: Case) -> None:
     """Check that features in 16 bit are merged as their values in float32 are."""
     tokens = replace(case, dtype=torch.bfloat16).tokens()
@@ -106,6 +118,7 @@ def _made(pruner: Pruner, case: Case) -> None:
 
 
 BUDGET = Rule("Every budget is kept to the token, and every token is made of something", _budget)
+PLACED = Rule("Merged tokens have an index, or the class says that positions are compact", _placed)
 IN_FLOAT32 = Rule("Half-precision features are merged in float32", _in_float32)
 BLANK = Rule("An image of equal patches is merged to the token", _blank)
 MADE = Rule("The merged tokens can be made", _made)

@@ -59,4 +59,13 @@ def _files(importer: Path, parts: list[str], level: int) -> Iterator[Path]:
         for candidate in (folder / f"{part}.py", folder / part / "__init__.py"):
             if candidate.is_file():
                 yield candidate.resolve()
+        yield from _exported(folder, part)
         folder /= part
+
+
+def _exported(package: Path, name: str) -> Iterator[Path]:
+    """Yield the module behind a name that a package exports lazily, as its stub says, with the packages along its way."""
+    stub = package / "__init__.pyi"
+    for node in ast.parse(stub.read_bytes()).body if stub.is_file() else ():
+        if isinstance(node, ast.ImportFrom) and node.module and name in {alias.asname for alias in node.names}:
+            yield from _files(stub, node.module.split("."), node.level)

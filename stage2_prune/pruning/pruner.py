@@ -14,8 +14,9 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from configs.experiment import Positions
-from stage2_prune.errors import NotTrained
+from stage2_prune.errors import NotTrained, PrunerMisused
 from stage2_prune.pruning.code import code_digest
+from stage2_prune.pruning.returned import check_selected, file_of
 from stage2_prune.pruning.tokens import Beside, Pruned, VisualTokens
 
 Place = Literal["before_llm", "in_llm"]
@@ -77,11 +78,18 @@ class Pruner:
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Return the patches to keep, ascending unless `order` is `own`."""
-        raise NotImplementedError(f"{type(self).__name__} merges: call prune")
+        name = type(self).__name__
+        if type(self).prune is not Pruner.prune:
+            raise PrunerMisused(f"expected a method that selects patches, {name} has no select: call prune")
+        raise PrunerMisused(
+            f"{name} has neither select nor prune: write one of the two into its class{file_of(type(self))}"
+        )
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """Return the tokens that go on; a merging method overrides this instead of `select`."""
-        return Pruned(self.select(tokens, keep))
+        index = self.select(tokens, keep)
+        check_selected(index, type(self), len(tokens.image_ids), keep)
+        return Pruned(index)
 
     @property
     def file(self) -> Path:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_prune.errors import PrunerMisused
+from stage2_prune.pruning.returned import came, is_integer
 
 Beside = Literal["question", "clip_text", "projector"]
 """What a pruner may look at beside arrays; VisualTokens has a field for each."""
@@ -114,6 +115,11 @@ class Pruned:
     """Tokens of each image, from a method that decides this number itself; whatever stands behind that many is padding."""
 
     def __post_init__(self) -> None:
+        index, weights = self.index, None if self.merge is None else self.merge.weights
+        if index is not None and not (isinstance(index, Tensor) and is_integer(index.dtype) and index.dim() == 2):
+            raise PrunerMisused(f"expected an integer tensor (image, kept) as the index of a Pruned, got {came(index)}")
+        if weights is not None and not (isinstance(weights, Tensor) and weights.dim() == 3):
+            raise PrunerMisused(f"expected a tensor (image, kept, row) as the weights of a Merge, got {came(weights)}")
         lengths = {form.shape[1] for form in self._forms}
         if len(lengths) != 1:
             raise PrunerMisused(

@@ -19,6 +19,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.language.clip_text import ClipReader, check_clip, open_clip_text
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.result import prune_images
 from stage2_prune.pruning.tokens import ClipText, Merge, Pruned, VisualTokens
 from stage2_prune.session.features import FeatureBatch, Features
 from stage2_prune.session.merging import make_merged
@@ -76,7 +77,8 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Questio
     """Prune a batch as `prune_batch` does, but leave merges as the weights that the pruner returned.
 
     Raises:
-        PrunerMisused: (exit 2) if a method that is not `adaptive` keeps another number of tokens than `keep`.
+        PrunerMisused: (exit 2) if the method returns no result for these images, or is not `adaptive` and keeps another
+            number of tokens than `keep`.
     """
     if "projector" in pruner.reads:
         batch = replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
@@ -84,7 +86,7 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Questio
         batch = per_question(batch)
         chosen = _prune_questions(pruner, batch, keep, reader)
     else:
-        chosen = pruner.prune(batch.tokens.only(pruner.needs, pruner.reads), keep)
+        chosen = prune_images(pruner, batch.tokens, keep)
     if chosen.kept != keep and not pruner.adaptive:
         raise PrunerMisused(
             f"expected {keep} visual tokens per image of {type(pruner).__name__}, it returned {chosen.kept}: keep the budget to "
@@ -117,7 +119,7 @@ def _prune_questions(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Que
     parts: list[Pruned] = []
     for numbers in by_length.values():
         tokens = _with_texts(batch.tokens.at(numbers), [texts[number] for number in numbers])
-        parts.append(pruner.prune(tokens.only(pruner.needs, pruner.reads), keep))
+        parts.append(prune_images(pruner, tokens, keep))
     order = torch.tensor([number for numbers in by_length.values() for number in numbers])
     return joined(parts, order.argsort().tolist())
 

@@ -90,3 +90,15 @@ def test_every_method_has_code_of_its_own_and_a_wrapped_one_that_of_what_it_wrap
     assert len(set(digests.values())) == len(digests)
     assert RasterOrder(PruneSid()).code == digests["prune_sid"]
     assert Combination(before="uniform_grid").code != Combination(before="cls_attention").code
+
+
+def test_a_method_that_imports_a_public_name_depends_on_the_module_behind_it_and_on_no_other(copied, tmp_path):
+    method = tmp_path / "mine.py"
+    method.write_text("from stage2_prune import top_k\n")
+    before = code_digest(method)
+    for name, is_behind in (("primitives/top_k.py", True), ("primitives/soft_topk.py", False), ("api.py", False)):
+        path = copied / "stage2_prune" / name
+        path.write_text(path.read_text() + "# edited\n")
+        code_digest.cache_clear()
+        assert (code_digest(method) != before) == is_behind, name
+        before = code_digest(method)

@@ -90,3 +90,7 @@ def test_an_image_of_equal_patches_is_merged_to_the_token(pruner, case):
 
 def test_the_merged_tokens_can_be_made(pruner, case):
     merging.MADE.check(pruner, case)
+
+
+def test_merged_tokens_have_an_index_or_the_class_says_that_positions_are_compact(pruner, case):
+    merging.PLACED.check(pruner, case)

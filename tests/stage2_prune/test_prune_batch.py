@@ -182,3 +182,44 @@ class OneTooMany(Pruner):
 def test_a_method_that_does_not_keep_to_its_budget_is_refused_not_reported():
     with pytest.raises(PrunerMisused, match="expected 5 visual tokens per image of OneTooMany, it returned 6"):
         prune_batch(OneTooMany(), a_batch(), 5, WordReader())
+
+
+@dataclass(frozen=True)
+class Returning(Pruner):
+    """Selects what it is given."""
+
+    index: object = None
+
+    def select(self, tokens, keep):
+        return self.index
+
+
+@dataclass(frozen=True)
+class Nothing(Pruner):
+    """Has neither method."""
+
+
+@dataclass(frozen=True)
+class Unpacked(Pruner):
+    """Forgets to make a Pruned of its index."""
+
+    def prune(self, tokens, keep):
+        return torch.zeros(3, keep, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "said"),
+    [
+        (Returning(torch.arange(5)), r"\(image, keep\) = \(3, 5\) from Returning.select \(.*py, line \d+\), got shape \(5,\)"),
+        (Returning([0, 1]), "got a list"),
+        (Returning(), "got None"),
+        (Returning(torch.rand(3, 5)), "got shape .* of float32"),
+        (Returning(torch.zeros(7, 5).long()), r"got shape \(7, 5\)"),
+        (Returning(torch.zeros(3, 5).int()), "expected indices in int64 from Returning.select"),
+        (Nothing(), "Nothing has neither select nor prune"),
+        (Unpacked(), r"expected a Pruned from Unpacked.prune \(.*py, line \d+\), got shape"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_as_a_result_is_refused_with_the_place_of_the_method(pruner, said):
+    with pytest.raises(PrunerMisused, match=said):
+        prune_batch(pruner, a_batch(), 5, WordReader())
