@@ -35,6 +35,10 @@ class RowBatch(Sequence[dict[str, Shaped[Tensor, "..."]]]):
 class StoreDataset(Dataset[Any]):
     """Some arrays of a store, image by image; leaves out images that could not be encoded.
 
+    Reading copies from the page cache, so worker processes only slow it down. Every batch is a fresh set of tensors. The
+    dataset pickles, for workers that are spawned or come from a fork server: each of them opens the store for itself.
+    Torch's default collate works too, and copies every batch once more.
+
     Args:
         store: The store.
         names: Names of the arrays to read.
@@ -44,10 +48,6 @@ class StoreDataset(Dataset[Any]):
     Raises:
         StoreMissing: (exit 5) The store lacks an array, or a named image's shard is not extracted yet.
         RowUnavailable: (exit 4) The store does not know a named image.
-
-    Reading copies from the page cache, so worker processes only slow it down. Every batch is a fresh set of tensors. The
-    dataset pickles, for workers that are spawned or come from a fork server: each of them opens the store for itself.
-    Torch's default collate works too, and copies every batch once more.
 
     Examples:
         >>> dataset = StoreDataset(store, ["raw"])  # doctest: +SKIP
