@@ -42,6 +42,10 @@ class ConfigError(EncodeOnceError):
     exit_code = 2
 
 
+class WrongCall(ConfigError):
+    """A function was called from Python with arguments that do not fit it, or that do not fit each other."""
+
+
 class Interrupted(EncodeOnceError):
     """The process was asked to stop (SIGTERM); running the same command again continues the work."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from configs.experiment import Experiment
 from configs.find_config import DEFAULT, load_experiment
+from configs.processes.workers import require_guard
 from stage1_extract.extract import extract
 from store.reading.reader import FeatureStore
 
@@ -30,6 +31,7 @@ def run_extraction(
         EncodeOnceError: As the command, with the command's exit code in `exit_code`.
 
     """
+    require_guard()
     experiment = load_experiment(config, **settings)
     extract(experiment, overwrite, append, retry_failed)
     return FeatureStore.open(experiment.store_location)

@@ -8,6 +8,7 @@ from typing import Any
 from configs import plugin
 from configs.experiment import Experiment
 from configs.find_config import DEFAULT, load_experiment
+from configs.processes.workers import require_guard
 from stage2_prune import pruners
 from stage2_prune.compare import run as comparison
 from stage2_prune.evaluation import evaluate
@@ -85,4 +86,5 @@ def compare_runs(
 
 
 def _experiment(config: Experiment | Path | str, settings: dict[str, Any]) -> Experiment:
+    require_guard()
     return load_experiment(config, plugin.find_all(pruners, Pruner), **settings)

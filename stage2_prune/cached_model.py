@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs import plugin
+from configs.errors import WrongCall
 from configs.experiment import Experiment, Positions
 from configs.find_config import DEFAULT, load_experiment
 from configs.load import method_of
@@ -20,10 +21,12 @@ from stage2_prune.evaluation.evaluate import bind
 from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.session.arguments import question_answer_pairs, require_visual_tokens
 from stage2_prune.session.ask import ask, prepare
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, QuestionReader, choose_batch, prune_batch
 from stage2_prune.session.session import Session, open_session
+from stage2_prune.training.step import frozen, lesson_of, mean_loss
 from store.questions.question import Question
 from store.reading.by_name import rows_of
 
@@ -71,7 +74,7 @@ class CachedModel:
         self,
         image: str,
         question: str,
-        pruner: Pruner | None = None,
+        pruner: Pruner | str | None = None,
         keep: int | None = None,
         positions: Positions | None = None,
     ) -> str:
@@ -80,12 +83,16 @@ class CachedModel:
         Args:
             image: Name of the image, as in the questions.
             question: What is asked; `data.post_prompt` is appended, as in an evaluation.
-            pruner: A method that prunes before the language model. None keeps every visual token.
+            pruner: A method that prunes before the language model, or its name. None keeps every visual token.
             keep: Visual tokens to keep. None for methods without a budget.
             positions: RoPE positions of kept tokens. None takes the method's published choice.
 
         """
-        pruner = self.bound(load_pruner("keep_all") if pruner is None else pruner)
+        if pruner is None and keep is not None:
+            raise WrongCall(
+                f"expected a pruner that keeps {keep} visual tokens, got none: give `pruner`, or leave out `keep`"
+            )
+        pruner = self.bound("keep_all" if pruner is None else pruner)
         batch, pruned = prune_batch(pruner, *self._asked([image], question, pruner, keep))
         language, experiment = self.session.language, self.session.experiment
         prepared = prepare(language, batch.questions, experiment.data.post_prompt, rank=False)
@@ -93,20 +100,54 @@ class CachedModel:
         return ask(language, batch, prepared, pruned, positions or pruner.positions, steps)[0].prediction
 
     def answer_features(self, features: Float[Tensor, "kept embed"], question: str) -> str:
-        """Answer a question from visual tokens in the language model's embedding space, at consecutive positions."""
+        """Answer a question from visual tokens in the language model's embedding space, at consecutive positions.
+
+        Raises WrongCall (exit 2) unless the features are a tensor of that shape, as wide as the embeddings.
+        """
         language, experiment = self.session.language, self.session.experiment
+        require_visual_tokens(features, language.width)
         prompt = language.prompt(question + experiment.data.post_prompt)
         with torch.no_grad():
             batch = assemble(language, [prompt], features[None].to(language.device), None, self.patches, "compact")
         return language.decode(generate(language, batch, experiment.eval.max_new_tokens).tokens)[0]
 
+    def loss(
+        self,
+        features: Float[Tensor, "*image token embed"],
+        questions: Sequence[str] | str,
+        answers: Sequence[str] | str,
+    ) -> Float[Tensor, ""]:
+        """Return the mean cross-entropy of the answers' tokens, in nats: differentiable in the features alone.
+
+        The weights of the language model are frozen, and the loss is that of `run_training`, so a module of your own that makes
+        visual tokens can be trained through the language model. Visual tokens stand at consecutive positions.
+
+        Args:
+            features: Visual tokens in the language model's embedding space, (image, token, embed) of one image for each question,
+                or (token, embed) of one image that all questions are about.
+            questions: What is asked; `data.post_prompt` is appended, as in a training.
+            answers: The right answer to each question; the end of the answer is learned with it.
+
+        Raises:
+            WrongCall: (exit 2) The features are no such tensor, or images, questions and answers are not equally many.
+
+        """
+        language, post_prompt = self.session.language, self.session.experiment.data.post_prompt
+        require_visual_tokens(features, language.width, batched=True)
+        pairs = question_answer_pairs(features, questions, answers)
+        lessons = [lesson_of(language, question + post_prompt, answer) for question, answer in pairs]
+        own_image = features.dim() == 3
+        visual = (features if own_image else features[None]).to(language.device)
+        with frozen(language.model):
+            return mean_loss(language, visual, [number if own_image else 0 for number in range(len(pairs))], lessons)
+
     def select(
-        self, pruner: Pruner, images: Sequence[str], keep: int, question: str = ""
+        self, pruner: Pruner | str, images: Sequence[str], keep: int, question: str = ""
     ) -> Int[Tensor, "image {keep}"]:
         """Return the patches of stored images that a pruner keeps, as indices in raster order or in the method's own.
 
         Args:
-            pruner: A method that selects before the language model.
+            pruner: A method that selects before the language model, or its name.
             images: Names of images.
             keep: Visual tokens to keep of each image.
             question: What is asked of every image, for methods that read the question.
@@ -120,13 +161,18 @@ class CachedModel:
             )
         return pruned.index[batch.of_question]
 
-    def bound(self, pruner: Pruner) -> Pruner:
+    def bound(self, pruner: Pruner | str) -> Pruner:
         """Return the pruner as this store and this model need it: a trained one with the weights of the experiment's run.
+
+        Args:
+            pruner: A method, or its name as `load_pruner` takes it.
 
         Raises:
             NotTrained: (exit 5) There are no weights: run `make train`, or `load_pruner(name, weights=FOLDER)`.
 
         """
+        if isinstance(pruner, str):
+            pruner = load_pruner(pruner)
         if not isinstance(pruner, TrainedPruner):
             self.session.features.check(type(pruner).__name__, pruner)
             return pruner

@@ -2,11 +2,12 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from multiprocessing.context import SpawnProcess
 
-from configs.errors import Interrupted
+from configs.errors import Interrupted, WrongCall
 from configs.processes.signals import stop
 
 
@@ -14,6 +15,22 @@ def begin_worker() -> None:
     """Set the signals of a spawned worker: the parent alone reacts to Ctrl-C, and stops its workers by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)  # even if a shell has told the parent to ignore it
+
+
+def require_guard() -> None:
+    """End this process (exit 2) if it is a worker that still imports the script that started it, and the script starts a run.
+
+    A spawned process runs its parent's script under the name `__mp_main__`, and only then makes that module its `__main__`. No
+    error is raised here, because Python would print its traceback for each worker.
+    """
+    script = sys.modules.get("__mp_main__")
+    if script is not None and script is not sys.modules["__main__"]:
+        print(
+            f'error: expected a script that starts workers to start its runs below `if __name__ == "__main__":`, each worker '
+            f"imports {script.__file__}, which starts a run at once: write that line above its runs",
+            file=sys.stderr,
+        )
+        sys.exit(WrongCall.exit_code)
 
 
 def require_parent() -> None:

@@ -59,9 +59,36 @@ def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
 
 def make_lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
     """Tokenise a question with the first of its answers and the end token, so that generation learns to end there."""
-    asked = question.question + post_prompt
-    answer = language.answer_ids(asked, question.answers[0])
-    return Lesson(language.prompt(asked), (*answer, language.eos_token_ids[0]))
+    return lesson_of(language, question.question + post_prompt, question.answers[0])
+
+
+def lesson_of(language: Language, asked: str, answer: str) -> Lesson:
+    """Tokenise what is asked, the post prompt included, with its answer and the end token."""
+    return Lesson(language.prompt(asked), (*language.answer_ids(asked, answer), language.eos_token_ids[0]))
+
+
+def mean_loss(
+    language: Language,
+    visual: Float[Tensor, "image token embed"],
+    of_lesson: Sequence[int],
+    lessons: Sequence[Lesson],
+) -> Float[Tensor, ""]:
+    """Compute the mean cross-entropy of answer tokens, differentiable in the visual tokens, with one forward pass per image.
+
+    Call this function inside `frozen`.
+
+    Args:
+        language: the language model.
+        visual: the visual tokens of each image.
+        of_lesson: for each lesson, the index of its image.
+        lessons: the tokenised questions.
+    """
+    tokens = sum(len(lesson.answer) for lesson in lessons)
+    total = torch.zeros((), device=language.device)
+    for image, group in _groups(of_lesson, lessons):
+        packed = pack(group, language.device)
+        total = total + _answer_loss(answer_logits(language, visual[image], None, packed), packed, tokens)
+    return total
 
 
 def accumulate_gradients(
@@ -93,12 +120,12 @@ def accumulate_gradients(
     answer = torch.zeros((), device=language.device)
     divergence = torch.zeros((), device=language.device)
     seen = batch.tokens.only(pruner.needs)
-    for image, group in _groups(batch, lessons):
+    for image, group in _groups(batch.of_question.tolist(), lessons):
         weights = pruner.soft(seen.one(image), keep)[0]
         packed = pack(group, language.device)
         visual = batch.projected[image]
         logits = answer_logits(language, visual, weights, packed)
-        loss = F.cross_entropy(logits, packed.answer, reduction="sum") / tokens
+        loss = _answer_loss(logits, packed, tokens)
         answer += loss.detach()
         if kl_weight:
             distance = _divergence(language, visual, packed, logits) / tokens
@@ -118,10 +145,15 @@ def _require_finite(answer: Tensor, divergence: Tensor, keep: int) -> None:
         )
 
 
-def _groups(batch: FeatureBatch, lessons: Sequence[Lesson]) -> Iterator[tuple[int, list[Lesson]]]:
+def _answer_loss(logits: Float[Tensor, "scored vocab"], packed: PackedLessons, tokens: int) -> Float[Tensor, ""]:
+    """Sum the cross-entropies of packed answers, as a share of the mean over `tokens` answer tokens."""
+    return F.cross_entropy(logits, packed.answer, reduction="sum") / tokens
+
+
+def _groups(of_lesson: Sequence[int], lessons: Sequence[Lesson]) -> Iterator[tuple[int, list[Lesson]]]:
     """Group lessons that can share a forward pass: about one image, with the same text before the image."""
     groups: dict[tuple[int, tuple[int, ...]], list[Lesson]] = {}
-    for image, lesson in zip(batch.of_question.tolist(), lessons, strict=True):
+    for image, lesson in zip(of_lesson, lessons, strict=True):
         groups.setdefault((image, lesson.prompt.before), []).append(lesson)
     for (image, _), group in groups.items():
         yield image, group

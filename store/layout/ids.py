@@ -155,6 +155,12 @@ class ImageIds:
         first, end = np.searchsorted(self._array("name_rows"), [rows.start, rows.stop])
         return bool(first < end)
 
+    def named(self) -> NDArray[np.bool_]:
+        """Tell of each row whether its image has a name; an image that was changed has none: its name is the new content's."""
+        has_name = np.zeros(len(self), bool)
+        has_name[self._array("name_rows")] = True
+        return has_name
+
     def digest(self, rows: range | None = None) -> str:
         """Compute the sha256 over the ids of some rows, or over all ids and names if no rows are given.
 

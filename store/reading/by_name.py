@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxtyping import Shaped
 from torch import Tensor
 
+from configs.errors import WrongCall
 from store.errors import RowUnavailable
 from store.layout.tensors import from_storage
 from store.reading.reader import FeatureStore
@@ -41,7 +42,12 @@ def read_rows(store: FeatureStore, array: str, rows: Sequence[int]) -> Shaped[Te
 
 
 def rows_of(store: FeatureStore, images: Sequence[str]) -> list[int]:
-    """Return the rows of some images; RowUnavailable (exit 4) names the first image that the store does not know."""
+    """Return the rows of some images; RowUnavailable (exit 4) names the first image that the store does not know.
+
+    Raises WrongCall (exit 2) for one name in place of a list, whose letters would be taken for names.
+    """
+    if isinstance(images, str):
+        raise WrongCall(f"expected a list of names of images, got the string {images!r}: write [{images!r}]")
     rows: list[int] = []
     for image in images:
         row = store.ids.row_of_name(image)

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from store.reading.by_name import read_rows
+from store.reading.by_name import read_rows, rows_of
 from store.reading.reader import FeatureStore
 
 FeatureRows = dict[str, Shaped[Tensor, "image ..."]]
@@ -32,11 +33,21 @@ class RowBatch(Sequence[dict[str, Shaped[Tensor, "..."]]]):
 
 
 class StoreDataset(Dataset[Any]):
-    """Some arrays of a store, image by image; leaves out images that lack one of these arrays.
+    """Some arrays of a store, image by image; leaves out images that could not be encoded.
 
     Reading copies from the page cache, so worker processes only slow it down. Every batch is a fresh set of tensors. The
     dataset pickles, for workers that are spawned or come from a fork server: each of them opens the store for itself.
     Torch's default collate works too, and copies every batch once more.
+
+    Args:
+        store: The store.
+        names: Names of the arrays to read.
+        images: Names of images, such as those of one split, in the order of the dataset. None takes every image that has all of
+            these arrays and a name: features of an image's former content have no name.
+
+    Raises:
+        StoreMissing: (exit 5) The store lacks an array, or a named image's shard is not extracted yet.
+        RowUnavailable: (exit 4) The store does not know a named image.
 
     Examples:
         >>> dataset = StoreDataset(store, ["raw"])  # doctest: +SKIP
@@ -44,15 +55,10 @@ class StoreDataset(Dataset[Any]):
 
     """
 
-    def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:
+    def __init__(self, store: FeatureStore, names: Sequence[str], *, images: Sequence[str] | None = None) -> None:
         store.require(names)
         self.store, self.names = store, tuple(names)
-        complete = np.zeros(store.plan.n_rows, bool)  # a list of millions of numbers is slow, and takes 400 MB
-        for shard in store.shards_with(names):
-            rows = store.plan.rows(shard)
-            complete[rows.start : rows.stop] = True
-        complete[[*store.failed(names)]] = False
-        self.rows = np.flatnonzero(complete)
+        self.rows = _named_rows(store, names) if images is None else _rows_of(store, names, images)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,3 +80,21 @@ class StoreDataset(Dataset[Any]):
     def collate(batch: RowBatch) -> FeatureRows:
         """Return the tensors of a batch as they are, for `DataLoader(collate_fn=…)`: `__getitems__` collated them."""
         return batch.rows
+
+
+def _named_rows(store: FeatureStore, arrays: Sequence[str]) -> NDArray[np.intp]:
+    """Return the rows that hold some arrays, of images that have a name."""
+    complete = np.zeros(store.plan.n_rows, bool)  # a list of millions of numbers is slow, and takes 400 MB
+    for shard in store.shards_with(arrays):
+        rows = store.plan.rows(shard)
+        complete[rows.start : rows.stop] = True
+    complete[[*store.failed(arrays)]] = False
+    return np.flatnonzero(complete & store.ids.named())
+
+
+def _rows_of(store: FeatureStore, arrays: Sequence[str], images: Sequence[str]) -> NDArray[np.intp]:
+    """Return the rows of named images without those that could not be encoded."""
+    failed = store.failed(arrays)
+    rows = [row for row in rows_of(store, images) if row not in failed]
+    store.require_complete(arrays, rows)
+    return np.array(rows, np.intp)

@@ -121,6 +121,7 @@ def test_a_changed_image_is_encoded_as_what_it_is_now_and_found_by_its_name(tmp_
     extract(whole, overwrite=False)
     assert by_name(grown.store_path) == by_name(whole.store_path)
     assert changed_sources(grown) == []
+    assert len(StoreDataset(FeatureStore.open(grown.store_path), ["raw"])) == 5  # without the former content
 
 
 def test_a_shard_of_a_changed_image_that_is_lost_is_made_again_without_it(tmp_path, checkpoint, images):

@@ -5,13 +5,16 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from configs.errors import ConfigError, EncodeOnceError
+from configs.errors import ConfigError, EncodeOnceError, WrongCall
 from stage2_prune.evaluation import evaluate
 from stage2_prune.pruning.pruner import BudgetKind, Pruner
 from stage2_prune.pruning.tokens import Beside, Pruned
@@ -122,6 +125,66 @@ def test_one_pruner_on_one_batch_gives_indices(tiny):
     with pytest.raises(ConfigError, match="did you mean"):
         load_pruner("feature_nrm")
     assert Path(load_pruner("div_prune").file).stem == "div_prune"
+
+
+def test_a_method_may_be_named_in_place_of_a_pruner(tiny):
+    from stage2_prune import CachedModel, load_pruner
+
+    model, question = CachedModel.open(tiny()), asked(tiny())[0]
+    grid = load_pruner("uniform_grid")
+    answer = model.answer(question.image, question.question, grid, keep=4)
+    assert model.answer(question.image, question.question, "uniform_grid", keep=4) == answer
+    kept = model.select("uniform_grid", [question.image], keep=4)
+    assert torch.equal(kept, model.select(grid, [question.image], keep=4))
+    with pytest.raises(ConfigError, match="did you mean"):
+        model.answer(question.image, question.question, "uniform_gird", keep=4)
+
+
+def test_a_budget_without_a_pruner_and_a_name_in_place_of_a_list_of_names_are_refused(tiny):
+    from stage2_prune import CachedModel
+    from store import read_features
+
+    model, question = CachedModel.open(tiny()), asked(tiny())[0]
+    with pytest.raises(WrongCall, match="expected a pruner that keeps 8 visual tokens, got none") as caught:
+        model.answer(question.image, question.question, keep=8)
+    assert caught.value.exit_code == 2
+    with pytest.raises(WrongCall, match="expected a list of names of images, got the string 'image_002.png'"):
+        model.select("uniform_grid", "image_002.png", keep=4)
+    with pytest.raises(WrongCall, match="expected a list of names of images, got the string"):
+        read_features(model.session.features.store, "image_002.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (torch.zeros(16, 40), r"a tensor of floats \(token, 48\), got \(16, 40\) of torch.float32: project it"),
+        (torch.zeros(16, 96), r"got \(16, 96\) of torch.float32: project it"),
+        (torch.zeros(1, 16, 48), r"got \(1, 16, 48\) of torch.float32: give one image at a time"),
+        (torch.zeros(48), r"got \(48,\) of torch.float32: give it one axis of tokens"),
+        (torch.zeros(16, 48, dtype=torch.long), r"got \(16, 48\) of torch.int64: convert it"),
+        (np.zeros((16, 48), np.float32), "got a ndarray: torch.as_tensor makes"),
+        ([[0.0] * 48], "got a list: torch.as_tensor makes"),
+    ],
+)
+def test_features_that_are_no_visual_tokens_of_one_image_are_refused(tiny, monkeypatch, given, complaint):
+    from stage2_prune import CachedModel
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of shapes
+    with pytest.raises(WrongCall, match=complaint):
+        CachedModel.open(tiny()).answer_features(given, "what color is it ?")
+
+
+def test_a_worker_that_imports_an_unguarded_script_is_told_to_guard_it(tiny, monkeypatch, capsys):
+    from stage1_extract import run_extraction
+    from stage2_prune import run_sweep
+
+    script = ModuleType("__mp_main__")
+    script.__file__ = "mine.py"
+    monkeypatch.setitem(sys.modules, "__mp_main__", script)
+    for run in (run_sweep, run_extraction):
+        with pytest.raises(SystemExit) as caught:
+            run(tiny())
+        assert caught.value.code == 2 and "each worker imports mine.py" in capsys.readouterr().err
 
 
 @dataclass(frozen=True)

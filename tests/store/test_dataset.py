@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from store.errors import RowUnavailable, StoreMissing
+from store.layout.ids import ImageIds
+from store.reading.by_name import read_features
 from store.reading.dataset import StoreDataset
 from store.reading.reader import FeatureStore
-from tests.store.stores import store_of
+from tests.store.stores import image_ids, plan_of, sha, store_of, write_store
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +59,22 @@ def test_a_pickled_store_reads_the_same_rows_in_the_same_way_from_another_folder
 def test_workers_that_are_spawned_or_served_read_the_batches_with_the_default_collate(location, start):
     dataset = StoreDataset(FeatureStore.open(location), ["small"])
     assert same(batches(dataset), batches(dataset, num_workers=2, multiprocessing_context=start))
+
+
+def test_named_images_are_given_in_their_order_without_those_that_could_not_be_encoded(tmp_path):
+    ids = image_ids(7)
+    store = FeatureStore.open(write_store(tmp_path / "store", plan_of(ids), ids, [0, 1, 2], {2: "no image"}))
+    dataset = StoreDataset(store, ["small"], images=["image_5.png", "image_2.png", "image_0.png"])
+    assert dataset.rows.tolist() == [5, 0]
+    assert torch.equal(dataset[0]["small"], read_features(store, ["image_5.png"], "small")[0])
+    with pytest.raises(RowUnavailable, match="has none called 'no.png'"):
+        StoreDataset(store, ["small"], images=["no.png"])
+    with pytest.raises(StoreMissing, match="not extracted yet"):
+        StoreDataset(store, ["small"], images=["image_6.png"])
+    assert len(StoreDataset(store, ["small"], images=[])) == 0
+
+
+def test_features_of_an_image_that_has_no_name_any_more_are_left_out(tmp_path):
+    ids = ImageIds.build([(sha(0), ["old.png"]), (sha(1), []), (sha(2), ["a.png", "b.png"])])
+    store = FeatureStore.open(write_store(tmp_path / "store", plan_of(ids), ids))
+    assert StoreDataset(store, ["small"]).rows.tolist() == [0, 2]
