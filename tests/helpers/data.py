@@ -1,6 +1,7 @@
 """Small image folders and questions about them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,9 @@ def tiny_questions(folder: Path, images: int = 9, per_image: int = 2) -> Path:
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def come(folder: Path, numbers: range) -> None:
+    """Let images of `folder/more` appear in `folder/images`."""
+    for number in numbers:
+        shutil.copy(folder / "more" / f"image_{number:03d}.png", folder / "images")

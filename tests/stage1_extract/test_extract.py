@@ -24,11 +24,6 @@ from tests.helpers.data import tiny_images, tiny_questions
 IMAGES = 7
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
 @pytest.fixture
 def images(tmp_path):
     """A folder of distinct images."""

@@ -20,26 +20,11 @@ from store.layout.plan import plan_path, spare_of
 from store.reading.reader import FeatureStore
 from store.writing.growth import grown
 from store.writing.lacking import can_be_taken_back
-from tests.helpers.checkpoints import tiny_llava
-from tests.helpers.data import tiny_images
-from tests.stage1_extract.test_growing import by_name, come, experiment
+from tests.helpers.data import come, tiny_images
+from tests.stage1_extract.test_growing import by_name, experiment
 from tests.store.stores import image_ids, plan_of, sha, store_of
 
 FURTHER = "further image{}, which this config does not name"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture
-def images(tmp_path):
-    """A folder of five images; seven more may come."""
-    tiny_images(tmp_path / "more", 12)
-    (tmp_path / "images").mkdir()
-    come(tmp_path, range(5))
-    return tmp_path / "images"
 
 
 def cut(path):

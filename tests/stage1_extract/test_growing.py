@@ -37,31 +37,11 @@ from store.errors import (
 from store.layout.environment import torch_environment
 from store.reading.dataset import StoreDataset
 from store.reading.reader import FeatureStore
-from tests.helpers.checkpoints import tiny_llava
-from tests.helpers.data import tiny_images
+from tests.helpers.data import come
 from tests.helpers.stores import flip_bit
 
 ROOT = Path(__file__).parents[2]
 ALL = ["raw", "projected", "cls_hidden", "cls_attention"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture
-def images(tmp_path):
-    """A folder of five images; seven more may come."""
-    tiny_images(tmp_path / "more", 12)
-    (tmp_path / "images").mkdir()
-    come(tmp_path, range(5))
-    return tmp_path / "images"
-
-
-def come(folder: Path, numbers: range) -> None:
-    for number in numbers:
-        shutil.copy(folder / "more" / f"image_{number:03d}.png", folder / "images")
 
 
 def experiment(folder: Path, checkpoint: Path, images: Path, arrays: list[str] = ALL, **extraction) -> Experiment:

@@ -19,18 +19,12 @@ from stage1_extract.sources.walk import MAX_WAYS
 from store.questions.image_files import FORMATS
 from store.reading.reader import FeatureStore
 from tests.faults.runs import config_file
-from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
 KINDS = dict.fromkeys([".jpg", ".JPG", ".Jpeg", ".jfif", ".JFIF", ".jpe", ".hidden"], "JPEG") | {
     ".png": "PNG", ".apng": "PNG", ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".webp": "WEBP", "": "PNG",
 }  # fmt: skip
 """Suffix, or the whole name of a hidden file, and the format that lies under it."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 @pytest.fixture

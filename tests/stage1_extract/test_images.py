@@ -20,7 +20,6 @@ from stage1_extract.sources.images import REASONS, decode_image, read_image_byte
 from stage1_extract.work.failures import allowed_failures
 from store.errors import RowUnavailable
 from store.reading.reader import FeatureStore
-from tests.helpers.checkpoints import tiny_llava
 from tests.helpers.data import tiny_images
 
 GOOD = 4
@@ -98,11 +97,6 @@ NAMED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a name that is too long": ("x" * 300 + ".png", lambda path: None, "unreadable"),
 }
 """What it is -> its name among the questions, what makes it, the reason it is refused for."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 def experiment(folder: Path, checkpoint: Path, names: list[str], **changes) -> Experiment:

@@ -14,17 +14,11 @@ from store.care.verify import verify
 from store.log.commits import read_commits
 from store.reading.reader import FEATURES, FeatureStore
 from store.writing.retry import FOLDER, kept_of, withdraw_failures
-from tests.helpers.checkpoints import tiny_llava
 from tests.stage1_extract.test_growing import by_name, experiment
 from tests.store.stores import flip, image_ids, plan_of, store_of, values
 
 IMAGES, LARGE = 12, (1, 4, 7)
 """Images, and which of them are larger than the strict limit."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_llava(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Questions packed behind one image are answered as if each were asked alone, at any weight of its patches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from stage2_prune.language.language import Language
+from stage2_prune.contract.small_llama import small_language
 from stage2_prune.primitives.soft_topk import soft_top_k
 from stage2_prune.training.packed import Lesson, answer_logits, log_weight, pack
 from store.checkpoint.text import Prompt
@@ -19,21 +21,9 @@ LESSONS = [
 
 @pytest.fixture(scope="module")
 def language():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.2, attn_implementation="sdpa",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return Language(
-        model=model,
-        tokenizer=None,
-        template="",
-        image_token_id=4,
-        eos_token_ids=(2,),
-        pad_token_id=0,
-        device=torch.device("cpu"),
-    )
+    language = small_language(layers=3)
+    language.model.requires_grad_(False)
+    return language
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +101,7 @@ def test_half_precision_models_give_close_logits_in_float32(language, visual, dt
     config = language.model.config
     half = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     half.load_state_dict(language.model.state_dict())
-    other = Language(
-        model=half,
-        tokenizer=None,
-        template="",
-        image_token_id=4,
-        eos_token_ids=(2,),
-        pad_token_id=0,
-        device=torch.device("cpu"),
-    )
+    other = replace(language, model=half)
     logits = answer_logits(other, visual, weights, lessons)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.15)
