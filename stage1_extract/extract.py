@@ -36,7 +36,7 @@ from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.tensors import worker_devices
 from store.log.commits import SUPERSEDED
-from store.log.progress import committed_failures, missing_bytes, missing_parts, require_nothing_lost
+from store.log.progress import bytes_of, committed_failures, missing_parts, require_nothing_lost
 from store.writing.growth import left_to_derive, plan_to_follow
 from store.writing.own_entries import remove_store, require_store_or_empty
 from store.writing.retry import withdraw_failures
@@ -177,10 +177,11 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
         save_resolved(job.experiment, path)
         if retry_failed:
             _withdraw_failures(job)
-        writer.idle = idle_shards(plan, writer.missing_shards(), job.sources.not_asked_for)
         parts = missing_parts(path, plan, job.underived)
-        missing = sorted({*writer.missing_shards()} & {*mine})
-        require_space(missing_bytes(path, plan, job.underived, writer.idle), path)
+        writer.idle = idle_shards(plan, [shard for _, shard in parts], job.sources.not_asked_for)
+        parts = [part for part in parts if part[1] not in writer.idle]
+        missing = sorted({shard for _, shard in parts} & {*mine})
+        require_space(bytes_of(plan, parts), path)
         _warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
     _warn(note_of_further(path, plan, job.sources, job.underived))

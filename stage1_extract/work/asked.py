@@ -59,6 +59,8 @@ def note_of_further(path: Path, plan: Plan, sources: Sources, leave: Collection[
         sources: The images by the plan's rows.
         leave: Derived arrays that do not count.
     """
+    if not sources.not_asked_for:
+        return []
     failed = committed_failures(path, plan)
     missing = {shard for _, shard in missing_parts(path, plan, leave)}
     further = {row for row in sources.not_asked_for if sources.rows[row].names and row not in failed}

@@ -39,8 +39,8 @@ def require_few(failures: dict[int, str], allowed: int, sources: Sources) -> Non
         sources: Gives the names of the failed rows.
 
     """
-    asked_for = failures.keys() - sources.not_asked_for
-    failures = {row: reason for row, reason in failures.items() if row in asked_for and reason != SUPERSEDED}
+    others = sources.not_asked_for
+    failures = {row: reason for row, reason in failures.items() if row not in others and reason != SUPERSEDED}
     if len(failures) <= allowed:
         return
     listed = "".join(

@@ -13,6 +13,7 @@ from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.errors import DamagedRun, Infeasible, PrunerMisused
 from stage2_prune.evaluation.cells import Cell
+from stage2_prune.evaluation.shortcuts import UNPRUNED
 from stage2_prune.language.clock import seconds_after_work
 from stage2_prune.language.layer_loop import pruning_inside
 from stage2_prune.pruning.in_llm import InLLMPruner
@@ -26,7 +27,6 @@ from stage2_prune.session.sealed import read_object, write_object
 from stage2_prune.session.session import Session
 from store.questions.question import Question
 
-UNPRUNED = "keep_all"
 _SAVED_EVERY = 50
 
 

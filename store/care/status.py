@@ -1,7 +1,7 @@
 """Telling how far a run is; reads only the plan, the log, the leases and the ids of a store, so it can be asked at any time."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -14,9 +14,8 @@ from configs.experiment import StoreLocation
 from store.care.run_status import as_text as run_as_text
 from store.care.run_status import has_begun, run_folder_of, run_status
 from store.errors import StoreError, StoreMissing
-from store.layout.plan import Plan, read_plan
+from store.layout.plan import read_plan
 from store.log.commits import SUPERSEDED, intact_records
-from store.log.compacted import CommitLog
 from store.log.leases import live_leases
 from store.log.progress import nameless_shards
 from store.reading.opening import stored_ids
@@ -36,10 +35,15 @@ def status(location: StoreLocation) -> dict[str, Any]:
         plan = read_plan(store)
         logs = [intact_records(store, generation) for generation in range(plan.generation + 1)]
         holders = live_leases(store, STALL_SECONDS)
-        failed = _failed(store, plan, logs)
         parts = [(number, shard) for number in range(plan.generation + 1) for shard in plan.shards_of(number)]
         missing = {shard for number, shard in parts if shard not in logs[number]}
-        nameless = _nameless(store, plan, missing)
+        failed = {row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}
+        nameless = frozenset[int]()
+        if failed or missing:
+            with suppress(StoreError):  # the ids may be damaged, or not written yet
+                ids = stored_ids(store, plan)
+                nameless = nameless_shards(plan, ids, missing)
+                failed = {row for row in failed if ids.names(row)}  # others lost their names to a file's later content
     past, left = (sum(len(plan.rows(shard)) for shard in some) for some in (nameless, missing - nameless))
     # Compacted records are old, and reading all of them again would take longer than anything else here.
     recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
@@ -51,26 +55,10 @@ def status(location: StoreLocation) -> dict[str, Any]:
         "shards": plan.n_shards - len(nameless),
         "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
-        "failed": failed,
+        "failed": len(failed),
         "images_per_second": rate,
         "eta_seconds": 0.0 if not left else None if not rate else left / rate,
     }
-
-
-def _nameless(store: Path, plan: Plan, missing: Collection[int]) -> frozenset[int]:
-    with suppress(StoreError):  # the ids may be damaged, or not written yet
-        return nameless_shards(plan, stored_ids(store, plan), missing)
-    return frozenset()
-
-
-def _failed(store: Path, plan: Plan, logs: Sequence[CommitLog]) -> int:
-    """Count the images that could not be encoded, without rows that lost their names to the file's later content."""
-    failed = {row for log in logs for row, why in log.failures.items() if why != SUPERSEDED}
-    if failed:
-        with suppress(StoreError):  # the ids may be damaged, or not written yet
-            ids = stored_ids(store, plan)
-            failed = {row for row in failed if ids.names(row)}
-    return len(failed)
 
 
 def shard_counts(location: StoreLocation) -> dict[str, int | None]:

@@ -34,14 +34,6 @@ def missing_parts(path: Path, plan: Plan, leave: Collection[str] = ()) -> list[t
     return missing
 
 
-def missing_bytes(
-    path: Path, plan: Plan, leave: Collection[str] = (), idle: Collection[int] = ()
-) -> int:  # fmt: skip
-    """Add up the bytes that are still to be written, without the derived arrays in `leave` and the shards in `idle`."""
-    parts = [part for part in missing_parts(path, plan, leave) if part[1] not in idle]
-    return bytes_of(plan, parts)
-
-
 def bytes_of(plan: Plan, parts: Iterable[tuple[int, int]]) -> int:
     """Add up the bytes of the files of some parts, given as generation and shard."""
     return sum(
