@@ -81,7 +81,7 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
 
     Returns:
         What `run` returned if that is an integer, otherwise 0 (ok); after an error its code: 2 usage or config, or an error
-        of a user's own pruner, 7 no space or read-only, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
+        of a user's own pruner, 7 no space or read-only, 75 SIGTERM, 130 Ctrl-C, or the `exit_code` of an EncodeOnceError.
 
     Raises:
         Exception: The error concerns no path and no code that the user gave, so it is a bug; Python prints a traceback and
@@ -97,7 +97,7 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
     except click.Abort:
         click.echo("interrupted; what is done is kept: run the same command again to go on", err=True)
         return 130
-    except EncodeOnceError as error:
+    except (EncodeOnceError, Interrupted) as error:
         click.echo(f"error: {without_credentials(str(error))}", err=True)
         return error.exit_code
     except OSError as error:

@@ -46,7 +46,10 @@ class WrongCall(ConfigError):
     """A function was called from Python with arguments that do not fit it, or that do not fit each other."""
 
 
-class Interrupted(EncodeOnceError):
-    """The process was asked to stop (SIGTERM); running the same command again continues the work."""
+class Interrupted(BaseException):
+    """The process was asked to stop (SIGTERM); running the same command again continues the work.
+
+    Like KeyboardInterrupt, it is no Exception: code that turns any error into a sentence must not swallow a signal.
+    """
 
     exit_code = 75

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from configs.errors import ConfigError, Interrupted
+from configs.errors import ConfigError
 from configs.parsing.nearest import did_you_mean
 
 T = TypeVar("T")
@@ -48,14 +48,9 @@ def import_path(path: Path) -> ModuleType:
 
 
 def imported(what: str, load: Callable[[], Any], folder: Path | None = None, advice: str = MEND) -> Any:
-    """Import the code of a variant; whatever that code raises becomes a sentence for the author of the file.
-
-    Raises Interrupted as it is: that is a signal which came during the import, and no fault of the code.
-    """
+    """Import the code of a variant; whatever error that code raises becomes a sentence for the author of the file."""
     try:
         return load()
-    except Interrupted:
-        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"expected {what} that can be imported, it raised {type(error).__name__} ({error}){place_of(error, folder)}: "

@@ -1,5 +1,6 @@
 """Which family opens the vision half of a checkpoint, and which checkpoints stage 1 refuses."""
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from transformers import AutoModelForImageTextToText
 
 from configs import plugin
 from configs.experiment import Experiment
-from stage1_extract import families
+from configs.files.source_code import own_code_digest
+from stage1_extract import families, towers
 from stage1_extract.encoding.family import Family
+from stage1_extract.encoding.tower import Tower
 from stage1_extract.errors import UnsupportedModel
 from stage1_extract.families.whole_model import WholeModel
 from store.checkpoint.open_text import check_text_side
@@ -29,6 +32,19 @@ def find_family(config: Any, named: str | None = None) -> type[Family]:
         return WholeModel
     ours = family.__module__.startswith(f"{families.__name__}.")
     return WholeModel if ours and named is None and not parts_can_be_reached(config) else family
+
+
+def own_code(experiment: Experiment, config: Any) -> dict[str, str]:
+    """Return the digests of the code, from outside this project, that opens the vision half; empty where this project does.
+
+    Features made by other code are other features, so that the fingerprint holds these digests.
+    """
+    model, vision = experiment.model, getattr(config, "vision_config", None)
+    kinds: dict[str, type | None] = {"vision_family_code": find_family(config, model.vision_family)}
+    if vision is not None:
+        kinds["tower_code"] = plugin.find_by_model_type(towers, vision.model_type, Tower, model.tower)
+    digests = {part: own_code_digest(Path(inspect.getfile(kind))) for part, kind in kinds.items() if kind is not None}
+    return {part: digest for part, digest in digests.items() if digest is not None}
 
 
 def check_questions(experiment: Experiment, config: Any) -> None:

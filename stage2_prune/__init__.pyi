@@ -3,6 +3,7 @@ from .api import run_evaluation as run_evaluation
 from .api import run_parity as run_parity
 from .api import run_sweep as run_sweep
 from .api import run_training as run_training
+from .api import show_images as show_images
 from .cached_model import CachedModel as CachedModel
 from .cached_model import load_pruner as load_pruner
 from .primitives.soft_topk import soft_top_k as soft_top_k

@@ -1,4 +1,4 @@
-"""Stage 2 from Python: what the commands `train`, `eval`, `sweep`, `parity` and `compare` do, without printing tables."""
+"""Stage 2 from Python: what the commands `train`, `eval`, `sweep`, `parity`, `compare` and `show` do, without printing tables."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -10,6 +10,7 @@ from configs.experiment import Experiment
 from configs.find_config import DEFAULT, load_experiment
 from configs.processes.workers import require_guard
 from stage2_prune import pruners
+from stage2_prune.analysis import show
 from stage2_prune.compare import run as comparison
 from stage2_prune.evaluation import evaluate
 from stage2_prune.parity import run as parity
@@ -83,6 +84,40 @@ def compare_runs(
 
     """
     return comparison.run([Path(run) for run in runs], only, against, factors)
+
+
+def show_images(
+    images: Sequence[str],
+    config: Experiment | Path | str = DEFAULT,
+    *,
+    methods: Sequence[str] | None = None,
+    keep: int | None = None,
+    question: str | None = None,
+    dpi: int = 200,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Path:
+    """Draw what methods keep of images, side by side, and return the PNG file; no model is run.
+
+    Args:
+        images: Names of images, as the questions name them.
+        config: An experiment, a config file, or the name of a packaged config.
+        methods: Labels of the config, or names or paths of methods; None draws all of the config's methods that select.
+        keep: Visual tokens per image; None takes the middle budget of the config.
+        question: A question to ask about every image; None takes the config's first question about each image.
+        dpi: Pixels per inch; a picture is about 1.7 inches wide.
+        out: The file to write; None writes a file into `<run_dir>/selection`.
+        overwrite: Whether to replace a file that is there.
+        **settings: Values of the config's fields.
+
+    Raises:
+        EncodeOnceError: As the command `show`, with the command's exit code in `exit_code`.
+
+    """
+    chosen = None if methods is None else tuple(methods)
+    request = show.PictureRequest(tuple(images), methods=chosen, keep=keep, question=question, dpi=dpi)
+    return show.run(_experiment(config, settings), request, None if out is None else Path(out), overwrite).path
 
 
 def _experiment(config: Experiment | Path | str, settings: dict[str, Any]) -> Experiment:

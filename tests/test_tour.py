@@ -14,14 +14,6 @@ LARGEST = 1_000_000
 """Bytes of the notebook, pictures included: larger ones are slow to open, and GitHub does not show them."""
 
 
-@pytest.fixture(scope="module")
-def tour(tmp_path_factory) -> NotebookNode:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(TOUR.parents[1]))
-        patched.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it does not show what other processes print
-        return run(TOUR, tmp_path_factory.mktemp("tour"))
-
-
 def code(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -44,15 +36,21 @@ def showing(notebook: NotebookNode, call: str) -> str:
     return text(cell)
 
 
-def test_the_saved_outputs_are_those_of_the_code(tour):
-    saved = read(TOUR)
+def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
+    monkeypatch.setenv("PYTHONPATH", str(TOUR.parents[1]))
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it does not show what other processes print
+    return run(TOUR, folder)
+
+
+def test_the_tour_shows_what_it_was_saved_with_pictures_answers_a_comparison_and_the_proof(tmp_path, monkeypatch):
+    """One test, because the notebook takes a minute and each process of a parallel run would run it again."""
+    tour, saved = run_in(tmp_path, monkeypatch), read(TOUR)
+
     assert [cell.execution_count for cell in code(saved)] == list(range(1, len(code(saved)) + 1))
     for before, now in zip(code(saved), code(tour), strict=True):
         assert shape(before) == shape(now), f"run `python -m tests.helpers.notebook docs/tour.ipynb`:\n{now.source}"
     assert TOUR.stat().st_size < LARGEST
 
-
-def test_the_tour_shows_pictures_answers_and_a_comparison(tour):
     pictures = [output for cell in code(tour) for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 4
     assert "projected" in showing(tour, "run_extraction(")
@@ -60,7 +58,5 @@ def test_the_tour_shows_pictures_answers_and_a_comparison(tour):
     for method in ("random", "uniform_grid", "cls_attention", "learned_scorer"):
         assert evaluated.count(f"| {method} |") == 4 and compared.count(f"| {method}-16-") == (method != "random")
 
-
-def test_the_tour_ends_with_the_proof(tour):
     proof = showing(tour, "run_parity(")
     assert "IDENTICAL: 20 questions" in proof and "identical: True" in proof

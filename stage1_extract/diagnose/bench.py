@@ -20,7 +20,7 @@ from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
 from stage1_extract.errors import BadImage, ChangedImage, UnsupportedModel
 from stage1_extract.families.llava import LlavaEncoder
-from stage1_extract.find_family import find_family
+from stage1_extract.find_family import find_family, own_code
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.images import content_id, decode_image, gone
 from stage1_extract.work.open_encoder import use_threads_of
@@ -56,7 +56,8 @@ class Bench:
         self._encoders: dict[Dtype, LlavaEncoder] = {}
         self.encoder = self.open(self.asked)
         numeric = environment(self.device, 1, batch_invariant=True)
-        self.expected = fingerprints(self._experiment, self._config, self.encoder, numeric)
+        own = own_code(self._experiment, self._config)
+        self.expected = fingerprints(self._experiment, self._config, self.encoder, numeric, own)
         self.compute = compute_axis(self.stored_dtype(), self.asked)
         data = experiment.data
         self._source = open_images(data.images, data.format, data.image_column, data.follow_links)

@@ -1,5 +1,6 @@
 """Make each array's fingerprint: the record of what made the features."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import PIL
@@ -16,13 +17,21 @@ from store.layout.schema import PATCH_ORDER
 
 
 def fingerprints(
-    experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any]
+    experiment: Experiment, config: Any, encoder: Encoder, numeric: dict[str, Any], own_code: Mapping[str, str]
 ) -> dict[str, Fingerprint]:
-    """Return the fingerprint of each array; `numeric` is the result of `environment`.
+    """Return the fingerprint of each array.
 
     Only `projected` names the projector's weights; an array that no weights make (`image_area`) names none.
+
+    Args:
+        experiment: The config.
+        config: The checkpoint's transformers config.
+        encoder: The opened vision half.
+        numeric: The result of `environment`.
+        own_code: The result of `own_code` of stage1_extract/find_family.py.
+
     """
-    semantic = _semantic(experiment, config, encoder)
+    semantic = _semantic(experiment, config, encoder) | dict(own_code)
     prints: dict[str, Fingerprint] = {}
     for spec in encoder.description.arrays:
         without = {"projected": set[str](), IMAGE_AREA: set(encoder.weights)}.get(spec.name, {"projector"})

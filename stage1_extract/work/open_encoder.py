@@ -15,7 +15,7 @@ from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
 from stage1_extract.errors import DeviceTooSmall
-from stage1_extract.find_family import find_family
+from stage1_extract.find_family import find_family, own_code
 from store.layout.environment import use_threads
 from store.layout.fingerprint import Fingerprint
 from store.layout.plan import Plan
@@ -59,7 +59,7 @@ class OpenEncoder:
         """Return the fingerprint of each array. The recorded batch is 1 where no batch changes a bit."""
         recorded = 1 if self.invariant else self.batch
         numeric = environment(self.device, recorded, self.alone_as_in_company)
-        return fingerprints(self.experiment, self.config, self.encoder, numeric)
+        return fingerprints(self.experiment, self.config, self.encoder, numeric, own_code(self.experiment, self.config))
 
     def side_costs(self) -> list[str]:
         """Measure, on noise, how much time the arrays beside the features cost; an empty list where no such array is made."""

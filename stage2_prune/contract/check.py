@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from configs import plugin
-from configs.errors import Interrupted
 from configs.import_code import place_of
 from configs.load import build_pruner, method_of
 from stage2_prune import pruners
@@ -157,8 +156,6 @@ def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:
         rule.check(case.ready(pruner), case)
     except Broken as broken:
         return str(broken)
-    except Interrupted:  # a signal that came meanwhile
-        raise
     except Exception as error:
         return f"{case}: it raised {type(error).__name__} ({error}){place_of(error, pruner.file.parent)}"
     return None

@@ -14,8 +14,8 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from configs.experiment import Positions
+from configs.files.source_code import code_digest
 from stage2_prune.errors import NotTrained, PrunerMisused
-from stage2_prune.pruning.code import code_digest
 from stage2_prune.pruning.returned import check_selected, file_of
 from stage2_prune.pruning.tokens import Beside, Pruned, VisualTokens
 

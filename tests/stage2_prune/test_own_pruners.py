@@ -10,10 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 from configs.cli import run_to_exit_code
+from configs.files.source_code import code_digest
 from stage1_extract.cli import group as stage1
 from stage2_prune import load_pruner
 from stage2_prune.cli import group
-from stage2_prune.pruning.code import code_digest
 from tests.helpers.distributions import install
 from tests.stage2_prune.conftest import settings
 
@@ -197,6 +197,10 @@ def test_families_and_a_tower_from_paths_make_the_same_store_and_the_same_answer
     typed = ["--model.tower", str(tmp_path / "tower.py"), "--model.vision-family", str(tmp_path / "vision.py")]
     assert run_to_exit_code(lambda: stage1.main([*verify, *typed], standalone_mode=False)) == 0
     assert run_to_exit_code(lambda: stage1.main([*verify, "--config", str(path)], standalone_mode=False)) == 0
+    (tmp_path / "tower.py").write_text(TOWER + "\n\nEDITED = 1\n")
+    assert run_to_exit_code(lambda: stage1.main([*arguments, "--append"], standalone_mode=False)) == 4
+    assert "tower_code: expected " in capsys.readouterr().err
+    (tmp_path / "tower.py").write_text(TOWER)
     assert run("eval", path) == 0
     assert run("eval", config(prune=methods("keep_all", "my_pruner.py")), "--run-dir", str(tmp_path / "other")) == 0
     mine, built_in = (tmp_path / each / "eval/table.md" for each in ("run", "other"))

@@ -1,4 +1,4 @@
-"""The code that a method's choices depend on: its file and all files that it imports from this project or from beside it."""
+"""The code that a variant depends on: its file and all files that it imports from this project or from beside it."""
 
 import ast
 from collections.abc import Iterator
@@ -16,6 +16,20 @@ def code_digest(file: Path) -> str:
 
     Imports count where they lead to a file of this project or to a file beside the importing one; libraries do not.
     """
+    return _digest(_reached(file))
+
+
+def own_code_digest(file: Path) -> str | None:
+    """Compute the digest of a user's file as `code_digest` does, but without the files of this project.
+
+    A new version of this project leaves the digest as it is. None for a file of this project.
+    """
+    own = {path for path in _reached(file) if not path.is_relative_to(ROOT)}
+    return _digest(own) if own else None
+
+
+def _reached(file: Path) -> set[Path]:
+    """Collect a file and all that it imports, directly or through other files."""
     files: set[Path] = set()
     waiting = [file.resolve()]
     while waiting:
@@ -23,6 +37,10 @@ def code_digest(file: Path) -> str:
         if path not in files:
             files.add(path)
             waiting += _imported(path)
+    return files
+
+
+def _digest(files: set[Path]) -> str:
     contents = sorted((_name(path), sha256(path.read_bytes()).hexdigest()) for path in files)
     return sha256(repr(contents).encode()).hexdigest()
 

@@ -7,11 +7,11 @@ from importlib import import_module
 import pytest
 
 from configs import plugin
+from configs.files import source_code as code
+from configs.files.source_code import code_digest
 from stage2_prune import pruners
 from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.prune_sid import PruneSid
-from stage2_prune.pruning import code
-from stage2_prune.pruning.code import code_digest
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.sweep.raster_order import RasterOrder
 
