@@ -140,12 +140,13 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
     """Load the encoder and make the plan to follow."""
     path, stall_seconds = experiment.store_path, experiment.extract.stall_seconds
     experiment = with_captured(experiment)
+    stored = None
     if not overwrite:
         require_no_archive(path)
         experiment = with_stored_arrays(experiment)
         if (stored := stored_plan(path)) is not None:
             use_threads_of(stored)
-    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
+    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0], stored, len(sources.rows))
     _warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
         remove_store(path, stall_seconds)

@@ -1,5 +1,6 @@
 """Compare a store with the image files that it was made of, and with features that are encoded again, bit for bit."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from configs.counted import counted
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
+from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import stored_sources
 from stage1_extract.sources.images import content_id
@@ -84,19 +86,26 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
     use_threads_of(store.plan)
-    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0])
+    opened = OpenEncoder.load(
+        experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0], store.plan
+    )
     sources = stored_sources(experiment, store.plan, store.ids)
     unequal: list[Unequal] = []
     changed: list[Changed] = []
+    company: list[Pixels] = []
+    pictures: dict[int, Pixels] = {}
     for row in ProgressBar(rows, "encode again", unit="images"):
         source = sources.rows[row]
         pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
         if isinstance(pixels, BadImage):
             changed.append(Changed(source.names[0], pixels.reason))
             continue
-        made = opened.encode([pixels])
-        compared = (_compare(store, name, row, made[name][0]) for name in store.arrays)
-        unequal += [difference for difference in compared if difference is not None]
+        pictures[row] = pixels
+        if len(pictures) == opened.batch:
+            unequal += _unequal(store, opened, pictures)
+            company, pictures = list(pictures.values()), {}
+    if pictures:
+        unequal += _unequal(store, opened, pictures, company)
     prints = opened.fingerprints()
     numeric = {
         str(difference)
@@ -109,6 +118,15 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
         "changed": [asdict(image) for image in changed],
         "other_environment": sorted(numeric),
     }
+
+
+def _unequal(
+    store: FeatureStore, opened: OpenEncoder, pictures: Mapping[int, Pixels], company: Sequence[Pixels] = ()
+) -> list[Unequal]:
+    """Encode the images of some rows in one call, which `company` fills up, and return what is not as it is stored."""
+    made = opened.encode(list(pictures.values()), company)
+    compared = (_compare(store, name, row, made[name][n]) for n, row in enumerate(pictures) for name in store.arrays)
+    return [difference for difference in compared if difference is not None]
 
 
 def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Unequal | None:

@@ -30,7 +30,7 @@ class Joined:
         self.ids = stored_ids(experiment.store_path, self.plan)
         self.sources = stored_sources(experiment, self.plan, self.ids)
         use_threads_of(self.plan)
-        self.opened = OpenEncoder.load(experiment, device)
+        self.opened = OpenEncoder.load(experiment, device, self.plan)
         prints = spelt_as(self.opened.fingerprints(), self.plan.fingerprints)
         self._underived = left_to_derive(self.plan, prints)
         for name, fingerprint in prints.items():
