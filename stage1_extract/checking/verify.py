@@ -1,8 +1,9 @@
 """Compare a store with the image files that it was made of, and with features that are encoded again, bit for bit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
 from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
-from stage1_extract.sources import stored_sources
+from stage1_extract.sources import Sources, stored_sources
 from stage1_extract.sources.images import content_id
 from stage1_extract.work.decoding import decode
-from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
+from stage1_extract.work.open_encoder import OpenEncoder
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
 from store.layout.tensors import from_storage, worker_devices
@@ -85,27 +86,13 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     """
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
-    use_threads_of(store.plan)
     opened = OpenEncoder.load(
         experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0], store.plan
     )
     sources = stored_sources(experiment, store.plan, store.ids)
-    unequal: list[Unequal] = []
     changed: list[Changed] = []
-    company: list[Pixels] = []
-    pictures: dict[int, Pixels] = {}
-    for row in ProgressBar(rows, "encode again", unit="images"):
-        source = sources.rows[row]
-        pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
-        if isinstance(pixels, BadImage):
-            changed.append(Changed(source.names[0], pixels.reason))
-            continue
-        pictures[row] = pixels
-        if len(pictures) == opened.batch:
-            unequal += _unequal(store, opened, pictures)
-            company, pictures = list(pictures.values()), {}
-    if pictures:
-        unequal += _unequal(store, opened, pictures, company)
+    pictures = _pictures(experiment, opened, sources, rows, changed)
+    unequal = list(_unequal(store, opened, pictures))
     prints = opened.fingerprints()
     numeric = {
         str(difference)
@@ -120,13 +107,28 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     }
 
 
-def _unequal(
-    store: FeatureStore, opened: OpenEncoder, pictures: Mapping[int, Pixels], company: Sequence[Pixels] = ()
-) -> list[Unequal]:
-    """Encode the images of some rows in one call, which `company` fills up, and return what is not as it is stored."""
-    made = opened.encode(list(pictures.values()), company)
-    compared = (_compare(store, name, row, made[name][n]) for n, row in enumerate(pictures) for name in store.arrays)
-    return [difference for difference in compared if difference is not None]
+def _pictures(
+    experiment: Experiment, opened: OpenEncoder, sources: Sources, rows: Sequence[int], changed: list[Changed]
+) -> Iterator[tuple[int, Pixels]]:
+    """Yield the rows whose images can be read, with what the image processor makes of each; add the others to `changed`."""
+    for row in ProgressBar(rows, "encode again", unit="images"):
+        source = sources.rows[row]
+        pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
+        if isinstance(pixels, BadImage):
+            changed.append(Changed(source.names[0], pixels.reason))
+        else:
+            yield row, pixels
+
+
+def _unequal(store: FeatureStore, opened: OpenEncoder, pictures: Iterable[tuple[int, Pixels]]) -> Iterator[Unequal]:
+    """Encode the pictures of some rows again, and yield what is not as it is stored; earlier pictures fill the last call."""
+    source, company = iter(pictures), list[Pixels]()
+    while called := list(islice(source, opened.batch)):
+        made = opened.encode(asked := [pixels for _, pixels in called], company)
+        company = asked
+        for number, (row, _) in enumerate(called):
+            compared = (_compare(store, name, row, made[name][number]) for name in store.arrays)
+            yield from (difference for difference in compared if difference is not None)
 
 
 def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Unequal | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -175,7 +175,7 @@ class Bench:
         self.forwards += 1
         return encode(half, self._filled(row, pixels["pixel_values"]).to(self.device, dtype))[name][0]
 
-    def _filled(self, row: int, picture: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+    def _filled(self, row: int, picture: Shaped[Tensor, "1 3 height width"]) -> Shaped[Tensor, "image 3 height width"]:
         """Fill a call up to as many images as the store records, with other sampled images and then with the same again."""
         lacking = self._call.images - 1 if self._call.exact else 0
         others = [self.pixels(other, {})["pixel_values"] for other in self._others if other != row][:lacking]

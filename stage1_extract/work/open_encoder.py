@@ -38,7 +38,7 @@ class OpenEncoder:
     def load(
         cls, experiment: Experiment, device_name: str, stored: Plan | None = None, images: int | None = None
     ) -> "OpenEncoder":  # fmt: skip
-        """Load the vision half of the experiment's checkpoint onto a device.
+        """Load the vision half of the experiment's checkpoint onto a device, and use as many CPU threads as the store did.
 
         Args:
             experiment: Names the checkpoint and the images per call.
@@ -51,6 +51,8 @@ class OpenEncoder:
             DeviceTooSmall: (exit 7) The device has too little memory for that.
 
         """
+        if stored is not None:
+            use_threads_of(stored)
         config, device = checkpoint_config(experiment.model), pick_device(device_name)
         family = find_family(config, experiment.model.vision_family)
         encoder = family.open(experiment, config, device)
