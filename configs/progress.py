@@ -106,7 +106,7 @@ class ProgressBar(Generic[T]):
             print(self._line(*self._pace(now - self._begun)), file=sys.stderr, flush=True)
 
     def note(self, **values: str) -> None:
-        """Show values such as `loss="0.123"` beside the count, from the next update on."""
+        """Show values such as `loss="0.123"` beside the count, from the next update on; a name's `_` is shown as a space."""
         self._notes |= values
         self._bar.set_postfix_str(", ".join(self._noted()), refresh=False)
 
@@ -124,7 +124,7 @@ class ProgressBar(Generic[T]):
         return f"{self._what}: " + ", ".join([f"{self.done:,}{of} {self._unit}", *parts, *self._noted()])
 
     def _noted(self) -> list[str]:
-        return [f"{name} {value}" for name, value in self._notes.items()]
+        return [f"{name.replace('_', ' ')} {value}" for name, value in self._notes.items()]
 
     def _pace(self, seconds: float) -> Iterator[str]:
         """Yield the mean rate of this run, and the time left at that rate."""

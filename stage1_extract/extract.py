@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from stage1_extract.work.planning import (
     refuse_for_shared,
     require_shards_of,
     stored_plan,
+    warn,
     with_stored_arrays,
     worker_share,
 )
@@ -146,7 +147,7 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
         experiment = with_stored_arrays(experiment)
         stored = stored_plan(path)
     opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0], stored, len(sources.rows))
-    _warn(opened.encoder.description.notes)
+    warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
         remove_store(path, stall_seconds)
     stored = stored_plan(path)
@@ -182,9 +183,9 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
         parts = [part for part in parts if part[1] not in writer.idle]
         missing = sorted({shard for _, shard in parts} & {*mine})
         require_space(bytes_of(plan, parts), path)
-        _warn(job.opened.side_costs() if missing else ())
+        warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
-    _warn(note_of_further(path, plan, job.sources, job.underived))
+    warn(note_of_further(path, plan, job.sources, job.underived))
     counted_now = counts(path, plan, job.sources, [part for part in parts if part[1] in missing], job.underived)
     return {
         "store": str(path),
@@ -203,7 +204,10 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
     alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
     with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
         if alone or experiment.extract.worker_index is not None:
-            worker = Worker(experiment, writer, job.sources, job.opened, "alone", bar.update)
+            worker = Worker(
+                experiment, writer, job.sources, job.opened, "alone", bar.update,
+                waiting=lambda what: bar.note(waiting_for=what),
+            )  # fmt: skip
             worker.failures = committed_failures(writer.path, plan)
             worker.extract(missing, job.allowed)
             return
@@ -220,11 +224,6 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
         look()
     if missing:  # each worker knew its own failures only
         require_few(committed_failures(writer.path, plan), job.allowed, job.sources)
-
-
-def _warn(notes: Iterable[str]) -> None:
-    for note in notes:
-        _log.warning("note: %s", note)
 
 
 def _withdraw_failures(job: _Job) -> None:

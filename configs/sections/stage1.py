@@ -146,8 +146,9 @@ class ExtractSection(Section):
     CPU. A store records the shape of its calls, and whoever goes on with it uses the recorded one."""
     capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
-    decode_threads: PositiveInt = 2
-    """Threads that read and decode images; they change no result."""
+    decode_threads: PositiveInt | Literal["auto"] = "auto"
+    """Threads that read and decode images; they change no result. `auto` is every core beside a GPU, shared among the workers,
+    and 2 on a CPU."""
     max_failures: Failures = "0"
     """Unreadable images that are tolerated: a count (`5`) or a share of all images (`1%`)."""
     max_pixels: PositiveInt = 50_000_000

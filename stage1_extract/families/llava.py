@@ -129,7 +129,10 @@ class LlavaEncoder(Encoder):
         return torch.equal(half.projector(arrays["raw"]), arrays["projected"])
 
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
-        return torch.cat([pixels["pixel_values"] for pixels in batch]).to(self._device, self._dtype)
+        pictures = torch.cat([pixels["pixel_values"] for pixels in batch])
+        if self._device.type == "cuda":  # so that the host does not wait until earlier work of the device is done
+            return pictures.pin_memory().to(self._device, non_blocking=True).to(self._dtype)
+        return pictures.to(self._device, self._dtype)
 
 
 def _processor(experiment: Experiment) -> ImageProcessor:
