@@ -77,7 +77,7 @@ class LlavaEncoder(Encoder):
         kind = kind_of_tower(config.vision_config, model.tower)
         self.image_processor = _processor(experiment)
         facts = kind.facts(config.vision_config, self.image_processor.pixels())
-        origin = origin_of(model.checkpoint, (TOWER, LlavaMlp.prefix), model.revision)
+        loaded_from = origin_of(model.checkpoint, (TOWER, LlavaMlp.prefix), model.revision)
         tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)
         tower_weights, projector_weights = (_part(tensors, prefix) for prefix in (TOWER, LlavaMlp.prefix))
         settings = LlavaMlp.config_of(config)
@@ -98,7 +98,7 @@ class LlavaEncoder(Encoder):
             clip=None if clip is None else clip.to(device),
         )
         self.projector = projector_state(settings, projector_weights)
-        self.weights = {"tower": remembered_digest(tower_weights, origin), "projector": self.projector.sha256}
+        self.weights = {"tower": remembered_digest(tower_weights, loaded_from), "projector": self.projector.sha256}
         self.processor = self.image_processor.fingerprint
         edge = config.vision_config.patch_size
         self._area = ImageArea(self.image_processor, facts.grid, edge) if IMAGE_AREA in asked else None
