@@ -120,6 +120,9 @@ class EvalSection(Section):
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
+    share_prefix: bool = False
+    """Prefill the text before an image and its visual tokens once for all questions of a batch about the image, with methods that
+    do not look at the question. Faster, but not bit for bit the answers to whole prompts."""
     rank: bool = True
     """Also rank the choices of questions that have choices, by their likelihood; false skips that forward."""
     flops: Flops = "macs_vision"

@@ -44,6 +44,7 @@ DECLARED = (every.RETURNS, every.DECLARES)
 BEFORE: Rules = ((every.NEIGHBOURS, CASES), (every.TWICE, CASES), (every.UNWRITTEN, CASES))
 """The rules for every method before the language model, beside those for its kind and `DECLARED`."""
 RANDOMISED: Rules = ((every.SEEDED, (DRAWN,)),)
+NESTED: Rules = ((selection.NESTED, WIDELY),)
 TRAINED: Rules = ((every.SOFT, CASES),)
 INSIDE: Rules = (
     (in_llm.SCHEDULED, DTYPES[:1]),  # a schedule has no dtype
@@ -147,7 +148,7 @@ def _before(pruner: Pruner) -> tuple[str, Rules]:
     else:
         kind, rules = "selecting", SELECTING
     trained = isinstance(pruner, TrainedPruner)
-    return kind, (*rules, *BEFORE, *RANDOMISED * pruner.randomised, *TRAINED * trained)
+    return kind, (*rules, *BEFORE, *NESTED * pruner.nested, *RANDOMISED * pruner.randomised, *TRAINED * trained)
 
 
 def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:

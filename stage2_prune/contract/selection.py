@@ -43,6 +43,20 @@ def _everything(pruner: Pruner, case: Case) -> None:
         )
 
 
+def _nested(pruner: Pruner, case: Case) -> None:
+    """Check that the first k of one ranking of all patches are the choice at every k."""
+    tokens = case.tokens()
+    whole = pruner.ranking(tokens.only(pruner.needs, pruner.reads), tokens.patches)
+    for keep in case.budgets(pruner):
+        chosen, ranked = _index_of(pruner, tokens, keep, str(case)), pruner.arrange(whole[:, :keep])
+        for image, (kept, first) in enumerate(zip(chosen, ranked, strict=True)):
+            require(
+                torch.equal(kept, first),
+                f"{case}, keep {keep}, image {image}: it kept {shown([kept])}, the first {keep} of its ranking are "
+                f"{shown([first])}: rank alike for every `keep`, or leave `nested` out",
+            )
+
+
 def _index_of(pruner: Pruner, tokens: VisualTokens, keep: int, where: str) -> Int[Tensor, "image kept"]:
     """Prune tokens, and return the index, which a selection always gives."""
     index = pruned(pruner, tokens, keep).index
@@ -52,4 +66,5 @@ def _index_of(pruner: Pruner, tokens: VisualTokens, keep: int, where: str) -> In
 
 
 BUDGET = Rule("Every budget is kept to the token, with distinct patches in order", _budget)
+NESTED = Rule("The first k of one ranking are the choice at every budget k", _nested)
 EVERYTHING = Rule("Every patch is kept where all are asked for", _everything)

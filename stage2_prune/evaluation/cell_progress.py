@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from configs.experiment import EvalSection
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.evaluation.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
 from stage2_prune.pruning.pruner import TrainedPruner
@@ -29,6 +30,9 @@ class Progress:
     section: EvalSection
     selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     """For each batch answered by this command: seconds of the method itself, and number of images."""
+
+    met: set[str] = field(default_factory=set[str])
+    """Ids of the images whose choice this command has timed; questions about the same image share a choice."""
 
     def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
         """Make the cell's record for `cells.json`; if nothing was answered now, keep the selector's time from `before`."""
@@ -80,7 +84,7 @@ def open_progress(
         if overwrite:
             PredictionFile.remove(path)
         identity = identities[cell.name]
-        file = PredictionFile(path, experiment.eval.batch_size, asked, identity, cell.name in recorded)
+        file = PredictionFile(path, Batching.of(experiment.eval), asked, identity, cell.name in recorded)
         todo.append(Progress(cell, file, identity, experiment.eval))
     records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
     write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
@@ -109,4 +113,5 @@ def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, An
 def _conditions(session: Session) -> dict[str, Any]:
     """Gather everything that a prediction depends on beside its cell and its question."""
     section = session.experiment.eval
-    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}
+    shared = {"eval.share_prefix": True} if section.share_prefix else {}  # left out in runs of earlier versions
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank} | shared

@@ -8,13 +8,14 @@ from hashlib import sha256
 
 from configs import plugin
 from configs.budgets import file_part
-from configs.experiment import Experiment, Match, Method, ModelSection, Positions
+from configs.experiment import EvalSection, Experiment, Match, Method, ModelSection, Positions
 from configs.load import build_pruner
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, PrunerMisused
 from stage2_prune.pruning.in_llm import InLLMPruner, check_positions
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.pruning.schedule import Schedule, published, whole
+from stage2_prune.session.prune_batch import ABOUT_QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Unmet:
     """The budget as the config states it."""
     positions: Positions
     reason: str
+
+
+def shares_prefix(cell: Cell, section: EvalSection) -> bool:
+    """Return whether questions about one image share a prefill: with `eval.share_prefix`, where the method allows it."""
+    return section.share_prefix and cell.pruner.place == "before_llm" and not cell.pruner.reads & ABOUT_QUESTIONS
 
 
 def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:

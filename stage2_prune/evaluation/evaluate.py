@@ -23,10 +23,10 @@ from stage2_prune.evaluation.cells import (
     configured_pruners,
     plan,
     require_budgets,
+    shares_prefix,
 )
 from stage2_prune.evaluation.predictions import alone, read_cells, write_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
-from stage2_prune.language.clock import seconds_after_work
 from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside, require_loop
 from stage2_prune.pruning.in_llm import InLLMPruner
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
@@ -34,7 +34,7 @@ from stage2_prune.session import weights
 from stage2_prune.session.ask import Prepared, ask, prepare
 from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import prune_batch
+from stage2_prune.session.selections import Selections
 from stage2_prune.session.session import Session, open_session
 from store.questions.question import Question
 
@@ -165,11 +165,12 @@ def answer(
         what="eval", total=total, initial=total - left, unit="answers", hidden=file is None, file=file
     ) as bar:
         report = bar.update if report_progress is None else report_progress
+        selections = Selections((progress.cell.pruner, progress.cell.schedule.entering) for progress in todo)
         batches = session.features.batches([questions for questions, _ in jobs])
         for batch, (_, waiting) in zip(batches, jobs, strict=True):
             prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
             for progress in waiting:
-                _answer_batch(session, progress, batch, prepared, report)
+                _answer_batch(session, selections, progress, batch, prepared, report)
                 report(len(batch.questions))
     timed = {p.cell.name: p.record() for p in todo if p.selector}
     write_cells(session.experiment.run_dir / "eval", timed)
@@ -190,19 +191,21 @@ def _jobs(todo: Sequence[Progress], asked: Sequence[Question]) -> list[tuple[lis
 
 @torch.no_grad()
 def _answer_batch(
-    session: Session, progress: Progress, batch: FeatureBatch, prepared: Prepared, report: Callable[[int], object]
-) -> None:
+    session: Session, selections: Selections, progress: Progress, batch: FeatureBatch, prepared: Prepared,
+    report: Callable[[int], object],
+) -> None:  # fmt: skip
     """Prune a batch, ask the language model, and append the answers and the selector's time."""
     cell, language = progress.cell, session.language
-    start = seconds_after_work(language.device)
-    batch, pruned = prune_batch(cell.pruner, batch, cell.schedule.entering, session.reader)
-    seconds = seconds_after_work(language.device) - start
+    done = selections.prune(cell.pruner, batch, cell.schedule.entering, session.reader, progress.met)
+    seconds = done.seconds
     if isinstance(cell.pruner, InLLMPruner):
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
     section = session.experiment.eval
-    answers = ask(language, batch, prepared, pruned, cell.positions, section.max_new_tokens)
+    shared = shares_prefix(cell, section)
+    answers = ask(language, done.batch, prepared, done.pruned, cell.positions, section.max_new_tokens, shared)
     report(0)  # raises if the answers must not be written any more
     progress.file.append(answers)
     if isinstance(language, PruningLanguage):
         seconds += language.stopwatch.seconds
-    progress.selector.append((seconds, len(batch.tokens.image_ids)))
+    if done.images:
+        progress.selector.append((seconds, done.images))

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from configs.files.atomic import sync_directory, write_atomically
 from stage2_prune.errors import DamagedRun, RunLocked
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.prediction_lines import ANEW, as_line, made_with, read_lines
 from stage2_prune.session.ask import Prediction
 from stage2_prune.session.identity import in_both, require_same
@@ -34,13 +35,18 @@ class PredictionFile:
     """The predictions of one cell for the questions that are asked; answers to other questions stay in the file."""
 
     def __init__(
-        self, path: Path, batch_size: int, asked: Sequence[Question], identity: Mapping[str, Any], recorded: bool = True
+        self,
+        path: Path,
+        batching: Batching,
+        asked: Sequence[Question],
+        identity: Mapping[str, Any],
+        recorded: bool = True,
     ) -> None:
         """Read the answers that are on disk.
 
         Args:
             path: the file of complete predictions; the interrupted ones lie beside it.
-            batch_size: the number of questions per batch.
+            batching: how the questions are cut into batches.
             asked: the questions.
             identity: the settings of the cell.
             recorded: whether `cells.json` holds these settings. If it does not, lines of earlier versions, which do not
@@ -59,7 +65,7 @@ class PredictionFile:
             path.replace(self._partial)
             self._answers = {}
         wanted = [question for question in asked if question.question_id not in self._answers]
-        batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+        batches, self._in_order = batching.cut(wanted), not batching.by_image
         begun, _ = self._read(self._partial)
         self.left = [batch for batch in batches if any(question.question_id not in begun for question in batch)]
         """Batches that lack an answer; a batch that was answered in part is answered again as a whole."""
@@ -95,7 +101,7 @@ class PredictionFile:
         """Declare the file complete; join earlier and new answers to one file, in question order."""
         if not self._partial.is_file():
             return
-        if self.path.is_file():
+        if self.path.is_file() or not self._in_order:
             others = [self._answers[name] for name in self.left_out]
             write_atomically(self.path, self._lines([*self.rows, *others]))
             self._partial.unlink()

@@ -16,6 +16,12 @@ from stage2_prune.language.price import one_convention
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.features import left_out
 
+NOT_EXACT = (
+    "Not exact: features were rounded, or projected on another device, or questions about an image shared a prefill "
+    "(docs/exactness.md)."
+)
+"""The note of a table whose answers need not be those of the full model, bit for bit."""
+
 __all__ = ["describe_pruners", "markdown", "plot", "pruner_table", "si", "table"]
 
 
@@ -51,7 +57,7 @@ def table(summary: dict[str, Any]) -> str:
             f"The budgets of methods inside the language model were matched by {summary['match']} (docs/comparing.md)."
         )
     if not summary["exact"]:
-        notes.append("Not exact: features were rounded, or projected on another device (docs/exactness.md).")
+        notes.append(NOT_EXACT)
     return markdown(header, lines, left=(0, 2)) + "\n" + "\n\n".join([*notes, *_prices(summary)]) + "\n"
 
 

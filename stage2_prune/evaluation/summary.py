@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.files import portable
-from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet
+from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, shares_prefix
 from stage2_prune.evaluation.intervals import accuracy_interval, by_kind
 from stage2_prune.evaluation.shortcuts import UNPRUNED, shortcut
 from stage2_prune.language import price as prices
@@ -67,7 +67,7 @@ def summarise(
         "match": experiment.prune.match,
         "primary": "generate",
         "normalisation": NORMALISATION,
-        "exact": session.exact,
+        "exact": session.exact and not experiment.eval.share_prefix,
         "template": session.language.template,
         "flops_conventions": {name: convention.description for name, convention in prices.CONVENTIONS.items()},
         "results": [_row(session, list(group), asked, text, _unpruned(evaluated)) for _, group in groups],
@@ -109,6 +109,7 @@ def _row(
         "kv_bytes": price.kv_bytes,
         "flops": dict(price.flops),
         "flops_convention": section.flops,
+        **({"exact": session.exact and not shares_prefix(cell, section)} if section.share_prefix else {}),
         "weights": _weights(session, group[0]),
         "agreement": agreement,
         "shortcut": shortcut(cell.name, float(right.mean()), agreement) if trained else None,

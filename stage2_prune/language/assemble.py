@@ -76,9 +76,9 @@ def lay_out(
         raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
     pairs = list(zip(prompts, kept, strict=True))
     sequences = [[*p.before, *[text.image_token_id] * count, *p.after] for p, count in pairs]
-    ids = _left_padded(sequences, text.pad_token_id)
-    mask = _left_padded([[1] * len(sequence) for sequence in sequences], 0)
-    position_ids = _left_padded([_position_ids(p, count, patches, positions) for p, count in pairs], 0)
+    ids = left_padded(sequences, text.pad_token_id)
+    mask = left_padded([[1] * len(sequence) for sequence in sequences], 0)
+    position_ids = left_padded([_position_ids(p, count, patches, positions) for p, count in pairs], 0)
     slots = (ids == text.image_token_id) & mask.bool()  # a checkpoint may pad with its image token
     if index is not None and positions == "original":
         starts = torch.tensor([len(p.before) for p in prompts])[:, None]
@@ -137,6 +137,7 @@ def _position_ids(prompt: Prompt, kept: int, patches: int, positions: Positions)
     return [*range(before + kept), *range(image_end, image_end + len(prompt.after))]
 
 
-def _left_padded(sequences: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "question token"]:
+def left_padded(sequences: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "question token"]:
+    """Put sequences into the rows of a tensor, with `padding` before the shorter ones."""
     longest = max(len(sequence) for sequence in sequences)
     return torch.tensor([[padding] * (longest - len(sequence)) + list(sequence) for sequence in sequences])

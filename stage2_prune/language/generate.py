@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from stage2_prune.language.assemble import ModelInputs
+from stage2_prune.language.cache_argument import CACHE
 from stage2_prune.language.language import Language
+from stage2_prune.language.shared_prefix import Prefixes
 from store.checkpoint.generation import GREEDY
 
 
@@ -24,16 +26,23 @@ class Answers:
 
 
 @torch.no_grad()
-def generate(language: Language, batch: ModelInputs, max_new_tokens: int) -> Answers:
+def generate(
+    language: Language, batch: ModelInputs, max_new_tokens: int, prefixes: Prefixes | None = None
+) -> Answers:  # fmt: skip
     """Answer every question of the batch greedily, with `max_new_tokens` at most.
+
+    With `prefixes`, whose prompts `batch` continues, the model goes on from their cache, and embeds the rest of the ids itself.
 
     The ids are passed beside the embeddings: the model reads the embeddings, the checkpoint's generation settings read the ids.
     The cache is asked for by name: generate() drops a mask without padding, and without mask *and* cache, gaps in the position
     ids would be read as packed sequences.
     """
+    begun: dict[str, Any] = (
+        {"inputs_embeds": batch.inputs_embeds} if prefixes is None else {CACHE: prefixes.cache_of(prefixes.of_question)}
+    )
     generated = language.answering(batch.slots).generate(
         input_ids=batch.input_ids,
-        inputs_embeds=batch.inputs_embeds,
+        **begun,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         max_new_tokens=max_new_tokens,

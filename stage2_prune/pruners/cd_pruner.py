@@ -34,19 +34,20 @@ class CdPruner(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected", "clip_patches"})
+    nested: ClassVar[bool] = True
     reads: ClassVar[frozenset[Beside]] = frozenset({"clip_text"})
     positions: ClassVar[Positions] = "compact"
 
     quirks: Literal["official", "fixed"] = "fixed"
     """`official`: relevance is scaled over the batch, so that results depend on it; `fixed`: over each image. See above."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         assert tokens.clip_text is not None
         pairs = zip(tokens.arrays["clip_patches"].float(), tokens.clip_text.pooled, strict=True)
         relevance = self._scaled(torch.stack([_relevance(*pair) for pair in pairs]))
         kernel = relevance[:, :, None] * cosine_similarity(tokens.arrays["projected"]) * relevance[:, None, :]
-        return most_volume(kernel, keep).sort(dim=-1).values
+        return most_volume(kernel, keep)
 
     def _scaled(self, relevance: Float[Tensor, "image patch"]) -> Float[Tensor, "image patch"]:
         over = (0, 1) if self.quirks == "official" else (1,)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -22,8 +22,9 @@ class ClsAttention(Pruner):
     """Keeps the patches with the highest CLS attention in the layer that produces `raw`, averaged over heads."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
+    nested: ClassVar[bool] = True
     positions: ClassVar[Positions] = "compact"
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` most attended patches of each image, ascending; of equal patches the lower index."""
-        return top_k(tokens.arrays["cls_attention"].mean(dim=1), keep)
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` most attended patches of each image, most attended first; of equal patches the lower index."""
+        return ranking(tokens.arrays["cls_attention"].mean(dim=1))[:, :keep]

@@ -30,14 +30,18 @@ class DivPrune(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    nested: ClassVar[bool] = True
     positions: ClassVar[Positions] = "compact"
 
     quirks: Literal["official", "paper"] = "official"
     """`official`: raster order; `paper`: in the order in which patches were found."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` patches of each image, the same patches in either order; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         distance = 1 - cosine_similarity(tokens.arrays["projected"])
         own_then_nearest = min(2, tokens.patches)  # a patch's smallest distance is that to itself
-        kept = farthest_first(distance, distance.kthvalue(own_then_nearest, dim=1).values, keep)
-        return kept if self.quirks == "paper" else kept.sort(dim=-1).values
+        return farthest_first(distance, distance.kthvalue(own_then_nearest, dim=1).values, keep)
+
+    def arrange(self, ranking: Int[Tensor, "image kept"]) -> Int[Tensor, "image kept"]:
+        """Return the patches in the order that `quirks` names."""
+        return ranking if self.quirks == "paper" else super().arrange(ranking)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -16,7 +16,8 @@ class FeatureNorm(Pruner):
     """Keeps the patches with the largest L2 norm of `raw`, computed in float32 whatever the features' dtype."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw"})
+    nested: ClassVar[bool] = True
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` longest features of each image, ascending; of equal lengths the lower index."""
-        return top_k(tokens.arrays["raw"].float().norm(dim=-1), keep)
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` longest features of each image, longest first; of equal lengths the lower index."""
+        return ranking(tokens.arrays["raw"].float().norm(dim=-1))[:, :keep]

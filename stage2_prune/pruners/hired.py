@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from configs.experiment import Positions
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -28,8 +28,9 @@ class Hired(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
+    nested: ClassVar[bool] = True
     positions: ClassVar[Positions] = "compact"
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` most attended patches of each image, ascending; of equal patches the lower index."""
-        return top_k(tokens.arrays["cls_attention"].sum(dim=1), keep)
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` most attended patches of each image, most attended first; of equal patches the lower index."""
+        return ranking(tokens.arrays["cls_attention"].sum(dim=1))[:, :keep]

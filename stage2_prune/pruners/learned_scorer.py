@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from stage2_prune.primitives.soft_topk import soft_top_k
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import ModuleSpec, TrainedPruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -24,6 +24,7 @@ class LearnedScorer(TrainedPruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
+    nested: ClassVar[bool] = True
 
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
@@ -34,9 +35,9 @@ class LearnedScorer(TrainedPruner):
         """Build the scoring network for features of any width and any number of heads."""
         return PatchScorer(spec.shapes["raw"][-1], spec.shapes["cls_attention"][0], self.hidden)
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` highest scores of each image, ascending; of equal scores the lower index."""
-        return top_k(self.scores(tokens), keep)
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` highest scores of each image, highest first; of equal scores the lower index."""
+        return ranking(self.scores(tokens))[:, :keep]
 
     def soft(self, tokens: VisualTokens, keep: int) -> Float[Tensor, "image patch"]:
         """Return the weights of the soft top-k."""

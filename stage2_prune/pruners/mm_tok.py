@@ -35,6 +35,7 @@ class MmTok(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "projected"})
+    nested: ClassVar[bool] = True
     reads: ClassVar[frozenset[Beside]] = frozenset({"question"})
     positions: ClassVar[Positions] = "compact"
 
@@ -45,15 +46,15 @@ class MmTok(Pruner):
     weight: NonNegativeFloat = 0.5
     """Weight of the patches' cover; the weight of the question's cover is 1."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         assert tokens.question is not None
         pairs = zip(tokens.question.float(), tokens.arrays["projected"].float(), strict=True)
         words = torch.stack([_cosines(*pair) for pair in pairs]) / self.text_temperature
         patches = cosine_similarity(tokens.arrays["raw"]) / self.patch_temperature
         of_words = words.softmax(dim=-1) / words.shape[1]
         of_patches = patches.softmax(dim=-1) * (self.weight / tokens.patches)
-        return cover(torch.cat([of_words, of_patches], dim=1), keep).sort(dim=-1).values
+        return cover(torch.cat([of_words, of_patches], dim=1), keep)
 
 
 def _cosines(

@@ -22,11 +22,12 @@ class Random(Pruner):
     """
 
     randomised: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0
     """Seed of the draw; an evaluation averages over this seed and those that follow it."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` random patches of each image, ascending."""
-        drawn = [np.sort(permutation(self.seed, name, tokens.patches)[:keep]) for name in tokens.image_ids]
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` random patches of each image, in the order in which they are drawn."""
+        drawn = [permutation(self.seed, name, tokens.patches)[:keep] for name in tokens.image_ids]
         return torch.from_numpy(np.stack(drawn).astype(np.int64)).to(tokens.device)

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from configs.published_layers import tower_layer
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -17,6 +17,7 @@ class ReceivedAttention(Pruner):
     """Keeps the patches that receive most attention in one layer, averaged over heads and over the rows that attend."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention"})
+    nested: ClassVar[bool] = True
 
     layer: int = -2
     """Tower layer, from 0 in a tower of 24; a negative number counts from the end, as in `vision_feature_layer`."""
@@ -25,7 +26,7 @@ class ReceivedAttention(Pruner):
         """Return the layer of the score."""
         return {"layer": tower_layer(self.layer, layers)}
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` most attended patches of each image, ascending; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` most attended patches of each image, most attended first; of equal patches the lower index."""
         received = tokens.arrays["received_attention"]
-        return top_k(received[:, self.tower_layers(received.shape[1])["layer"]], keep)
+        return ranking(received[:, self.tower_layers(received.shape[1])["layer"]])[:, :keep]

@@ -31,6 +31,7 @@ class Scope(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "cls_attention"})
+    nested: ClassVar[bool] = True
     positions: ClassVar[Positions] = "compact"
 
     alpha: NonNegativeFloat = 1.0
@@ -38,12 +39,11 @@ class Scope(Pruner):
     combine: Literal["multi", "add"] = "multi"
     """Whether gain and saliency are multiplied or added."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         saliency = tokens.arrays["cls_attention"].double().sum(dim=1) ** self.alpha
-        kept = cover(
+        return cover(
             cosine_similarity(tokens.arrays["raw"]),
             keep,
             lambda gain: gain * saliency if self.combine == "multi" else gain + saliency,
         )
-        return kept.sort(dim=-1).values

@@ -37,6 +37,7 @@ class ZooPrune(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw", "projected"})
+    nested: ClassVar[bool] = True
     reads: ClassVar[frozenset[Beside]] = frozenset({"projector"})
     positions: ClassVar[Positions] = "compact"
     randomised: ClassVar[bool] = True
@@ -48,15 +49,15 @@ class ZooPrune(Pruner):
     step: PositiveFloat = 0.01
     """Length of a step to either side, in units of `raw`; it has no effect in 16 bits, see above."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` patches of each image, ascending; of equal patches the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         assert tokens.projector is not None
         images = zip(tokens.arrays["raw"], tokens.image_ids, strict=True)
         sensitivity = torch.stack([self._sensitivity(raw, tokens.projector, name) for raw, name in images])
         least, most = sensitivity.amin(1, keepdim=True), sensitivity.amax(1, keepdim=True)
         weight = torch.where(most > least, (sensitivity - least) / (most - least + 1e-8), 1.0)
         distance = 1 - cosine_similarity(tokens.arrays["projected"])
-        return farthest_first(distance, weight, keep, weight).sort(dim=-1).values
+        return farthest_first(distance, weight, keep, weight)
 
     def _sensitivity(
         self, raw: Float[Tensor, "patch hidden"], project: Project, image_id: str

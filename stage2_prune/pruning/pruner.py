@@ -50,6 +50,8 @@ class Pruner:
     """The published choice of RoPE positions for kept tokens."""
     order: ClassVar[TokenOrder] = "raster"
     """`raster`: kept patches stand in raster order, indices ascending; `own`: in an order that the method documents."""
+    nested: ClassVar[bool] = False
+    """Whether the choice at every budget is the beginning of one ranking: `ranking` is implemented then, in place of `select`."""
     randomised: ClassVar[bool] = False
     """Whether the method has a `seed` field, over which results are averaged."""
 
@@ -78,12 +80,22 @@ class Pruner:
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Return the patches to keep, ascending unless `order` is `own`."""
+        if self.nested:
+            return self.arrange(self.ranking(tokens, keep))
         name = type(self).__name__
         if type(self).prune is not Pruner.prune:
             raise PrunerMisused(f"expected a method that selects patches, {name} has no select: call prune")
         raise PrunerMisused(
             f"{name} has neither select nor prune: write one of the two into its class{file_of(type(self))}"
         )
+
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return patches in the order in which a `nested` method chooses them: the first k are its choice at every k <= keep."""
+        raise NotImplementedError(f"{type(self).__name__} is not nested: call select")
+
+    def arrange(self, ranking: Int[Tensor, "image kept"]) -> Int[Tensor, "image kept"]:
+        """Put the chosen patches of a `nested` method into the order in which they go on: ascending, unless overridden."""
+        return ranking.sort(dim=-1).values
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """Return the tokens that go on; a merging method overrides this instead of `select`."""

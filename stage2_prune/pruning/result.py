@@ -1,10 +1,12 @@
 """Call a pruner, and refuse what is no result: the way by which all commands prune before the language model."""
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import Pruner
-from stage2_prune.pruning.returned import came, source
+from stage2_prune.pruning.returned import came, check_selected, source
 from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
 
@@ -26,6 +28,17 @@ def prune_images(pruner: Pruner, tokens: VisualTokens, keep: int) -> Pruned:
             f"expected indices in int64 from {_written(pruner)}, got {came(result.index)}: convert them with `.long()`"
         )
     return result
+
+
+def rank_images(pruner: Pruner, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+    """Let a nested pruner rank the patches of images, of which it sees only what it declares.
+
+    Raises:
+        PrunerMisused: (exit 2) if the pruner returns anything but `keep` patches for each image.
+    """
+    ranking = pruner.ranking(tokens.only(pruner.needs, pruner.reads), keep)
+    check_selected(ranking, type(pruner), len(tokens.image_ids), keep)
+    return ranking
 
 
 def as_pruned(pruner: Pruner, result: object) -> Pruned:

@@ -132,6 +132,16 @@ class Pruned:
         """Return the visual tokens per image that enter the language model; where `counts` differ, the largest."""
         return self._forms[0].shape[1]
 
+    def of_image(self, image: int) -> "Pruned":
+        """Return a copy of one image's result, as a batch of its own."""
+        part = slice(image, image + 1)
+        return Pruned(
+            None if self.index is None else self.index[part].clone(),
+            None if self.merge is None else replace(self.merge, weights=self.merge.weights[part].clone()),
+            None if self.tokens is None else self.tokens[part].clone(),
+            None if self.counts is None else self.counts[part].clone(),
+        )
+
     @property
     def _forms(self) -> list[Tensor]:
         """Return the forms in which the tokens are given; each has an axis of kept tokens."""

@@ -13,6 +13,7 @@ from stage2_prune.language.assemble import ModelInputs, assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.score import choice_scores, is_right, likeliest, log_probabilities
+from stage2_prune.language.shared_prefix import continue_prompts, prefill_prefixes
 from stage2_prune.pruning.tokens import Pruned
 from stage2_prune.session.features import FeatureBatch
 from store.checkpoint.text import Prompt, TextSide
@@ -89,11 +90,20 @@ def ask(
     pruned: Pruned,
     positions: Positions,
     max_new_tokens: int,
+    share_prefix: bool = False,
 ) -> list[Prediction]:
-    """Answer the questions of a batch from the visual tokens that `pruned` leaves of its images."""
-    assembled = prompts(language, batch, prepared, pruned, positions)
-    answers = generate(language, assembled, max_new_tokens)
-    scores = choice_scores(language, assembled, answers.logits[:, 0], prepared.choices)
+    """Answer the questions of a batch from the visual tokens that `pruned` leaves of its images.
+
+    With `share_prefix` the text before an image and its visual tokens are prefilled once for all questions about the image.
+    """
+    if share_prefix:
+        of_question = batch.of_question.tolist()
+        prefixes = prefill_prefixes(language, prepared.prompts, of_question, batch.projected, pruned, positions)
+        assembled = continue_prompts(language, prepared.prompts, prefixes)
+    else:
+        prefixes, assembled = None, prompts(language, batch, prepared, pruned, positions)
+    answers = generate(language, assembled, max_new_tokens, prefixes)
+    scores = choice_scores(language, assembled, answers.logits[:, 0], prepared.choices, prefixes)
     return [
         _prediction(question, text, score, count)
         for question, text, score, count in zip(

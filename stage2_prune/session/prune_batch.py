@@ -79,8 +79,7 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Questio
         PrunerMisused: (exit 2) if the method returns no result for these images, or is not `adaptive` and keeps another
             number of tokens than `keep`.
     """
-    if "projector" in pruner.reads:
-        batch = replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
+    batch = with_projector(pruner, batch, reader)
     if pruner.reads & ABOUT_QUESTIONS:
         batch = per_question(batch)
         chosen = _prune_questions(pruner, batch, keep, reader)
@@ -92,6 +91,13 @@ def choose_batch(pruner: Pruner, batch: FeatureBatch, keep: int, reader: Questio
             "the token, or let the method be `adaptive` and return its counts"
         )
     return batch, chosen
+
+
+def with_projector(pruner: Pruner, batch: FeatureBatch, reader: QuestionReader) -> FeatureBatch:
+    """Give a batch the store's projector, if the pruner reads it."""
+    if "projector" not in pruner.reads:
+        return batch
+    return replace(batch, tokens=replace(batch.tokens, projector=reader.features.project))
 
 
 def per_question(batch: FeatureBatch) -> FeatureBatch:

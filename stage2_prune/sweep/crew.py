@@ -19,6 +19,7 @@ from configs.errors import Interrupted
 from configs.experiment import Experiment
 from configs.processes.workers import begin_worker, require_parent, stop_workers
 from stage2_prune.errors import WorkerFailed
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cell_progress import Progress
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.evaluation.evaluate import answer
@@ -157,13 +158,13 @@ def _answer(
     """Take and answer tasks until no task is left."""
     below = below_sweep(session)
     experiment = below.experiment
-    folder, size = experiment.run_dir / "eval" / "predictions", experiment.eval.batch_size
+    folder, batching = experiment.run_dir / "eval" / "predictions", Batching.of(experiment.eval)
     while (task := _take(taken)) < len(work.tasks):
         report(0)  # as before each write, because opening a file cuts it to whole batches
         todo = [
             Progress(
                 cells[name],
-                PredictionFile(folder / f"{name}.jsonl", size, work.asked, work.identities[name]),
+                PredictionFile(folder / f"{name}.jsonl", batching, work.asked, work.identities[name]),
                 dict(work.identities[name]),
                 experiment.eval,
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.budgets import ascending, in_words
 from configs.counted import counted
-from stage2_prune.evaluation.report import markdown, si
+from stage2_prune.evaluation.report import NOT_EXACT, markdown, si
 from stage2_prune.language.price import one_convention
 from stage2_prune.session.features import left_out
 
@@ -32,9 +32,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _intro(summary: dict[str, Any]) -> str:
-    inexact = (
-        "" if summary["exact"] else " Not exact: features were rounded, or projected elsewhere (docs/exactness.md)."
-    )
+    inexact = "" if summary["exact"] else f" {NOT_EXACT}"
     without = "".join(f" {sentence}" for sentence in left_out(question["reason"] for question in summary["excluded"]))
     return (
         f"{counted(summary['n_questions'], 'question')} about {counted(summary['n_images'], 'image')}, split "

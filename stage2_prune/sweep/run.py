@@ -20,6 +20,7 @@ from configs.files.atomic import write_atomically
 from configs.load import save_resolved
 from configs.progress import PROGRESS, ProgressBar
 from stage2_prune.errors import Infeasible
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.canary import check_layer_loop
 from stage2_prune.evaluation.cell_progress import Progress, open_progress
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, require_budgets
@@ -126,7 +127,7 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
 def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: Sequence[Excluded]) -> dict[str, Any]:
     """Summarise all cells from their files of predictions, as an evaluation does."""
     folder = inner(session.experiment).run_dir / "eval"
-    records, size = read_cells(folder), session.experiment.eval.batch_size
+    records, batching = read_cells(folder), Batching.of(session.experiment.eval)
 
     def path(cell: Cell) -> Path:
         return folder / "predictions" / f"{cell.name}.jsonl"
@@ -134,7 +135,7 @@ def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: 
     evaluated = [
         Evaluated(
             cell,
-            PredictionFile(path(cell), size, asked, records[cell.name]["identity"]).rows,
+            PredictionFile(path(cell), batching, asked, records[cell.name]["identity"]).rows,
             records[cell.name],
         )
         for cell in grid.cells

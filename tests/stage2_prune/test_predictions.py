@@ -8,6 +8,7 @@ import click
 import pytest
 
 from stage2_prune.errors import DamagedRun, OtherRun, RunLocked
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.prediction_lines import read_lines
 from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cells, refuse_other_runs, write_cells
 from stage2_prune.session.ask import Prediction
@@ -28,7 +29,7 @@ def asked(count: int) -> list[Question]:
 
 
 def opened(path, batch_size, count):
-    return PredictionFile(path, batch_size, asked(count), IDENTITY)
+    return PredictionFile(path, Batching(batch_size), asked(count), IDENTITY)
 
 
 def test_predictions_read_back_as_they_were(tmp_path):
@@ -100,7 +101,7 @@ def test_an_answer_to_a_question_that_has_changed_is_refused_with_both_wordings(
     ):
         changed = [asked(1)[0], asked(2)[1].model_copy(update=change)]
         with pytest.raises(OtherRun, match=f"question q1 has changed .*{said}.*--overwrite"):
-            PredictionFile(path, 2, changed, IDENTITY)
+            PredictionFile(path, Batching(2), changed, IDENTITY)
 
 
 def flips(data):
@@ -157,7 +158,7 @@ def test_a_plain_json_reader_reads_every_line(tmp_path):
 
 
 def test_the_answers_of_another_cell_in_a_cells_place_are_refused(tmp_path):
-    other = PredictionFile(tmp_path / "other.jsonl", 2, asked(2), IDENTITY | {"keep": 8})
+    other = PredictionFile(tmp_path / "other.jsonl", Batching(2), asked(2), IDENTITY | {"keep": 8})
     other.append([prediction(0), prediction(1)])
     other.finish()
     (tmp_path / "other.jsonl").rename(tmp_path / "cell.jsonl")
@@ -221,7 +222,7 @@ def test_files_of_an_earlier_version_are_read_and_said_once_to_be_unsealed(tmp_p
             assert opened(folder / f"{name}.jsonl", 2, 2).rows == [prediction(0), prediction(1)]
         assert capsys.readouterr().err.count("is not sealed") == 1
     with pytest.raises(DamagedRun, match=r"cells\.json does not say what"):
-        PredictionFile(folder / "a.jsonl", 2, asked(2), IDENTITY, recorded=False)
+        PredictionFile(folder / "a.jsonl", Batching(2), asked(2), IDENTITY, recorded=False)
 
 
 def test_one_command_at_a_time_writes_into_a_folder(tmp_path):
