@@ -20,6 +20,7 @@ TITLES = {
     "prefill": "Prefill of the language model",
     "training": "A training step",
     "evaluation": "Evaluation",
+    "graphs": "Prefill as a CUDA graph",
     "selectors": "Selectors",
     "gather": "From the page cache to the device",
 }
@@ -54,9 +55,7 @@ class Shown:
 def page(rows: Sequence[Shown]) -> str:
     """Return the page in Markdown."""
     cards = dict.fromkeys(row.card for row in rows)
-    where = (
-        f"The column *after* was measured on {' and '.join(cards)}; {_versions()}.\n" if cards else _PENDING
-    )
+    where = f"The column *after* was measured on {' and '.join(cards)}; {_versions()}.\n" if cards else _PENDING
     tables = [_part(part, [row for row in rows if row.part == part], ", ".join(cards)) for part in TITLES]
     return "\n".join([_INTRODUCTION, _BEFORE, where, *(table for table in tables if table)])
 

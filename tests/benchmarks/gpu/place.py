@@ -78,6 +78,7 @@ class Place:
         usual: dict[str, dict[str, Any]] = {
             "model": {"checkpoint": str(self.checkpoint), "dtype": scale.dtype, "device": str(scale.device)},
             "data": {"images": self.photos},
+            "store": {"shard_images": scale.shard_images},
             "extract": {"tower_batch": scale.tower_batch, **_decode_threads()},
             "prune": {"methods": METHODS, "budgets": [scale.few]},
             "train": {"min_keep": 1, "max_keep": scale.middle, "val_keep": scale.few},

@@ -16,6 +16,8 @@ class Rows:
     card: str
     out: Path | None
     """The page to keep; JSON lies beside it. None keeps nothing."""
+    compare: bool = True
+    """Whether the figures before are printed beside: not at small shapes."""
     rows: list[Shown] = field(default_factory=list)
 
     def recall(self, parts: Collection[str]) -> None:
@@ -28,7 +30,7 @@ class Rows:
         """Print a row and keep it."""
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         self.rows.append(Shown(part, what, shown, unit, self.card))
-        beside = f"   (before: {known})" if (known := before(part, what)) else ""
+        beside = f"   (before: {known})" if self.compare and (known := before(part, what)) else ""
         print(f"{part:<11} {what:<66} {shown:>10} {unit}{beside}", flush=True)
 
     def say(self, part: str, sentence: str) -> None:

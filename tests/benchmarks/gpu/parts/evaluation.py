@@ -4,8 +4,8 @@ import copy
 import time
 
 from configs.experiment import EvalSection, Experiment
-from stage2_prune.evaluation.cells import configured_pruners, plan
 from stage2_prune.evaluation.cell_progress import open_progress
+from stage2_prune.evaluation.cells import configured_pruners, plan
 from stage2_prune.evaluation.evaluate import answer, bind
 from stage2_prune.session.choose import choose
 from stage2_prune.session.session import Session
@@ -19,6 +19,7 @@ PRUNED = "cls_attention"
 def measure(place: Place, rows: Rows) -> None:
     """Measure unpruned and pruned prompts; many questions about few images too, where their prefix can be shared."""
     scale, session = place.scale, place.session()
+    assert session.language_digest  # computed once, for all configs below
     asked = questions_of(session.experiment, "test")
     for method, kept in (("keep_all", scale.patches), (PRUNED, scale.few)):
         for size in scale.questions:

@@ -60,7 +60,9 @@ def _rates(place: Place, rows: Rows, opened: OpenEncoder, pictures: list[Pixels]
     }.items():
         rows.add("stage1", name, images / place.clock.median(run, rounds), "images/s")
     if opened.batch != images:
-        rows.say("stage1", f"asked for {images} images a call, `OpenEncoder` makes calls of {opened.batch} on this device")
+        rows.say(
+            "stage1", f"asked for {images} images a call, `OpenEncoder` makes calls of {opened.batch} on this device"
+        )
 
 
 def _company(encoder: object, pictures: list[Pixels], images: int) -> str:

@@ -55,9 +55,7 @@ class _ForwardOnly(torch.amp.GradScaler):
         return outputs.detach().requires_grad_()
 
 
-def _forward(
-    place: Place, session: Session, pruner: TrainedPruner, batch: FeatureBatch, lessons: list[Lesson]
-) -> None:
+def _forward(place: Place, session: Session, pruner: TrainedPruner, batch: FeatureBatch, lessons: list[Lesson]) -> None:
     scaler = _ForwardOnly(place.device.type, enabled=False)
     accumulate_gradients(session.language, pruner, batch, lessons, place.scale.few, 0.0, scaler)
 
