@@ -159,6 +159,19 @@ def _require_store(folder: Path) -> None:
     read_plan(folder)
 
 
+def _require_batch_of(store: StoreLocation, experiment: Experiment) -> None:
+    """Refuse (ConfigError, exit 2) a number of images per call that is typed and is not what the store records."""
+    from store.layout.tower_call import call_of
+    from store.reading.reader import FeatureStore
+
+    asked, recorded = experiment.extract.tower_batch, call_of(FeatureStore.open(store, believe_plan=True).plan).images
+    if asked not in ("auto", recorded):
+        raise ConfigError(
+            f"--tower-batch: expected {recorded}, as {store} records, got {asked}: leave it out, as a store is "
+            "compared with calls of the shape that made it"
+        )
+
+
 def _of_store(
     context: click.Context, store: StoreLocation | None, config_path: Path, flags: dict[str, Any]
 ) -> Experiment:
@@ -175,6 +188,8 @@ def _of_store(
                 f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
             )
     experiment = experiment_from(config_path, flags | {"store__path": str(store)})
+    if flags["extract__tower_batch"] is not None:
+        _require_batch_of(store, experiment)
     named = {"model__vision_family": experiment.model.vision_family, "model__tower": experiment.model.tower}
     code = [name for flag, name in named.items() if flags[flag] is None and name and is_path(name)]
     if beside and code:  # a store may come from someone else

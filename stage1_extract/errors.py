@@ -82,6 +82,12 @@ class ReaderMissing(ExtractError):
     exit_code = 5
 
 
+class InexactDevice(ExtractError):
+    """On this device an image's bits depend on the other images of its call, at the number of images that a store records."""
+
+    exit_code = 4
+
+
 class DeviceTooSmall(ExtractError):
     """The device's memory is too small for the smallest batch that may be encoded."""
 

@@ -19,7 +19,7 @@ from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.work.asked import idle_shards, note_of_further, rows_not_asked_for, tolerance
 from stage1_extract.work.counts import counts
 from stage1_extract.work.failures import allowed_failures, require_few, surplus
-from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
+from stage1_extract.work.open_encoder import OpenEncoder
 from stage1_extract.work.planning import (
     known_failures,
     plan_for,
@@ -140,12 +140,12 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
     """Load the encoder and make the plan to follow."""
     path, stall_seconds = experiment.store_path, experiment.extract.stall_seconds
     experiment = with_captured(experiment)
+    stored = None
     if not overwrite:
         require_no_archive(path)
         experiment = with_stored_arrays(experiment)
-        if (stored := stored_plan(path)) is not None:
-            use_threads_of(stored)
-    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0])
+        stored = stored_plan(path)
+    opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0], stored, len(sources.rows))
     _warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
         remove_store(path, stall_seconds)

@@ -5,9 +5,18 @@ Stage 2 reads `model`, `data` and `store` too. Import these classes from configs
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from configs.sections.section import Section
 
@@ -124,11 +133,17 @@ class StoreSection(Section):
 class ExtractSection(Section):
     """Stage 1: how images become features."""
 
-    tower_batch: PositiveInt = 8
-    """Images per forward of the vision tower; part of the numeric fingerprint."""
-    exact_batch: bool = True
-    """Encode one image at a time on a device whose bits depend on the batch; false keeps `tower_batch` there, so that
-    features are only close."""
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, given: Any) -> Any:
+        """Read configs that still say `exact_batch`: features are exact now, whatever it says."""
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in cast("dict[Any, Any]", given).items() if key != "exact_batch"}
+
+    tower_batch: PositiveInt | Literal["auto"] = "auto"
+    """Images per call of the vision tower; `auto` is 32 on a GPU, or all images of a shard if these are fewer, and 4 on a
+    CPU. A store records the shape of its calls, and whoever goes on with it uses the recorded one."""
     capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt = 2

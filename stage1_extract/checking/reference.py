@@ -5,9 +5,10 @@ with those that stage 2 makes of the store.
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from configs.progress import ProgressBar
 from stage1_extract.encoding.attention import ATTENTION
+from stage1_extract.encoding.family import Pixels
 from stage1_extract.encoding.fingerprint import environment
 from stage1_extract.encoding.processor import ImageProcessor
 from stage1_extract.errors import BadImage, ChangedImage, WrongWeights
@@ -29,6 +31,7 @@ from store.checkpoint.generation import GREEDY
 from store.checkpoint.opening import load_config, quiet_loading, stock_reading
 from store.checkpoint.weights import weight_files
 from store.layout.tensors import pick_device, torch_dtype
+from store.layout.tower_call import TowerCall
 from store.questions.exchange import (
     ENVIRONMENT,
     BatchImages,
@@ -83,18 +86,51 @@ class FullModel:
         except BadImage as bad:
             raise gone(bad, name, self.order.image_root) from None
 
-    def features(self, image: Image.Image) -> tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]:
-        """Return the stock projected features of one image, and the projector's input; None where there is no projector."""
-        pixels = {name: tensor.to(self.device) for name, tensor in self._processor(image).items()}
-        with _inputs_of(getattr(self.model.model, "multi_modal_projector", None)) as raw:
-            projected = self.model.get_image_features(**pixels, return_dict=True).pooler_output
-        return torch.cat(list(projected)), raw[0][0] if raw else None
+    def features(
+        self, images: Mapping[str, Pixels]
+    ) -> list[tuple[Float[Tensor, "patch embed"], Float[Tensor, "patch hidden"] | None]]:
+        """Return the stock projected features of images, by name, and the projector's input; None where there is no projector.
+
+        The tower is called as the store's was: with `tower_batch` images, of which other images of the order fill a short call,
+        because the number of images in a call may decide bits. Likewise the projector.
+        """
+        size, names = self.order.tower_batch, list(images)
+        made: list[tuple[Tensor, Tensor | None]] = []
+        for start in range(0, len(names), size):
+            called = names[start : start + size]
+            others = [pixels for name, pixels in self._others.items() if name not in called]
+            filling = [*others, *[images[called[-1]]] * size][: size - len(called)]
+            made += self._call([*(images[name] for name in called), *filling])[: len(called)]
+        return made
+
+    def _call(self, pictures: Sequence[Pixels]) -> list[tuple[Tensor, Tensor | None]]:
+        """Call the tower once, and the projector once or for each image."""
+        pixels = {name: torch.cat([picture[name] for picture in pictures]).to(self.device) for name in pictures[0]}
+        projector = getattr(self.model.model, "multi_modal_projector", None)
+        with _inputs_of(projector) as inputs:
+            projected = list(self.model.get_image_features(**pixels, return_dict=True).pooler_output)
+        if projector is None or not inputs:
+            return [(torch.cat(projected), None)] if len(pictures) == 1 else [(rows, None) for rows in projected]
+        raw = inputs[0]
+        if len(pictures) > self.order.projector_batch:
+            projected = [projector(raw[image : image + 1])[0] for image in range(len(raw))]
+        return list(zip(projected, raw, strict=True))
+
+    @cached_property
+    def _others(self) -> dict[str, Pixels]:
+        """The pictures that fill short calls, by name: of the first images of the order, as many as a call takes."""
+        named = {
+            name: sha for batch in self.order.batches for name, sha in zip(batch.images, batch.sha256, strict=True)
+        }
+        fillers = islice(named.items(), self.order.tower_batch if self.order.tower_batch > 1 else 0)
+        return {name: self._processor(self.image(name, sha)) for name, sha in fillers}
 
     @torch.no_grad()
     def answer(self, asked: BatchImages, prompts: Prompts) -> Reference:
-        """Answer one batch by stock generation; images are encoded one at a time, as a tower's bits may depend on its batch."""
-        images = (self.image(name, sha) for name, sha in zip(asked.images, asked.sha256, strict=True))
-        features, raw = zip(*(self.features(image) for image in images), strict=True)
+        """Answer one batch by stock generation, from features that are made as the store's were."""
+        images = zip(asked.images, asked.sha256, strict=True)
+        pictures = {name: self._processor(self.image(name, sha)) for name, sha in images}
+        features, raw = zip(*self.features(pictures), strict=True)
         self._require_slots(prompts, features[0])
         in_slots: Any = [features[image] for image in asked.of_question]
         generated = self.model.generate(
@@ -138,7 +174,7 @@ def run(folder: Path) -> None:
     batches = ProgressBar(zip(order.batches, prompts, strict=True), "baseline", len(prompts), unit="batches")
     for number, (asked, batch_prompts) in enumerate(batches):
         write_reference(folder, number, full.answer(asked, batch_prompts))
-    ran_on = environment(full.device, tower_batch=1, batch_invariant=True)
+    ran_on = environment(full.device, TowerCall(order.tower_batch, projector_images=order.projector_batch))
     (folder / ENVIRONMENT).write_text(json.dumps(ran_on, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,9 @@
 """Compare a store with the image files that it was made of, and with features that are encoded again, bit for bit."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ from configs.counted import counted
 from configs.experiment import Experiment
 from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
+from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
-from stage1_extract.sources import stored_sources
+from stage1_extract.sources import Sources, stored_sources
 from stage1_extract.sources.images import content_id
 from stage1_extract.work.decoding import decode
-from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
+from stage1_extract.work.open_encoder import OpenEncoder
 from store.layout.fingerprint import differences
 from store.layout.ids import printable
 from store.layout.tensors import from_storage, worker_devices
@@ -83,20 +86,13 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
     """
     store = FeatureStore.open(experiment.store_location)
     rows = spread_out(store, sample)
-    use_threads_of(store.plan)
-    opened = OpenEncoder.load(experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0])
+    opened = OpenEncoder.load(
+        experiment.with_arrays(store.arrays), worker_devices(experiment.model.device)[0], store.plan
+    )
     sources = stored_sources(experiment, store.plan, store.ids)
-    unequal: list[Unequal] = []
     changed: list[Changed] = []
-    for row in ProgressBar(rows, "encode again", unit="images"):
-        source = sources.rows[row]
-        pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
-        if isinstance(pixels, BadImage):
-            changed.append(Changed(source.names[0], pixels.reason))
-            continue
-        made = opened.encode([pixels])
-        compared = (_compare(store, name, row, made[name][0]) for name in store.arrays)
-        unequal += [difference for difference in compared if difference is not None]
+    pictures = _pictures(experiment, opened, sources, rows, changed)
+    unequal = list(_unequal(store, opened, pictures))
     prints = opened.fingerprints()
     numeric = {
         str(difference)
@@ -109,6 +105,30 @@ def encode_again(experiment: Experiment, sample: int) -> dict[str, Any]:
         "changed": [asdict(image) for image in changed],
         "other_environment": sorted(numeric),
     }
+
+
+def _pictures(
+    experiment: Experiment, opened: OpenEncoder, sources: Sources, rows: Sequence[int], changed: list[Changed]
+) -> Iterator[tuple[int, Pixels]]:
+    """Yield the rows whose images can be read, with what the image processor makes of each; add the others to `changed`."""
+    for row in ProgressBar(rows, "encode again", unit="images"):
+        source = sources.rows[row]
+        pixels = decode(source, sources, opened.encoder, experiment.extract.max_pixels)
+        if isinstance(pixels, BadImage):
+            changed.append(Changed(source.names[0], pixels.reason))
+        else:
+            yield row, pixels
+
+
+def _unequal(store: FeatureStore, opened: OpenEncoder, pictures: Iterable[tuple[int, Pixels]]) -> Iterator[Unequal]:
+    """Encode the pictures of some rows again, and yield what is not as it is stored; earlier pictures fill the last call."""
+    source, company = iter(pictures), list[Pixels]()
+    while called := list(islice(source, opened.batch)):
+        made = opened.encode(asked := [pixels for _, pixels in called], company)
+        company = asked
+        for number, (row, _) in enumerate(called):
+            compared = (_compare(store, name, row, made[name][number]) for name in store.arrays)
+            yield from (difference for difference in compared if difference is not None)
 
 
 def _compare(store: FeatureStore, name: str, row: int, made: NDArray[Any]) -> Unequal | None:

@@ -2,12 +2,12 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from stage1_extract.work.open_encoder import use_threads_of
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, pick_device, torch_dtype
+from store.layout.tower_call import call_of
 from store.projectors import Projector, build
 from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
@@ -35,7 +36,6 @@ CACHED_FORWARDS = 12
 """Number of forwards whose layers are all kept in memory, about 60 MB each for CLIP ViT-L/14-336 in float32."""
 CACHED_IMAGES = 64
 """Number of decoded images that are kept in memory."""
-BATCH_FIELDS = ("tower_batch", "batch_invariant")
 """Fields of a numeric fingerprint that can be ignored where the features do not depend on the batch."""
 CLOSE_EPS = 4
 SMALLEST_CLOSE = 1e-5
@@ -46,16 +46,25 @@ SMALLEST_CLOSE."""
 class Bench:
     """A store, the checkpoint that should have made it, and the store's images."""
 
-    def __init__(self, experiment: Experiment, store: FeatureStore) -> None:
+    def __init__(self, experiment: Experiment, store: FeatureStore, others: Sequence[int] = ()) -> None:
+        """Open checkpoint and images.
+
+        Args:
+            experiment: Names both.
+            store: The opened store.
+            others: Rows whose images fill the tower's calls up to the number of images that the store records.
+
+        """
         use_threads_of(store.plan)
         self.store = store
+        self._call, self._others = call_of(store.plan), tuple(others)
         self.asked: Dtype = experiment.model.dtype
         self.device = pick_device(experiment.model.device)
         self._experiment = experiment.with_arrays(name for name in store.arrays if name in NAMES)
         self._config = checkpoint_config(experiment.model)
         self._encoders: dict[Dtype, LlavaEncoder] = {}
         self.encoder = self.open(self.asked)
-        numeric = environment(self.device, 1, batch_invariant=True)
+        numeric = environment(self.device, self._call)
         own = own_code(self._experiment, self._config)
         self.expected = fingerprints(self._experiment, self._config, self.encoder, numeric, own)
         self.compute = compute_axis(self.stored_dtype(), self.asked)
@@ -145,7 +154,7 @@ class Bench:
         pixels = self.pixels(row, hypothesis)["pixel_values"]
         began = time.perf_counter()
         dtype = next(encoder.half.tower.parameters()).dtype
-        layers = encode_every_layer(encoder.half, pixels.to(self.device, dtype))
+        layers = encode_every_layer(encoder.half, self._filled(row, pixels).to(self.device, dtype)).first()
         layers.last_hidden_state.sum().item()  # waits for the device
         self.seconds, self.forwards = time.perf_counter() - began, self.forwards + 1
         self._forwards[key] = layers
@@ -164,7 +173,13 @@ class Bench:
         half = replace(encoder.half, arrays=frozenset({name}), selection=selection)
         dtype = next(half.tower.parameters()).dtype
         self.forwards += 1
-        return encode(half, pixels["pixel_values"].to(self.device, dtype))[name][0]
+        return encode(half, self._filled(row, pixels["pixel_values"]).to(self.device, dtype))[name][0]
+
+    def _filled(self, row: int, picture: Shaped[Tensor, "1 3 height width"]) -> Shaped[Tensor, "image 3 height width"]:
+        """Fill a call up to as many images as the store records, with other sampled images and then with the same again."""
+        lacking = self._call.images - 1 if self._call.exact else 0
+        others = [self.pixels(other, {})["pixel_values"] for other in self._others if other != row][:lacking]
+        return torch.cat([picture, *others, *[picture] * (lacking - len(others))])
 
     def projectors(self, hypothesis: Hypothesis) -> dict[str, Projector]:
         """Return the checkpoint's projector as `own`, and the store's as `stored` where it is another projector."""
@@ -196,12 +211,10 @@ class Bench:
         if name not in self.expected:
             return []
         ours, theirs = self.expected[name].numeric, self.store.fingerprint(name).numeric
-        if theirs.get("batch_invariant", True):
-            ours, theirs = (
-                {field: value for field, value in numeric.items() if field not in BATCH_FIELDS}
-                for numeric in (ours, theirs)
-            )
-        return [str(difference) for difference in differences(ours, theirs)]
+        elsewhere = [str(difference) for difference in differences(ours, theirs)]
+        if not self._call.exact:
+            elsewhere.append(f"tower_batch: {self._call.images} images at a time, whose bits depend on the batch")
+        return elsewhere
 
     def rounding(self, name: str) -> float:
         """Return the relative difference that another device may cause in an array; the coarsest dtype on the way decides."""

@@ -14,6 +14,7 @@ from stage1_extract.diagnose.evidence import Evidence
 from stage1_extract.diagnose.pictures import Pictures, affordable
 from stage1_extract.diagnose.search import Search
 from stage1_extract.diagnose.verdict import as_text, conclude
+from store.layout.tower_call import call_of
 from store.reading.reader import FeatureStore
 
 SOUND, WRONG = 0, 4
@@ -50,8 +51,8 @@ def run(
     rows = readable(store)
     for line in _other_dtypes(experiment, store):
         say(line)
-    bench = Bench(experiment, store)
     sampled = drawn(rows, sample, seed)
+    bench = Bench(experiment, store, drawn(rows, call_of(store.plan).images, seed))
     looked_at = rows if whole else sorted({*sampled, *drawn(rows, CHECKED, seed)})
     say(price(bench, looked_at))
     checked = check(bench, looked_at, sample)

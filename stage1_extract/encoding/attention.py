@@ -57,9 +57,12 @@ class AttentionTap:
 
 
 def cls_row(query: Tensor, key: Tensor) -> Float[Tensor, "image head token"]:
-    """Return the attention of the CLS row (row 0) to all rows, itself included: softmax(q_cls K^T / sqrt(head width))."""
-    scores = query[:, :, :1] @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    return torch.softmax(scores.squeeze(2), dim=-1)
+    """Return the attention of the CLS row (row 0) to all rows, itself included: softmax(q_cls K^T / sqrt(head width)).
+
+    Images are multiplied one by one: a product of one row for each of several images has other bits on some CPUs.
+    """
+    scores = [q[:, :1] @ k.transpose(-1, -2) for q, k in zip(query, key, strict=True)]
+    return torch.softmax(torch.stack(scores).squeeze(2) * query.shape[-1] ** -0.5, dim=-1)
 
 
 def cls_row_mean(query: Tensor, key: Tensor) -> Float[Tensor, "image token"]:
@@ -91,7 +94,8 @@ def whole_keys(query: Tensor, key: Tensor) -> Float[Tensor, "image token hidden"
 def whole_cls_row(query: Tensor, key: Tensor) -> Float[Tensor, "image token"]:
     """Return the attention of the CLS row as if there were a single head as wide as all: softmax(q_cls K^T / sqrt(hidden))."""
     rows, cls = whole_keys(query, key), whole_keys(key, query)[:, :1]
-    return torch.softmax((cls @ rows.transpose(-1, -2))[:, 0] * rows.shape[-1] ** -0.5, dim=-1)
+    scores = [c @ r.transpose(-1, -2) for c, r in zip(cls, rows, strict=True)]  # image by image, as in `cls_row`
+    return torch.softmax(torch.stack(scores)[:, 0] * rows.shape[-1] ** -0.5, dim=-1)
 
 
 def _attention(query: Tensor, key: Tensor) -> Float[Tensor, "head token token"]:

@@ -96,6 +96,14 @@ class EveryLayer:
     cls_attention: tuple[Float[Tensor, "image head patch"], ...]
     """By layer, as `encode` stores it; empty where the tower has no CLS row."""
 
+    def first(self) -> "EveryLayer":
+        """Return the first image's share, and let go of the others'."""
+        return EveryLayer(
+            tuple(state[:1].clone() for state in self.hidden_states),
+            self.last_hidden_state[:1].clone(),
+            tuple(layer[:1].clone() for layer in self.cls_attention),
+        )
+
 
 @torch.no_grad()
 def encode_every_layer(half: VisionHalf, pixels: Float[Tensor, "image 3 height width"]) -> EveryLayer:

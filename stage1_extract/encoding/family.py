@@ -54,6 +54,10 @@ class Encoder(ABC):
         """
         return ()
 
+    def projects_together(self, batch: Sequence[Pixels]) -> bool:
+        """Return whether the projector makes the same bits of a whole batch in one call as image by image."""
+        return False
+
     @abstractmethod
     def encode(self, batch: Sequence[Pixels]) -> dict[str, Float[Tensor, "image ..."]]:
         """Return the arrays of some images, from one forward of the tower."""

@@ -14,6 +14,7 @@ from stage1_extract.encoding.family import Encoder
 from store.layout.environment import torch_environment
 from store.layout.fingerprint import Fingerprint, source_name
 from store.layout.schema import PATCH_ORDER
+from store.layout.tower_call import TowerCall
 
 
 def fingerprints(
@@ -62,12 +63,11 @@ def _semantic(experiment: Experiment, config: Any, encoder: Encoder) -> dict[str
     }
 
 
-def environment(device: torch.device, tower_batch: int, batch_invariant: bool) -> dict[str, Any]:
+def environment(device: torch.device, call: TowerCall) -> dict[str, Any]:
     """Return the fields that decide whether another process can make the same bits."""
     return torch_environment(device) | {
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,
         "attention": ATTENTION,
-        "tower_batch": tower_batch,
-        "batch_invariant": batch_invariant,
+        **call.as_recorded(),
     }

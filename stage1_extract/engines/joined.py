@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from configs.experiment import Experiment
 from stage1_extract.sources import stored_sources
-from stage1_extract.work.open_encoder import OpenEncoder, use_threads_of
+from stage1_extract.work.open_encoder import OpenEncoder
 from stage1_extract.work.worker import Worker
 from store.layout.fingerprint import require_equal, spelt_as
 from store.layout.plan import read_plan
@@ -29,8 +29,7 @@ class Joined:
         self._failures = committed_failures(experiment.store_path, self.plan)
         self.ids = stored_ids(experiment.store_path, self.plan)
         self.sources = stored_sources(experiment, self.plan, self.ids)
-        use_threads_of(self.plan)
-        self.opened = OpenEncoder.load(experiment, device)
+        self.opened = OpenEncoder.load(experiment, device, self.plan)
         prints = spelt_as(self.opened.fingerprints(), self.plan.fingerprints)
         self._underived = left_to_derive(self.plan, prints)
         for name, fingerprint in prints.items():

@@ -121,6 +121,13 @@ class LlavaEncoder(Encoder):
         areas = {} if self._area is None else {IMAGE_AREA: torch.cat([pixels[IMAGE_AREA] for pixels in batch])}
         return encode(self.half, self._pixels(batch)) | areas
 
+    @torch.no_grad()
+    def projects_together(self, batch: Sequence[Pixels]) -> bool:
+        """Return whether the projector makes the same bits of a whole batch in one call as image by image."""
+        half = replace(self.half, arrays=frozenset({"raw", "projected"}), clip=None)
+        arrays = encode(half, self._pixels(batch))
+        return torch.equal(half.projector(arrays["raw"]), arrays["projected"])
+
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
         return torch.cat([pixels["pixel_values"] for pixels in batch]).to(self._device, self._dtype)
 

@@ -1,65 +1,88 @@
-"""An encoder on its device, with the batch size that keeps its features exact and fits into the device's memory."""
+"""An encoder on its device, called in the way that keeps its features exact and fits into the device's memory."""
 
-import logging
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from configs.counted import counted
 from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.encoding.fingerprint import environment, fingerprints
-from stage1_extract.errors import DeviceTooSmall
 from stage1_extract.find_family import find_family, own_code
+from stage1_extract.work.self_test import choose_way, follow_call, halved, noise, too_small
 from store.layout.environment import use_threads
 from store.layout.fingerprint import Fingerprint
 from store.layout.plan import Plan
+from store.layout.schema import default_shard_images
 from store.layout.tensors import pick_device, to_storage
+from store.layout.tower_call import TowerCall, call_of
 
 Arrays = dict[str, NDArray[Any]]
 """Values by array name, in storage dtype, with a leading image axis."""
-_log = logging.getLogger(__name__)
+
+
+AUTO_ON_GPU = 32
+"""Images per call on a GPU; more images per call were no faster there (docs/gpu-benchmarks.md)."""
+AUTO_ON_CPU = 4
+"""Images per call on a CPU; `python -m tests.benchmarks tower_batch` compares several numbers."""
 
 
 class OpenEncoder:
-    """A vision half on its device, and the number of images that one call of it may take."""
+    """A vision half on its device, and the way in which it is called."""
 
     @classmethod
-    def load(cls, experiment: Experiment, device_name: str) -> "OpenEncoder":
-        """Load the vision half of the experiment's checkpoint onto a device."""
+    def load(
+        cls, experiment: Experiment, device_name: str, stored: Plan | None = None, images: int | None = None
+    ) -> "OpenEncoder":  # fmt: skip
+        """Load the vision half of the experiment's checkpoint onto a device, and use as many CPU threads as the store did.
+
+        Args:
+            experiment: Names the checkpoint and the images per call.
+            device_name: The device, as `model.device` names it.
+            stored: The plan of the store that is gone on with or compared; None for a new store.
+            images: Number of images of a new store; `tower_batch: auto` is no larger than a shard of them.
+
+        Raises:
+            InexactDevice: (exit 4) This device cannot call the tower as the store records.
+            DeviceTooSmall: (exit 7) The device has too little memory for that.
+
+        """
+        if stored is not None:
+            use_threads_of(stored)
         config, device = checkpoint_config(experiment.model), pick_device(device_name)
         family = find_family(config, experiment.model.vision_family)
-        return cls(experiment, config, family.open(experiment, config, device), device)
+        encoder = family.open(experiment, config, device)
+        batch = _images_per_call(experiment, encoder, device, stored, images)
+        return cls(experiment, config, encoder, device, batch, None if stored is None else call_of(stored))
 
-    def __init__(self, experiment: Experiment, config: Any, encoder: Encoder, device: torch.device) -> None:
-        """Choose the batch size: 1 on a device whose bits depend on the batch, unless extract.exact_batch is false."""
+    def __init__(
+        self, experiment: Experiment, config: Any, encoder: Encoder, device: torch.device, batch: int,
+        recorded: TowerCall | None = None,
+    ) -> None:  # fmt: skip
+        """Find out by the self-test how the tower is called; a store that is gone on with has `recorded` it."""
         self.experiment, self.config, self.encoder, self.device = experiment, config, encoder, device
-        asked = experiment.extract.tower_batch
-        self.invariant = batch_invariant(self.encoder, asked)
-        self.batch = asked if self.invariant or not experiment.extract.exact_batch else 1
-        if not self.invariant:
-            _log.warning(
-                "note: on this device the tower's features depend on the batch; %s",
-                "images are encoded one at a time; extract.exact_batch: false trades exactness for speed"
-                if self.batch == 1
-                else f"images are encoded {self.batch} at a time as asked for, so parity may be close instead of exact",
-            )
+        self._way = (
+            choose_way(encoder, batch, device) if recorded is None else follow_call(encoder, batch, device, recorded)
+        )
 
     @property
-    def alone_as_in_company(self) -> bool:
-        """Whether an image has the same features whichever other images it is encoded with."""
-        return self.invariant or self.batch == 1
+    def batch(self) -> int:
+        """Images per call of the tower."""
+        return self._way.batch
+
+    @property
+    def call(self) -> TowerCall:
+        """What a store records of the calls."""
+        return self._way.call
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Return the fingerprint of each array. The recorded batch is 1 where no batch changes a bit."""
-        recorded = 1 if self.invariant else self.batch
-        numeric = environment(self.device, recorded, self.alone_as_in_company)
-        return fingerprints(self.experiment, self.config, self.encoder, numeric, own_code(self.experiment, self.config))
+        """Return the fingerprint of each array."""
+        numeric, own = environment(self.device, self.call), own_code(self.experiment, self.config)
+        return fingerprints(self.experiment, self.config, self.encoder, numeric, own)
 
     def side_costs(self) -> list[str]:
         """Measure, on noise, how much time the arrays beside the features cost; an empty list where no such array is made."""
@@ -71,52 +94,56 @@ class OpenEncoder:
             f"{min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
         ]
 
-    def encode(self, batch: Sequence[Pixels]) -> Arrays:
-        """Encode some images. After the device has run out of memory, this and all later calls use smaller batches."""
-        parts: list[Arrays] = []
+    def encode(self, batch: Sequence[Pixels], company: Sequence[Pixels] = ()) -> Arrays:
+        """Encode some images as `launch` does, and wait for the arrays."""
+        return {name: to_storage(values) for name, values in self.launch(batch, company).items()}
+
+    def launch(self, batch: Sequence[Pixels], company: Sequence[Pixels] = ()) -> dict[str, Tensor]:
+        """Encode some images, and return the arrays on the device, where the work may still be queued.
+
+        A call that must have a fixed number of images is filled up, by images of `company` and then by its own last image, of
+        which nothing is returned. After the device has run out of memory, this and all later calls use smaller batches where
+        any batch may be used.
+
+        Raises DeviceTooSmall (exit 7) where another number of images would make other bits.
+        """
+        parts: list[dict[str, Tensor]] = []
         waiting = list(batch)
         while waiting:
-            now = waiting[: self.batch]
+            now = self._next_call(waiting)
+            filling = [*company, *[now[-1]] * self.batch][: self.batch - len(now)] if self._way.filled else []
             try:
-                encoded = self.encoder.encode(now)
+                encoded = self.encoder.encode([*now, *filling])
             except torch.OutOfMemoryError:
-                self._halve()
+                self._use_less_memory()
                 continue
-            parts.append({name: to_storage(values) for name, values in encoded.items()})
+            parts.append({name: values[: len(now)] for name, values in encoded.items()})
             waiting = waiting[len(now) :]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _halve(self) -> None:
-        if self.batch == 1 or (not self.invariant and not self.experiment.extract.exact_batch):
-            raise DeviceTooSmall(
-                f"expected memory for {counted(self.batch, 'image')} at a time on {self.device}, there is too little: free the "
-                "device, or lower --tower-batch"
-            )
-        self.batch //= 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        _log.warning("note: %s is out of memory, going on with %s at a time", self.device, counted(self.batch, "image"))
+    def _next_call(self, waiting: list[Pixels]) -> list[Pixels]:
+        """Take the images of the next call: a whole batch or, where any batch may be used, one image, as in the self-test."""
+        whole = len(waiting) >= self.batch or self._way.filled or not self.call.exact
+        return waiting[: self.batch if whole else 1]
 
-
-@torch.no_grad()
-def batch_invariant(encoder: Encoder, tower_batch: int) -> bool:
-    """Return whether noise images have the same bits alone and in batches of `tower_batch`, half of it, and so on.
-
-    Where the bits differ, the full model, which sees images in other batches, can only be close to the store, not equal.
-    """
-    if tower_batch == 1:
-        return True
-    pixels = noise(encoder, tower_batch)
-    alone = {name: to_storage(values) for name, values in encoder.encode(pixels[:1]).items()}
-    sizes = {tower_batch >> halvings for halvings in range(tower_batch.bit_length() - 1)}
-    batches = [encoder.encode(pixels[:size]) for size in sorted(sizes)]
-    return all(np.array_equal(to_storage(batch[name][:1]), alone[name]) for batch in batches for name in alone)
+    def _use_less_memory(self) -> None:
+        if self.batch == 1 or self.call.images > 1:
+            raise too_small(self.batch, self.device)
+        batch = halved(self.batch, self.device)
+        self._way = follow_call(self.encoder, batch, self.device, self.call)
 
 
-def noise(encoder: Encoder, images: int) -> list[Pixels]:
-    """Return the pixel values of images of random noise, always the same ones."""
-    drawn = np.random.default_rng(0).integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)
-    return [encoder.preprocess(Image.fromarray(image)) for image in drawn]
+def _images_per_call(
+    experiment: Experiment, encoder: Encoder, device: torch.device, stored: Plan | None, images: int | None
+) -> int:
+    """Return `extract.tower_batch`, or what `auto` stands for."""
+    asked, auto = experiment.extract.tower_batch, AUTO_ON_GPU if device.type == "cuda" else AUTO_ON_CPU
+    if asked != "auto":
+        return asked
+    if stored is not None:
+        return min(auto, stored.shard_images)
+    of_shard = experiment.store.shard_images or default_shard_images(encoder.description.arrays, images or auto)
+    return min(auto, of_shard)
 
 
 def use_threads_of(plan: Plan) -> None:

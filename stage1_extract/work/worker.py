@@ -101,7 +101,7 @@ class Worker:
         for shard in shards:
             lease = self.writer.claim(shard)
             if lease is not None:
-                kept = self.writer.kept(shard) if self.opened.alone_as_in_company else KeptRows()
+                kept = self.writer.kept(shard) if self.opened.call.exact else KeptRows()
                 self._kept[shard] = kept
                 self._leases.append(lease)
                 yield from (row for row in self.writer.plan.rows(shard) if row not in kept.rows)

@@ -20,6 +20,7 @@ from stage2_prune.find_family import open_text
 from stage2_prune.parity.findings import AskedBatch
 from stage2_prune.session.features import Features
 from store.layout.fingerprint import differences
+from store.layout.tower_call import FIELDS, call_in, call_of
 from store.questions.exchange import ENVIRONMENT, Prompts, ReferenceRequest, write_order
 
 STANDARD_ERROR = 2
@@ -51,7 +52,7 @@ def ask_full_model(
 
 def _order(experiment: Experiment, features: Features, batches: Sequence[AskedBatch]) -> ReferenceRequest:
     """Describe to the reference process which model answers which batches, and where the images are."""
-    text = open_text(experiment.model)
+    text, call = open_text(experiment.model), call_of(features.store.plan)
     model = experiment.model
     return ReferenceRequest(
         checkpoint=str(Path(model.checkpoint).resolve()) if Path(model.checkpoint).is_dir() else model.checkpoint,
@@ -68,6 +69,8 @@ def _order(experiment: Experiment, features: Features, batches: Sequence[AskedBa
         max_new_tokens=experiment.eval.max_new_tokens,
         eos_token_ids=text.eos_token_ids,
         pad_token_id=text.pad_token_id,
+        tower_batch=call.images if call.exact else 1,
+        projector_batch=call.projector_images,
         batches=tuple(batch.asked for batch in batches),
     )
 
@@ -85,8 +88,7 @@ def _price(features: Features, batches: Sequence[AskedBatch], folder: Path) -> s
 
 def _numeric_notes(stored: Mapping[str, Any], ran_on: Mapping[str, Any]) -> list[str]:
     """Explain why bits may differ although everything means the same: other versions, another device, another batch."""
-    ignored = {"tower_batch", "batch_invariant"}
-    ours, theirs = ({k: v for k, v in numeric.items() if k not in ignored} for numeric in (stored, ran_on))
+    ours, theirs = ({k: v for k, v in numeric.items() if k not in FIELDS} for numeric in (stored, ran_on))
     notes = [
         f"the store was made elsewhere ({difference.field}: {difference.expected!r}, now {difference.found!r})"
         for difference in differences(ours, theirs)
@@ -95,9 +97,9 @@ def _numeric_notes(stored: Mapping[str, Any], ran_on: Mapping[str, Any]) -> list
     notes += [
         f"`projected` was derived from features made elsewhere ({k}: {v!r})" for k, v in ours.get("raw", {}).items()
     ]
-    if not stored.get("batch_invariant", True):
+    if not (call := call_in(stored)).exact:
         notes.append(
-            f"the store was encoded {stored['tower_batch']} images at a time on a device where that changes bits: "
-            "parity may be only close; extract with --tower-batch 1 for equal bits"
+            f"the store was encoded {call.images} images at a time by an earlier version, on a device where that changes bits: "
+            "parity may be only close; extract with --overwrite for equal bits"
         )
     return notes

@@ -63,6 +63,10 @@ class ReferenceRequest(BaseModel):
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    tower_batch: int = 1
+    """Images per call of the vision tower, as the store's features were made."""
+    projector_batch: int = 1
+    """Images per call of the projector, likewise: `tower_batch`, or 1."""
     batches: tuple[BatchImages, ...]
 
 
@@ -80,7 +84,7 @@ class Reference:
     """The results of the full model on one batch."""
 
     image_features: Float[Tensor, "image patch embed"]
-    """The result of stock `get_image_features`, called on one image at a time."""
+    """The result of stock `get_image_features`, called with as many images as the store's features were made with."""
     raw: Float[Tensor, "image patch hidden"] | None
     """The input of the model's projector; None where the model has no part of that name."""
     logits: Float[Tensor, "question step vocab"]

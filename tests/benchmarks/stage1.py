@@ -33,12 +33,12 @@ def tiny(folder: Path) -> dict[str, float]:
 
 def real_geometry(folder: Path) -> dict[str, float]:
     """On CLIP ViT-L/14-336 and the projector 1024 -> 4096 -> 4096, random weights."""
-    return _compare(folder, _vision_half(folder / "checkpoint"), images=8, rounds=3)
+    return _compare(folder, vision_half(folder / "checkpoint"), images=8, rounds=3)
 
 
 def _compare(folder: Path, checkpoint: Path, images: int, rounds: int) -> dict[str, float]:
     _photos(folder / "images", images)
-    wanted = _experiment(folder, checkpoint)
+    wanted = experiment_on(folder, checkpoint)
     config = checkpoint_config(wanted.model)
     encoder = find_family(config).open(wanted, config, torch.device("cpu"))
     batches = _ready(encoder, folder / "images")
@@ -84,7 +84,7 @@ def _extract(experiment: Experiment, encoder: Any) -> tuple[float, float]:
     sources = find_sources(experiment)
     plan = plan_for(experiment, sources, encoder.description, {})
     with StoreWriter.open(experiment.store_path, plan, sources.ids(), encoder.projector) as writer:
-        opened = OpenEncoder(experiment, None, encoder, torch.device("cpu"))
+        opened = OpenEncoder(experiment, None, encoder, torch.device("cpu"), TOWER_BATCH)
         wall, cpu = time.perf_counter(), time.process_time()
         Worker(experiment, writer, sources, opened, "benchmark").extract(writer.missing_shards(), allowed=0)
         return time.perf_counter() - wall, time.process_time() - cpu
@@ -116,7 +116,7 @@ def _photos(folder: Path, count: int) -> None:
         coarse.save(folder / f"{number:04d}.jpg", quality=90)
 
 
-def _experiment(folder: Path, checkpoint: Path) -> Experiment:
+def experiment_on(folder: Path, checkpoint: Path) -> Experiment:
     return Experiment.model_validate(
         {
             "name": "bench",
@@ -128,7 +128,7 @@ def _experiment(folder: Path, checkpoint: Path) -> Experiment:
     )
 
 
-def _vision_half(folder: Path) -> Path:
+def vision_half(folder: Path) -> Path:
     """A checkpoint without a language model's weights: stage 1 does not open them."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
