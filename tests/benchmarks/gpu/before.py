@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-CARD = "NVIDIA H200, 141 GB"
+CARD = "NVIDIA H200 of 141 GB"
 _TOWER = {
     1: (56, 60, 31), 8: (486, 457, 85), 32: (915, 881, 105), 64: (938, 892, 103),
 }  # fmt: skip
@@ -45,12 +45,22 @@ def worker_gets(images: int) -> str:
 
 def prefill(questions: int, kept: int) -> str:
     """Name the row of a prefill."""
-    return f"{questions} at once, {kept} visual tokens"
+    return f"{kept} visual tokens, {questions} at once"
+
+
+def bound(questions: int, kept: int) -> str:
+    """Name the row of the least that a prefill can take."""
+    return f"{kept} visual tokens, roofline, {questions} at once"
 
 
 def speed_up(questions: int, kept: int, kind: str) -> str:
     """Name the row of a speed-up."""
-    return f"{questions} at once, {kept} visual tokens: times as fast, {kind}"
+    return f"times as fast with {kept} visual tokens, {kind}, {questions} at once"
+
+
+def evaluating(kept: int, answer: int, questions: int) -> str:
+    """Name the row of an evaluation."""
+    return f"{kept} visual tokens, {answer} tokens an answer, {questions} at once"
 
 
 def selecting(method: str, images: int) -> str:
@@ -92,7 +102,7 @@ BEFORE: dict[tuple[str, str], Figure] = {
     ("training", FORWARD): Figure(0.235, "s"),
     ("training", BACKWARD): Figure(0.295, "s"),
     ("training", SHARE): Figure(0.39, ""),
-    ("evaluation", "576 visual tokens, 1 at once, 16 tokens an answer"): Figure(1.25, "questions/s"),
+    ("evaluation", evaluating(576, 16, 1)): Figure(1.25, "questions/s"),
     ("selectors", LAYER): Figure(0.98, "ms/image"),
     **{("selectors", selecting(method, 1)): Figure(ms, "ms/image") for method, ms in _SELECTORS.items()},
     **{("selectors", selecting(method, 32)): Figure(ms, "ms/image") for method, ms in _SELECTORS_OF_32.items()},

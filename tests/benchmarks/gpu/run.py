@@ -17,9 +17,11 @@ from tests.benchmarks.gpu.clock import at_most
 from tests.benchmarks.gpu.page import TITLES
 from tests.benchmarks.gpu.place import Place
 from tests.benchmarks.gpu.rows import Rows
-from tests.benchmarks.gpu.scale import quick, real
+from tests.benchmarks.gpu.scale import Scale, quick, real
 
 PARTS = tuple(part for part in TITLES if part != "made")
+SPACE = 25e9
+"""Bytes that a run takes in its folder: 13 GB of weights, 6 GB of features, photographs, and what parity writes."""
 PART_SECONDS = 180.0
 """A part that takes longer is stopped, so that the others have their turn."""
 
@@ -37,6 +39,7 @@ def main(description: str) -> None:
     )
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
+    _require_space(folder, scale)
     failed: list[str] = []
     try:
         place = Place(folder.resolve(), scale)
@@ -89,6 +92,14 @@ def _card(device: torch.device) -> str:
         sys.exit("expected a GPU, torch finds none: use --quick to see on the CPU whether everything runs")
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+
+
+def _require_space(folder: Path, scale: Scale) -> None:
+    free = shutil.disk_usage(folder).free
+    if scale.device.type != "cpu" and free < SPACE and not (folder / "checkpoint").is_dir():
+        sys.exit(
+            f"expected {SPACE / 1e9:.0f} GB of free space in {folder}, it has {free / 1e9:.0f}: name another --folder"
+        )
 
 
 def _measured(part: str, place: Place, rows: Rows, seconds: float) -> bool:

@@ -10,6 +10,7 @@ from stage2_prune.evaluation.evaluate import answer, bind
 from stage2_prune.session.choose import choose
 from stage2_prune.session.session import Session
 from store.questions.question import Question
+from tests.benchmarks.gpu import before
 from tests.benchmarks.gpu.place import Place
 from tests.benchmarks.gpu.rows import Rows
 
@@ -23,9 +24,9 @@ def measure(place: Place, rows: Rows) -> None:
     asked = questions_of(session.experiment, "test")
     for method, kept in (("keep_all", scale.patches), (PRUNED, scale.few)):
         for size in scale.questions:
-            some = asked[: min(len(asked), max(8, 4 * size))]
+            some = asked[: min(len(asked), 4 * size)]
             rate = _rate(place, session, method, some, batch_size=size)
-            what = f"{kept} visual tokens, {size} at once, {scale.new_tokens} tokens an answer"
+            what = before.evaluating(kept, scale.new_tokens, size)
             rows.add("evaluation", what, rate, "questions/s")
     if "share_prefix" not in EvalSection.model_fields:
         rows.say("evaluation", "shared prefixes are not measured: `eval.share_prefix` is not there")

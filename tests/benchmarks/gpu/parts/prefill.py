@@ -24,9 +24,12 @@ def measure(place: Place, rows: Rows) -> None:
             batch = inputs(place, language, questions, kept)
             seconds[kept] = place.clock.median(lambda batch=batch: forward(language, batch), scale.rounds)
             bounds[kept] = predict(language, place.peaks, questions, kept)
-            name = before.prefill(questions, kept)
-            rows.add("prefill", name, 1000 * seconds[kept], "ms")
-            rows.add("prefill", f"{name}: bound by {bounds[kept].binds}", 1000 * bounds[kept].roofline, "ms")
+            rows.add("prefill", before.prefill(questions, kept), 1000 * seconds[kept], "ms")
+            rows.add("prefill", before.bound(questions, kept), 1000 * bounds[kept].roofline, "ms")
+            if bounds[kept].bytes > bounds[kept].flops:
+                rows.say(
+                    "prefill", f"memory binds the roofline at {before.prefill(questions, kept)}, elsewhere arithmetic"
+                )
         whole, few = scale.kept[0], scale.few
         for kind, faster in {
             "measured": seconds[whole] / seconds[few],
@@ -43,7 +46,6 @@ class Predicted:
     def __init__(self, flops: float, moved: float, peaks: Peaks) -> None:
         self.flops, self.bytes = flops / peaks.flops, moved / peaks.bytes
         self.roofline = max(self.flops, self.bytes)
-        self.binds = "arithmetic" if self.flops > self.bytes else "memory"
 
 
 def predict(language: Language, peaks: Peaks, questions: int, kept: int) -> Predicted:

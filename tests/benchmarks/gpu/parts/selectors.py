@@ -83,7 +83,7 @@ def _judge(place: Place, rows: Rows, names: list[str], images: int) -> None:
         rows.say("selectors", "what a prefill saves is not known here: run the part `prefill` in the same run")
         return
     saved = (whole - pruned) / images
-    rows.add("selectors", f"saved by {scale.middle} tokens, {images} questions at once", saved, "ms/question")
+    rows.add("selectors", f"what the prefill saves with {scale.middle} tokens, {images} at once", saved, "ms/image")
     costs = {name: rows.value("selectors", before.selecting(name, images)) for name in names}
     dear = [name for name, cost in costs.items() if cost is not None and cost > saved]
     verdict = f"cost more than that: {', '.join(dear)}" if dear else "no method costs more than that"
