@@ -37,8 +37,8 @@ _PENDING = """The figures *after* are still to be measured: no GPU was at hand s
 page with both.
 """
 _BEFORE = f"""The figures *before* were measured before the pipeline was built for GPUs, on one {CARD}, with 16 cores,
-torch 2.11 with CUDA 13 and transformers 5.23. That machine's processor launches kernels slowly, so what is bound by launches there
-is less so elsewhere, but never free. A cell is empty where nothing was measured.
+torch 2.11 with CUDA 13 and transformers 5.23. That machine's processor launches kernels slowly, so what is bound by launches
+there is less so elsewhere, but never free. A cell is empty where nothing was measured.
 """
 _COLUMN = re.compile(r"(.+), (\d+ (?:at once|a call))")
 """Rows that differ by how much is done at once stand in one table, side by side."""

@@ -33,13 +33,14 @@ def main(description: str) -> None:
     scale = quick(**dtype) if arguments.quick else real(**dtype)
     card = _card(scale.device)
     rows = Rows(card, arguments.out, compare=not arguments.quick)
-    rows.recall(arguments.parts)
+    rows.recall(("made", *arguments.parts))
     print(
         f"{card}; Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     _require_space(folder, scale)
+    os.environ["ENCODE_ONCE_CACHE"] = str(folder.resolve() / "cache")  # not the user's
     failed: list[str] = []
     try:
         place = Place(folder.resolve(), scale)
@@ -108,15 +109,16 @@ def _measured(part: str, place: Place, rows: Rows, seconds: float) -> bool:
     try:
         with at_most(seconds):
             import_module(f"tests.benchmarks.gpu.parts.{part}").measure(place, rows)
-        print(f"{part:<11} took {time.perf_counter() - begun:.1f} s", flush=True)
-        return True
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "tests/benchmarks/gpu" not in f.filename]
         last = (frames or traceback.extract_tb(error.__traceback__))[-1]
         words = " ".join(f"{type(error).__name__}: {error}".split())
         rows.say(part, f"failed: {words[:300]} ({Path(last.filename).name}:{last.lineno})")
         traceback.print_exception(error, file=sys.stderr)
-        place.release()
-        return False
-    finally:
+    else:
+        print(f"{part:<11} took {time.perf_counter() - begun:.1f} s", flush=True)
         rows.keep()
+        return True
+    place.release()  # only here, as the error held on to whatever its frames held
+    rows.keep()
+    return False

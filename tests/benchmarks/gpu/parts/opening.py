@@ -24,6 +24,7 @@ def measure(place: Place, rows: Rows) -> None:
         opened = time.perf_counter()
         assert session.conditions
         identified = time.perf_counter()
+        rows.add("opening", f"{turn} opening of a run", identified - begun, "s")
         rows.add("opening", f"{turn} opening of a run, beyond loading", identified - begun - loading, "s")
         if turn == "first":
             rows.add("opening", before.DIGEST, identified - opened, "s")

@@ -21,6 +21,7 @@ SLOW = 0.5
 @torch.no_grad()
 def measure(place: Place, rows: Rows) -> None:
     """Measure all methods at one budget, at every number of images at once."""
+    place.release()
     shapes, methods = _shapes(place), plugin.find_all(pruners, Pruner)
     found = {name: kind for name, kind in methods.items() if kind.place == "before_llm"}
     broken: dict[str, str] = {}

@@ -14,10 +14,13 @@ from store.questions.question import Question
 from tests.benchmarks.gpu import before
 from tests.benchmarks.gpu.making import TRAINED_QUESTIONS
 from tests.benchmarks.gpu.parts.evaluation import questions_of
+from tests.benchmarks.gpu.parts.prefill import forward, inputs, predict
 from tests.benchmarks.gpu.place import Place
 from tests.benchmarks.gpu.rows import Rows
 
 IMAGES = 5
+PREFILLED = 8
+"""Questions at once of the prefill whose rate is the yardstick."""
 
 
 def measure(place: Place, rows: Rows) -> None:
@@ -36,9 +39,11 @@ def measure(place: Place, rows: Rows) -> None:
         )
     rows.add("training", before.FORWARD, forward, "s")
     rows.add("training", before.BACKWARD, step - forward, "s")
-    bound = _flops(session, lessons, place.scale.patches) / place.peaks.flops
-    rows.add("training", "FLOPs bound of it, at the measured peak of matrix products", bound, "s")
+    flops = _flops(session, lessons, place.scale.patches)
+    bound = flops / _rate_of_prefill(place, session)
+    rows.add("training", f"FLOPs bound of it, at the rate of a prefill of {PREFILLED}", bound, "s")
     rows.add("training", before.SHARE, bound / step)
+    rows.add("training", "the same share, at the measured peak of matrix products", flops / place.peaks.flops / step)
 
 
 def _trainer(session: Session, asked: list[Question]) -> Trainer:
@@ -58,6 +63,15 @@ class _ForwardOnly(torch.amp.GradScaler):
 def _forward(place: Place, session: Session, pruner: TrainedPruner, batch: FeatureBatch, lessons: list[Lesson]) -> None:
     scaler = _ForwardOnly(place.device.type, enabled=False)
     accumulate_gradients(session.language, pruner, batch, lessons, place.scale.few, 0.0, scaler)
+
+
+@torch.no_grad()
+def _rate_of_prefill(place: Place, session: Session) -> float:
+    """Return the operations per second of a prefill that is not bound by launches: the language model's own best."""
+    language, patches = session.language, place.scale.patches
+    batch = inputs(place, language, PREFILLED, patches)
+    seconds = place.clock.median(lambda: forward(language, batch), place.scale.rounds)
+    return predict(language, place.peaks, PREFILLED, patches).flops * place.peaks.flops / seconds
 
 
 def _flops(session: Session, lessons: list[Lesson], patches: int) -> float:
