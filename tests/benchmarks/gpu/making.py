@@ -17,8 +17,6 @@ from store.checkpoint.weights import INDEX
 from tests.benchmarks.gpu.scale import Scale
 from tests.helpers.checkpoints import WORDS, save_processor
 
-SHARD_BYTES = 2_000_000_000
-"""Bytes of a file of weights."""
 QUESTION_WORDS = 54
 """Words of a question: with the template around them, a prompt has about 60 text tokens."""
 SHARED_QUESTIONS = 30
@@ -57,7 +55,7 @@ def make_checkpoint(folder: Path, scale: Scale) -> None:
 def _write_weights(folder: Path, shapes: dict[str, Tensor], scale: Scale) -> None:
     """Write the weights of a model that has only shapes so far, a few files at a time."""
     torch.manual_seed(0)
-    groups = list(_grouped(shapes, torch.finfo(scale.torch_dtype).bits // 8))
+    groups = list(_grouped(shapes, scale.file_numbers))
     files: dict[str, str] = {}
     with ThreadPoolExecutor(3) as pool:
         writing = []
@@ -72,16 +70,16 @@ def _write_weights(folder: Path, shapes: dict[str, Tensor], scale: Scale) -> Non
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}))
 
 
-def _grouped(shapes: dict[str, Tensor], itemsize: int) -> Iterator[list[str]]:
-    """Group the names of tensors by file."""
+def _grouped(shapes: dict[str, Tensor], most: int) -> Iterator[list[str]]:
+    """Group the names of tensors by file, with at most so many numbers in a file of several tensors."""
     names: list[str] = []
-    size = 0
+    numbers = 0
     for name, shape in shapes.items():
-        if names and size + shape.numel() * itemsize > SHARD_BYTES:
+        if names and numbers + shape.numel() > most:
             yield names
-            names, size = [], 0
+            names, numbers = [], 0
         names.append(name)
-        size += shape.numel() * itemsize
+        numbers += shape.numel()
     yield names
 
 

@@ -16,6 +16,8 @@ class Scale:
     dtype: str
     vision: CLIPVisionConfig
     text: LlamaConfig
+    file_numbers: int
+    """Weights of a file of the checkpoint."""
     photos: int
     """Images of the store."""
     shard_images: int | None
@@ -71,8 +73,8 @@ def real(dtype: str = "float16") -> Scale:
             vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
             num_key_value_heads=32, max_position_embeddings=4096, **_IDS,
         ),
-        photos=1024, shard_images=None, tower_batches=(1, 8, 32, 64), tower_batch=32, parity_questions=12,
-        kept=(576, 192, 128, 64, 32), few=64, middle=192, questions=(1, 8, 32), asked=128, new_tokens=16, rounds=5,
+        file_numbers=1_000_000_000, photos=1024, shard_images=None, tower_batches=(1, 8, 32, 64), tower_batch=32,
+        parity_questions=12, kept=(576, 192, 128, 64, 32), few=64, middle=192, questions=(1, 8, 32), asked=128, new_tokens=16, rounds=5,
     )  # fmt: skip
 
 
@@ -88,6 +90,6 @@ def quick(dtype: str = "float32") -> Scale:
             vocab_size=2 * len(WORDS), hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=4, max_position_embeddings=1024, **_IDS,
         ),
-        photos=24, shard_images=8, tower_batches=(1, 4, 8), tower_batch=8, parity_questions=4,
+        file_numbers=20_000, photos=24, shard_images=8, tower_batches=(1, 4, 8), tower_batch=8, parity_questions=4,
         kept=(16, 8, 4, 2), few=4, middle=8, questions=(1, 2, 4), asked=8, new_tokens=2, rounds=1,
     )  # fmt: skip
