@@ -74,7 +74,8 @@ def real(dtype: str = "float16") -> Scale:
             num_key_value_heads=32, max_position_embeddings=4096, **_IDS,
         ),
         file_numbers=1_000_000_000, photos=1024, shard_images=None, tower_batches=(1, 8, 32, 64), tower_batch=32,
-        parity_questions=12, kept=(576, 192, 128, 64, 32), few=64, middle=192, questions=(1, 8, 32), asked=128, new_tokens=16, rounds=5,
+        parity_questions=12, kept=(576, 192, 128, 64, 32), few=64, middle=192, questions=(1, 8, 32), asked=128,
+        new_tokens=16, rounds=5,
     )  # fmt: skip
 
 
