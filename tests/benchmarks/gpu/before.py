@@ -38,9 +38,14 @@ def encoded(images: int) -> str:
     return f"`encode`, with the arrays beside the features, {images} a call"
 
 
+def launched(images: int) -> str:
+    """Name the row of what a worker launches, before features are copied to host memory."""
+    return f"from pixels in host memory, features on the device (`OpenEncoder.launch`), {images} a call"
+
+
 def worker_gets(images: int) -> str:
     """Name the row of what a worker gets."""
-    return f"what a worker gets (`OpenEncoder.encode`), {images} a call"
+    return f"the same, features in host memory (`OpenEncoder.encode`), {images} a call"
 
 
 def prefill(questions: int, kept: int) -> str:

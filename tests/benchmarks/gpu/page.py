@@ -14,7 +14,6 @@ from tests.benchmarks.gpu.before import BEFORE, CARD, before
 TITLES = {
     "made": "What is measured on",
     "stage1": "Stage 1: the tower",
-    "ring": "Stage 1: from the device to host memory",
     "extract": "Stage 1: a whole extraction",
     "parity": "Parity",
     "opening": "Opening a run",

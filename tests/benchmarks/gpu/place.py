@@ -11,10 +11,10 @@ import torch
 
 from configs.experiment import Experiment, ExtractSection
 from stage1_extract.extract import extract
+from stage2_prune.language.roofline import Peaks, device_peaks
 from stage2_prune.session.session import Session, open_session
 from tests.benchmarks.gpu.clock import Clock
 from tests.benchmarks.gpu.making import make_checkpoint, make_photos, make_questions
-from tests.benchmarks.gpu.peaks import Peaks, measure_peaks
 from tests.benchmarks.gpu.scale import Scale
 
 NEEDS = frozenset({"raw", "cls_attention"})
@@ -70,7 +70,7 @@ class Place:
     @cached_property
     def peaks(self) -> Peaks:
         """What the device reaches at best, measured."""
-        return measure_peaks(self.clock, self.scale.torch_dtype)
+        return device_peaks(self.device, self.scale.torch_dtype)
 
     def experiment(self, run: str = "run", **sections: dict[str, Any]) -> Experiment:
         """Return the config of a run folder, with the fields of some sections in place of the usual values."""

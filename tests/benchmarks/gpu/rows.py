@@ -31,7 +31,7 @@ class Rows:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         self.rows.append(Shown(part, what, shown, unit, self.card))
         beside = f"   (before: {known})" if self.compare and (known := before(part, what)) else ""
-        print(f"{part:<11} {what:<66} {shown:>10} {unit}{beside}", flush=True)
+        print(f"{part:<11} {what:<88} {shown:>10} {unit}{beside}", flush=True)
 
     def say(self, part: str, sentence: str) -> None:
         """Print a sentence about a part and keep it."""

@@ -55,8 +55,6 @@ class Scale:
 
 TEXT_TOKENS = 60
 """Text tokens of a measured prompt."""
-BEFORE = 35
-"""How many of them stand before the image."""
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 

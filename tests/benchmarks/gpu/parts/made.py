@@ -15,5 +15,5 @@ def measure(place: Place, rows: Rows) -> None:
     photos = len(list(place.photos.iterdir()))
     rows.add("made", f"{photos} photographs", time.perf_counter() - begun, "s")
     assert place.questions.is_file()
-    rows.add("made", "peak of matrix products, measured", place.peaks.flops / 1e12, "TFLOP/s")
-    rows.add("made", "peak of the device's memory, measured", place.peaks.bytes / 1e12, "TB/s")
+    rows.add("made", "peak of matrix products, measured", place.peaks.flops_per_second / 1e12, "TFLOP/s")
+    rows.add("made", "peak of the device's memory, measured", place.peaks.bytes_per_second / 1e12, "TB/s")

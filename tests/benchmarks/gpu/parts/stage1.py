@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stage1_extract.encoding.encode import encode
-from stage1_extract.encoding.family import Pixels
+from stage1_extract.encoding.family import Encoder, Pixels
 from stage1_extract.sources.images import decode_image
 from stage1_extract.work.open_encoder import OpenEncoder
 from tests.benchmarks.gpu import before
@@ -56,6 +56,7 @@ def _rates(place: Place, rows: Rows, opened: OpenEncoder, pictures: list[Pixels]
     for name, run in {
         before.bare(images): bare,
         before.encoded(images): lambda: encode(half, pixels),
+        before.launched(images): lambda: opened.launch(pictures),
         before.worker_gets(images): lambda: opened.encode(pictures),
     }.items():
         rows.add("stage1", name, images / place.clock.median(run, rounds), "images/s")
@@ -65,7 +66,7 @@ def _rates(place: Place, rows: Rows, opened: OpenEncoder, pictures: list[Pixels]
         )
 
 
-def _company(encoder: object, pictures: list[Pixels], images: int) -> str:
+def _company(encoder: Encoder, pictures: list[Pixels], images: int) -> str:
     """Say whether images have the same bits at other places and beside other images, at one number of images per call."""
     first, others = pictures[:images], pictures[images:]
     alone = encoder.encode(first)

@@ -3,6 +3,7 @@
 import torch
 
 from stage2_prune.cached_model import load_pruner
+from stage2_prune.language.prefill import prefill_latency
 from stage2_prune.language.price import CONVENTIONS, shape_of
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
@@ -14,9 +15,10 @@ from store.questions.question import Question
 from tests.benchmarks.gpu import before
 from tests.benchmarks.gpu.making import TRAINED_QUESTIONS
 from tests.benchmarks.gpu.parts.evaluation import questions_of
-from tests.benchmarks.gpu.parts.prefill import forward, inputs, predict
+from tests.benchmarks.gpu.parts.prefill import predict
 from tests.benchmarks.gpu.place import Place
 from tests.benchmarks.gpu.rows import Rows
+from tests.benchmarks.gpu.scale import TEXT_TOKENS
 
 IMAGES = 5
 PREFILLED = 8
@@ -43,7 +45,11 @@ def measure(place: Place, rows: Rows) -> None:
     bound = flops / _rate_of_prefill(place, session)
     rows.add("training", f"FLOPs bound of it, at the rate of a prefill of {PREFILLED}", bound, "s")
     rows.add("training", before.SHARE, bound / step)
-    rows.add("training", "the same share, at the measured peak of matrix products", flops / place.peaks.flops / step)
+    rows.add(
+        "training",
+        "the same share, at the measured peak of matrix products",
+        flops / place.peaks.flops_per_second / step,
+    )
 
 
 def _trainer(session: Session, asked: list[Question]) -> Trainer:
@@ -65,13 +71,11 @@ def _forward(place: Place, session: Session, pruner: TrainedPruner, batch: Featu
     accumulate_gradients(session.language, pruner, batch, lessons, place.scale.few, 0.0, scaler)
 
 
-@torch.no_grad()
 def _rate_of_prefill(place: Place, session: Session) -> float:
     """Return the operations per second of a prefill that is not bound by launches: the language model's own best."""
-    language, patches = session.language, place.scale.patches
-    batch = inputs(place, language, PREFILLED, patches)
-    seconds = place.clock.median(lambda: forward(language, batch), place.scale.rounds)
-    return predict(language, place.peaks, PREFILLED, patches).flops * place.peaks.flops / seconds
+    model, patches = session.language.model, place.scale.patches
+    seconds = prefill_latency(model, PREFILLED, patches + TEXT_TOKENS, graphs=False, runs=place.scale.rounds)
+    return predict(place, model, PREFILLED, patches).compute * place.peaks.flops_per_second / seconds
 
 
 def _flops(session: Session, lessons: list[Lesson], patches: int) -> float:
