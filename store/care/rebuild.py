@@ -22,7 +22,7 @@ def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterabl
 
 
 def rebuild(store: Path) -> list[Path]:
-    """Write damaged files again where the rest of the store suffices, and return their paths; the caller is alone in it."""
+    """Write damaged files again where the rest of the store suffices; return their paths. The caller holds the store's lock."""
     newest = read_plan(store)
     written: list[Path] = []
     for generation in range(newest.generation + 1):

@@ -80,7 +80,7 @@ def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
             yield Finding(str(path), CHANGED, None, REPAIR)
     if written:
         if hashlib.sha256(written[planned]).hexdigest() != plan.digest_of(generation) and generation < plan.generation:
-            yield Finding(str(planned), "another plan than the later ones name", None, _BEFORE)
+            yield Finding(str(planned), "not the plan that later generations name", None, _BEFORE)
         return
     newest = generation == plan.generation
     extracted = f"{EXTRACT} with the same config and images writes it again; otherwise {COPY}"
