@@ -71,7 +71,8 @@ def check_parameters(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"extract.slurm.cluster: {no_such('cluster', cluster, executors)}")
     if cluster == "slurm" and executors["slurm"].affinity() < 0:
         raise ConfigError(
-            "extract.slurm.cluster: expected a machine with SLURM, no srun is found here: start the extraction where it is"
+            "extract.slurm.cluster: expected a machine with SLURM, no srun is found here: start the extraction on a machine that "
+            "has it"
         )
 
 

@@ -60,8 +60,8 @@ class WholeModelEncoder(Encoder):
         model = experiment.model
         if beside := [name for name in experiment.extract.capture if name != "projected"]:
             raise UnsupportedModel(
-                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
-                "leave them out of --capture"
+                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got "
+                f"{', '.join(beside)}: leave them out of --capture"
             )
         weight_files(model.checkpoint, model.revision)  # names what is missing, before transformers fails
         with quiet_loading(), stock_reading(model.checkpoint, "a model"):

@@ -41,9 +41,9 @@ def idle_shards(plan: Plan, missing: list[int], not_asked_for: frozenset[int]) -
 
 
 def tolerance(path: Path, plan: Plan, missing: list[int], not_asked_for: frozenset[int]) -> int:
-    """Count the failures, of images that are not asked for, that workers may meet or that are committed already.
+    """Count the images that are not asked for and that have failed already, or may still fail in a worker.
 
-    A worker that joins a store does not know what is asked for, so it must tolerate so many failures more.
+    A worker that joins a store does not know which images are asked for, so it must tolerate this many more failures.
     """
     committed = {row for row, reason in committed_failures(path, plan).items() if reason != SUPERSEDED}
     to_come = {row for shard in missing for row in plan.rows(shard)}

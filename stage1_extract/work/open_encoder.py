@@ -67,8 +67,8 @@ class OpenEncoder:
         if not ratios:
             return []
         return [
-            f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), between "
-            f"{min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
+            f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), "
+            f"between {min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
         ]
 
     def encode(self, batch: Sequence[Pixels]) -> Arrays:
@@ -76,14 +76,14 @@ class OpenEncoder:
         parts: list[Arrays] = []
         waiting = list(batch)
         while waiting:
-            now = waiting[: self.batch]
+            group = waiting[: self.batch]
             try:
-                encoded = self.encoder.encode(now)
+                encoded = self.encoder.encode(group)
             except torch.OutOfMemoryError:
                 self._halve()
                 continue
             parts.append({name: to_storage(values) for name, values in encoded.items()})
-            waiting = waiting[len(now) :]
+            waiting = waiting[len(group) :]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _halve(self) -> None:
