@@ -56,8 +56,8 @@ def conclude(bench: Bench, checked: Checked, evidence: Evidence, seed: int, chec
         "encoded": [bench.image_name(row) for row in evidence.rows],
         "refusals": list(refusals(bench)),
         "causes": [
-            vars(cause) | {"images": None if every else [bench.image_name(row) for row in rows]}
-            for cause, (rows, every) in causes.items()
+            vars(cause) | {"images": None if in_all else [bench.image_name(row) for row in rows]}
+            for cause, (rows, in_all) in causes.items()
         ],
         "unknown": unknown,
         "checks": objections,
@@ -84,8 +84,8 @@ def _causes(bench: Bench, checked: Checked, evidence: Evidence) -> dict[Cause, t
     explained = {row for rows in shown.values() for row in rows} | _unexplained(evidence)
     if not explained & set(checked.not_projected) and checked.not_projected:
         shown[NOT_PROJECTED] = set(checked.not_projected)
-    every = set(evidence.rows)
-    return {cause: (sorted(rows), rows >= every) for cause, rows in shown.items()}
+    sampled = set(evidence.rows)
+    return {cause: (sorted(rows), rows >= sampled) for cause, rows in shown.items()}
 
 
 def _unexplained(evidence: Evidence) -> set[int]:

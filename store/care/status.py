@@ -76,7 +76,7 @@ def missing_shards(counts: Mapping[str, int | None]) -> str:
     done, total = counts["shards_committed"], counts["shards"]
     if done == total:
         return ""
-    return f"; {done} of {total} shards are committed: of the others, {EXTRACT} encodes those that a config names"
+    return f"; {done} of {total} shards are committed: {EXTRACT} encodes the other shards whose images a config names"
 
 
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
@@ -139,5 +139,5 @@ def _store_as_text(progress: dict[str, Any]) -> str:
     elif eta > 0:
         lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
     if eta != 0 and not progress["in_flight"]:
-        lines += [f"  nothing is in flight: {EXTRACT} encodes those of the missing shards that a config names"]
+        lines += [f"  nothing is in flight: {EXTRACT} encodes the missing shards whose images a config names"]
     return "\n".join(lines)

@@ -211,7 +211,7 @@ def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _visible(character: str) -> str:
     if character.isprintable():
         return character
-    if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not UTF-8
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return ascii(character)[1:-1]
 

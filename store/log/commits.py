@@ -137,7 +137,7 @@ def withdraw(store: Path, shards: Iterable[int], generation: int = 0, n_shards: 
     if not folder.is_dir():
         return
     with _moving(store):
-        # Remove the single files first: if the line went first, a younger record that the line hides would count for a moment.
+        # Remove the single files first: without the line, the younger record that it hides would count for a moment.
         for shard in gone:
             path = _single_path(folder, shard)
             if path.is_dir() and not path.is_symlink():
