@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Variants(Mapping[str, type[T]]):
     """All variants of one kind by name; the file of a variant is imported when the variant is asked for.
 
-    The names that are listed are those of files and entry points. A path that ends in `.py` is a name too, but is not listed.
+    The listed names are the names of files and of entry points. A path that ends in `.py` is a name too, but is not listed.
     """
 
     def __init__(self, package: ModuleType, base: type[T]) -> None:

@@ -155,6 +155,6 @@ def _inputs_of(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack tensors; None if one of them is None."""
+    """Stack tensors; None if any tensor is None."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if len(present) == len(tensors) else None

@@ -57,7 +57,7 @@ class Trial:
     def rank(self) -> tuple[float | int, ...]:
         """Return a key that sorts trials, the best first.
 
-        Bit-equal trials come first, those with fewer causes before others. The rest is sorted by residual, where each cause
+        Bit-equal trials come first, trials with fewer causes before others. The rest is sorted by residual, where each cause
         must halve the residual to pay for itself.
         """
         return (0, len(self.causes)) if self.equal else (1, self.residual / WORTH ** len(self.causes))

@@ -40,7 +40,7 @@ class ClipSpace(nn.Module):
     def arrays(
         self, raw: Float[Tensor, "image patch hidden"], names: Collection[str]
     ) -> dict[str, Float[Tensor, "image patch clip"]]:
-        """Make those of `names` that lie in this space, image by image, so that the batch changes no bit.
+        """Make the arrays of `names` that lie in this space, image by image, so that the batch changes no bit.
 
         clip_patches    layer norm, then projection, as CLIP does with its CLS row
         clip_projected  the projection alone

@@ -80,7 +80,7 @@ class WholeModelEncoder(Encoder):
         self.description = self._probe(experiment)
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Return those tensors of the image processor that `get_image_features` takes."""
+        """Return the tensors of the image processor that `get_image_features` takes."""
         taken = inspect.signature(self._model.get_image_features).parameters
         return {name: value for name, value in self._image_processor(image).items() if name in taken}
 

@@ -33,9 +33,9 @@ def rows_not_asked_for(named: ImageIds, plan: Plan, ids: ImageIds) -> frozenset[
 
 
 def idle_shards(plan: Plan, missing: list[int], not_asked_for: frozenset[int]) -> frozenset[int]:
-    """Return those of the missing shards of which no image is asked for.
+    """Return the missing shards of which no image is asked for.
 
-    They stay as they are: the images of a plan that nobody asks for now may be gone, or may be asked for again later.
+    They stay as they are: images that nobody asks for now may be gone, or may be asked for again later.
     """
     return frozenset(shard for shard in missing if not_asked_for.issuperset(plan.rows(shard)))
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def derive_projected(path: Path, device_name: str) -> int:
-    """Compute the missing shards of `projected`, one shard at a time; goes on where an earlier call stopped.
+    """Compute the missing shards of `projected`, one shard at a time; a later call continues where an earlier call stopped.
 
     Shards of which `raw` is missing are left out, and a warning says how many.
 
@@ -93,7 +93,7 @@ def _with_projected(store: FeatureStore, state: ProjectorState, projector: Proje
 
 
 def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) -> None:
-    """Refuse to go on in another environment than `projected` was begun in; warn if `raw` was made in another environment.
+    """Refuse to continue `projected` in another environment than it was begun in; warn if `raw` was made in another.
 
     With two environments, some images would have bits that the fingerprint of the array does not describe.
     """

@@ -16,7 +16,7 @@ from store.writing.prepare import build
 
 
 def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> set[str]:
-    """Return those of the `damaged` files below `features.zarr` that can be written again as they were, bit for bit."""
+    """Return the `damaged` files below `features.zarr` that can be written again as they were, bit for bit."""
     with _rebuilt(store, plan, manifest, damaged) as (_, names):
         return {*names}
 

@@ -43,7 +43,7 @@ class CommittedStore:
         self._require_own_logs()
 
     def fingerprint(self, name: str) -> Fingerprint:
-        """Return the fingerprint of what made an array."""
+        """Return the fingerprint of an array: the record of what made it."""
         return self.plan.fingerprints[name]
 
     @property
