@@ -130,7 +130,7 @@ def _require_bounded(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in of_anchor:
-                raise _wrong(event.start_mark, f"*{event.anchor} is used before the value that it names has ended")
+                raise _wrong(event.start_mark, f"*{event.anchor} stands before the end of what it names")
             sizes[-1].add(of_anchor[event.anchor])
         elif isinstance(event, yaml.CollectionStartEvent):
             sizes.append(_Size(1))
