@@ -62,7 +62,7 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     named = sources.ids()
     plan, ids = (wanted, named) if overwrite else plan_to_follow(path, wanted, named, sources.unreadable, append)
     parts = [(0, shard) for shard in range(plan.n_shards)]
-    if plan is not wanted:  # the store goes on
+    if plan is not wanted:  # the extraction continues the store
         missing = missing_parts(path, plan)
         idle = idle_shards(plan, [shard for _, shard in missing], rows_not_asked_for(named, plan, ids))
         parts = [part for part in missing if part[1] not in idle]
@@ -173,15 +173,15 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
     path, plan, projector = job.path, job.plan, job.opened.encoder.projector
     presence, stall_seconds = "exclusive" if share is None else "shared", job.experiment.extract.stall_seconds
     with StoreWriter.open(path, plan, job.ids, projector, presence, stall_seconds, leave=job.underived) as writer:
-        mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
-        require_nothing_lost(path, plan, mine)
+        own_shards = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
+        require_nothing_lost(path, plan, own_shards)
         save_resolved(job.experiment, path)
         if retry_failed:
             _withdraw_failures(job)
         parts = missing_parts(path, plan, job.underived)
         writer.idle = idle_shards(plan, [shard for _, shard in parts], job.sources.not_asked_for)
         parts = [part for part in parts if part[1] not in writer.idle]
-        missing = sorted({shard for _, shard in parts} & {*mine})
+        missing = sorted({shard for _, shard in parts} & {*own_shards})
         require_space(bytes_of(plan, parts), path)
         warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
@@ -244,6 +244,6 @@ def _warn_of_underived(job: _Job) -> None:
     if left:
         names, missing = ", ".join(sorted(job.underived)), counted(len(left), "shard")
         _log.warning(
-            "note: %s of this store was derived in another environment than this one; to keep its bits alike, it is still "
-            "to be derived there for %s, with `python -m store derive projected %s`", names, missing, job.path,
+            "note: %s of this store was derived in another environment, and still lacks %s: to make all bits alike, derive "
+            "it there with `python -m store derive projected %s`", names, missing, job.path,
         )  # fmt: skip

@@ -65,7 +65,7 @@ class ModelSection(Section):
     """The vision-language model whose features are cached and whose language half answers."""
 
     checkpoint: str
-    """Folder or hub id of a checkpoint in the Hugging Face layout; `demo` is the demo's, which is installed with the package."""
+    """Folder or hub id of a checkpoint in the Hugging Face layout; `demo` is the demo's, installed with the package."""
     revision: str | None = None
     """Hub revision of the checkpoint (branch, tag or commit)."""
     dtype: Dtype = "float32"
@@ -81,11 +81,11 @@ class ModelSection(Section):
     """Hub revision of the CLIP checkpoint."""
     vision_family: str | None = None
     """Family that opens the vision half: a file of stage1_extract/families, an entry point, or the path of a .py file;
-    default: the one that serves the checkpoint's type."""
+    default: the family that serves the checkpoint's type."""
     tower: str | None = None
-    """Kind of vision tower, likewise of stage1_extract/towers."""
+    """Kind of vision tower, chosen in the same way from stage1_extract/towers."""
     language_family: str | None = None
-    """Family that opens the language half, likewise of stage2_prune/families."""
+    """Family that opens the language half, chosen in the same way from stage2_prune/families."""
 
 
 class DataSection(Section):

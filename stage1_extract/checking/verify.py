@@ -27,7 +27,7 @@ from store.reading.reader import FeatureStore
 
 @dataclass(frozen=True)
 class Changed:
-    """An image whose file is not the one that was encoded."""
+    """An image whose file is not the file that was encoded."""
 
     name: str
     reason: str
@@ -43,7 +43,7 @@ class Unequal:
     values: int
     """How many values differ."""
     largest: float | None
-    """Largest absolute difference; None where rows of another shape or dtype lie in the store, which differ as a whole."""
+    """Largest absolute difference; None where the store has rows of another shape or dtype."""
     kind: str | None = None
     """What is expected of a row and what the store has, where shape or dtype differ."""
 

@@ -60,8 +60,8 @@ class WholeModelEncoder(Encoder):
         model = experiment.model
         if beside := [name for name in experiment.extract.capture if name != "projected"]:
             raise UnsupportedModel(
-                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
-                "leave them out of --capture"
+                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got "
+                f"{', '.join(beside)}: leave them out of --capture"
             )
         origin = origin_of(model.checkpoint, ("",), model.revision)  # names what is missing, before transformers fails
         with quiet_loading(), stock_reading(model.checkpoint, "a model"):
@@ -80,7 +80,7 @@ class WholeModelEncoder(Encoder):
         self.description = self._probe(experiment)
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Return those tensors of the image processor that `get_image_features` takes."""
+        """Return the tensors of the image processor that `get_image_features` takes."""
         taken = inspect.signature(self._model.get_image_features).parameters
         return {name: value for name, value in self._image_processor(image).items() if name in taken}
 

@@ -39,7 +39,7 @@ def plan_for(experiment: Experiment, sources: Sources, description: Description,
 
 
 def stored_plan(path: Path) -> Plan | None:
-    """Read the plan of a store; None where there is none, or a damaged one, which is reported where the plan is followed."""
+    """Read the plan of a store; None if there is no plan, or a damaged plan, which is reported when the plan is followed."""
     try:
         return read_plan(path)
     except StoreError:

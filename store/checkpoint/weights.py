@@ -229,7 +229,7 @@ def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
 
 
 def weights_digest(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
-    """Return the sha256 over names, dtypes, shapes and bytes, in the order of the names: the same digest for every key layout."""
+    """Return the sha256 over names, dtypes, shapes and bytes, by name: the same digest for every key layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
