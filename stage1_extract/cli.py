@@ -29,25 +29,32 @@ def group(context: click.Context) -> None:
 @group.command()
 @experiment_options("extract", "model", "data", "store")
 @click.option("--dry-run", is_flag=True, help="Print images, shards, GB and free space; load nothing.")
+@click.option(
+    "--measure", is_flag=True, help="With --dry-run: encode a sample, and estimate minutes and device memory."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the store, if it exists.")
 @click.option("--append", is_flag=True, help="Add images and arrays that the store was not planned for.")
 @click.option("--retry-failed", is_flag=True, help="Try again the images that could not be encoded.")
 @json_option
 def extract(
-    config_path: Path, dry_run: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool, **flags: Any
-) -> None:
+    config_path: Path, dry_run: bool, measure: bool, overwrite: bool, append: bool, retry_failed: bool, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Encode the images that the store lacks."""
+    if measure and not dry_run:
+        raise click.UsageError("expected --measure with --dry-run, got it alone: add --dry-run")
     if overwrite and append:
         raise click.UsageError(
             "expected --overwrite or --append, got both: one replaces the store, the other adds to it"
         )
     experiment = experiment_from(config_path, flags)
+    from stage1_extract import dry_run as dry
     from stage1_extract import extract as stage
     from stage1_extract.work import price
     from store.layout.ids import printable
 
     if dry_run:
-        costs = stage.dry_run(experiment, overwrite, append or retry_failed)
+        costs = dry.dry_run(experiment, overwrite, append or retry_failed, measure)
         click.echo(json.dumps(costs) if as_json else price.as_text(costs, experiment.store_path))
         return
     done = stage.extract(experiment, overwrite, append, retry_failed)

@@ -14,11 +14,11 @@ from configs.progress import ProgressBar
 from stage1_extract.encoding.arrays import with_captured
 from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.engines import local, ray, slurm
-from stage1_extract.find_family import check_questions, find_family, require_stage2
+from stage1_extract.find_family import check_questions, require_stage2
 from stage1_extract.sources import Sources, find_sources, rows_of
 from stage1_extract.work.asked import idle_shards, note_of_further, rows_not_asked_for, tolerance
 from stage1_extract.work.counts import counts
-from stage1_extract.work.failures import allowed_failures, require_few, surplus
+from stage1_extract.work.failures import allowed_failures, require_few
 from stage1_extract.work.open_encoder import OpenEncoder
 from stage1_extract.work.planning import (
     known_failures,
@@ -30,7 +30,7 @@ from stage1_extract.work.planning import (
     with_stored_arrays,
     worker_share,
 )
-from stage1_extract.work.price import price, require_space
+from stage1_extract.work.price import require_space
 from stage1_extract.work.worker import Worker
 from store.layout.fingerprint import spelt_as
 from store.layout.ids import ImageIds
@@ -44,30 +44,6 @@ from store.writing.retry import withdraw_failures
 from store.writing.writer import StoreWriter, require_no_archive
 
 _log = logging.getLogger(__name__)
-
-
-def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = False) -> dict[str, Any]:
-    """Return the price of an extraction (see work/price.py).
-
-    No weights are loaded, except for a model whose parts cannot be reached apart.
-    """
-    _check_before_work(experiment)
-    experiment = with_captured(experiment) if overwrite else with_stored_arrays(with_captured(experiment))
-    config = checkpoint_config(experiment.model)
-    require_stage2(experiment, config)
-    check_questions(experiment, config)
-    description = find_family(config, experiment.model.vision_family).describe(experiment, config)
-    sources, path = find_sources(experiment), experiment.store_path
-    wanted = plan_for(experiment, sources, description, {})
-    named = sources.ids()
-    plan, ids = (wanted, named) if overwrite else plan_to_follow(path, wanted, named, sources.unreadable, append)
-    parts = [(0, shard) for shard in range(plan.n_shards)]
-    if plan is not wanted:  # the extraction continues the store
-        missing = missing_parts(path, plan)
-        idle = idle_shards(plan, [shard for _, shard in missing], rows_not_asked_for(named, plan, ids))
-        parts = [part for part in missing if part[1] not in idle]
-    stops = surplus(dict(known_failures(sources)), experiment.extract.max_failures, sources)
-    return price(plan, parts, sources, description, path, stops)
 
 
 def extract(
@@ -97,7 +73,7 @@ def extract(
     share = worker_share(experiment)
     if share is not None:
         refuse_for_shared({"--retry-failed": retry_failed, "--overwrite": overwrite})
-    _check_before_work(experiment)
+    check_before_work(experiment)
     config = checkpoint_config(experiment.model)
     require_stage2(experiment, config)
     check_questions(experiment, config)
@@ -110,7 +86,7 @@ def extract(
     return result | {"seconds": round(time.monotonic() - begun, 2)}
 
 
-def _check_before_work(experiment: Experiment) -> None:
+def check_before_work(experiment: Experiment) -> None:
     """Refuse a folder that is no store, and parameters that the engine does not know (exit 2)."""
     require_store_or_empty(experiment.store_path)
     if experiment.extract.engine == "slurm":

@@ -9,6 +9,8 @@ import yaml
 import zarr
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from store.layout.plan import read_plan
+from store.layout.tower_call import call_of
 from tests.helpers.checkpoints import WORDS, save_processor
 from tests.helpers.data import tiny_questions
 from tests.test_proofs import run
@@ -43,25 +45,28 @@ def real_shapes(folder: Path, dtype: torch.dtype) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_at_the_real_geometry_stored_shapes_are_those_of_llava_and_four_modes_are_bit_identical(dtype, tmp_path):
+@pytest.mark.parametrize(("dtype", "tower_batch", "images"), [("float32", 8, 9), ("bfloat16", 1, 6)])
+def test_at_the_real_geometry_stored_shapes_are_those_of_llava_and_four_modes_are_bit_identical(
+    dtype, tower_batch, images, tmp_path
+):
     real_shapes(tmp_path / "checkpoint", getattr(torch, dtype))
-    tiny_questions(tmp_path / "data", images=6, per_image=1)
+    tiny_questions(tmp_path / "data", images=images, per_image=1)
     config = tmp_path / "geometry.yaml"
     content = {
         "run_dir": str(tmp_path / "run"),
         "model": {"checkpoint": str(tmp_path / "checkpoint"), "dtype": dtype, "device": "cpu"},
         "data": {"images": str(tmp_path / "data/images"), "questions": str(tmp_path / "data/questions.jsonl")},
-        "extract": {"tower_batch": 1},
+        "extract": {"tower_batch": tower_batch},
         "prune": {"methods": [{"name": "keep_all"}, {"name": "learned_scorer"}]},
         "eval": {"batch_size": 2, "max_new_tokens": 2},
     }
     config.write_text(yaml.safe_dump(content))
     run("stage1_extract", "extract", "--config", config, cwd=tmp_path)
     features = zarr.open_group(tmp_path / "run/store/features.zarr", mode="r")
-    assert features["raw"].shape == (6, 576, 1024) and features["projected"].shape == (6, 576, 4096)
-    assert features["cls_attention"].shape == (6, 16, 576) and features["cls_hidden"].shape == (6, 1024)
+    assert features["raw"].shape == (images, 576, 1024) and features["projected"].shape == (images, 576, 4096)
+    assert features["cls_attention"].shape == (images, 16, 576) and features["cls_hidden"].shape == (images, 1024)
     assert features["raw"].attrs["logical_dtype"] == dtype
+    assert call_of(read_plan(tmp_path / "run/store")).exact
     done = run("stage2_prune", "parity", "--config", config, "--json", cwd=tmp_path)
     parity = json.loads(done.stdout)
     assert parity["identical"] is True and parity["shapes"] == {

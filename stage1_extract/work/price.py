@@ -8,6 +8,7 @@ from typing import Any
 from configs.counted import counted
 from stage1_extract.encoding.family import Description
 from stage1_extract.sources import Sources
+from stage1_extract.work import measuring
 from store.errors import NoSpace
 from store.layout.ids import printable
 from store.layout.plan import Plan
@@ -69,6 +70,8 @@ def as_text(costs: dict[str, Any], path: Path) -> str:
         for name, size in costs["bytes"].items()
     ]
     lines += [f"cannot be read: {printable(name)} ({reason})" for name, reason in costs["unreadable"].items()]
+    if "measured" in costs:
+        lines.append(measuring.as_text(costs["measured"]))
     return "\n".join([*lines, *(f"note: {note}" for note in costs["notes"])])
 
 

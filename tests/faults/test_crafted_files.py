@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from configs.errors import ConfigError, EncodeOnceError
 from configs.experiment import Experiment
 from configs.load import load
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.dry_run import dry_run
+from stage1_extract.extract import extract
 from store.checkpoint.opening import load_config
 from store.checkpoint.weights import load_tensors
 from store.errors import CheckpointMissing, CustomCode, DamagedCheckpoint

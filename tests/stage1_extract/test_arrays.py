@@ -10,9 +10,10 @@ from PIL import Image
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import encode_again
 from stage1_extract.diagnose.run import run as diagnose
+from stage1_extract.dry_run import dry_run
 from stage1_extract.encoding.arrays import CAPTURED, CLIP_SPACE, CORE, NAMES, hidden_mean_states
 from stage1_extract.errors import UnsupportedModel
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from store.layout.tensors import from_storage, torch_dtype
 from store.reading.reader import FeatureStore
 from tests.helpers.checkpoints import tiny_llava

@@ -15,9 +15,10 @@ from configs.experiment import Experiment
 from stage1_extract.checking.verify import encode_again
 from stage1_extract.cli import group
 from stage1_extract.diagnose.run import run as diagnose
+from stage1_extract.dry_run import dry_run
 from stage1_extract.encoding.arrays import CLIP_SPACE, NAMES
 from stage1_extract.errors import WrongWeights
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from store.errors import CheckpointMissing, DamagedCheckpoint, FingerprintMismatch
 from store.layout.tensors import from_storage, torch_dtype
 from store.reading.reader import FeatureStore

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 
 from configs.experiment import Experiment
+from stage1_extract.dry_run import dry_run
 from stage1_extract.errors import UnsupportedModel
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from store.layout.tensors import from_storage, torch_dtype
 from store.projectors import build, project_image
 from store.reading.reader import FeatureStore

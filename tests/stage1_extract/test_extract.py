@@ -11,8 +11,9 @@ from PIL import Image
 
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import as_text, encode_again
+from stage1_extract.dry_run import dry_run
 from stage1_extract.errors import DeviceTooSmall
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from stage1_extract.families.llava import LlavaEncoder
 from store.care.compare import differences_between
 from store.errors import CheckpointMissing, DataMissing, FingerprintMismatch, NoSpace, StoreError, TargetExists

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stage1_extract.cli import group
+from stage1_extract.dry_run import dry_run
 from stage1_extract.errors import TooManyFailures
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from stage1_extract.work.asked import idle_shards, rows_not_asked_for, tolerance
 from store.care.inspect import as_text as inspected
 from store.care.inspect import report
@@ -125,7 +126,7 @@ def test_names_that_such_an_append_took_away_go_back_to_the_images_that_have_the
     with pytest.raises(TooManyFailures):
         extract(experiment(tmp_path / "run", checkpoint, wrong), overwrite=False, append=True)
     assert (
-        "of the others, `make extract` encodes" in said_by_verify(wanted)
+        "`make extract` encodes the other shards" in said_by_verify(wanted)
         and status(wanted.store_path)["eta_seconds"] != 0
     )
     assert extract(wanted, overwrite=False)["bytes_written"] == 0 and "4 images" in caplog.text

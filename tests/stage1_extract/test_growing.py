@@ -15,8 +15,9 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.checking.verify import changed_sources, encode_again
 from stage1_extract.diagnose.run import run as diagnose
+from stage1_extract.dry_run import dry_run
 from stage1_extract.errors import TooManyFailures, WorkerFailed
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from store.care.compare import differences_between
 from store.care.derive import derive_projected
 from store.care.drop import drop

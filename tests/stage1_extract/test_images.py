@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from configs.experiment import Experiment
+from stage1_extract.dry_run import dry_run
 from stage1_extract.errors import BadImage, TooManyFailures
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from stage1_extract.sources.images import REASONS, decode_image, read_image_bytes
 from stage1_extract.work.failures import allowed_failures
 from store.errors import RowUnavailable

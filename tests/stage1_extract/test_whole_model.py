@@ -23,9 +23,10 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from configs.experiment import Experiment
+from stage1_extract.dry_run import dry_run
 from stage1_extract.encoding.family import checkpoint_config
 from stage1_extract.errors import UnsupportedModel
-from stage1_extract.extract import dry_run, extract
+from stage1_extract.extract import extract
 from stage1_extract.families.llava import Llava, LlavaEncoder
 from stage1_extract.families.whole_model import NOTE, WholeModel
 from stage1_extract.find_family import find_family
