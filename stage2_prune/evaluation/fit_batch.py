@@ -9,7 +9,7 @@ from configs.progress import say
 from stage2_prune.errors import MemoryTooSmall
 from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
-from stage2_prune.session.batch_size import batch_size, found_size, write_size
+from stage2_prune.session.batch_size import found_size, settled, write_size
 from stage2_prune.session.session import Session
 from store.questions.question import Question
 
@@ -32,8 +32,7 @@ def with_batch_size(session: Session, asked: Sequence[Question]) -> Session:
         size = largest(lambda size: _try(session, asked, size), LARGEST)
         write_size(experiment.run_dir, size)
         say(f"eval.batch_size auto: {size} questions at once")
-    section = experiment.eval.model_copy(update={"batch_size": batch_size(experiment)})
-    return replace(session, experiment=experiment.model_copy(update={"eval": section}))
+    return replace(session, experiment=settled(experiment))
 
 
 def largest(attempt: Callable[[int], object], first: int) -> int:

@@ -26,6 +26,7 @@ from stage2_prune.parity.modes import MODES, reasons
 from stage2_prune.parity.report import as_json, as_text
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.ask import prepare
+from stage2_prune.session.batch_size import settled
 from stage2_prune.session.choose import choose
 from stage2_prune.session.features import Features
 from stage2_prune.session.session import open_features
@@ -108,7 +109,7 @@ def _batches(experiment: Experiment, features: Features, asked: Sequence[Questio
     """Lay out the batches of an evaluation that keeps every visual token."""
     text, patches = open_text(experiment.model), features.patches
     batches: list[AskedBatch] = []
-    for questions in Batching.of(experiment).cut(asked):
+    for questions in Batching.of(settled(experiment)).cut(asked):
         prompts = prepare(text, questions, experiment.data.post_prompt).prompts
         layout = lay_out(text, prompts, [patches] * len(prompts), None, patches, "compact")
         batches.append(AskedBatch(questions, layout, _images_of(features, questions)))

@@ -10,14 +10,22 @@ from stage2_prune.errors import DamagedRun
 from stage2_prune.session.sealed import read_object, write_object
 
 AUTO = 20
-"""Questions per batch on a CPU, and where no evaluation on a GPU has found a number yet."""
+"""Questions per batch on a CPU, in training's validation, and where no evaluation on a GPU has found a number yet."""
 _REMEDY = "delete it and run eval (or sweep) again, which finds the number again"
 
 
 def batch_size(experiment: Experiment) -> int:
-    """Return the number of questions per batch: the config's, or what was found for this run; AUTO if nothing was found yet."""
+    """Return the number of questions per batch; AUTO in place of `auto`, unless `settled` put a number there."""
     size = experiment.eval.batch_size
-    return (found_size(experiment.run_dir) or AUTO) if size == "auto" else size
+    return AUTO if size == "auto" else size
+
+
+def settled(experiment: Experiment) -> Experiment:
+    """Return the experiment with a number in place of `eval.batch_size: auto`: the number that was found for this run."""
+    if experiment.eval.batch_size != "auto":
+        return experiment
+    size = found_size(experiment.run_dir) or AUTO
+    return experiment.model_copy(update={"eval": experiment.eval.model_copy(update={"batch_size": size})})
 
 
 def found_size(run_dir: Path) -> int | None:

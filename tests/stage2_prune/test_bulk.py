@@ -13,12 +13,13 @@ from stage2_prune.evaluation import evaluate
 from stage2_prune.evaluation.batching import WINDOW_BATCHES, Batching
 from stage2_prune.evaluation.fit_batch import LARGEST, largest, with_batch_size
 from stage2_prune.evaluation.predictions import PredictionFile
+from stage2_prune.parity.run import _batches
 from stage2_prune.pruners.cls_attention import ClsAttention
 from stage2_prune.pruners.uniform_grid import UniformGrid
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import Merge, Pruned
 from stage2_prune.session import selections
-from stage2_prune.session.batch_size import AUTO, batch_size, write_size
+from stage2_prune.session.batch_size import AUTO, batch_size, settled, write_size
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.selections import Pruning, Selections
 from stage2_prune.session.session import open_session
@@ -195,6 +196,7 @@ def test_auto_is_a_fixed_number_on_a_cpu_and_otherwise_what_was_found_for_the_ru
     assert evaluate.run(experiment)["config"]["eval"]["batch_size"] == AUTO
     assert not (experiment.run_dir / "batch_size.json").exists()
     write_size(experiment.run_dir, 3)
-    assert batch_size(experiment) == 3
+    assert batch_size(settled(experiment)) == 3 and batch_size(experiment) == AUTO
+    assert [len(batch.questions) for batch in _batches(experiment, session.features, asked(experiment))] == [3, 3]
     with pytest.raises(OtherRun, match=r"eval\.batch_size 20, now 3"):
         evaluate.run(experiment)
