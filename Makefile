@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry test-versions check lint types docs bench bench-store bench-pruners clean
+.PHONY: help setup data demo extract train eval sweep parity inspect test test-faults test-geometry test-versions check lint types docs bench bench-store bench-pruners bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-store: $(READY) ## the store against np.memmap and other containers; they 
 
 bench-pruners: $(READY) ## what every pruner costs beside one layer of the tower, and what shorter prompts save
 	$(BIN)/python -m tests.benchmarks.pruners $(ARGS)
+
+bench-gpu: $(READY) ## what one GPU reaches at the shapes of LLaVA-1.5-7B, in eight minutes (ARGS=--quick: small, on the CPU)
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 $(BENCH_VENV)/.ready: tests/benchmarks/store/others.txt
 	$(PYTHON) -m venv $(BENCH_VENV)

@@ -105,12 +105,12 @@ def run_to_exit_code(run: Callable[[], Any]) -> int:
         click.echo(f"error: {error.strerror}: {_printable(error.filename or 'the output folder')}; {advice}", err=True)
         return code
     except Exception as error:
-        place = line_of_a_path(error)
-        if place is None:
+        source_line = line_of_a_path(error)
+        if source_line is None:
             raise
         click.echo(without_credentials("".join(traceback.format_exception(error))), err=True)
-        said = f"error: {place} raised {type(error).__name__} ({error}): mend the file"
-        click.echo(without_credentials(said), err=True)
+        sentence = f"error: {source_line} raised {type(error).__name__} ({error}): mend the file"
+        click.echo(without_credentials(sentence), err=True)
         return 2
     return returned if isinstance(returned, int) else 0
 

@@ -74,7 +74,7 @@ def demo(config: str) -> int:
 
     The steps are data, extract, train, eval and parity; files are written to ./data and ./runs.
 
-    A demo that was stopped goes on where it was when the same command is run again.
+    A demo that was stopped continues where it stopped when the same command is run again.
     """
     experiment = load_experiment(config)
     for number, (step, (package, purpose)) in enumerate(STEPS.items(), start=1):
@@ -88,7 +88,7 @@ def demo(config: str) -> int:
 
 
 def _where_things_are(experiment: Experiment, config: str) -> str:
-    """Say where the demo has written what, and which commands to try next."""
+    """List the files that the demo has written, and the commands to try next."""
     run_dir, store = experiment.run_dir, experiment.store_location
     only = "".join(f"--only '*-{file_part(budget)}-*' " for budget in experiment.prune.budgets[-1:])
     written = {
@@ -121,9 +121,9 @@ def completion(shell: str) -> None:
 
     Add `eval "$(encode-once completion bash)"` to ~/.bashrc.
     """
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(group, {}, "encode-once", "_ENCODE_ONCE_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    click.echo(completion_class(group, {}, "encode-once", "_ENCODE_ONCE_COMPLETE").source())
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Write numbers of things in sentences, with the grammar of one thing and of several."""
 
 _ENDINGS = {"y": "ies", "s": "ses", "x": "xes", "ch": "ches"}
-"""How the plural of a noun ends that does not simply add an s."""
+"""Endings of nouns whose plural does not just add an s, each with the ending of the plural."""
 
 
 def counted(number: int, noun: str) -> str:

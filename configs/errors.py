@@ -17,7 +17,7 @@ def typed(command: str, flag: str = "") -> str:
 
 
 def or_the_demos_data(folder: Path) -> str:
-    """Say how data are written that are missing, if `folder` is where the demo's data lie: `data/demo`, `data/demo_large`, …."""
+    """Name the command that writes missing data, if `folder` is a folder of the demo: `data/demo`, `data/demo_large`, …."""
     if not (folder.parent.name == "data" and folder.name.startswith("demo")):
         return ""
     return f", or write the demo's with {typed('data') if _IN_A_CHECKOUT else '`encode-once demo`'}"

@@ -50,7 +50,7 @@ def read_experiment(
 
 
 def find_config(path: Path) -> Path:
-    """Return the file that a config's path or name means: `demo` is a packaged config where no file is called so."""
+    """Return the file that a config's path or name means: `demo` is the packaged config unless a file has that name."""
     named = path.name if path == DEFAULT else f"{path.name}.yaml"
     packaged = PACKAGED / named
     is_name = path.name == str(path) and path.suffix not in {".yaml", ".yml"}

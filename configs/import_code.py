@@ -17,7 +17,7 @@ from configs.parsing.nearest import did_you_mean
 
 T = TypeVar("T")
 _PREFIX = "_encode_once_"
-"""How the private names of modules begin that were imported from a path."""
+"""Beginning of the private names of modules that were imported from a path."""
 MEND = "mend the file, or take it out of the folder or the config"
 """What the author of a file can do about code that cannot be imported."""
 
@@ -68,7 +68,7 @@ def place_of(error: BaseException, folder: Path | None) -> str:
 
 
 def line_of_a_path(error: BaseException) -> str | None:
-    """Return the file and the line of an error that a file raised which was imported from a path; None for other errors."""
+    """Return the file and the line where a file that was imported from a path raised an error; None for other errors."""
     places = [
         f"{frame.f_code.co_filename}, line {line}"
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -87,6 +87,8 @@ def only_class(loaded: Any, base: type[T], source: str) -> type[T]:
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
     ]
     if len(classes) != 1:
-        came = f"{len(classes)} ({', '.join(kind.__name__ for kind in classes)})" if classes else "none"
-        raise ConfigError(f"expected exactly one {base.__name__} in {source}, it defines {came}: leave one in the file")
+        defined = f"{len(classes)} ({', '.join(kind.__name__ for kind in classes)})" if classes else "none"
+        raise ConfigError(
+            f"expected exactly one {base.__name__} in {source}, it defines {defined}: leave one in the file"
+        )
     return classes[0]

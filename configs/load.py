@@ -96,8 +96,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        came = "it is empty" if raw is None else f"found {short(raw)}"
-        raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, {came}")
+        content = "it is empty" if raw is None else f"found {short(raw)}"
+        raise ConfigError(f"{path}: expected sections such as `model:` and `data:`, {content}")
     return raw, places
 
 

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Variants(Mapping[str, type[T]]):
     """All variants of one kind by name; the file of a variant is imported when the variant is asked for.
 
-    The names that are listed are those of files and entry points. A path that ends in `.py` is a name too, but is not listed.
+    The listed names are the names of files and of entry points. A path that ends in `.py` is a name too, but is not listed.
     """
 
     def __init__(self, package: ModuleType, base: type[T]) -> None:
@@ -80,8 +80,8 @@ class Variants(Mapping[str, type[T]]):
         sources += [_of(point) for point in points]
         if len(sources) > 1:
             raise ConfigError(
-                f"expected one {self._base.__name__.lower()} called {name}, {' and '.join(sources)} both have that name: rename "
-                "one, or uninstall its distribution"
+                f"expected one {self._base.__name__.lower()} called {name}, {' and '.join(sources)} both have that name: "
+                "rename one, or uninstall its distribution"
             )
         return only_class(self._load(name, points), self._base, sources[0])
 
@@ -121,7 +121,7 @@ def names(package: ModuleType) -> list[str]:
 
 
 def published(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points of a group by name, those of installed distributions; nothing is imported."""
+    """Return the entry points that installed distributions have in a group, by name; nothing is imported."""
     return _published(group, tuple(sys.path))
 
 
@@ -150,16 +150,16 @@ def usable(variants: Mapping[str, type[T]], read: Callable[[type[T]], R]) -> dic
     An entry point that cannot be used is left out with a note, because an installed distribution that nobody asked for must
     not stop a command. For one of this project's own files that cannot be used, ConfigError (exit 2) is raised.
     """
-    found: dict[str, tuple[type[T], R]] = {}
+    by_name: dict[str, tuple[type[T], R]] = {}
     for name in variants:
         try:
             kind = variants[name]
-            found[name] = kind, read(kind)
+            by_name[name] = kind, read(kind)
         except ConfigError as error:
             if not (isinstance(variants, Variants) and variants.is_foreign(name)):
                 raise
             _note(f"{name} is left out: {error}")
-    return found
+    return by_name
 
 
 def find_by_model_type(
@@ -177,12 +177,12 @@ def find_by_model_type(
         None where no variant serves that type.
 
     Raises:
-        ConfigError: (exit 2) As `find` does, for two variants of one type, and for a chosen one of another type.
+        ConfigError: (exit 2) As `find` does, for two variants of one type, and for a chosen variant of another type.
 
     """
     if named is None:
-        every = usable(find_all(package, base), _model_types)
-        serving = {name: kind for name, (kind, types) in every.items() if model_type in types}
+        variants = usable(find_all(package, base), _model_types)
+        serving = {name: kind for name, (kind, types) in variants.items() if model_type in types}
         if len(serving) > 1:
             raise ConfigError(
                 f"expected one variant for {model_type!r}, there are {', '.join(serving)}: name one as "

@@ -17,9 +17,9 @@ T = TypeVar("T")
 LOG_SECONDS = 60.0
 """Seconds between two lines in a log, and before the first line: shorter work logs nothing."""
 PROGRESS = "progress.json"
-"""Name of the file of a progress, in the folder that the work writes into."""
+"""Name of the file that says how far the work is, in the folder that the work writes into."""
 FILE_SECONDS = 5.0
-"""Seconds between two writings of the file of a progress."""
+"""Seconds between two writings of that file, `progress.json`."""
 
 
 class ProgressBar(Generic[T]):
@@ -54,9 +54,9 @@ class ProgressBar(Generic[T]):
             initial: Units that an earlier run did; they count as done, and the rate leaves them out.
             leave: False removes a finished bar from the terminal, for work inside other work.
             hidden: True shows nothing, for work whose progress another bar shows.
-            file: Where other processes may read, as JSON, how far the work is: the units that are done, their total, those
-                done per second by this run, and when this was written. The file is removed when the work has ended without
-                an error; it stays after a Ctrl-C or a kill.
+            file: Where other processes may read, as JSON, how far the work is: the units that are done, their total, the rate
+                of this run in units per second, and the time of writing in seconds since 1970. The file is removed when the
+                work has ended without an error; it stays after a Ctrl-C or a kill.
             clock: Returns seconds that only grow; tests pass a clock of their own.
 
         """
@@ -106,7 +106,7 @@ class ProgressBar(Generic[T]):
             print(self._line(*self._pace(now - self._begun)), file=sys.stderr, flush=True)
 
     def note(self, **values: str) -> None:
-        """Show values such as `loss="0.123"` beside the count, from the next update on."""
+        """Show values such as `loss="0.123"` beside the count, from the next update on; a name's `_` is shown as a space."""
         self._notes |= values
         self._bar.set_postfix_str(", ".join(self._noted()), refresh=False)
 
@@ -120,11 +120,11 @@ class ProgressBar(Generic[T]):
         write_atomically(self._file, json.dumps(content) + "\n")
 
     def _line(self, *parts: str) -> str:
-        of = "" if self._total is None else f" of {self._total:,}"
-        return f"{self._what}: " + ", ".join([f"{self.done:,}{of} {self._unit}", *parts, *self._noted()])
+        of_total = "" if self._total is None else f" of {self._total:,}"
+        return f"{self._what}: " + ", ".join([f"{self.done:,}{of_total} {self._unit}", *parts, *self._noted()])
 
     def _noted(self) -> list[str]:
-        return [f"{name} {value}" for name, value in self._notes.items()]
+        return [f"{name.replace('_', ' ')} {value}" for name, value in self._notes.items()]
 
     def _pace(self, seconds: float) -> Iterator[str]:
         """Yield the mean rate of this run, and the time left at that rate."""

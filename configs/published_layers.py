@@ -1,15 +1,15 @@
 """Layer numbers that papers publish, carried over to models of another depth: both stages use these functions and no others.
 
-Papers give layer numbers for a vision tower of 24 layers and for a language model of 32. There is one rounding rule for
-each, and they differ: a hidden state halfway between two becomes the even one, a language layer halfway becomes the later.
+Papers give layer numbers for a vision tower of 24 layers and for a language model of 32. Each has a rounding rule of its own:
+a hidden state halfway between two becomes the even state, a language layer halfway between two becomes the later layer.
 """
 
 from collections.abc import Sequence
 
 TOWER_LAYERS = 24
-"""Layers of the vision tower that published tower layers are numbers of (CLIP ViT-L)."""
+"""Number of layers of the vision tower whose layers papers number (CLIP ViT-L)."""
 LANGUAGE_LAYERS = 32
-"""Layers of the language model that published language layers are numbers of (Llama 7B)."""
+"""Number of layers of the language model whose layers papers number (Llama 7B)."""
 
 
 def tower_hidden_state(published: int, layers: int) -> int:

@@ -33,13 +33,15 @@ def variants(experiment: Experiment, pruners: Mapping[str, type]) -> tuple[list[
     axes: dict[str, dict[str, tuple[Any, ...]]] = {}
     for key, values in sorted(
         experiment.sweep.vary.items(), key=lambda item: "." in item[0]
-    ):  # values of one method win
-        axes[key], wrong = _axis(key, values, pruners, chosen)
-        problems += wrong
+    ):  # last, so that values for a named method win
+        axes[key], invalid = _axis(key, values, pruners, chosen)
+        problems += invalid
     for method in chosen:
-        mine = {key.rpartition(".")[2]: axis[method.name] for key, axis in axes.items() if method.name in axis}
-        for combination in product(*mine.values()):
-            crossed = method.parameters | dict(zip(mine, combination, strict=True))
+        axes_of_method = {
+            key.rpartition(".")[2]: axis[method.name] for key, axis in axes.items() if method.name in axis
+        }
+        for combination in product(*axes_of_method.values()):
+            crossed = method.parameters | dict(zip(axes_of_method, combination, strict=True))
             named = {"name": method.name, "label": method.label, "weights": method.weights}
             variant = Method.model_validate({**named, **crossed})
             if variant not in methods:
@@ -95,12 +97,12 @@ def _axis(
     fields = {name: _fields(pruners[name]) for name in candidates if refusal(name, pruners) is None}
     holders = {name: pruners[name] for name, known in fields.items() if field in known}
     if not holders:
-        known = [each for names in fields.values() for each in names]
+        known = [name for names in fields.values() for name in names]
         message = f"{owner or 'no method'} has {'no' if owner else 'a'} parameter {field!r}{did_you_mean(field, known)}"
         return {}, [Problem(path, message)]
     if values == "every":
         axis = {name: _each(pruner, field) for name, pruner in holders.items()}
-        endless = [name for name, each in axis.items() if not each]
+        endless = [name for name, accepted in axis.items() if not accepted]
         message = f"{', '.join(endless)} takes any of endless values (got 'every'): list some values"
         return axis, [Problem(path, message)] if endless else []
     axis = {name: tuple(_accepted(pruner, field, values)) for name, pruner in holders.items()}

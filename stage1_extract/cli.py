@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.pass_context
 def group(context: click.Context) -> None:
     """Stage 1: encode every image once into a feature store; the only stage with a vision tower."""
-    if context.invoked_subcommand != reference.name:  # `stage2_prune parity` started it and has noted it already
+    if context.invoked_subcommand != reference.name:  # `stage2_prune parity` starts `reference`, and has noted it
         note_untested()
 
 
@@ -153,7 +153,7 @@ def diagnose(
 
 
 def _require_store(folder: Path) -> None:
-    """Raise StoreMissing (exit 5) for a folder that is no store, which asks whether a run folder's store was meant."""
+    """Raise StoreMissing (exit 5) for a folder that is no store; its message asks whether a run folder's store was meant."""
     from store.layout.plan import read_plan
 
     read_plan(folder)
@@ -185,7 +185,8 @@ def _of_store(
             if isinstance(store, Path):
                 _require_store(store)
             raise ConfigError(
-                f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with --config"
+                f"expected the config.yaml that {store} was made with in that folder, there is none: name a config with "
+                "--config"
             )
     experiment = experiment_from(config_path, flags | {"store__path": str(store)})
     if flags["extract__tower_batch"] is not None:

@@ -26,7 +26,7 @@ class WrongWeights(ExtractError):
 
 
 class ChangedImage(ExtractError):
-    """An image file is not the one that was encoded."""
+    """An image file is not the file that was encoded."""
 
     exit_code = 4
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from stage1_extract.work.planning import (
     refuse_for_shared,
     require_shards_of,
     stored_plan,
+    warn,
     with_stored_arrays,
     worker_share,
 )
@@ -61,7 +62,7 @@ def dry_run(experiment: Experiment, overwrite: bool = False, append: bool = Fals
     named = sources.ids()
     plan, ids = (wanted, named) if overwrite else plan_to_follow(path, wanted, named, sources.unreadable, append)
     parts = [(0, shard) for shard in range(plan.n_shards)]
-    if plan is not wanted:  # the store goes on
+    if plan is not wanted:  # the extraction continues the store
         missing = missing_parts(path, plan)
         idle = idle_shards(plan, [shard for _, shard in missing], rows_not_asked_for(named, plan, ids))
         parts = [part for part in missing if part[1] not in idle]
@@ -146,7 +147,7 @@ def _prepare(experiment: Experiment, sources: Sources, allowed: int, overwrite: 
         experiment = with_stored_arrays(experiment)
         stored = stored_plan(path)
     opened = OpenEncoder.load(experiment, worker_devices(experiment.model.device)[0], stored, len(sources.rows))
-    _warn(opened.encoder.description.notes)
+    warn(opened.encoder.description.notes)
     if overwrite:  # only now, when it is certain that something will replace the store
         remove_store(path, stall_seconds)
     stored = stored_plan(path)
@@ -172,19 +173,19 @@ def _run(job: _Job, share: tuple[int, int] | None, retry_failed: bool) -> dict[s
     path, plan, projector = job.path, job.plan, job.opened.encoder.projector
     presence, stall_seconds = "exclusive" if share is None else "shared", job.experiment.extract.stall_seconds
     with StoreWriter.open(path, plan, job.ids, projector, presence, stall_seconds, leave=job.underived) as writer:
-        mine = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
-        require_nothing_lost(path, plan, mine)
+        own_shards = [shard for shard in range(plan.n_shards) if share is None or shard % share[1] == share[0]]
+        require_nothing_lost(path, plan, own_shards)
         save_resolved(job.experiment, path)
         if retry_failed:
             _withdraw_failures(job)
         parts = missing_parts(path, plan, job.underived)
         writer.idle = idle_shards(plan, [shard for _, shard in parts], job.sources.not_asked_for)
         parts = [part for part in parts if part[1] not in writer.idle]
-        missing = sorted({shard for _, shard in parts} & {*mine})
+        missing = sorted({shard for _, shard in parts} & {*own_shards})
         require_space(bytes_of(plan, parts), path)
-        _warn(job.opened.side_costs() if missing else ())
+        warn(job.opened.side_costs() if missing else ())
         _encode(job, writer, missing)
-    _warn(note_of_further(path, plan, job.sources, job.underived))
+    warn(note_of_further(path, plan, job.sources, job.underived))
     counted_now = counts(path, plan, job.sources, [part for part in parts if part[1] in missing], job.underived)
     return {
         "store": str(path),
@@ -203,7 +204,10 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
     alone = experiment.extract.engine == "local" and local.count_workers(experiment) == 1
     with ProgressBar(what="encode", total=plan.n_images, initial=plan.n_images - rows, unit="images") as bar:
         if alone or experiment.extract.worker_index is not None:
-            worker = Worker(experiment, writer, job.sources, job.opened, "alone", bar.update)
+            worker = Worker(
+                experiment, writer, job.sources, job.opened, "alone", bar.update,
+                waiting=lambda what: bar.note(waiting_for=what),
+            )  # fmt: skip
             worker.failures = committed_failures(writer.path, plan)
             worker.extract(missing, job.allowed)
             return
@@ -220,11 +224,6 @@ def _encode(job: _Job, writer: StoreWriter, missing: list[int]) -> None:
         look()
     if missing:  # each worker knew its own failures only
         require_few(committed_failures(writer.path, plan), job.allowed, job.sources)
-
-
-def _warn(notes: Iterable[str]) -> None:
-    for note in notes:
-        _log.warning("note: %s", note)
 
 
 def _withdraw_failures(job: _Job) -> None:
@@ -245,6 +244,6 @@ def _warn_of_underived(job: _Job) -> None:
     if left:
         names, missing = ", ".join(sorted(job.underived)), counted(len(left), "shard")
         _log.warning(
-            "note: %s of this store was derived in another environment than this one; to keep its bits alike, it is still "
-            "to be derived there for %s, with `python -m store derive projected %s`", names, missing, job.path,
+            "note: %s of this store was derived in another environment, and still lacks %s: to make all bits alike, derive "
+            "it there with `python -m store derive projected %s`", names, missing, job.path,
         )  # fmt: skip

@@ -37,6 +37,12 @@ class CannotShow(PruneError, ConfigError):
     exit_code = 2
 
 
+class NotCaptured(PruneError):
+    """A forward of the language model cannot run as a CUDA graph."""
+
+    exit_code = 2
+
+
 class NothingToAsk(PruneError):
     """No question is about an image that could be encoded."""
 

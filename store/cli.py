@@ -72,8 +72,8 @@ def verify(
     changed = _changed_sources([str(location), *(["--config", str(config_path)] * typed)]) if sources else []
     counts = shard_counts(location)
     if as_json:
-        found = {"findings": [asdict(finding) for finding in findings], "changed_sources": changed}
-        click.echo(json.dumps(found | counts))
+        report = {"findings": [asdict(finding) for finding in findings], "changed_sources": changed}
+        click.echo(json.dumps(report | counts))
     else:
         for finding in findings:
             click.echo(str(finding))
@@ -124,7 +124,7 @@ def repair(path: StoreLocation | None, config_path: Path, quick: bool, **flags: 
     """Mend a damaged store.
 
     Writes damaged files of PATH (default: the config's store) again that follow from the rest of the store, and withdraws
-    exactly the damaged shards, which `extract` then computes again. Exit 4 if damage is left that neither mends.
+    exactly the damaged shards, which `extract` then computes again. Exit code 4 means that other damage is left.
     """
     from store.care.repair import repair
 
@@ -167,7 +167,7 @@ def compact(path: StoreLocation | None, config_path: Path, **flags: Any) -> None
 def derive(array: str, path: StoreLocation | None, config_path: Path, device: str, **flags: Any) -> None:
     """Compute the array `projected` from the array `raw`.
 
-    PATH (default: the config's store) holds the projector that this takes; no image is read.
+    Uses the projector in PATH (default: the config's store); no image is read.
     """
     from store.care.derive import derive_projected
 
@@ -206,7 +206,7 @@ def drop(array: str, path: StoreLocation | None, config_path: Path, **flags: Any
 def export(path: StoreLocation, overwrite: bool, **targets: Path | None) -> None:
     """Write the features of a store in another form.
 
-    Exactly one of four forms of the committed shards of PATH is written.
+    Writes the committed shards of PATH in exactly one of the four forms.
     """
     named = {form: out for form, out in targets.items() if out is not None}
     if len(named) != 1:

@@ -41,7 +41,15 @@ if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 6e9 and "TMPDIR" not in 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep digests of weights in a folder of the tests, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENCODE_ONCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Iterator[None]:
     """Let commands that tests start fork off a process that has imported torch and transformers."""
     with preloaded_python(tmp_path_factory.mktemp("preloaded")) as python, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))

@@ -1,4 +1,4 @@
-"""Paths in files that are meant to be shared: they are relative to the file's own folder, so that they name nobody's machine."""
+"""Paths in files that are meant to be shared: they are relative to the file's own folder, so that they name no machine."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -36,8 +36,8 @@ def saved(experiment: Experiment, folder: Path) -> dict[str, Any]:
 def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of a config file that lies in `folder`.
 
-    The paths of a config that `saved` made become relative to the working directory again. The paths of code become so in every
-    config: a config and a file of code that it names are written side by side.
+    The paths of a config that `saved` made become relative to the working directory again. The paths of code do so in every
+    config, because a file of code is written beside the config that names it.
     """
     marked = raw.get(MARKER) == HERE
     content = deepcopy({key: value for key, value in raw.items() if key != MARKER or not marked})
@@ -79,14 +79,14 @@ def location(store: StoreLocation, folder: Path) -> str:
 
 def relative(path: Path, folder: Path) -> str:
     """Return `path` relative to `folder`, beginning with `./` or `../`."""
-    way = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
-    return way if way.startswith("..") else f"./{way}"
+    from_folder = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    return from_folder if from_folder.startswith("..") else f"./{from_folder}"
 
 
 def _from_here(path: Path) -> str:
     """Return a path relative to the working directory if it lies below that directory, otherwise an absolute path."""
-    whole = Path(os.path.normpath(path.absolute()))
-    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+    absolute = Path(os.path.normpath(path.absolute()))
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def _paths(content: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:

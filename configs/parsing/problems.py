@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (YAML may hold anything)
-"""The problems of a config as sentences: where, what was expected, what came, and what was likely meant."""
+"""The problems of a config as sentences: where a problem is, what was expected, what was given, and what was likely meant."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ class Problem:
     path: Path
     """The value or the key that is wrong."""
     message: str
-    """What was expected, what came, what to do."""
+    """What was expected, what was given, what to do."""
 
     def __str__(self) -> str:
         """Write the message behind the dotted path."""
@@ -68,7 +68,7 @@ def problems_of(
 
     """
     messages: dict[Path, list[str]] = {}
-    came: dict[Path, str] = {}
+    received: dict[Path, str] = {}
     for detail in error.errors(include_url=False, include_context=False):
         kind, path = detail["type"], _path(detail["loc"], given)
         if kind in _UNKNOWN:
@@ -81,11 +81,13 @@ def problems_of(
             message = _message(path, detail)
             messages.setdefault(path, []).append(message)
             meant = did_you_mean(detail["input"], re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
-            came[path] = _came(detail["input"], _has_default(path, known)) + (
+            received[path] = _received(detail["input"], _has_default(path, known)) + (
                 meant if meant.startswith(": did") else ""
             )
     return [
-        Problem((*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + came.get(path, ""))
+        Problem(
+            (*below, *path), " or ".join(dict.fromkeys(each)).replace(" or expected", " or") + received.get(path, "")
+        )
         for path, each in messages.items()
     ]
 
@@ -104,7 +106,7 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def _missing(path: Path, given: Any, known: Mapping[str, type[BaseModel] | None]) -> Problem:
-    """Blame a misspelt key among those beside a missing one, or else the missing key itself."""
+    """Blame a key beside the missing key that is nearly the same word, or else the missing key itself."""
     *parents, leaf = path
     others = _known_beside(path, known)
     unknown = [str(key) for key in given if key not in others] if isinstance(given, dict) else []
@@ -127,8 +129,8 @@ def _message(path: Path, detail: Mapping[str, Any]) -> str:
     return re.sub("Input should be( (?=greater|less))?", _expected, message)
 
 
-def _came(value: Any, has_default: bool) -> str:
-    """Write a wrong value behind what was expected; for null, where only the key is there, also what to do."""
+def _received(value: Any, has_default: bool) -> str:
+    """Write the end of a message: the wrong value; for null, where only the key is there, also what to do."""
     if value is None:
         return " (got null)" + ": leave it out for the default" * has_default
     return f" (got {short(value)})"

@@ -14,7 +14,7 @@ from configs.processes.signals import handle
 def module_process(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a process that runs a module with the code that this process runs.
 
-    -P: a file of the current folder that is called as one of the packages must not be taken for the package.
+    `-P` keeps Python from taking a file of the current folder for the package of the same name.
     """
     path = os.pathsep.join(folder for folder in sys.path if folder)
     return [sys.executable, "-P", "-m", module, *arguments], os.environ | {"PYTHONPATH": path}
@@ -27,10 +27,10 @@ def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> in
     this process alone and is passed on. A signal that comes while the other process is started takes effect just after.
     A process that a signal has ended returns 128 + the signal's number.
     """
-    came: list[int] = []
+    pending: list[int] = []
     usual: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in usual:
-        handle(number, lambda number, _: came.append(number))
+        handle(number, lambda number, _: pending.append(number))
     try:
         process = subprocess.Popen(command, env=environment)
     except BaseException:
@@ -40,8 +40,8 @@ def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> in
     while True:
         try:
             _restore(usual)
-            while came:
-                signal.raise_signal(came.pop())
+            while pending:
+                signal.raise_signal(pending.pop())
             code = process.wait()
             return 128 - code if code < 0 else code or stopped
         except KeyboardInterrupt:

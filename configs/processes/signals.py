@@ -11,7 +11,7 @@ Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 def handle(number: int, handler: Handler) -> None:
-    """Set the handler of a signal, unless a shell has told this process to ignore the signal: that stays so."""
+    """Set the handler of a signal, unless a shell has told this process to ignore the signal, which then stays ignored."""
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, handler)
 

@@ -65,7 +65,7 @@ class ModelSection(Section):
     """The vision-language model whose features are cached and whose language half answers."""
 
     checkpoint: str
-    """Folder or hub id of a checkpoint in the Hugging Face layout; `demo` is the demo's, which is installed with the package."""
+    """Folder or hub id of a checkpoint in the Hugging Face layout; `demo` is the demo's, installed with the package."""
     revision: str | None = None
     """Hub revision of the checkpoint (branch, tag or commit)."""
     dtype: Dtype = "float32"
@@ -81,11 +81,11 @@ class ModelSection(Section):
     """Hub revision of the CLIP checkpoint."""
     vision_family: str | None = None
     """Family that opens the vision half: a file of stage1_extract/families, an entry point, or the path of a .py file;
-    default: the one that serves the checkpoint's type."""
+    default: the family that serves the checkpoint's type."""
     tower: str | None = None
-    """Kind of vision tower, likewise of stage1_extract/towers."""
+    """Kind of vision tower, chosen in the same way from stage1_extract/towers."""
     language_family: str | None = None
-    """Family that opens the language half, likewise of stage2_prune/families."""
+    """Family that opens the language half, chosen in the same way from stage2_prune/families."""
 
 
 class DataSection(Section):
@@ -146,8 +146,9 @@ class ExtractSection(Section):
     CPU. A store records the shape of its calls, and whoever goes on with it uses the recorded one."""
     capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
-    decode_threads: PositiveInt = 2
-    """Threads that read and decode images; they change no result."""
+    decode_threads: PositiveInt | Literal["auto"] = "auto"
+    """Threads that read and decode images; they change no result. `auto` is every core beside a GPU, shared among the workers,
+    and 2 on a CPU."""
     max_failures: Failures = "0"
     """Unreadable images that are tolerated: a count (`5`) or a share of all images (`1%`)."""
     max_pixels: PositiveInt = 50_000_000

@@ -1,4 +1,4 @@
-"""Answer batches with the full model: besides features, the only thing that this stage makes.
+"""Answer batches with the full model; besides features, these answers are the only output of this stage.
 
 Everything is stock: the model's own `get_image_features` and its own `generate`. `stage2_prune parity` compares the results
 with those that stage 2 makes of the store.
@@ -72,8 +72,8 @@ class FullModel:
     def image(self, name: str, sha256: str) -> Image.Image:
         """Return one image of the order.
 
-        Raises ChangedImage (exit 4) if its file is not the one that the store encoded, and GoneImage (exit 5 or 4) if it
-        cannot be read.
+        Raises ChangedImage (exit 4) if its file is not the file that the store encoded, and GoneImage (exit 5 or 4) if the
+        file cannot be read.
         """
         try:
             data = self._images.read(name)
@@ -191,6 +191,6 @@ def _inputs_of(module: nn.Module | None) -> Generator[list[Tensor], None, None]:
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack tensors; None if one of them is None."""
+    """Stack tensors; None if any tensor is None."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if len(present) == len(tensors) else None

@@ -15,7 +15,7 @@ from configs.progress import ProgressBar
 from stage1_extract.checking.sample import spread_out
 from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
-from stage1_extract.sources import Sources, stored_sources
+from stage1_extract.sources import Sources, file_threads, stored_sources
 from stage1_extract.sources.images import content_id
 from stage1_extract.work.decoding import decode
 from stage1_extract.work.open_encoder import OpenEncoder
@@ -27,7 +27,7 @@ from store.reading.reader import FeatureStore
 
 @dataclass(frozen=True)
 class Changed:
-    """An image whose file is not the one that was encoded."""
+    """An image whose file is not the file that was encoded."""
 
     name: str
     reason: str
@@ -43,7 +43,7 @@ class Unequal:
     values: int
     """How many values differ."""
     largest: float | None
-    """Largest absolute difference; None where rows of another shape or dtype lie in the store, which differ as a whole."""
+    """Largest absolute difference; None where the store has rows of another shape or dtype."""
     kind: str | None = None
     """What is expected of a row and what the store has, where shape or dtype differ."""
 
@@ -68,7 +68,7 @@ def changed_sources(experiment: Experiment) -> list[Changed]:
         same = not sources.by_content or content_id(data) == sources.rows[row].sha
         return None if same else Changed(name, "changed")
 
-    with ThreadPoolExecutor(experiment.extract.decode_threads) as pool:
+    with ThreadPoolExecutor(file_threads(experiment)) as pool:
         looks = ProgressBar(pool.map(look, named), "compare", len(named), unit="images")
         return [changed for changed in looks if changed is not None]
 

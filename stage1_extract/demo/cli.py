@@ -16,7 +16,9 @@ def group() -> None:
 
 @group.command()
 @experiment_options("data")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the scenes; not 1, the checkpoint's own.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the scenes; 1 is refused, as the checkpoint's."
+)
 def data(config_path: Path, seed: int, **flags: Any) -> None:
     """Write the demo's images and questions.
 
@@ -33,8 +35,8 @@ def data(config_path: Path, seed: int, **flags: Any) -> None:
     out = wanted.images.parent
     if wanted.images.name != "images" or wanted.questions != out / "questions.jsonl":
         raise ConfigError(
-            f"expected a folder with `images` and `questions.jsonl` as the demo's data, {config_path} names {wanted.images} and "
-            f"{wanted.questions}: use one of the demo's configs"
+            f"expected a folder with `images` and `questions.jsonl` as the demo's data, {config_path} names {wanted.images} "
+            f"and {wanted.questions}: use one of the demo's configs"
         )
     splits = {"train": wanted.train, "val": wanted.val, "test": wanted.test}
     counts = {name: count for name, count in splits.items() if count is not None}

@@ -187,8 +187,8 @@ def accuracy(
         kept = score.topk(keep, dim=1).indices.sort(dim=1).values
         packed = pack(asked, features.shape[1] + 2, recipe.device)
         logits, label = answer_logits(reader, features[part].float(), kept, packed)
-        both = (logits.argmax(-1) == label).view(-1, 2).all(1).tolist()
-        for item, hit in zip((item for scene in asked for item in scene), both, strict=True):
+        hits = (logits.argmax(-1) == label).view(-1, 2).all(1).tolist()
+        for item, hit in zip((item for scene in asked for item in scene), hits, strict=True):
             right.setdefault(item.kind, []).append(hit)
     scores = {kind: round(float(np.mean(hits)), 3) for kind, hits in right.items()}
     return scores | {"all": round(float(np.mean([hit for hits in right.values() for hit in hits])), 3)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings that the trained checkpoint depends on; only the code matters besides."""
+    """All settings that the trained checkpoint depends on, apart from the code."""
 
     seed: int = 1
     """Seed of the scenes, the weights and the order of the lessons; the demo's own scenes have seed 0."""
@@ -38,7 +38,7 @@ class Recipe:
     pruned_share_at_end: float = 0.2
     """The same share in the last 15 % of the steps."""
     budgets: tuple[int, ...] = (16, 32, 64, 128, 192)
-    """Budgets that such a step draws from, in tokens per image."""
+    """Budgets that a step with only some of the tokens draws from, in tokens per image."""
     object_bias: float = 8.0
     """Largest preference for patches that show an object, in half of the scenes; see `kept_patches`."""
     report_every: int = 1_000

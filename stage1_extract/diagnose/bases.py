@@ -151,7 +151,7 @@ class ArrayRows:
 
 
 FITTED = ("layer", "rows", "order", "scale", "rounding", "projector", "raw_rounding")
-"""Axes of a hypothesis on which `Rows.best` chooses."""
+"""Axes of a hypothesis on which `ArrayRows.best` chooses."""
 
 
 def _states(seen: EveryLayer, layer: Choice) -> list[Tensor]:

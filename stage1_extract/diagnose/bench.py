@@ -207,7 +207,7 @@ class Bench:
         return theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours)
 
     def made_elsewhere(self, name: str) -> list[str]:
-        """List the differences between the environment that made an array and this one, by which bits may be rounded apart."""
+        """List the differences between this environment and an array's, because of which bits may be rounded apart."""
         if name not in self.expected:
             return []
         ours, theirs = self.expected[name].numeric, self.store.fingerprint(name).numeric

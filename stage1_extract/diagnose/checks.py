@@ -23,7 +23,7 @@ from store.projectors import Projector, project_image
 CONSPICUOUS = 8.0
 """How many median distances a row's root mean square may lie from the median before the row is encoded again too."""
 ENOUGH = 16
-"""Number of rows from which on their root mean squares are compared at all."""
+"""Fewest rows whose root mean squares are compared."""
 _FEATURES = ("raw", "projected")
 
 

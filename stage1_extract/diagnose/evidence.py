@@ -131,6 +131,6 @@ class Evidence:
 
 
 def _in_order(names: Mapping[str, object]) -> Iterator[str]:
-    """Yield the names of the arrays; those whose causes explain others come first."""
+    """Yield the names of the arrays; arrays whose causes explain other arrays come first."""
     yield from (name for name in FEATURES if name in names)
     yield from (name for name in names if name not in FEATURES)

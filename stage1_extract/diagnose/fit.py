@@ -16,13 +16,13 @@ from store.layout.schema import Dtype
 from store.layout.tensors import torch_dtype
 
 FEW = 3
-"""Number of layers, and of their arrangements, that are compared closely: those that differ least at a first glance."""
+"""Number of layers, and of their arrangements, that are compared closely; the rest differ more at a first glance."""
 NEAR = 0.1
 """Relative difference above which no scale or round trip is tried, as neither could explain it."""
 SAME_NORM = 1e-3
 """Relative spread up to which the tokens' lengths count as equal."""
 WORTH = 0.5
-"""A factor, or one more cause, is named only if it brings the difference down to this share of it."""
+"""Largest share of the difference that may remain for a factor, or for one more cause, to be named."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trial:
     def rank(self) -> tuple[float | int, ...]:
         """Return a key that sorts trials, the best first.
 
-        Bit-equal trials come first, those with fewer causes before others. The rest is sorted by residual, where each cause
+        Bit-equal trials come first, trials with fewer causes before others. The rest is sorted by residual, where each cause
         must halve the residual to pay for itself.
         """
         return (0, len(self.causes)) if self.equal else (1, self.residual / WORTH ** len(self.causes))
@@ -177,7 +177,7 @@ def _factor(made: Tensor, target: Tensor) -> float:
 
 
 def _nameless_order(base: Base, target: Float[Tensor, "token width"]) -> Choice | None:
-    """Match each stored token with the nearest token of the base; None if the matches are no order, or move more than patches."""
+    """Match each stored token with the nearest token of the base; None if the matches are no order, or move the CLS row."""
     if not base.has_order or len(target) == 1:
         return None
     made = base.tokens.float()

@@ -17,7 +17,7 @@ EXEMPLARS = 2
 OPERATIONS = 2.5e13
 """Floating-point operations of two CPU cores in about three minutes: 70 forwards of CLIP ViT-L/14-336."""
 ACCELERATION = 20
-"""How many times faster a GPU is at least."""
+"""How many times as fast as two CPU cores a GPU is, at least."""
 LEAST_TRIES, MOST_TRIES = 60, 600
 """Bounds of the number of forwards that is chosen by the size of the tower."""
 MOST_CHANGES = 3
@@ -43,14 +43,14 @@ class Pictures:
         """Number of forwards that may still be spent."""
 
     def explain(self, name: str) -> None:
-        """Try one change of the picture, then two, then three; changes that leave little unexplained alone come first."""
+        """Try one change of the picture, then two, then three; combinations of changes with small residuals come first."""
         findings = self._evidence.findings[name]
         exemplars = [row for row in self._evidence.unexplained(name) if not findings[row].note][:EXEMPLARS]
         with ProgressBar[None](what=f"diagnose {name}", total=self.left, unit="forwards") as bar:
-            left = {row: self._try_each(name, row, together(self._axes, 1), bar) for row in exemplars}
+            residuals = {row: self._try_each(name, row, together(self._axes, 1), bar) for row in exemplars}
             for row in exemplars:
                 for count in range(2, MOST_CHANGES + 1):
-                    self._try_each(name, row, _promising(together(self._axes, count), left[row]), bar)
+                    self._try_each(name, row, _promising(together(self._axes, count), residuals[row]), bar)
         for row in exemplars:
             if not findings[row].known:
                 best = findings[row].trial.hypothesis
@@ -61,16 +61,16 @@ class Pictures:
     ) -> dict[str, float]:
         """Try changed pictures on one row until a change explains the row; return the residual of each change."""
         own = self._bench.pixels(row, {})["pixel_values"]
-        left: dict[str, float] = {}
+        residuals: dict[str, float] = {}
         for hypothesis in hypotheses:
             if self.left <= 0 or self._evidence.findings[name][row].known:
                 break
             if torch.equal(self._bench.pixels(row, hypothesis)["pixel_values"], own):
                 continue
             self.left -= 1
-            left[causes_key(hypothesis)] = self._try(name, row, {**hypothesis, "compute": self._bench.compute[0]})
+            residuals[causes_key(hypothesis)] = self._try(name, row, {**hypothesis, "compute": self._bench.compute[0]})
             bar.update()
-        return left
+        return residuals
 
     def _try(self, name: str, row: int, picture: Hypothesis) -> float:
         """Try one changed picture on one row, with its own image and then with others; return the residual."""
@@ -85,15 +85,15 @@ class Pictures:
         return math.inf if trial is None else trial.residual
 
 
-def _promising(hypotheses: Iterable[Hypothesis], left: Mapping[str, float]) -> Sequence[Hypothesis]:
-    """Sort combinations of changes by the sum of the residuals that their changes leave alone.
+def _promising(hypotheses: Iterable[Hypothesis], residuals: Mapping[str, float]) -> Sequence[Hypothesis]:
+    """Sort combinations of changes by the sum of the residuals that each of their changes leaves when made alone.
 
     A combination with a change that has no effect is left out. Sums are rounded, so that small differences keep the order
     of likelihood.
     """
 
     def sum_of_members(hypothesis: Hypothesis) -> float:
-        return round(sum(left.get(causes_key({axis: choice}), math.inf) for axis, choice in hypothesis.items()), 1)
+        return round(sum(residuals.get(causes_key({axis: choice}), math.inf) for axis, choice in hypothesis.items()), 1)
 
     effective = (hypothesis for hypothesis in hypotheses if sum_of_members(hypothesis) < math.inf)
     return sorted(effective, key=sum_of_members)

@@ -22,7 +22,7 @@ SOUND, WRONG = 0, 4
 CHECKED = 64
 """Number of rows that are checked without the tower, unless every row is asked for."""
 FINDINGS = ("refusals", "causes", "unknown", "checks", "not_examined")
-"""Keys of the result of which each that is not empty makes a store wrong."""
+"""Keys of the result under which findings lie; a store is wrong if any of them holds a finding."""
 
 
 def run(
@@ -79,7 +79,7 @@ def _explain(search: Search, tries: int) -> None:
 
 
 def _other_dtypes(experiment: Experiment, store: FeatureStore) -> list[str]:
-    """Say which features are stored in another dtype than the config asks for; nothing is loaded to know it."""
+    """Say which features are stored in another dtype than the config asks for; no model is loaded for this."""
     asked = experiment.model.dtype
     others = {
         name: spec.dtype

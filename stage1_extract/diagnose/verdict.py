@@ -56,8 +56,8 @@ def conclude(bench: Bench, checked: Checked, evidence: Evidence, seed: int, chec
         "encoded": [bench.image_name(row) for row in evidence.rows],
         "refusals": list(refusals(bench)),
         "causes": [
-            vars(cause) | {"images": None if every else [bench.image_name(row) for row in rows]}
-            for cause, (rows, every) in causes.items()
+            vars(cause) | {"images": None if in_all else [bench.image_name(row) for row in rows]}
+            for cause, (rows, in_all) in causes.items()
         ],
         "unknown": unknown,
         "checks": objections,
@@ -84,8 +84,8 @@ def _causes(bench: Bench, checked: Checked, evidence: Evidence) -> dict[Cause, t
     explained = {row for rows in shown.values() for row in rows} | _unexplained(evidence)
     if not explained & set(checked.not_projected) and checked.not_projected:
         shown[NOT_PROJECTED] = set(checked.not_projected)
-    every = set(evidence.rows)
-    return {cause: (sorted(rows), rows >= every) for cause, rows in shown.items()}
+    sampled = set(evidence.rows)
+    return {cause: (sorted(rows), rows >= sampled) for cause, rows in shown.items()}
 
 
 def _unexplained(evidence: Evidence) -> set[int]:
@@ -155,7 +155,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
     words = "; ".join(cause["detail"] for cause in array["causes"])
-    some = 0 < len(array["wrong"]) < images
+    only_some = 0 < len(array["wrong"]) < images
     if not array["known"]:
         left = "nothing tried has its shape" if array["residual"] is None else f"residual {array['residual']:.6f}"
         near = f"closest to {words or 'the right features'}, {left}" if array["close"] else f"nothing is close, {left}"
@@ -164,7 +164,7 @@ def _array_lines(name: str, array: Mapping[str, Any], images: int) -> list[str]:
         exactly = "bit for bit" if array["bit_equal"] else f"up to rounding (residual {array['residual']:.1e})"
         statement = f"{words or 'as it should be'}, {exactly}"
     lines = [f"{name:<14}{statement}"]
-    if some:
+    if only_some:
         lines.append(f"{'':<14}in {len(array['wrong'])} of {images} images: {first_names(array['wrong'], _SHOWN)}")
     lines += [
         f"{'':<14}{printable(row)} holds {printable(image)}" for row, image in [*array["shown_in"].items()][:_SHOWN]

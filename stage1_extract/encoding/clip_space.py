@@ -19,7 +19,7 @@ TOWER = "vision_model."
 WHAT = "clip_patches and clip_projected"
 """The arrays of this file, for messages."""
 _ROUNDINGS = (None, torch.float16, torch.bfloat16)
-"""Dtypes through which both checkpoints' towers may have gone; None is no rounding."""
+"""Dtypes to which either checkpoint may have rounded its tower; None is no rounding."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,7 @@ class ClipSpace(nn.Module):
     def arrays(
         self, raw: Float[Tensor, "image patch hidden"], names: Collection[str]
     ) -> dict[str, Float[Tensor, "image patch clip"]]:
-        """Make those of `names` that lie in this space, image by image, so that the batch changes no bit.
+        """Make the arrays of `names` that lie in this space, image by image, so that the batch changes no bit.
 
         clip_patches    layer norm, then projection, as CLIP does with its CLS row
         clip_projected  the projection alone
@@ -87,7 +87,7 @@ def open_clip_space(
     compared = require_same_tower(model, tower, dtype)
     if not compared:
         _log.warning(
-            "warning: %s holds no vision tower, so it cannot be checked that its tower is the one that makes the features",
+            "warning: %s holds no vision tower, so its tower cannot be compared with the tower that makes the features",
             source,
         )
     origin = {

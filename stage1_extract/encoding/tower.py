@@ -16,7 +16,7 @@ class TowerFacts:
     grid: tuple[int, int]
     """Rows and columns of patches."""
     hidden: int
-    """Width of its hidden states."""
+    """Width of the tower's hidden states."""
     heads: int
     """Attention heads of a layer."""
     layers: int

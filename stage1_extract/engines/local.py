@@ -122,7 +122,7 @@ class _Crew:
         return bool(self.members)
 
     def replace_dead(self) -> None:
-        """Remove workers that ended: exit code 0 is a worker that is done, 1 or a signal is a death, others end the run."""
+        """Remove workers that ended: exit code 0 means done, 1 or a signal a death, any other code ends the run."""
         for index, member in list(self.members.items()):
             code = member.process.exitcode
             if code is None:

@@ -58,7 +58,7 @@ def check_parameters(settings: Mapping[str, Any]) -> None:
     shared: dict[str, type] = submitit.AutoExecutor._typed_parameters()
     of_executors = {name: {*executor._valid_parameters()} for name, executor in executors.items()}
     known = [*shared, *(f"{name}_{word}" for name, words in of_executors.items() for word in sorted(words)), "cluster"]
-    old_names = {*shared}.union(*of_executors.values())  # submitit takes them without a prefix, or with one, too
+    old_names = {*shared}.union(*of_executors.values())  # submitit takes these with and without a prefix
     for name, value in settings.items():
         prefix, _, rest = name.partition("_")
         if name not in known and name not in old_names and not (prefix in executors and rest in shared):
@@ -71,7 +71,8 @@ def check_parameters(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"extract.slurm.cluster: {no_such('cluster', cluster, executors)}")
     if cluster == "slurm" and executors["slurm"].affinity() < 0:
         raise ConfigError(
-            "extract.slurm.cluster: expected a machine with SLURM, no srun is found here: start the extraction where it is"
+            "extract.slurm.cluster: expected a machine with SLURM, no srun is found here: start the extraction on a machine "
+            "that has it"
         )
 
 

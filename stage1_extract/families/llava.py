@@ -25,6 +25,7 @@ from stage1_extract.encoding.processor import ImageArea, ImageProcessor
 from stage1_extract.encoding.tower import TowerFacts
 from stage1_extract.errors import UnsupportedModel, WrongWeights
 from stage1_extract.find_tower import kind_of_tower
+from store.checkpoint.digests import origin_of, remembered_digest
 from store.checkpoint.opening import quiet_loading
 from store.checkpoint.weights import load_tensors, weights_digest
 from store.layout.geometry import Geometry
@@ -76,6 +77,7 @@ class LlavaEncoder(Encoder):
         kind = kind_of_tower(config.vision_config, model.tower)
         self.image_processor = _processor(experiment)
         facts = kind.facts(config.vision_config, self.image_processor.pixels())
+        loaded_from = origin_of(model.checkpoint, (TOWER, LlavaMlp.prefix), model.revision)
         tensors = load_tensors(model.checkpoint, (TOWER, LlavaMlp.prefix), dtype, model.revision)
         tower_weights, projector_weights = (_part(tensors, prefix) for prefix in (TOWER, LlavaMlp.prefix))
         settings = LlavaMlp.config_of(config)
@@ -95,8 +97,8 @@ class LlavaEncoder(Encoder):
             arrays=asked - {IMAGE_AREA},
             clip=None if clip is None else clip.to(device),
         )
-        self.weights = {"tower": weights_digest(tower_weights), "projector": weights_digest(projector_weights)}
         self.projector = projector_state(settings, projector_weights)
+        self.weights = {"tower": remembered_digest(tower_weights, loaded_from), "projector": self.projector.sha256}
         self.processor = self.image_processor.fingerprint
         edge = config.vision_config.patch_size
         self._area = ImageArea(self.image_processor, facts.grid, edge) if IMAGE_AREA in asked else None
@@ -129,7 +131,10 @@ class LlavaEncoder(Encoder):
         return torch.equal(half.projector(arrays["raw"]), arrays["projected"])
 
     def _pixels(self, batch: Sequence[Pixels]) -> Float[Tensor, "image 3 height width"]:
-        return torch.cat([pixels["pixel_values"] for pixels in batch]).to(self._device, self._dtype)
+        pictures = torch.cat([pixels["pixel_values"] for pixels in batch])
+        if self._device.type == "cuda":  # so that the host does not wait until earlier work of the device is done
+            return pictures.pin_memory().to(self._device, non_blocking=True).to(self._dtype)
+        return pictures.to(self._device, self._dtype)
 
 
 def _processor(experiment: Experiment) -> ImageProcessor:

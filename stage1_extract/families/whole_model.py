@@ -20,8 +20,8 @@ from stage1_extract.encoding.attention import ATTENTION
 from stage1_extract.encoding.family import Description, Encoder, Family, Pixels
 from stage1_extract.encoding.processor import TRIED_SIZES, ImageProcessor
 from stage1_extract.errors import UnsupportedModel
+from store.checkpoint.digests import origin_of, remembered_digest
 from store.checkpoint.opening import quiet_loading, stock_reading
-from store.checkpoint.weights import weight_files, weights_digest
 from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec
 from store.layout.tensors import torch_dtype
@@ -60,16 +60,16 @@ class WholeModelEncoder(Encoder):
         model = experiment.model
         if beside := [name for name in experiment.extract.capture if name != "projected"]:
             raise UnsupportedModel(
-                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got {', '.join(beside)}: "
-                "leave them out of --capture"
+                f"expected no arrays beside `projected` of a model whose parts cannot be reached apart, got "
+                f"{', '.join(beside)}: leave them out of --capture"
             )
-        weight_files(model.checkpoint, model.revision)  # names what is missing, before transformers fails
+        origin = origin_of(model.checkpoint, ("",), model.revision)  # names what is missing, before transformers fails
         with quiet_loading(), stock_reading(model.checkpoint, "a model"):
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
                 model.checkpoint, revision=model.revision, dtype=torch_dtype(model.dtype), attn_implementation=ATTENTION,
                 use_safetensors=True, trust_remote_code=model.trust_remote_code,
             ).eval()  # fmt: skip
-        self.weights = {"model": weights_digest(self._model.state_dict())}
+        self.weights = {"model": remembered_digest(self._model.state_dict(), origin)}
         self._model.to(device)
         source = (model.checkpoint, model.revision, model.trust_remote_code)
         stock = ImageProcessor(*source)
@@ -80,7 +80,7 @@ class WholeModelEncoder(Encoder):
         self.description = self._probe(experiment)
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Return those tensors of the image processor that `get_image_features` takes."""
+        """Return the tensors of the image processor that `get_image_features` takes."""
         taken = inspect.signature(self._model.get_image_features).parameters
         return {name: value for name, value in self._image_processor(image).items() if name in taken}
 

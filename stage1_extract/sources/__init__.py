@@ -16,6 +16,9 @@ from store.layout.plan import Plan
 from store.questions.question import image_names, no_questions, read_questions
 from store.questions.splits import SPLITS, say, used
 
+FILE_THREADS = 2
+"""Threads that read files to hash them, unless `extract.decode_threads` names a number."""
+
 
 @dataclass(frozen=True)
 class ImageRow:
@@ -66,13 +69,19 @@ def find_sources(experiment: Experiment) -> Sources:
         )
     by_content = data.identity == "content"
     unreadable: dict[str, str] = {}
-    threads = experiment.extract.decode_threads
+    threads = file_threads(experiment)
     shas = _hash_all(images, names, threads, unreadable) if by_content else map(name_id, names)
     grouped: dict[str, list[str]] = {}
     for name, sha in zip(names, shas, strict=True):
         grouped.setdefault(sha, []).append(name)
     rows = tuple(ImageRow(sha, tuple(given)) for sha, given in grouped.items())
     return Sources(images, len(names), rows, unreadable, by_content)
+
+
+def file_threads(experiment: Experiment) -> int:
+    """Return how many threads read files: `extract.decode_threads`, or a few for `auto`."""
+    asked = experiment.extract.decode_threads
+    return FILE_THREADS if asked == "auto" else asked
 
 
 def _hash_all(images: ImageSource, names: Sequence[str], threads: int, unreadable: dict[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Find out which kind of input `data.images` is; where that is ambiguous, the user must say it by `data.format`."""
+"""Find out which kind of input `data.images` is; where the kind is ambiguous, the user must set `data.format`."""
 
 import os
 from collections import defaultdict
@@ -47,7 +47,8 @@ def open_images(
     """
     if not root.exists():
         raise DataMissing(
-            f"expected a folder of images at {root.absolute()}, there is none: check data.images{or_the_demos_data(root.parent)}"
+            f"expected a folder of images at {root.absolute()}, there is none: check data.images"
+            f"{or_the_demos_data(root.parent)}"
         )
     if image_format == "folder":
         return FolderSource(root, follow_links)

@@ -65,9 +65,8 @@ class ParquetProcess:
             code = process.wait()
             raise ParquetUnreadable(f"the library that reads it ended its process with {_ending(code)}") from None
         finally:
-            if (
-                not whole
-            ):  # the caller stopped early, or the process ended: the rest in the pipe would answer the next question
+            # If the caller stopped early, the rest of the answer in the pipe would be taken for the next answer.
+            if not whole:
                 self._process = None
                 _end(process)
 

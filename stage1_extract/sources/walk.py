@@ -14,7 +14,7 @@ from stage1_extract.sources.images import has_image_suffix
 from store.layout.ids import printable
 
 MAX_WAYS = 1000
-"""Most ways by which links may lead to one folder, as folders full of links to each other have no end."""
+"""Most ways by which links may lead to one folder: folders that are linked to each other would be walked without end."""
 SHOWN = 3
 """Number of names that a note lists."""
 _Identity = tuple[int, int]

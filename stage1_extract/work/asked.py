@@ -33,17 +33,17 @@ def rows_not_asked_for(named: ImageIds, plan: Plan, ids: ImageIds) -> frozenset[
 
 
 def idle_shards(plan: Plan, missing: list[int], not_asked_for: frozenset[int]) -> frozenset[int]:
-    """Return those of the missing shards of which no image is asked for.
+    """Return the missing shards of which no image is asked for.
 
-    They stay as they are: the images of a plan that nobody asks for now may be gone, or may be asked for again later.
+    They stay as they are: images that nobody asks for now may be gone, or may be asked for again later.
     """
     return frozenset(shard for shard in missing if not_asked_for.issuperset(plan.rows(shard)))
 
 
 def tolerance(path: Path, plan: Plan, missing: list[int], not_asked_for: frozenset[int]) -> int:
-    """Count the failures, of images that are not asked for, that workers may meet or that are committed already.
+    """Count the images that are not asked for and that have failed already, or may still fail in a worker.
 
-    A worker that joins a store does not know what is asked for, so it must tolerate so many failures more.
+    A worker that joins a store does not know which images are asked for, so it must tolerate this many more failures.
     """
     committed = {row for row, reason in committed_failures(path, plan).items() if reason != SUPERSEDED}
     to_come = {row for shard in missing for row in plan.rows(shard)}

@@ -46,6 +46,6 @@ def counts(
 
 
 def _named(failures: dict[int, str], sources: Sources) -> dict[str, str]:
-    """Map the names of failed rows to the reasons; a row without a name is the past of a file that has changed."""
+    """Map the names of failed rows to the reasons; a row without a name holds the old content of a changed file."""
     names = [source.names for source in sources.rows]
     return {", ".join(names[row]): reason for row, reason in failures.items() if names[row]}

@@ -1,15 +1,20 @@
 """Turn image files into pixel values in threads, ahead of the tower."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+import torch
+
+from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import ImageRow, Sources
 from stage1_extract.sources.images import content_id, decode_image
+from store.layout.tensors import worker_devices
 from store.log.commits import SUPERSEDED
 
 Item = TypeVar("Item")
@@ -30,6 +35,23 @@ def decode(source: ImageRow, sources: Sources, encoder: Encoder, max_pixels: int
         return encoder.preprocess(decode_image(data, name, max_pixels))
     except BadImage as bad:
         return bad
+
+
+THREADS_ON_CPU = 2
+"""Decoding threads beside a tower on a CPU, which has the cores itself."""
+
+
+def decode_threads(experiment: Experiment, device: torch.device) -> int:
+    """Return `extract.decode_threads`, or what `auto` stands for.
+
+    Beside a GPU every core decodes, shared among the workers of this machine: Pillow and numpy free the lock while they work.
+    """
+    asked = experiment.extract.decode_threads
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return THREADS_ON_CPU
+    return max(THREADS_ON_CPU, len(os.sched_getaffinity(0)) // len(worker_devices(experiment.model.device)))
 
 
 def lookahead(

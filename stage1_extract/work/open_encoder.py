@@ -90,8 +90,8 @@ class OpenEncoder:
         if not ratios:
             return []
         return [
-            f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), between "
-            f"{min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
+            f"with the side arrays a forward of the tower takes {median(ratios):.2f} times as long (measured on noise), "
+            f"between {min(ratios):.2f} and {max(ratios):.2f} in {counted(len(ratios), 'run')}"
         ]
 
     def encode(self, batch: Sequence[Pixels], company: Sequence[Pixels] = ()) -> Arrays:

@@ -1,6 +1,7 @@
 """Decide what an extraction encodes: the plan that an experiment asks for, and the worker's share of it."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from stage1_extract.sources import Sources
 from store.errors import StoreError
 from store.layout.plan import Plan, read_plan
 from store.layout.schema import default_shard_images
+
+_log = logging.getLogger(__name__)
 
 
 def plan_for(experiment: Experiment, sources: Sources, description: Description, prints: dict[str, Any]) -> Plan:
@@ -36,7 +39,7 @@ def plan_for(experiment: Experiment, sources: Sources, description: Description,
 
 
 def stored_plan(path: Path) -> Plan | None:
-    """Read the plan of a store; None where there is none, or a damaged one, which is reported where the plan is followed."""
+    """Read the plan of a store; None if there is no plan, or a damaged plan, which is reported when the plan is followed."""
     try:
         return read_plan(path)
     except StoreError:
@@ -89,3 +92,9 @@ def known_failures(sources: Sources) -> Iterator[tuple[int, str]]:
     for row, source in enumerate(sources.rows):
         if source.names[0] in sources.unreadable:
             yield row, sources.unreadable[source.names[0]]
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Log sentences as notes for the user."""
+    for note in notes:
+        _log.warning("note: %s", note)

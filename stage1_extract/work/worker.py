@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-
 from configs.experiment import Experiment
 from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import Sources
-from stage1_extract.work.decoding import Decoded, decode, lookahead
+from stage1_extract.work.decoding import Decoded, decode, decode_threads, lookahead
 from stage1_extract.work.failures import require_few
-from stage1_extract.work.open_encoder import Arrays, OpenEncoder
+from stage1_extract.work.open_encoder import OpenEncoder
+from stage1_extract.work.shard_arrays import ShardArrays, copy_stream
+from stage1_extract.work.waits import Waits
 from store.errors import LeaseLost
 from store.log.leases import Lease
 from store.writing.retry import KeptRows
@@ -32,6 +32,7 @@ class Worker:
     def __init__(
         self, experiment: Experiment, writer: StoreWriter, sources: Sources, opened: OpenEncoder, label: str,
         tick: Callable[[int], object] = lambda images: None, begin: Callable[[int], object] = lambda shard: None,
+        waiting: Callable[[str], object] = lambda what: None,
     ) -> None:  # fmt: skip
         """Prepare a worker.
 
@@ -43,6 +44,7 @@ class Worker:
             label: Names the worker in the commit log.
             tick: Called with the number of images that were finished since the last call.
             begin: Called with the number of each shard when its encoding begins.
+            waiting: Called now and then with what the worker waits for most, such as `decode 62 %`.
 
         """
         self.experiment, self.writer, self.sources, self.opened = experiment, writer, sources, opened
@@ -51,33 +53,39 @@ class Worker:
         """Reasons of all failures so far, by row."""
         self._leases: deque[Lease] = deque()
         self._kept: dict[int, KeptRows] = {}
+        self._stream = copy_stream(opened.device)
+        self._waits = Waits(waiting)
 
     def extract(self, shards: Iterable[int], allowed: int) -> None:
         """Encode and commit each of `shards` that no other worker holds or has done.
+
+        While one shard is written the next is encoded, so that memory holds the arrays of two shards.
 
         Raises TooManyFailures (exit 3) when more than `allowed` images cannot be encoded.
         """
         plan = self.writer.plan
         with self._decoding(shards) as decoded, ThreadPoolExecutor(1, "commit") as committer:
             pending: Future[Any] | None = None
-            for first in decoded:
+            for first in self._waits.timed("decode", decoded):
                 lease = self._leases[0]
                 self.begin(lease.shard)
                 began = time.time()
                 kept = self._kept.pop(lease.shard)
                 rows = [row for row in plan.rows(lease.shard) if row not in kept.rows]
                 self.tick(len(kept.rows))
-                of_shard = islice(chain([first], decoded), len(rows))
+                of_shard = islice(chain([first], self._waits.timed("decode", decoded)), len(rows))
                 arrays, failures = self._encode_shard(lease.shard, rows, kept, of_shard)
                 self.failures |= failures
                 require_few(self.failures, allowed, self.sources)
                 if pending is not None:
-                    pending.result()
+                    with self._waits.waiting_for("disk"):
+                        pending.result()
                 telemetry = {
                     "began": began,
                     "ended": time.time(),
                     "tower_images": len(rows) - len(failures),
                     "worker": self.label,
+                    "waited": self._waits.taken(),
                 }
                 self._leases.popleft()
                 pending = committer.submit(self._commit, lease, arrays, failures, telemetry)
@@ -87,7 +95,7 @@ class Worker:
     @contextmanager
     def _decoding(self, shards: Iterable[int]) -> Generator[Iterator[Decoded], None, None]:
         """Yield the decoded images of claimed shards, ahead of the tower; release every lease that is left at the end."""
-        threads = self.experiment.extract.decode_threads
+        threads = decode_threads(self.experiment, self.opened.device)
         pool = ThreadPoolExecutor(threads, "decode")
         try:
             yield lookahead(pool, self._decode, self._claimed_rows(shards), 2 * self.opened.batch + threads)
@@ -108,22 +116,21 @@ class Worker:
 
     def _encode_shard(
         self, shard: int, rows: Sequence[int], kept: KeptRows, decoded: Iterable[Decoded]
-    ) -> tuple[Arrays, dict[int, str]]:
-        """Return the arrays of a whole shard, and the failures among the rows that were encoded.
+    ) -> tuple[ShardArrays, dict[int, str]]:
+        """Return the arrays of a whole shard, to which a GPU may still be copying, and the failures among `rows`.
 
-        Rows outside `rows` are copied from `kept`. Batches are cut inside the shard, in row order, so that the bytes do not
+        Rows outside `rows` are those of `kept`. Batches are cut inside the shard, in row order, so that the bytes do not
         depend on where a run began.
         """
         of_shard = self.writer.plan.rows(shard)
-        arrays = {s.name: np.full((len(of_shard), *s.shape), s.fill, s.storage) for s in self.writer.plan.arrays}
-        arrays |= kept.arrays
+        arrays = ShardArrays(self.writer.plan.arrays, len(of_shard), self.opened.device, self._stream, kept.arrays)
         failures: dict[int, str] = {}
         waiting: list[tuple[int, Pixels]] = []
 
         def flush() -> None:
-            positions = [position for position, _ in waiting]
-            for name, values in self.opened.encode([pixels for _, pixels in waiting]).items():
-                arrays[name][positions] = values
+            with self._waits.waiting_for("tower"):
+                launched = self.opened.launch([pixels for _, pixels in waiting])
+                arrays.put(launched, [position for position, _ in waiting])
             waiting.clear()
             for lease in self._leases:
                 lease.beat()
@@ -140,9 +147,11 @@ class Worker:
             flush()
         return arrays, failures
 
-    def _commit(self, lease: Lease, arrays: Arrays, failures: dict[int, str], telemetry: dict[str, Any]) -> None:
+    def _commit(
+        self, lease: Lease, arrays: ShardArrays, failures: dict[int, str], telemetry: dict[str, Any]
+    ) -> None:  # fmt: skip
         try:
-            self.writer.commit_shard(lease.shard, arrays, failures, telemetry, lease)
+            self.writer.commit_shard(lease.shard, arrays.finished(), failures, telemetry, lease)
         except LeaseLost as lost:  # another worker took the shard over and commits it
             _log.warning("note: %s", lost)
 

@@ -19,6 +19,7 @@ from configs.experiment import ModelSection
 from stage2_prune.errors import WeightsMismatch
 from stage2_prune.language.family import Family
 from stage2_prune.language.language import Language
+from store.checkpoint.digests import origin_of, remembered_digest
 from store.checkpoint.open_text import check_text_side
 from store.checkpoint.opening import quiet_loading, stock_reading
 from store.checkpoint.text import TextSide
@@ -53,7 +54,7 @@ class Llava(Family):
         """Open the language half in eval mode, with SDPA attention."""
         source, revision = model.checkpoint, model.revision
         text_side = cls.open_text(config, model)
-        weights = weight_files(source, revision)
+        weights, origin = weight_files(source, revision), origin_of(source, LANGUAGE, revision)
         text = copy.deepcopy(config.text_config)
         text.tie_word_embeddings = config.tie_word_embeddings
         text.transformers_weights = weights.name  # stock code then reads the files that stage 1 read
@@ -72,9 +73,10 @@ class Llava(Family):
             )
         causal, loading = loaded
         _check(weights, causal, loading)
+        digest = remembered_digest(causal.state_dict(), origin)  # before 13 GB of a 7B model leave the host's memory
         causal.eval().to(device)
         require_finite(source, dict(causal.named_parameters()))
-        return Language(model=causal, device=device, **vars(text_side))
+        return Language(model=causal, device=device, weights=digest, **vars(text_side))
 
     @classmethod
     def open_embeddings(cls, config: Any, model: ModelSection, device: torch.device) -> Language:

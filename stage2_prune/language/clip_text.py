@@ -13,6 +13,7 @@ from configs.experiment import ModelSection
 from stage2_prune.errors import StoreMismatch, WeightsMismatch
 from stage2_prune.pruning.tokens import ClipText
 from store.checkpoint.clip_head import DIGEST, clip_config, clip_head, clip_source
+from store.checkpoint.digests import origin_of, remembered_digest
 from store.checkpoint.files import checkpoint_file, optional_checkpoint_file
 from store.checkpoint.opening import quiet_loading, stock_reading
 from store.checkpoint.weights import load_tensors, require_finite, weight_files, weights_digest
@@ -21,6 +22,8 @@ from store.reading.reader import FeatureStore
 
 WHAT = "methods that read the question in CLIP's space"
 SCALE = "logit_scale"
+TEXT_HALF = ("text_model.", "text_projection.")
+"""Beginnings of the names that the tensors of CLIP's text encoder have."""
 TOKENIZER = ("tokenizer.json", "vocab.json")
 """Files of a tokenizer; every CLIP has at least one of them."""
 REMEMBERED = 8192
@@ -37,11 +40,14 @@ class ClipReader:
         context: int,
         scale: float,
         device: torch.device,
+        digest: str,
     ) -> None:
         """Keep the encoder on `device`.
 
-        `encode_ids` gives all ids of a text, begin and end included; the encoder reads `context` of them at once.
+        `encode_ids` gives all ids of a text, begin and end included; the encoder reads `context` of them at once. `digest` is
+        the sha256 of the encoder's weights.
         """
+        self.digest = digest
         self.encoder, self.encode_ids, self.context, self.scale = encoder.to(device), encode_ids, context, scale
         self.device = device
         self._remembered = lru_cache(REMEMBERED)(self._read)
@@ -94,8 +100,10 @@ def open_clip_text(model: ModelSection, device: torch.device) -> ClipReader:
             f"{ {name: tuple(tensor.shape) for name, tensor in scale.items()} or 'none' }: name a whole CLIP"
         )
     context = config.text_config.max_position_embeddings
+    origin = origin_of(source, TEXT_HALF, model.clip_revision)
     encoder, encode_ids = _open_encoder(source, config, model), _open_tokenizer(source, model)
-    return ClipReader(encoder, encode_ids, context, scale[SCALE].exp().item(), device)
+    digest = remembered_digest(encoder.state_dict(), origin)
+    return ClipReader(encoder, encode_ids, context, scale[SCALE].exp().item(), device, digest)
 
 
 def check_clip(store: FeatureStore, model: ModelSection) -> None:
@@ -131,9 +139,7 @@ def _open_encoder(source: str, config: Any, model: ModelSection) -> nn.Module:
             f"expected every weight of CLIP's text encoder in {source}, {len(missing)} are missing or of another shape "
             f"({', '.join(missing[:3])}…): name a whole CLIP, or download it again"
         )
-    unexpected = sorted(
-        name for name in loading["unexpected_keys"] if name.startswith(("text_model.", "text_projection."))
-    )
+    unexpected = sorted(name for name in loading["unexpected_keys"] if name.startswith(TEXT_HALF))
     if unexpected:
         raise WeightsMismatch(
             f"expected the tensors of CLIP's text encoder in {source}, {len(unexpected)} have no place in it "

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from store.checkpoint.text import TextSide
+from store.checkpoint.weights import weights_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,18 @@ class Language(TextSide):
     model: Any
     """A stock transformers `…ForCausalLM`; stock calls are not typed."""
     device: torch.device
+    weights: str | None = None
+    """sha256 of the model's weights, where the family's file took it while the weights were still in the host's memory."""
+
+    @property
+    def digest(self) -> str | None:
+        """Return the sha256 of the model's weights; None for a stand-in that has only embeddings.
+
+        It is taken from the loaded weights where the family's file did not take it: copying them back costs seconds.
+        """
+        if self.weights is None and isinstance(self.model, torch.nn.Module):
+            return weights_digest(self.model.state_dict())
+        return self.weights
 
     def embed(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token embed"]:
         """Embed token ids as text."""

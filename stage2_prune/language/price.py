@@ -43,7 +43,11 @@ def shape_of(language: Language) -> LanguageShape:
     Where a config leaves a size out, the shape holds what stock attention layers take in its place: heads that share the width,
     each with keys of its own. Raises PrunerMisused (exit 2) naming a size for which there is no such default.
     """
-    config = language.model.config
+    return shape_from(language.model.config, language.dtype.itemsize)
+
+
+def shape_from(config: Any, itemsize: int) -> LanguageShape:
+    """Read the shape of a language model from its config, as `shape_of` does; a cached value has `itemsize` bytes."""
     sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SIZES}
     absent = [name for name in SIZES if name not in ("num_key_value_heads", "head_dim") and sizes[name] is None]
     if absent:
@@ -59,7 +63,7 @@ def shape_of(language: Language) -> LanguageShape:
         kv_heads=sizes["num_key_value_heads"] or heads,
         head=sizes["head_dim"] or width // heads,
         mlp=sizes["intermediate_size"],
-        itemsize=language.dtype.itemsize,
+        itemsize=itemsize,
     )
 
 

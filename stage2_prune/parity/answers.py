@@ -20,7 +20,6 @@ from stage2_prune.session.features import FeatureBatch, Features
 from stage2_prune.session.prune_batch import QuestionReader
 from stage2_prune.session.session import check_width
 from store.checkpoint.text import TextSide
-from store.checkpoint.weights import weights_digest
 from store.questions.exchange import read_reference
 
 
@@ -67,7 +66,7 @@ def bound(experiment: Experiment, features: Features, pruner: Pruner, language: 
         return pruner
     label, spec = findings.scorer.label, features.spec(pruner, language.width)
     try:
-        belongs_to = weights.belongings(features, pruner, weights_digest(language.model.state_dict()))
+        belongs_to = weights.belongings(features, pruner, language.digest)
         pruner, _ = weights.load(pruner, label, spec, weights.folder(experiment.run_dir, label, pruner), belongs_to)
         findings.scorer.weights = "trained"
     except NotTrained:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,8 +16,9 @@ from configs.errors import EXTRACT, typed
 from stage2_prune.errors import NotExtracted, NothingToAsk, PrunerMisused
 from stage2_prune.pruning.pruner import ModuleSpec, Pruner
 from stage2_prune.pruning.tokens import VisualTokens
+from stage2_prune.session.transfer import Buffer, Moved, Transfer
 from store.layout.environment import threads_of
-from store.layout.tensors import from_storage, torch_dtype
+from store.layout.tensors import torch_dtype
 from store.projectors import Projector, build, project_image
 from store.questions.question import Question
 from store.reading.by_name import read_rows
@@ -64,12 +64,12 @@ class FeatureBatch:
 
 @dataclass(frozen=True)
 class _Read:
-    """A batch as it was read: still on the CPU, and not yet projected."""
+    """A batch as it was read: on its way to the device, and not yet projected."""
 
     questions: tuple[Question, ...]
     of_question: Int[Tensor, " question"]
     image_ids: tuple[str, ...]
-    arrays: dict[str, Tensor]
+    moved: Moved
 
 
 class Features:
@@ -82,6 +82,7 @@ class Features:
         self.store = store
         self.device = device
         self.source: FeatureSource = "projected" if "projected" in store.arrays else "raw"
+        self._transfer = Transfer(store, device)
         self.needs = frozenset(needs)
         store.require(sorted(self.needs | {self.source}))
         state = store.projector
@@ -190,7 +191,7 @@ class Features:
         names = sorted(self.needs | {source})
         longest = max((len(batch) for batch in batches), default=0)
         # One buffer for each batch that waits, one for the batch being read, one for the batch in use.
-        buffers = cycle([self._buffers(names, longest) for _ in range(AHEAD + 2)])
+        buffers = cycle([self._transfer.buffer(names, longest) for _ in range(AHEAD + 2)])
 
         def read(batch: Sequence[Question]) -> _Read:
             return self._read_batch(batch, next(buffers))
@@ -205,26 +206,20 @@ class Features:
         with threads_of(self.store.fingerprint(self.source).numeric):
             return torch.cat([project_image(projector, image[None].contiguous()) for image in raw])
 
-    def _buffers(self, names: Sequence[str], images: int) -> dict[str, np.ndarray]:
-        specs = [self.store.arrays[name] for name in names]
-        return {spec.name: np.empty((images, *spec.shape), spec.storage) for spec in specs}
-
-    def _read_batch(self, questions: Sequence[Question], buffers: dict[str, np.ndarray]) -> _Read:
-        """Read a batch into `buffers`: the part of the work that another thread can do ahead."""
+    def _read_batch(self, questions: Sequence[Question], buffer: Buffer) -> _Read:
+        """Read a batch into a buffer and send it to the device: the part of the work that another thread can do ahead."""
         rows = [self.row(question) for question in questions]
         distinct = list(dict.fromkeys(rows))
         image_of_row = {row: image for image, row in enumerate(distinct)}
-        count = len(distinct)
-        arrays = {name: self.store.gather(name, distinct, out=buffer[:count]) for name, buffer in buffers.items()}
         return _Read(
             tuple(questions),
             torch.tensor([image_of_row[row] for row in rows]),
             tuple(self.store.ids.sha_of_row(row) for row in distinct),
-            {name: from_storage(array, self.store.arrays[name].dtype) for name, array in arrays.items()},
+            self._transfer.read(distinct, buffer),
         )
 
     def _on_device(self, read: _Read, source: FeatureSource) -> FeatureBatch:
-        arrays = {name: array.to(self.device) for name, array in read.arrays.items()}
+        arrays = self._transfer.received(read.moved)
         projected = arrays["projected"] if source == "projected" else self.project(arrays["raw"])
         seen = {name: arrays[name] for name in self.needs}
         tokens = VisualTokens(read.image_ids, self.grid, seen, device=self.device)

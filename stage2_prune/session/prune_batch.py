@@ -23,7 +23,6 @@ from stage2_prune.pruning.result import prune_images
 from stage2_prune.pruning.tokens import ClipText, Merge, Pruned, VisualTokens
 from stage2_prune.session.features import FeatureBatch, Features
 from stage2_prune.session.merging import make_merged
-from store.checkpoint.weights import weights_digest
 from store.questions.question import Question
 
 ABOUT_QUESTIONS = frozenset({"question", "clip_text"})
@@ -44,10 +43,10 @@ class QuestionReader:
         check_clip(self.features.store, self.experiment.model)
         return open_clip_text(self.experiment.model, self.language.device)
 
-    @cached_property
+    @property
     def clip_digest(self) -> str:
-        """sha256 of the weights of CLIP's text encoder; computed once, however many methods read the encoder."""
-        return weights_digest(self.clip.encoder.state_dict())
+        """sha256 of the weights of CLIP's text encoder."""
+        return self.clip.digest
 
     def question(self, question: Question) -> Float[Tensor, "1 token embed"]:
         """Embed the question as the language model does, with `data.post_prompt`, without template and special tokens."""

@@ -25,7 +25,6 @@ from stage2_prune.session.checks import (
 from stage2_prune.session.features import Features
 from stage2_prune.session.prune_batch import QuestionReader
 from store.checkpoint.opening import load_config
-from store.checkpoint.weights import weights_digest
 from store.layout.tensors import pick_device, torch_dtype
 from store.reading.reader import FeatureStore
 
@@ -50,8 +49,7 @@ class Session:
     @cached_property
     def language_digest(self) -> str | None:
         """sha256 of the language model's weights; None if only its embeddings were opened."""
-        model = self.language.model
-        return weights_digest(model.state_dict()) if isinstance(model, torch.nn.Module) else None
+        return self.language.digest
 
     @property
     def conditions(self) -> dict[str, Any]:

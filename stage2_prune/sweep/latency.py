@@ -1,4 +1,7 @@
-"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, in turn with the unpruned model."""
+"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, in turn with the unpruned model.
+
+Beside the measured times stands what explains them: see `Explained`.
+"""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +28,14 @@ from stage2_prune.session.identity import digest
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.sealed import read_object, write_object
 from stage2_prune.session.session import Session
+from stage2_prune.sweep.explained import Explained, Explainer, explained
 from store.questions.question import Question
 
 _SAVED_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Latency:
+class Measured:
     """The latency of a cell: medians over questions. Questions are asked one at a time, twice; the faster run counts."""
 
     select_ms: float
@@ -49,6 +53,23 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Latency(Explained, Measured):
+    """The measured latency of a cell, and what explains it."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """One run of one question."""
+
+    select: float
+    """Seconds before the language model."""
+    prefill: float
+    """Seconds of its forward."""
+    tokens: tuple[int, ...]
+    """Tokens, visual and text, that entered each layer."""
+
+
+@dataclass(frozen=True)
 class _Run:
     """The times of one question: seconds of its fastest repetition, and the ratio of every repetition."""
 
@@ -57,6 +78,10 @@ class _Run:
     unpruned: float
     ratios: Sequence[float]
     """For each repetition, selecting and prefill together divided by the unpruned prefill."""
+    tokens: tuple[int, ...]
+    """Tokens, visual and text, that entered each layer."""
+    whole: tuple[int, ...]
+    """The same of the unpruned model."""
 
 
 def probe(session: Session, cells: Sequence[Cell], question: Question) -> dict[str, str]:
@@ -110,11 +135,9 @@ def _saved(path: Path) -> dict[str, Any]:
     remedy = "delete it and run the sweep again, which measures its latencies anew"
     saved = read_object(path, remedy) or {}
     expected = {"of", *(field.name for field in fields(Latency))}
-    earlier = expected - {
-        "latency_low",
-        "latency_high",
-    }  # earlier versions recorded no noise: their cells are measured anew
-    saved = {cell: times for cell, times in saved.items() if not (isinstance(times, dict) and times.keys() == earlier)}
+    before = expected - {field.name for field in fields(Explained)}
+    earlier = (before, before - {"latency_low", "latency_high"})  # what earlier versions recorded is measured anew
+    saved = {cell: times for cell, times in saved.items() if not (isinstance(times, dict) and times.keys() in earlier)}
     for cell, times in saved.items():
         if not isinstance(times, dict) or times.keys() != expected:
             raise DamagedRun(f"{path} is damaged (expected {', '.join(sorted(expected))} of {cell}): {remedy}")
@@ -141,27 +164,51 @@ def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]
         prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
         _timed(session, unpruned, batch, prepared)  # warms caches up
         for runs, cell in zip(runs_of_cells, cells, strict=True):
+            if not runs:
+                _timed(session, cell, batch, prepared)  # loads the kernels of the method
             in_turn = [
                 (_timed(session, unpruned, batch, prepared), _timed(session, cell, batch, prepared)) for _ in range(2)
             ]
-            wholes, parts = zip(*in_turn, strict=True)
-            select, prefill = (min(times) for times in zip(*parts, strict=True))
-            ratios = [(chosen + read) / whole for (chosen, read), (_, whole) in zip(parts, wholes, strict=True)]
-            runs.append(_Run(select, prefill, min(prefill for _, prefill in wholes), ratios))
-    return [_medians(runs) for runs in runs_of_cells]
+            runs.append(_run(in_turn))
+    explainer = Explainer.of(
+        session.language
+    )  # behind all runs, because recording a graph empties the allocator's cache
+    return [
+        _medians(runs, explainer, isinstance(cell.pruner, InLLMPruner))
+        for cell, runs in zip(cells, runs_of_cells, strict=True)
+    ]
 
 
-def _medians(runs: Sequence[_Run]) -> Latency:
-    """Take the medians over all questions, and the smallest and largest ratio of all repetitions."""
+def _run(in_turn: Sequence[tuple[_Timed, _Timed]]) -> _Run:
+    """Summarise the repetitions of one question: each is a run of the unpruned model and one of the cell."""
+    whole, part = in_turn[0]
+    return _Run(
+        min(part.select for _, part in in_turn),
+        min(part.prefill for _, part in in_turn),
+        min(whole.prefill for whole, _ in in_turn),
+        [(part.select + part.prefill) / whole.prefill for whole, part in in_turn],
+        part.tokens,
+        whole.tokens,
+    )
+
+
+def _medians(runs: Sequence[_Run], explainer: Explainer, inside: bool) -> Latency:
+    """Take the medians over all questions, and the smallest and largest ratio of all repetitions.
+
+    The prefill is explained as that of a method that drops tokens before the language model, or `inside`.
+    """
     ratios = [ratio for run in runs for ratio in run.ratios]
-    return Latency(
+    prefill = median(run.prefill for run in runs)
+    measured = Measured(
         1000 * median(run.select for run in runs),
-        1000 * median(run.prefill for run in runs),
+        1000 * prefill,
         median(run.prefill / run.unpruned for run in runs),
         median((run.select + run.prefill) / run.unpruned for run in runs),
         min(ratios),
         max(ratios),
     )
+    pairs = [(explainer.explain(run.tokens, inside), explainer.explain(run.whole, False)) for run in runs]
+    return Latency(**asdict(measured), **asdict(explained(prefill, pairs)))
 
 
 def _unpruned(session: Session) -> Cell:
@@ -173,7 +220,7 @@ def _unpruned(session: Session) -> Cell:
 
 
 @torch.no_grad()
-def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared) -> tuple[float, float]:
+def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared) -> _Timed:
     """Measure the seconds of selecting, which reads the question anew, and of the prompt's forward pass."""
     language, device = session.language, session.language.device
     if "clip_text" in cell.pruner.reads:
@@ -193,4 +240,10 @@ def _timed(session: Session, cell: Cell, batch: FeatureBatch, prepared: Prepared
         use_cache=True,
         logits_to_keep=1,
     )
-    return selected - begun, seconds_after_work(device) - entered
+    prefill = seconds_after_work(device) - entered
+    visual = int(prompt.slots.sum())
+    entering = (
+        cell.schedule.tokens_per_layer if isinstance(cell.pruner, InLLMPruner) else [visual] * cell.schedule.depth
+    )
+    text = int(prompt.attention_mask.sum()) - visual
+    return _Timed(selected - begun, prefill, tuple(tokens + text for tokens in entering))

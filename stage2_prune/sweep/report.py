@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from statistics import median, mode
 from typing import Any
 
 from configs.budgets import ascending, in_words
@@ -19,7 +20,14 @@ PUBLISHED = (
 
 def table(summary: dict[str, Any]) -> str:
     """Format the summary of a sweep as Markdown."""
-    parts = [_intro(summary), *_accuracy(summary), *_clock(summary), *_prices(summary), *_not_had(summary)]
+    parts = [
+        _intro(summary),
+        *_accuracy(summary),
+        *_clock(summary),
+        *_explained(summary),
+        *_prices(summary),
+        *_not_had(summary),
+    ]
     return "\n".join(parts)
 
 
@@ -75,6 +83,42 @@ def _clock(summary: dict[str, Any]) -> list[str]:
         "than not pruning.\n",
         _matrix(rows, "latency at", _latency),
     ]
+
+
+def _explained(summary: dict[str, Any]) -> list[str]:
+    """Tabulate measured and predicted prefills; methods that cost the same share a row, with the median of their times."""
+    payers: dict[tuple[str, int | float | str | None, float], list[Row]] = {}
+    for row in sorted(summary["results"], key=lambda row: (row["place"], _payer(row)[0])):
+        payers.setdefault(_payer(row), []).append(row)
+    if not payers:
+        return []
+    measured = ("prefill_ms", "prefill_graph_ms", "roofline_ms", "prefill_ratio", "graph_ratio")
+    predicted = ("flops_ratio", "memory_ratio", "roofline_ratio")
+    lines = [
+        [payer, "-" if budget is None else str(budget), f"{tokens:.4g}"]
+        + [_median(rows, name) for name in (*measured, *predicted)]
+        + [mode(row["bound_by"] for row in rows)]
+        for (payer, budget, tokens), rows in payers.items()
+    ]
+    reasons = dict.fromkeys(row["no_graph"] for row in summary["results"] if row["no_graph"])
+    without = f" No graph (`-`): {'; '.join(reasons)}." if reasons else ""
+    note = (
+        "The prefill alone, with every kernel launched by Python (eager) and as one CUDA graph, beside the least time that this "
+        "device needs for its arithmetic and its bytes of weights, keys and values (roofline, peaks as measured); then each as "
+        "a share of the unpruned prefill, with the shares that FLOPs, bytes and the roofline predict. `bound by` names what the "
+        f"eager prefill waits for.{without}\n"
+    )
+    header = [
+        "prefill of", "budget", "tokens/layer", "eager ms", "graph ms", "roofline ms", "eager", "graph", "FLOPs", "bytes",
+        "roofline", "bound by",
+    ]  # fmt: skip
+    return [note, markdown(header, lines, left=(0, 11))]
+
+
+def _median(rows: Sequence[Row], name: str) -> str:
+    """Format the median of a measured column; `-` where nothing was measured."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return f"{median(values):.3g}" if values else "-"
 
 
 def _prices(summary: dict[str, Any]) -> list[str]:

@@ -27,8 +27,18 @@ CLOCK = (
     "latency_low",
     "latency_high",
 )
-COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK)
-"""Columns of the CSV. Those in CLOCK depend on the machine, all others only on the experiment."""
+EXPLAINED = (
+    "prefill_graph_ms",
+    "graph_ratio",
+    "flops_ratio",
+    "memory_ratio",
+    "roofline_ratio",
+    "roofline_ms",
+    "bound_by",
+    "no_graph",
+)
+COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK, *EXPLAINED)
+"""Columns of the CSV. Those in CLOCK and EXPLAINED depend on the machine, all others only on the experiment."""
 
 
 def key(cell: Cell) -> Key:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def derive_projected(path: Path, device_name: str) -> int:
-    """Compute the missing shards of `projected`, one shard at a time; goes on where an earlier call stopped.
+    """Compute the missing shards of `projected`, one shard at a time; a later call continues where an earlier call stopped.
 
     Shards of which `raw` is missing are left out, and a warning says how many.
 
@@ -63,7 +63,7 @@ def derive_projected(path: Path, device_name: str) -> int:
         waiting = {*missing} - {*ready}
         if waiting := waiting - nameless_shards(plan, store.ids, waiting):
             _log.warning(
-                "note: not projected, because not extracted yet: %s; %s encodes those that a config names",
+                "note: %s cannot be projected, because `raw` is not extracted yet: %s encodes the images that a config names",
                 counted(len(waiting), "shard"),
                 EXTRACT,
             )
@@ -93,7 +93,7 @@ def _with_projected(store: FeatureStore, state: ProjectorState, projector: Proje
 
 
 def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) -> None:
-    """Refuse to go on in another environment than `projected` was begun in; warn if `raw` was made in another environment.
+    """Refuse to continue `projected` in another environment than it was begun in; warn if `raw` was made in another.
 
     With two environments, some images would have bits that the fingerprint of the array does not describe.
     """
@@ -102,8 +102,8 @@ def _require_one_environment(path: Path, plan: Plan, numeric: dict[str, Any]) ->
     require_equal(what, plan.fingerprints[PROJECTED].numeric, numeric, advice)
     for field, value in numeric.get(RAW, {}).items():
         _log.warning(
-            "note: %s was made elsewhere (%s: %s, here %s): what is derived here may be only close to what the extraction "
-            "would make there; the fingerprint says so", RAW, field, value, numeric[field],
+            "note: %s was made elsewhere (%s: %s, here %s): values derived here may be only close to those that an "
+            "extraction makes there; the fingerprint records both environments", RAW, field, value, numeric[field],
         )  # fmt: skip
 
 

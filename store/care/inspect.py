@@ -48,7 +48,7 @@ def report(path: StoreLocation) -> dict[str, Any]:
             "missing": [shard for shard in missing if shard not in nameless],
         },
         "failures": _failures(store),
-        "fingerprints": {name: print_.model_dump(mode="json") for name, print_ in plan.fingerprints.items()},
+        "fingerprints": {name: made_by.model_dump(mode="json") for name, made_by in plan.fingerprints.items()},
         "notes": list(plan.notes),
     }
 

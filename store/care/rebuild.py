@@ -16,13 +16,13 @@ from store.writing.prepare import build
 
 
 def can_be_rebuilt(store: Path, plan: Plan, manifest: Manifest, damaged: Iterable[str]) -> set[str]:
-    """Return those of the `damaged` files below `features.zarr` that can be written again as they were, bit for bit."""
+    """Return the `damaged` files below `features.zarr` that can be written again as they were, bit for bit."""
     with _rebuilt(store, plan, manifest, damaged) as (_, names):
         return {*names}
 
 
 def rebuild(store: Path) -> list[Path]:
-    """Write damaged files again where the rest of the store suffices, and return their paths; the caller is alone in it."""
+    """Write damaged files again where the rest of the store suffices; return their paths. The caller holds the store's lock."""
     newest = read_plan(store)
     written: list[Path] = []
     for generation in range(newest.generation + 1):

@@ -27,7 +27,7 @@ class Repaired:
     withdrawn: dict[int, list[int]]
     """Shards whose commits were withdrawn so that they are computed again, by generation."""
     findings: list[Finding]
-    """What was damaged, apart from plans and manifests: these are whole again before the store is checked."""
+    """The damage that `verify` found, after plans and manifests were restored."""
 
     @property
     def left(self) -> list[Finding]:

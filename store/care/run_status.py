@@ -17,10 +17,10 @@ from configs.progress import FILE_SECONDS, PROGRESS, rate_in_words
 _TAIL = 1 << 16
 """Bytes at the end of a log that are searched for its last line."""
 _QUIET_WRITINGS, _QUIET_UNITS = 12, 40
-"""Work is taken to be stopped if nothing was written for the time of so many writings, and of so many of its units: a batch is
-written when it is done."""
+"""Work counts as stopped if its progress file is older than _QUIET_WRITINGS usual intervals between two writings, and than the
+time of _QUIET_UNITS units: slow work writes the file only when a batch is done."""
 _UNKNOWN_RATE = 0.1
-"""Units per second that slow work is granted before its first unit is done."""
+"""Units per second that work is assumed to do before its first unit is done."""
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _begun(part: dict[str, Any]) -> list[str]:
 
 
 def _pace_as_text(part: dict[str, Any], units: str) -> list[str]:
-    """Format how far the work is, and the time that is left unless it was stopped; no line where it is done or has not begun."""
+    """Format how far the work is, and the time left unless the work was stopped; no line for work without a progress file."""
     if (pace := part["progress"]) is None:
         return []
     if pace["stopped"]:
@@ -93,9 +93,9 @@ def _pace(folder: Path, repeats: int = 0) -> dict[str, Any] | None:
     """Read how far the work is that writes into a folder, and estimate the seconds that are left.
 
     Args:
-        folder: The folder; it holds no such file before work begins and after it is done. Work that a Ctrl-C or a kill ended
-            leaves its file, which is not written any more: such work is `stopped`, and has no time to go.
-        repeats: How many times as much work follows this one, as the epochs of a training do.
+        folder: The folder. It holds a progress file while work is under way, and after a Ctrl-C or a kill; in that case the
+            file gets old, and the work is `stopped` and has no time to go.
+        repeats: How many equal pieces of work follow, such as the remaining epochs of a training.
 
     """
     content = _json(folder / PROGRESS) or {}
@@ -219,14 +219,16 @@ def _written(path: Path) -> float | None:
 
 def _age(paths: Iterable[Path]) -> float | None:
     """Return the seconds since the newest of some files was written; None if there are no files."""
-    times = [when for path in paths if (when := _written(path)) is not None]
+    times = [written for path in paths if (written := _written(path)) is not None]
     return max(0.0, time.time() - max(times)) if times else None
 
 
 def _is_newer(summary: Path, files: Iterable[Path]) -> bool:
     """Say whether a summary was written after all of the files that it is made from."""
-    when = _written(summary)
-    return when is not None and all((other := _written(path)) is None or other <= when for path in files)
+    summarised = _written(summary)
+    return summarised is not None and all(
+        (changed := _written(path)) is None or changed <= summarised for path in files
+    )
 
 
 def _summarised(part: dict[str, Any]) -> str:

@@ -43,15 +43,15 @@ def status(location: StoreLocation) -> dict[str, Any]:
             with suppress(StoreError):  # the ids may be damaged, or not written yet
                 ids = stored_ids(store, plan)
                 nameless = nameless_shards(plan, ids, missing)
-                failed = {row for row in failed if ids.names(row)}  # others lost their names to a file's later content
-    past, left = (sum(len(plan.rows(shard)) for shard in some) for some in (nameless, missing - nameless))
+                failed = {row for row in failed if ids.names(row)}  # the others: earlier contents of changed files
+    uncounted, left = (sum(len(plan.rows(shard)) for shard in shards) for shards in (nameless, missing - nameless))
     # Compacted records are old, and reading all of them again would take longer than anything else here.
     recent = [record for log in logs for record in log.single.values() if "ended" in record.telemetry]
     rate = images_per_second([(r.telemetry["ended"], r.last_row - r.first_row + 1) for r in recent])
     return {
         "path": str(location),
-        "images": plan.n_images - past,
-        "images_committed": plan.n_images - past - left,
+        "images": plan.n_images - uncounted,
+        "images_committed": plan.n_images - uncounted - left,
         "shards": plan.n_shards - len(nameless),
         "shards_committed": plan.n_shards - len(missing),
         "in_flight": {str(shard): str(holder) for shard, holder in holders.items()},
@@ -76,7 +76,7 @@ def missing_shards(counts: Mapping[str, int | None]) -> str:
     done, total = counts["shards_committed"], counts["shards"]
     if done == total:
         return ""
-    return f"; {done} of {total} shards are committed: of the others, {EXTRACT} encodes those that a config names"
+    return f"; {done} of {total} shards are committed: {EXTRACT} encodes the other shards whose images a config names"
 
 
 def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def status_of_run(location: StoreLocation | None, run: Path | None) -> dict[str,
 def images_per_second(ended: list[tuple[float, int]]) -> float | None:
     """Compute the rate of the last commits; None if there are too few commits to tell.
 
-    Pauses between runs are left out: a gap far above the median gap is no work.
+    Pauses between runs are left out: a gap far above the median gap counts as a pause.
 
     Args:
         ended: For each commit, the time at which it ended, in seconds, and its number of images.
@@ -139,5 +139,5 @@ def _store_as_text(progress: dict[str, Any]) -> str:
     elif eta > 0:
         lines += [f"  {rate:.1f} images/s lately, {timedelta(seconds=round(eta))} to go"]
     if eta != 0 and not progress["in_flight"]:
-        lines += [f"  nothing is in flight: {EXTRACT} encodes those of the missing shards that a config names"]
+        lines += [f"  nothing is in flight: {EXTRACT} encodes the missing shards whose images a config names"]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Strays: what lies in a store's folders of plans and commits without being a plan or a commit.
 
-Strays are copies that a tool made, files of a desktop, or folders. Nothing reads them, so they stop no command. `verify` lists
-strays and `repair` moves them out, so that nobody takes a stray for a record.
+Strays are copies that a tool made, files that a desktop program left, or folders. Nothing reads strays, so they stop no
+command. `verify` lists strays and `repair` moves them out, so that nobody takes a stray for a record.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _MANIFEST = ".manifest.json"
 
 
 def strays(store: Path, plan: Plan) -> list[Path]:
-    """List everything whose name does not belong in these folders, and files that lie in place of such a folder."""
+    """List everything in the folders of plans and commits whose name does not belong there, and files in place of a folder."""
     plans, odd_paths = (store / PLAN).parent, list[Path]()
     odd_paths += [path for path in listed(plans) if not _is_plan(path.name, plan.generation)]
     for generation in range(plan.generation + 1):
@@ -33,7 +33,7 @@ def strays(store: Path, plan: Plan) -> list[Path]:
 
 
 def move_strays(store: Path, plan: Plan) -> dict[Path, Path]:
-    """Move all strays out; return the old and the new path of each. The caller is alone in the store."""
+    """Move all strays out; return the old and the new path of each. The caller holds the store's lock."""
     return {path: move_out(store, path) for path in strays(store, plan)}
 
 

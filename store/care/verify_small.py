@@ -74,13 +74,16 @@ def _earlier_ids(store: Path, plan: Plan) -> Iterator[Finding]:
 def _plans(store: Path, plan: Plan, generation: int) -> Iterator[Finding]:
     """Report damaged plans, manifests and spares of a generation; stores of early versions have no spares."""
     planned, manifest = plan_path(store, generation), manifest_path(store, generation)
-    written = sound(store, generation)
-    for path, whole in written.items():
+    sound_contents = sound(store, generation)
+    for path, whole in sound_contents.items():
         if content_of(path) != whole and (os.path.lexists(path) or path in (planned, manifest)):
             yield Finding(str(path), CHANGED, None, REPAIR)
-    if written:
-        if hashlib.sha256(written[planned]).hexdigest() != plan.digest_of(generation) and generation < plan.generation:
-            yield Finding(str(planned), "another plan than the later ones name", None, _BEFORE)
+    if sound_contents:
+        if (
+            hashlib.sha256(sound_contents[planned]).hexdigest() != plan.digest_of(generation)
+            and generation < plan.generation
+        ):
+            yield Finding(str(planned), "not the plan that later generations name", None, _BEFORE)
         return
     newest = generation == plan.generation
     extracted = f"{EXTRACT} with the same config and images writes it again; otherwise {COPY}"

@@ -1,7 +1,7 @@
-"""How far apart an image processor shows black and white: by this, its pixels are traced back to the image.
+"""Measure how an image processor shows black and white, so that its pixels can be traced back to the image.
 
 An image processor may rescale, normalise, crop and pad. A pixel that shows the image differs between a black and a white
-image, and a pixel of padding does not. Where a pixel lies between black and white is its brightness before normalising.
+image, and a pixel of padding does not. The position of a pixel between black and white is its brightness before normalising.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Contrast:
 
 
 def measure_contrast(pixels: Callable[[Image.Image], Float[Tensor, "3 height width"]]) -> Contrast | None:
-    """Try a processor out on a black and a white image; None where they are equal in a channel.
+    """Run a processor on a black and a white image; None where the two results are equal in a channel.
 
     Args:
         pixels: Calls the image processor and returns the pixel values of one image.

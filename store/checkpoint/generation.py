@@ -151,10 +151,10 @@ def _written(source: str, revision: str | None) -> tuple[dict[str, Any], Path]:
         return _read(own), own
     path = checkpoint_file(source, "config.json", revision)
     written = _read(path)
-    inside: Any = written.get("text_config")
-    layers: list[dict[str, Any]] = [inside if isinstance(inside, dict) else {}, written]
+    text_config: Any = written.get("text_config")
+    parts: list[dict[str, Any]] = [text_config if isinstance(text_config, dict) else {}, written]
     known = FOLLOWED | WITHOUT_EFFECT.keys() | REFUSED.keys()
-    settings = {name: value for layer in layers for name, value in layer.items() if name in known and value is not None}
+    settings = {name: value for part in parts for name, value in part.items() if name in known and value is not None}
     return settings, path
 
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _try(model: ModelSection, followed: Mapping[str, Any]) -> None:
-    """Let stock generation follow the settings for one step, on a language model whose tokens are two numbers wide."""
+    """Let stock generation follow the settings for one step, on a tiny language model of hidden size 2."""
     import torch
     import transformers
 
@@ -206,7 +206,7 @@ def _undecided() -> frozenset[str]:
 
 
 def _refusal(name: str, value: Any, undecided: frozenset[str]) -> str | None:
-    """Say why a setting cannot be followed; None for a setting that can be, or that the installed transformers does not know."""
+    """Say why a setting cannot be followed; None for a setting that can be, or that transformers does not know."""
     if value is None or name in FOLLOWED or name in WITHOUT_EFFECT:
         return None
     if name in undecided:

@@ -101,7 +101,7 @@ def _open_generation_config(model: ModelSection) -> Any | None:
 
 
 def _end_tokens(source: str, generation: Any | None, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end an answer: of generation config, text config and tokenizer, the first that names any decides."""
+    """Return the ids that end an answer, from the first of generation config, text config and tokenizer that names any."""
     candidates = (
         None if generation is None else generation.eos_token_id,
         config.text_config.eos_token_id,

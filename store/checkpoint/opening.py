@@ -70,7 +70,7 @@ def _open(source: str, revision: str | None, trust_remote_code: bool) -> Any:
 
 
 def _refuse_other_kinds(source: str, revision: str | None) -> None:
-    """Raise UnusableCheckpoint (exit 5) for what the files beside the weights say, before any weight is read."""
+    """Raise UnusableCheckpoint (exit 5) if the files beside the weights show a kind that cannot be read; reads no weights."""
     names = names_of(source, revision)
     beside = {
         name: read_settings(optional_checkpoint_file(source, name, revision))
@@ -125,7 +125,7 @@ def _warn_of_code(source: str) -> None:
 
 @contextmanager
 def quiet_loading() -> Generator[None, None, None]:
-    """Silence transformers inside the block: no report of the half that is not loaded, and bars on terminals only."""
+    """Silence transformers inside the block: it reports no weights that are not loaded, and shows bars on terminals only."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

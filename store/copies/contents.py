@@ -26,7 +26,7 @@ def _redacted(plan: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store has committed, as a single generation without its past."""
+    """What a store has committed, as a single generation without the earlier ones."""
 
     plan: Plan
     ids: ImageIds
@@ -45,13 +45,14 @@ class Contents:
         shards = tuple(store.committed_shards)
         partial = {shard for log in store.logs for shard in log} - {*shards}
         if partial:
-            _log.warning("note: left out for want of an array: %s", counted(len(partial), "shard"))
+            _log.warning("note: left out, because an array is missing: %s", counted(len(partial), "shard"))
         complete = {*shards}
         failures = {row: why for row, why in store.failed().items() if row // store.plan.shard_images in complete}
         lacking = [row for row in failures if any(row not in store.failed([name]) for name in store.arrays)]
         if lacking:
             _log.warning(
-                "note: left out for want of some arrays, which `drop` takes away: %s", counted(len(lacking), "image")
+                "note: left out, because some arrays lack them (`drop` these arrays to keep the images): %s",
+                counted(len(lacking), "image"),
             )
         return cls(_redacted(store.plan.flattened()), store.ids, store.projector, shards, failures, store.gather)
 

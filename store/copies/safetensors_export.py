@@ -21,7 +21,7 @@ def export_safetensors(store: FeatureStore, out: Path) -> None:
 
     out/
       shard-00000.safetensors   <array> (image, …) of the shard's images, failed ones left out; metadata `rows` and `sha256`
-      index.json                arrays, fingerprints, failures; for every file its rows, ids and names in the order of its images
+      index.json                arrays, fingerprints, failures; for every file the rows, ids and names of its images, in order
     """
     contents = Contents.of(store)
     with written_aside(out) as aside:

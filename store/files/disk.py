@@ -66,7 +66,7 @@ def size_of(path: Path) -> int | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """List the paths in a folder, sorted; none if there is no folder. Raises Unreadable (exit 4) if it cannot be listed."""
+    """List the paths in a folder, sorted; empty if there is no folder. Raises Unreadable (exit 4) for an unlistable folder."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:

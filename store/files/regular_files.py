@@ -15,14 +15,14 @@ class RegularFiles(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read the bytes under a key as LocalStore does; None if there are none."""
+        """Read the bytes under a key as LocalStore does; None if nothing lies there."""
         self._require_file(key)
         return await super().get(key, prototype, byte_range)
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read the bytes under a key as LocalStore does; None if there are none."""
+        """Read the bytes under a key as LocalStore does; None if nothing lies there."""
         self._require_file(key)
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 

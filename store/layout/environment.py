@@ -32,7 +32,9 @@ def use_threads(numeric: Mapping[str, Any]) -> None:
     now, recorded = torch.get_num_threads(), numeric.get("cpu_threads")
     if recorded not in (None, now):
         _log.warning(
-            "note: computing with %d CPU threads instead of %d, as in the store: bits depend on it", recorded, now
+            "note: computing with %d CPU threads instead of %d, as the store was made: their number may change bits",
+            recorded,
+            now,
         )
         torch.set_num_threads(recorded)
 

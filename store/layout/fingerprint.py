@@ -35,7 +35,7 @@ class Difference(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     field: str
-    """Its dotted path."""
+    """Dotted path of the field."""
     expected: Any
     found: Any
 

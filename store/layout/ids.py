@@ -1,8 +1,8 @@
 """Which image is in which row: the sha256 of each row's image, and the names that users have for the image.
 
 One image may have many names. Opening a store reads no array: the first lookup that needs an array maps it and compares it
-with its checksum. So opening takes milliseconds and no dictionary, however many images there are, and processes share the
-memory of what they read.
+with its checksum. So opening takes milliseconds and builds no dictionary, however many images there are, and processes share
+the memory of what they read.
 """
 
 import hashlib
@@ -156,7 +156,7 @@ class ImageIds:
         return bool(first < end)
 
     def named(self) -> NDArray[np.bool_]:
-        """Tell of each row whether its image has a name; an image that was changed has none: its name is the new content's."""
+        """Tell for each row whether its image has a name; the old content of a changed file has no name."""
         has_name = np.zeros(len(self), bool)
         has_name[self._array("name_rows")] = True
         return has_name
@@ -203,7 +203,7 @@ def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:
     words = shas.view(">u8")  # big-endian numbers are ordered as bytes are
     first = words[:, 0].astype(np.uint64)
     order = np.argsort(first, kind="stable")
-    if (np.diff(first[order]) == 0).any():  # hashes do not begin with the same eight bytes; made-up ids may
+    if (np.diff(first[order]) == 0).any():  # sha256 digests differ in their first eight bytes; made-up ids may not
         order = np.lexsort(words.T[::-1])
     return order.astype("<i8")
 
@@ -211,7 +211,7 @@ def _sha_order(shas: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _visible(character: str) -> str:
     if character.isprintable():
         return character
-    if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not UTF-8
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return ascii(character)[1:-1]
 

@@ -1,4 +1,4 @@
-"""The manifest holds a digest of every file of a store that is no shard, so that damage to them is noticed.
+"""The manifest holds a digest of every file of a store that is no shard, so that damage to these files is noticed.
 
 These files are the metadata, the ids and the projector; the manifest is written once, with the plan. Zarr checks chunks, but
 it checks no `zarr.json`, where a flipped bit means another shape or another activation.

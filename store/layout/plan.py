@@ -193,9 +193,9 @@ def spare_of(path: Path) -> Path:
 def newest_generation(store: Path) -> int | None:
     """Find the newest generation that has a plan or a spare in a store; None if there is no store.
 
-    Some tool may have made a file `99999999.json`. So a generation counts only if as many plans lie there, or if its file is
-    long enough for a plan, which holds the digest of every earlier plan. Raises IntegrityError (exit 4) if the folder of the
-    plans cannot be read.
+    A tool may have made a file such as `99999999.json`. So a generation counts only if enough files lie there to be its earlier
+    plans, or if its file is long enough to hold the digest of every earlier plan. Raises IntegrityError (exit 4) if the
+    folder of the plans cannot be read.
     """
     if not store.is_dir():
         return None

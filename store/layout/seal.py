@@ -20,7 +20,7 @@ from store.layout.shard import FileRecord, chunk_ends, crc, plain_index
 Fetch = Callable[[Sequence[tuple[int, int]]], Sequence[bytes]]
 """Reads several parts of a file, each given by its offset and its length in bytes."""
 FileIdentity = tuple[int, ...]
-"""Tells a file in its present state from every other file of this machine, and from its other states."""
+"""Numbers that differ between any two files of this machine, and that change when a file is written to."""
 
 
 @dataclass

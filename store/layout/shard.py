@@ -55,7 +55,8 @@ class FileRecord(BaseModel):
     bytes: int
     """Size of the file."""
     crc32c: int
-    """Checksum of the chunks' checksums and of the index; together with the rows it would be the same for every content."""
+    """Checksum of the chunks' checksums and of the index. The rows are left out, because a crc over data and the data's own crc
+    is the same for any data."""
     codec: Codec = "none"
     """How the chunks are compressed; only uncompressed files can be mapped."""
 
@@ -111,7 +112,7 @@ def write_aside(root: Path, layout: ShardLayout, shard: int, rows: NDArray[Any])
     partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
     with durable(partial.open("wb"), partial) as file:
         if layout.codec == "none":
-            # Allocating the file first takes two thirds of the time of letting it grow. Where this fails, writing says why.
+            # Allocating the file first takes two thirds of the time of letting it grow. If this fails, writing says why.
             with suppress(OSError):
                 os.posix_fallocate(file.fileno(), 0, layout.file_bytes(len(rows)))
         checksum = _write_payload(file, layout, np.ascontiguousarray(rows))
@@ -141,15 +142,15 @@ def checksum_of(file: Readable, layout: ShardLayout) -> int | None:
     ends = chunk_ends(index, size, layout)
     if ends is None:
         return None
-    checksums, at = b"", file.seek(0)
+    checksums, begin = b"", file.seek(0)
     for end in ends:
         computed = 0
-        for start in range(at, end - layout.CRC_BYTES, _BLOCK):
+        for start in range(begin, end - layout.CRC_BYTES, _BLOCK):
             computed = crc(bytes(file.read(min(_BLOCK, end - layout.CRC_BYTES - start))), computed)
         checksum = bytes(file.read(layout.CRC_BYTES))
         if checksum != _bytes(computed):
             return None
-        checksums, at = checksums + checksum, end
+        checksums, begin = checksums + checksum, end
     return crc(checksums + index)
 
 
@@ -165,7 +166,7 @@ def plain_index(layout: ShardLayout, rows: int) -> bytes:
 def chunk_ends(index: bytes, size: int, layout: ShardLayout) -> list[int] | None:
     """Read from an index where the chunks of a file of `size` bytes end.
 
-    None if the index is damaged, or if by its numbers the chunks do not follow each other without gaps up to the index.
+    None if the index is damaged, or if its chunks leave a gap or overlap before the index.
     """
     content, checksum = index[: -layout.CRC_BYTES], index[-layout.CRC_BYTES :]
     if len(index) != layout.index_bytes or _bytes(crc(content)) != checksum:
@@ -181,7 +182,7 @@ def chunk_ends(index: bytes, size: int, layout: ShardLayout) -> list[int] | None
 
 def _write_payload(file: BinaryIO, layout: ShardLayout, rows: NDArray[Any]) -> int:
     """Write the chunks and the index of a shard, and return the checksum for its record."""
-    checksums, at = b"", 0
+    checksums, offset = b"", 0
     index = np.full((layout.chunks, 2), _EMPTY, "<u8")
     for number, chunk in enumerate(_chunks(layout, rows)):
         data = chunk.reshape(-1).view(np.uint8)
@@ -190,8 +191,8 @@ def _write_payload(file: BinaryIO, layout: ShardLayout, rows: NDArray[Any]) -> i
         file.write(data.data)
         checksum = _bytes(crc(data))  # computed after writing, because writing brings the data into the CPU's cache
         file.write(checksum)
-        index[number] = (at, len(data) + layout.CRC_BYTES)
-        checksums, at = checksums + checksum, at + len(data) + layout.CRC_BYTES
+        index[number] = (offset, len(data) + layout.CRC_BYTES)
+        checksums, offset = checksums + checksum, offset + len(data) + layout.CRC_BYTES
     end = index.tobytes() + _bytes(crc(index.tobytes()))
     file.write(end)
     return crc(checksums + end)

@@ -56,7 +56,7 @@ def pick_device(name: str) -> torch.device:
     `auto` takes a GPU if there is one. Raises ConfigError (exit 2) for a device that torch does not know or the machine lacks.
     """
     # On an H100, cuDNN's attention of one query to a cache gave other bits from call to call (29 of 50 with 603 keys
-    # and a mask, torch 2.11, bfloat16; use_deterministic_algorithms does not stop it); the other kernels gave the same.
+    # and a mask, torch 2.11, bfloat16; use_deterministic_algorithms does not stop it); the other kernels gave equal bits.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -39,7 +39,7 @@ def publish(store: Path, record: CommitRecord, generation: int = 0) -> bool:
         return False
     text = record.sealed().model_dump_json(indent=1) + "\n"
     published = publish_once(_single_path(folder, record.shard), text)
-    # Between the look and the publishing, a compaction may have moved an older record to its file: that record counts.
+    # Since the check above, a compaction may have moved an older record of this shard to its file: the older record counts.
     compacted = _compacted_log(folder)
     if published and record.shard in compacted.lines:
         return compacted.record(record.shard) == CommitRecord.model_validate_json(text)
@@ -137,7 +137,7 @@ def withdraw(store: Path, shards: Iterable[int], generation: int = 0, n_shards: 
     if not folder.is_dir():
         return
     with _moving(store):
-        # Remove the single files first: if the line went first, a younger record that the line hides would count for a moment.
+        # Remove the single files first: without the line, the younger record that it hides would count for a moment.
         for shard in gone:
             path = _single_path(folder, shard)
             if path.is_dir() and not path.is_symlink():
@@ -197,7 +197,7 @@ def _damage(store: Path, path: Path, shard: int) -> IntegrityError:
 
 
 def _single(path: Path) -> CommitRecord | None:
-    """Read the record in a single file; None if the file holds no intact record. Raises FileNotFoundError if the file is gone."""
+    """Read the record in a single file; None if it holds no intact record. Raises FileNotFoundError if the file is gone."""
     try:
         return intact_record(content(path))
     except Unreadable:
@@ -221,7 +221,7 @@ def _cached(path: Path, _identity: tuple[int, ...]) -> Compacted:
 
 @contextmanager
 def _moving(store: Path) -> Generator[None, None, None]:
-    """Let only one process at a time move or remove records: a second one would write a log without what the first moved."""
+    """Let only one process at a time move or remove records: a second would lose the records that the first moves."""
 
     def explain(reason: str) -> str:
         return (

@@ -27,7 +27,7 @@ _KEPT = 4096
 """Most records of the compacted log that are kept in memory after parsing."""
 _MOST = 10**18
 """An upper bound of shard numbers, to refuse a damaged first line."""
-# `_glance` searches a line for these instead of parsing it.
+# `_glance` searches a line for these patterns instead of parsing the line.
 _BEGINS = re.compile(
     rb'{"shard":(\d{1,18}),"first_row":\d+,"last_row":\d+,"ids_digest":"[^"]*","plan_digest":"([^"]*)","files":{'
 )
@@ -111,11 +111,11 @@ class Compacted:
         for number, line in enumerate(file):
             self._ends.append(self._ends[-1] + len(line))
             checksum = crc(line, checksum)
-            seen = look(line)
-            if seen is None:
+            glance = look(line)
+            if glance is None:
                 damaged += 1
                 continue
-            shard, plan_digest, failures = seen
+            shard, plan_digest, failures = glance
             self.lines[shard] = number
             self.plan_digests.add(plan_digest)
             self.failures |= failures
@@ -150,7 +150,7 @@ def _examine(line: bytes) -> _Glance | None:
 def _title(shards: Sequence[range], checksum: int) -> bytes:
     """Make the first line: the shards as ascending ranges, and the crc32c of all other lines.
 
-    The line is as long for any checksum, so that `write_compacted` can write it again when the checksum is known.
+    The line has the same length for any checksum, so that `write_compacted` can write it again when the checksum is known.
     """
     ranges = [(numbers.start, numbers.stop - 1) for numbers in shards]
     return json.dumps({"shards": ranges, "crc32c": f"{checksum:08x}"}).encode() + b"\n"

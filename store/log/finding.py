@@ -17,11 +17,11 @@ class Finding:
     path: str
     """The file or folder."""
     problem: str
-    """What is wrong with it."""
+    """What is wrong with the file or folder."""
     shard: int | None
     """The shard whose commit `repair` withdraws; None if the file belongs to no shard."""
     remedy: str
-    """What the user does to mend it."""
+    """How the user mends the file or folder."""
     generation: int = 0
     """The generation whose log holds the shard's commit."""
 

@@ -37,7 +37,7 @@ class Holder:
     host: str
     pid: int
     started: int
-    """When the process began, in clock ticks since its machine did: a machine reuses a pid, but not together with a start."""
+    """When the process began, in clock ticks since its machine started; a reused pid comes with another start."""
     token: str
     """Random text that tells two leases of one process apart."""
 
@@ -78,7 +78,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this process still holds the lease; another may have taken it over, believing that this process had stalled."""
+        """Whether this process still holds the lease; another process takes the lease over if this process seems stalled."""
         return read_holder(self.path) == self.holder
 
     def beat(self) -> None:
@@ -112,8 +112,8 @@ def live_leases(store: Path, stall_seconds: float) -> dict[int, Holder]:
 def read_holder(path: Path) -> Holder | None:
     """Read which process holds a lease; None if there is no lease.
 
-    A lease that cannot be read counts as held by a process of another machine, because it may be held. A folder or a link in
-    its place counts as held by a dead process, because no process makes such a lease.
+    A lease that cannot be read counts as held by a process of another machine, because a process may hold it. A folder or a
+    link in place of a lease counts as held by a dead process, because no process makes such a lease.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):

@@ -1,16 +1,16 @@
-"""Which process is which: its machine gives a process id again, but never the same id and the same start twice."""
+"""Tell processes apart: a machine reuses a process id, but never the same id with the same start."""
 
 import os
 from pathlib import Path
 
 
 def own_start() -> int:
-    """Read when this process began, in clock ticks since its machine did; 0 where the system does not show it."""
+    """Read when this process began, in clock ticks since its machine started; 0 where the system does not show this."""
     return process_start(os.getpid()) or 0
 
 
 def has_ended(pid: int, started: int) -> bool:
-    """Tell whether a process of this machine, given by its id and its `process_start`, runs no more."""
+    """Tell whether a process of this machine, given by its id and its `process_start`, has ended."""
     return process_start(pid) != started
 
 
@@ -25,7 +25,7 @@ def process_start(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() or not _answers(pid) else 0
     fields = status.rpartition(")")[2].split()  # the name of the program, in brackets, may hold blanks
-    return None if fields[0] == "Z" else int(fields[19])  # a zombie works no more
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie has ended
 
 
 def _answers(pid: int) -> bool:

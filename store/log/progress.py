@@ -44,7 +44,7 @@ def bytes_of(plan: Plan, parts: Iterable[tuple[int, int]]) -> int:
 
 
 def nameless_shards(plan: Plan, ids: ImageIds, shards: Iterable[int]) -> frozenset[int]:
-    """Return those of some shards none of whose images has a name; no config names them, so that they are never encoded.
+    """Return the shards of which no image has a name: no config can ask for such images, so they are never encoded.
 
     Args:
         plan: the plan of a store.

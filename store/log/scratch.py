@@ -51,7 +51,7 @@ def scratch(prefix: str, parent: Path | None = None) -> Generator[Path, None, No
 
 
 def remove_of_the_dead(parent: Path, prefix: str, suffix: str = "") -> None:
-    """Remove files and folders that provably dead processes of this machine named with `owned_name`, and `suffix` behind it."""
+    """Remove what dead processes of this machine left in `parent` under an `owned_name` of `prefix`, followed by `suffix`."""
     with suppress(OSError):  # a folder that may not be listed or written to is left as it is
         for path in parent.glob(f"{glob_escaped(prefix)}.*{suffix}"):
             owner = _OWNER.search(path.name.removesuffix(suffix))

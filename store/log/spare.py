@@ -49,7 +49,7 @@ def differing(store: Path) -> dict[Path, bytes]:
 
 
 def restore(store: Path) -> list[Path]:
-    """Write every file that differs again, and return their paths. The caller must be alone in the store."""
+    """Restore every file that `differing` lists, and return their paths. The caller holds the store's lock."""
     contents = differing(store)
     for path, content in contents.items():
         make_way(store, path)

@@ -108,7 +108,7 @@ class Conversations:
             )
 
     def notes(self) -> list[str]:
-        """Write the notes on a file: what was left out and why, and which conversations do not mark the place of their image."""
+        """Write the notes on a file: what was left out and why, and which conversations do not mark their image's place."""
         left_out = [
             f"{counted(len(places), noun)} {problem} ({first_few(places)})"
             for (noun, problem), places in self._left_out.items()

@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch, transformers and safetensors are typed in part)
-"""The files in which `stage2_prune parity` asks `stage1_extract reference` for the full model's answers, and gets them.
+"""The files in which `stage2_prune parity` asks for the full model's answers, and `stage1_extract reference` gives them.
 
 All files lie in one folder:
 
-    batch.json                      an `Order`: which model, which images, how long an answer may be
+    batch.json                      a `ReferenceRequest`: which model, which images, how long an answer may be
     batch.safetensors               <batch>.input_ids, <batch>.attention_mask, <batch>.position_ids
     reference.json                  the versions and the device that the full model ran on
     reference-<batch>.safetensors   image_features, raw (where the model has a part of that name), logits, tokens

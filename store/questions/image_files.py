@@ -5,9 +5,8 @@ from pathlib import Path
 
 from PIL import features
 
-_HAS_AVIF = "avif" in features.modules and features.check(
-    "avif"
-)  # checked in this order because Pillow warns about a feature that it does not know
+# Checked in this order because Pillow warns about a feature that it does not know.
+_HAS_AVIF = "avif" in features.modules and features.check("avif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if _HAS_AVIF else ()))
 """Formats that are decoded; AVIF only if this Pillow can decode it. Of an animation, the first frame is decoded."""
 

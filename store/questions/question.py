@@ -133,13 +133,13 @@ def _rows_in_words(count: int) -> str:
     return f"{counted(count, 'row')} cannot be used, correct or remove {agreeing(count, 'it', 'them')}"
 
 
-def no_questions(expected: str, came: str) -> str:
+def no_questions(expected: str, actual: str) -> str:
     """Compose the message about questions that are missing.
 
     >>> no_questions("questions in the val split", "there are none")
     'expected questions in the val split, there are none: check data.questions'
     """
-    return f"expected {expected}, {came}: check data.questions"
+    return f"expected {expected}, {actual}: check data.questions"
 
 
 def image_names(questions: Sequence[Question]) -> list[str]:

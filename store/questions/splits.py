@@ -49,7 +49,7 @@ def divided(questions: Sequence[Question], data: DataSection) -> dict[Split, lis
 def account(
     questions: Sequence[Question], data: DataSection, splits: Collection[Split], limit: int | None = None
 ) -> str:
-    """Write how many of how many questions the `splits` take, about how many of how many images, and why no more.
+    """Write how many questions and images the `splits` take, of how many in all, and which setting limits each split.
 
     Args:
         questions: All questions of the file.
@@ -58,21 +58,21 @@ def account(
         limit: The value of `--limit`, which applies to each split.
 
     """
-    every = divided(questions, data)
+    by_split = divided(questions, data)
     parts: list[str] = []
     taken: list[Question] = []
     for split in SPLITS:
         if split not in splits:
             continue
-        whole, wanted = every[split], getattr(data, split)
-        chosen = whole[:wanted][:limit]
+        available, wanted = by_split[split], getattr(data, split)
+        chosen = available[:wanted][:limit]
         taken += chosen
         cause = "--limit" if limit is not None and len(chosen) == limit else f"data.{split}"
-        if len(chosen) == len(whole):
-            parts.append(f"all {len(whole):,} in {split}" if whole else f"none are in {split}")
+        if len(chosen) == len(available):
+            parts.append(f"all {len(available):,} in {split}" if available else f"none are in {split}")
         else:
-            parts.append(f"{len(chosen):,} of {len(whole):,} in {split}, as {cause} is {len(chosen):,}")
-    others = [f"{len(every[split]):,} in {split}" for split in SPLITS if split not in splits and every[split]]
+            parts.append(f"{len(chosen):,} of {len(available):,} in {split}, as {cause} is {len(chosen):,}")
+    others = [f"{len(by_split[split]):,} in {split}" for split in SPLITS if split not in splits and by_split[split]]
     parts += [f"{' and '.join(others)} are not asked here"] if others else []
     dealing = "" if any(question.split for question in questions) else f"; {_dealing(len(questions), data)}"
     return (

@@ -20,7 +20,7 @@ _SHOWN = 5
 class CommittedStore:
     """A store as its plan, its ids and its commit logs describe it; opens no shard.
 
-    A shard exists only if its record does: files that no record names are nothing to a reader.
+    A shard exists only if its record does: a reader ignores files that no record names.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CommittedStore:
         self._require_own_logs()
 
     def fingerprint(self, name: str) -> Fingerprint:
-        """Return the fingerprint of what made an array."""
+        """Return the fingerprint of an array: the record of what made it."""
         return self.plan.fingerprints[name]
 
     @property
@@ -125,7 +125,7 @@ class CommittedStore:
     def _failed_of(self, name: str) -> Mapping[int, str]:
         """Return the rows that one array lacks, read from the log of the generation that wrote the array's shard.
 
-        Logs of other generations tell of other arrays of the same rows.
+        Logs of other generations list failures of other arrays in the same rows.
         """
         if name not in self._failed:
             self._failed[name] = {

@@ -53,7 +53,7 @@ def require_metadata(path: Path, plan: Plan) -> None:
     damaged = read_manifest(path, plan.generation).damaged(path / FEATURES, metadata_only=True)
     if damaged:  # A store that grows right now has, for a moment, the metadata of the generation before or after.
         neighbours = (plan.generation - 1, plan.generation + 1)
-        manifests = [read_manifest(path, near) for near in neighbours if manifest_path(path, near).is_file()]
+        manifests = [read_manifest(path, number) for number in neighbours if manifest_path(path, number).is_file()]
         for name in damaged:
             if file_digest(path / FEATURES / name) not in {manifest.files.get(name, "") for manifest in manifests}:
                 raise IntegrityError(f"{path / FEATURES / name} is damaged or missing: {HEAL}")

@@ -19,19 +19,19 @@ class Example(NamedTuple):
     """By array: `projected` is (patch, embed)."""
     question: str
     answer: str
-    """The first of the question's answers; empty for a question without one."""
+    """The first of the question's answers; empty for a question without an answer."""
 
 
 class QuestionDataset(Dataset[Example]):
-    """Questions with the cached features of their images, for a training loop of one's own.
+    """Questions with the cached features of their images, for a training loop of your own.
 
-    Questions about images that could not be encoded are in `left_out`, with the reason. torch's default collate makes a
-    batch of it: features (question, patch, embed) by array, and lists of questions and answers. Reading is copying from
-    the page cache, so that a DataLoader without workers is the fastest.
+    Questions about images that could not be encoded are in `left_out`, with the reason. torch's default collate makes
+    batches of features (question, patch, embed) by array, and lists of questions and answers. Reading copies from the
+    page cache, so a DataLoader without workers is the fastest.
 
     Args:
         store: The store of the images.
-        questions: Questions about them, such as `read_questions(experiment.data)` returns.
+        questions: Questions about its images, such as `read_questions(experiment.data)` returns.
         arrays: Names of the arrays to read.
 
     Raises:
@@ -63,11 +63,11 @@ class QuestionDataset(Dataset[Example]):
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Return a batch of questions, as a DataLoader asks for it; an image is read once, however many ask about it."""
         rows = list(dict.fromkeys(self.rows[index] for index in indices))
-        place = {row: number for number, row in enumerate(rows)}
+        index_of = {row: number for number, row in enumerate(rows)}
         read = {name: read_rows(self.store, name, rows) for name in self.arrays}
         return [
             Example(
-                {name: features[place[self.rows[index]]] for name, features in read.items()},
+                {name: features[index_of[self.rows[index]]] for name, features in read.items()},
                 self.questions[index].question,
                 next(iter(self.questions[index].answers), ""),
             )

@@ -134,7 +134,7 @@ class FeatureStore(CommittedStore):
         return out
 
     def will_need(self, name: str, rows: Iterable[int]) -> None:
-        """Let the operating system fetch rows that are read soon; skips unreadable rows, about which reading complains."""
+        """Let the operating system fetch rows that are read soon; skips unreadable rows, as reading them raises the error."""
         for row in rows:
             shard, inside = divmod(row, self.plan.shard_images)
             with suppress(IntegrityError, RowUnavailable):
@@ -215,7 +215,7 @@ class FeatureStore(CommittedStore):
 
 
 def max_open_files() -> int:
-    """Return how many shard files are kept open at a time: half of what this process may, as a map holds a descriptor."""
+    """Return how many shard files are kept open at a time: half of the files that this process may open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(soft, 4096) // 2)
 

@@ -64,14 +64,14 @@ def plan_to_follow(
         if arrays or not can_be_taken_back(path, stored, known, images):
             raise StoreError(refusal(path, stored, known, images, [spec.name for spec in arrays]))
         _log.warning(
-            "note: %s of %s get their names back, which an --append of which nothing is committed had given to others",
+            "note: %s of %s get their names back; an --append that committed nothing had given these names to other images",
             counted(len(images), "image"), path,
         )  # fmt: skip
     return grown(stored, known, images, [(spec, wanted.fingerprints.get(spec.name)) for spec in arrays])
 
 
 def _stored_plan(path: Path, newest: int) -> Plan | None:
-    """Read a store's plan; None for a first plan that lies alone, or that is damaged or changed as its spare is.
+    """Read a store's plan; None for a first plan without features, or if neither it nor its spare is as it was written.
 
     Raises IntegrityError (exit 4) if the plan of a later generation is damaged or was changed.
     """

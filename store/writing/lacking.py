@@ -41,7 +41,7 @@ def unknown_images(known: ImageIds, ids: ImageIds, unreadable: Container[str]) -
 def can_be_taken_back(path: Path, stored: Plan, known: ImageIds, images: Sequence[NamedImage]) -> bool:
     """Tell whether the store has all `images`, and lacks only names that an --append moved to images that it never committed.
 
-    So a wrong --append that was stopped, of other files with the same names, does not stand in the way of the first files.
+    So a wrong --append of other files with the same names, stopped before it committed them, does not block the first files.
     """
     committed = {shard for number in range(stored.generation + 1) for shard in intact_records(path, number)}
 
@@ -67,19 +67,19 @@ def refusal(path: Path, stored: Plan, known: ImageIds, images: Sequence[NamedIma
     lacking = [counted(n_new, "image")] * (n_new > 0)
     lacking += [counted(n_names, "further name") + " of its images"] * (n_names > 0)
     lacking += arrays
-    said: list[str] = []
+    clauses: list[str] = []
     if lacking:
         n_lacking = n_new + n_names + len(arrays)
         are, them = agreeing(n_lacking, "is", "are"), agreeing(n_lacking, "it", "them")
-        said += [f"{', '.join(lacking)} {are} not in it: add {them} with --append"]
+        clauses += [f"{', '.join(lacking)} {are} not in it: add {them} with --append"]
     if anew:
         them = agreeing(len(anew), "it anew beside the old one", "them anew beside the old ones")
-        said += [f"{_images(anew)} changed since the store was made (other bytes): --append encodes {them}"]
+        clauses += [f"{_images(anew)} changed since the store was made (other bytes): --append encodes {them}"]
     if moved:
-        one = "has the bytes of another image of it: --append moves the name to that image and encodes nothing"
-        several = "have the bytes of other images of it: --append moves the names to those images and encodes nothing"
-        said += [f"{_images(moved)} now {agreeing(len(moved), one, several)}"]
-    return f"expected {path} to have all that this config names: {'; '.join(said)}; {what_else(path, stored)}"
+        singular = "has the bytes of another image of it: --append moves the name to that image and encodes nothing"
+        plural = "have the bytes of other images of it: --append moves the names to those images and encodes nothing"
+        clauses += [f"{_images(moved)} now {agreeing(len(moved), singular, plural)}"]
+    return f"expected {path} to have all that this config names: {'; '.join(clauses)}; {what_else(path, stored)}"
 
 
 def _images(names: Sequence[str]) -> str:

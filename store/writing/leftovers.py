@@ -15,7 +15,7 @@ def sweep(path: Path, idle_seconds: float) -> None:
 
     Args:
         path: Folder of the store.
-        idle_seconds: Spare everything that was touched within this many seconds: a living worker may be at it.
+        idle_seconds: Spare everything that was touched within this many seconds: a living worker may still use it.
     """
     now = disk_time(path)
     for leftover in [entry for entry in path.rglob("*") if _is_leftover(entry)]:

@@ -23,7 +23,7 @@ HOLDER = "writer.json"
 STALL_SECONDS = 300.0
 """Seconds without progress after which a worker is taken for dead, wherever it runs."""
 Presence = Literal["exclusive", "shared", "joined"]
-"""A writer is alone in the store, one of several workers, or one of several workers below a process that is alone in it."""
+"""How a writer uses the store: alone, as one of several workers, or as a worker of a process that holds the store alone."""
 _CREATION_SECONDS = 60.0
 """Seconds that a worker waits for another worker to create the store."""
 _POLL_SECONDS = 0.05
@@ -49,8 +49,8 @@ def lock(path: Path, presence: Presence, stall_seconds: float) -> Generator[None
     try:
         if presence == "exclusive":
             _require_no_workers(path, stall_seconds)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "presence": presence}
-        (path / HOLDER).write_text(json.dumps(me), encoding="utf-8")
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "presence": presence}
+        (path / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
         try:

@@ -33,7 +33,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Write a store's plan, metadata, ids and projector if they are missing; write damaged ones again.
 
-    The caller is alone in the store. A `plan` of the generation after the store's newest makes the store grow.
+    The caller holds the store's lock. A `plan` of the generation after the store's newest makes the store grow.
 
     Raises:
         FingerprintMismatch: the store was made by something else (exit 4).
@@ -65,7 +65,7 @@ def prepare(
 
 
 def grow(path: Path, plan: Plan, ids: ImageIds, projector: ProjectorState | None) -> None:
-    """Make `plan` the newest generation of a store; the caller is alone in the store.
+    """Make `plan` the newest generation of a store; the caller holds the store's lock.
 
     If the process is killed before the plan is written, nothing has happened; if it is killed afterwards, the next extraction
     brings the metadata up to date.

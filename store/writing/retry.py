@@ -1,7 +1,7 @@
 """Trying images again that could not be encoded: their shards are withdrawn, and the good rows of these shards are copied.
 
-A shard is written as a whole, so a single mended image makes a whole shard be written. The record that was withdrawn is kept
-in `retried/<generation>/<shard>.json` until the shard is committed again: it tells which rows of the old file are right.
+A shard is written as a whole, even for a single mended image. The record that was withdrawn is kept in
+`retried/<generation>/<shard>.json` until the shard is committed again: it tells which rows of the old file are right.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -41,7 +41,7 @@ def withdraw_failures(
 ) -> list[int]:
     """Withdraw the shards of images that could not be encoded, so that these images are tried again.
 
-    The caller is alone in the store.
+    The caller holds the store's exclusive lock.
 
     Args:
         store: Folder of the store.
@@ -68,7 +68,7 @@ def withdraw_failures(
 
 
 def kept_of(store: Path, plan: Plan, ids: ImageIds, shard: int, generations: Sequence[int]) -> KeptRows:
-    """Read the good rows of a withdrawn shard, of the arrays of some generations; nothing if any of it is damaged.
+    """Read the good rows of a withdrawn shard, of the arrays of some generations; no rows if any part of it is damaged.
 
     Every row is compared with its checksum, and every file with its record.
     """

@@ -101,11 +101,11 @@ class StoreWriter:
                 lease.unlink(missing_ok=True)
 
     def missing_shards(self) -> list[int]:
-        """List the shards that are not committed yet, without the idle ones."""
+        """List the shards that are not committed yet, without the idle shards."""
         return sorted({shard for _, shard in missing_parts(self.path, self.plan, self._leave)}.difference(self.idle))
 
     def claim(self, shard: int) -> Lease | None:
-        """Take the lease of a shard, the right to compute it; None if it is committed, or a living worker is at it."""
+        """Take the lease of a shard, the right to compute it; None if the shard is committed, or a living worker holds it."""
         if self.is_committed(shard):
             return None
         lease = Lease.take(self.path, shard, self.stall_seconds)

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks                  all of them, within ten minutes on two cores
 python -m tests.benchmarks waiting          some of them by name
+python -m tests.benchmarks opening --gigabytes 2
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from tests.benchmarks import canary, evaluation, shared_prefix, stage1, tower_batch, waiting
+from tests.benchmarks import canary, evaluation, opening, shared_prefix, stage1, tower_batch, waiting
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "stage1_tiny": stage1.tiny,
@@ -27,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "shared_prefix": shared_prefix.questions_per_second,
     "canary": canary.milliseconds,
     "waiting": waiting.share_of_a_training_step,
+    "opening": partial(opening.seconds, gigabytes=0.2),
 }
 
 
@@ -35,13 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument("--gigabytes", type=float, default=0.2, help="Size of the checkpoint of `opening`.")
     arguments = parser.parse_args()
+    benchmarks = BENCHMARKS | {"opening": partial(opening.seconds, gigabytes=arguments.gigabytes)}
     results: dict[str, dict[str, float]] = {}
     if not arguments.json:
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}")
     for name in arguments.names or BENCHMARKS:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = BENCHMARKS[name](Path(folder))
+            results[name] = benchmarks[name](Path(folder))
         if not arguments.json:
             print(
                 f"\n{name}",

@@ -102,10 +102,10 @@ def test_an_append_that_committed_nothing_is_not_in_the_way_of_the_images_of_bef
     done = extract(wanted, overwrite=False)
     assert (done["bytes_written"], done["failures"], done["asked"]["stored"]) == (0, {}, 5)
     assert "3 of them are planned only" in caplog.text
-    assert "3 of 5 shards are committed: of the others, `make extract` encodes those that a config names" in (
+    assert "3 of 5 shards are committed: `make extract` encodes the other shards whose images a config names" in (
         said_by_verify(wanted)
     )
-    assert "nothing is in flight: `make extract` encodes those" in as_text(status(wanted.store_path))
+    assert "nothing is in flight: `make extract` encodes the missing shards" in as_text(status(wanted.store_path))
     assert (done["images"], done["distinct"]) == (5, 5)
     price = dry_run(wanted)
     assert (price["images"], price["shards"], price["bytes_total"]) == (5, 0, 0)

@@ -200,7 +200,7 @@ def test_what_is_derived_and_copied_of_a_store_in_which_an_image_lacks_an_array(
     store = FeatureStore.open(more.store_path)
     assert store.rows_with(["raw", "projected"]) == [0, 1, 2, 3, 4]
     write_copy(Contents.of(store), tmp_path / "copy")
-    assert "left out for want of some arrays, which `drop` takes away: 1 image" in caplog.text
+    assert "left out, because some arrays lack them (`drop` these arrays to keep the images): 1 image" in caplog.text
     copy = FeatureStore.open(tmp_path / "copy")
     assert copy.failed(["raw"]) == {1: "missing_file"} and verify(tmp_path / "copy", quick=False) == []
 

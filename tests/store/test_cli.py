@@ -267,7 +267,7 @@ def test_a_run_folder_in_place_of_its_store_is_told_where_the_store_is(tmp_path,
 def test_verify_says_how_many_shards_there_are_where_some_are_missing(path, tmp_path, capsys):
     assert refused(capsys, "verify", path) == (
         0,
-        "nothing is damaged; 2 of 3 shards are committed: of the others, `make extract` encodes those that a config names\n",
+        "nothing is damaged; 2 of 3 shards are committed: `make extract` encodes the other shards whose images a config names\n",
     )
     assert refused(capsys, "verify", store_of(tmp_path, 4, "float32")) == (0, "nothing is damaged\n")
 

@@ -139,7 +139,7 @@ def test_a_shard_that_lacks_an_array_is_left_out_of_a_copy_and_said(tmp_path, ca
     plan, ids = grown(store.plan, store.ids, [], [(third, None)])
     write_store(path, plan, ids, shards=[1])
     copy = FeatureStore.open(unpacked(path, tmp_path / "copy"))
-    assert copy.committed_shards == [1] and "left out for want of an array: 2 shards" in caplog.text
+    assert copy.committed_shards == [1] and "left out, because an array is missing: 2 shards" in caplog.text
 
 
 def test_a_store_without_a_projector_or_with_its_log_compacted_is_copied_alike(tmp_path):

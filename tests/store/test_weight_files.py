@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from configs.load import load
 from stage1_extract.extract import extract
 from stage2_prune.find_family import open_language
-from store.checkpoint.weights import weight_files
+from store.checkpoint.weights import is_finite, weight_files
 from store.reading.reader import FeatureStore
 from tests.faults.runs import config_file, invoke, run
 from tests.helpers.checkpoints import edit_config, tiny_llava
@@ -144,3 +144,19 @@ def test_a_shard_of_the_language_half_that_is_not_there_is_named_before_the_firs
     config = ("--config", config_file(home, both), "--run-dir", tmp_path / "run")
     assert f"expected {alone} in the checkpoint folder" in invoke(capsys, "extract", *config, expect=5)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(dtype, wrong):
+    for size in (1, 7, 64, 1000, 40_003):
+        for place in {0, size // 2, size - 1}:
+            weights = torch.linspace(-1, 1, size, dtype=dtype)
+            assert is_finite(weights)
+            weights[place] = wrong
+            assert not is_finite(weights)
+            assert not is_finite(weights.expand(2, size).T)
+
+
+def test_what_holds_no_floating_point_numbers_is_finite():
+    assert is_finite(torch.tensor([2**62])) and is_finite(torch.empty(0, 3))

@@ -29,7 +29,7 @@ from stage2_prune.sweep import plot as sweep_plot
 from stage2_prune.sweep import run as sweep
 from stage2_prune.sweep.grid import wanted
 from stage2_prune.sweep.raster_order import RasterOrder, in_raster_order
-from stage2_prune.sweep.rows import CLOCK, COLUMNS
+from stage2_prune.sweep.rows import CLOCK, COLUMNS, EXPLAINED
 from tests.stage2_prune.conftest import settings
 from tests.stage2_prune.tokens import visual_tokens
 
@@ -264,7 +264,7 @@ def test_two_workers_that_are_interrupted_leave_none_behind_and_go_on_to_the_fil
 
 
 def but_for_the_clock(row):
-    return {name: value for name, value in row.items() if name not in CLOCK}
+    return {name: value for name, value in row.items() if name not in (*CLOCK, *EXPLAINED)}
 
 
 def test_other_threads_are_other_predictions(finished):
