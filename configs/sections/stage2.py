@@ -103,6 +103,11 @@ class TrainSection(Section):
     """Largest budget drawn for a batch, in tokens per image."""
     val_keep: PositiveInt = 32
     """Budget at which an epoch is judged on the validation split, in tokens per image."""
+    images_at_once: PositiveInt | Literal["auto"] = "auto"
+    """Images per forward pass of the language model in training; `auto` is every image of a step on a GPU, and 1 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Compute the language model's layers again in the backward pass instead of keeping their activations: less memory, more
+    time."""
     seed: NonNegativeInt = 0
     """Seed of the pruner's weights, of the order of questions and of the budgets."""
 

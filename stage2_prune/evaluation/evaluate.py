@@ -25,7 +25,7 @@ from stage2_prune.evaluation.cells import (
     require_budgets,
     shares_prefix,
 )
-from stage2_prune.evaluation.fit_batch import with_batch_size
+from stage2_prune.evaluation.fit_batch import enough_memory, with_batch_size
 from stage2_prune.evaluation.predictions import alone, read_cells, write_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside, require_loop
@@ -172,7 +172,8 @@ def answer(
         texts = prefetched(batches, lambda questions: prepare(session.language, questions, post_prompt, section.rank))
         for batch, prepared, (_, waiting) in zip(session.features.batches(batches), texts, jobs, strict=True):
             for progress in waiting:
-                _answer_batch(session, selections, progress, batch, prepared, report)
+                with enough_memory(session.experiment):
+                    _answer_batch(session, selections, progress, batch, prepared, report)
                 report(len(batch.questions))
     timed = {p.cell.name: p.record() for p in todo if p.selector}
     write_cells(session.experiment.run_dir / "eval", timed)

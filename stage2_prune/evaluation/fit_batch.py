@@ -1,15 +1,17 @@
 """Find how many questions the memory of a GPU carries at once, for `eval.batch_size: auto`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from configs.experiment import Experiment
 from configs.progress import say
 from stage2_prune.errors import MemoryTooSmall
 from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
-from stage2_prune.session.batch_size import found_size, settled, write_size
+from stage2_prune.session.batch_size import batch_size, found_size, settled, write_size
 from stage2_prune.session.session import Session
 from store.questions.question import Question
 
@@ -49,6 +51,19 @@ def largest(attempt: Callable[[int], object], first: int) -> int:
         "expected memory for a question with every visual token beside the language model, there is less: free memory of the "
         "GPU, or choose a smaller model or model.dtype"
     )
+
+
+@contextmanager
+def enough_memory(experiment: Experiment) -> Generator[None, None, None]:
+    """Turn running out of memory while questions are answered into MemoryTooSmall (exit 7); the answers so far are kept."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = batch_size(experiment)
+        raise MemoryTooSmall(
+            f"expected memory for {size} questions at once with every configured method, there is less: evaluate anew with a "
+            f"smaller number, as by `--eval.batch-size {max(1, size // 2)} --overwrite`"
+        ) from error
 
 
 def _try(session: Session, asked: Sequence[Question], size: int) -> None:

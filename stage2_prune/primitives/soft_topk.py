@@ -1,5 +1,7 @@
 """A differentiable top-k: how much of each patch to keep, so that the amounts add up to the budget."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,12 +42,13 @@ def soft_top_k(scores: Float[Tensor, "image patch"], keep: int, temperature: flo
 @torch.no_grad()
 def _threshold(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image 1"]:
     """Find the threshold of each image, between the values at which the lowest and the highest score weigh keep / patches."""
-    share = torch.tensor(keep / scores.shape[-1], dtype=scores.dtype, device=scores.device)
-    offset = temperature * torch.logit(share)
-    low = scores.amin(-1, keepdim=True) - offset
-    high = scores.amax(-1, keepdim=True) - offset
+    share = keep / scores.shape[-1]
+    scaled = scores / temperature
+    low, highest = scaled.amin(-1, keepdim=True), scaled.amax(-1, keepdim=True)
+    step = highest - low
+    low -= math.log(share / (1 - share))
     for _ in range(BISECTIONS):
-        middle = low + (high - low) / 2
-        too_many = torch.sigmoid((scores - middle) / temperature).sum(-1, keepdim=True) > keep
-        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
-    return low + (high - low) / 2
+        step = step / 2
+        too_many = (scaled - (low + step)).sigmoid_().sum(-1, keepdim=True) > keep
+        low.addcmul_(step, too_many)
+    return (low + step / 2) * temperature

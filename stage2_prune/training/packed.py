@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stage2_prune.language.assemble import cast
 from stage2_prune.language.language import Language
@@ -97,6 +99,53 @@ def answer_logits(
         logits_to_keep=packed.scored + before + patches,
     ).logits[0]
     return logits.float()
+
+
+def answer_logits_together(
+    language: Language,
+    visual: Float[Tensor, "image patch embed"],
+    weights: Float[Tensor, "image patch"] | None,
+    packed: Sequence[PackedLessons],
+) -> list[Float[Tensor, "_ vocab"]]:
+    """Compute the logits of `answer_logits` for several images in one forward pass, which shorter sequences are padded for.
+
+    Padding stands behind a sequence: nothing looks at it, and it looks at itself.
+    """
+    if len(packed) == 1:
+        return [answer_logits(language, visual[0], None if weights is None else weights[0], packed[0])]
+    patches, device = visual.shape[1], language.device
+    sequences, places, biases = [], [], []
+    for image, lessons in enumerate(packed):
+        before = len(lessons.before)
+        text = language.embed(torch.cat([lessons.before, lessons.ids]))
+        sequences.append(torch.cat([text[:before], cast(visual[image], language.dtype), text[before:]]))
+        order = torch.arange(before + patches, device=device)
+        places.append(torch.cat([order, lessons.offset + before + patches]))
+        biases.append(attention_bias(lessons, patches, None if weights is None else weights[image]))
+    embeds = pad_sequence(sequences, batch_first=True)
+    if weights is not None and weights.requires_grad:
+        embeds.requires_grad_()  # see `answer_logits`
+    scored = [lessons.scored + len(lessons.before) + patches for lessons in packed]
+    wanted = torch.cat(scored).unique()
+    logits = language.model(
+        inputs_embeds=embeds,
+        attention_mask=_padded(biases, embeds.shape[1]).to(language.dtype)[:, None],
+        position_ids=pad_sequence(places, batch_first=True),
+        use_cache=False,
+        logits_to_keep=wanted,
+    ).logits
+    return [logits[image, torch.searchsorted(wanted, places)].float() for image, places in enumerate(scored)]
+
+
+def _padded(biases: Sequence[Float[Tensor, "_ _"]], size: int) -> Float[Tensor, "image {size} {size}"]:
+    """Extend matrices of attention biases to one size; a padded token sees itself alone, and is seen by no other."""
+    alone = torch.full((size, size), -torch.inf, device=biases[0].device).fill_diagonal_(0)
+    whole: list[Tensor] = []
+    for bias in biases:
+        missing = size - len(bias)
+        columns = F.pad(bias, (0, missing), value=-torch.inf)
+        whole.append(torch.cat([columns, alone[len(bias) :]]))
+    return torch.stack(whole)
 
 
 def attention_bias(

@@ -1,20 +1,27 @@
 """Compute the loss of one batch of questions and its gradient, which reaches the pruner's module and nothing else."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stage2_prune.errors import PruneError
+from configs.experiment import TrainSection
+from stage2_prune.errors import PruneError, PrunerMisused
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, pack
+from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, answer_logits_together, pack
+from stage2_prune.training.ranks import Ranks
 from store.questions.question import Question
+
+ALONE = Ranks()
 
 
 class NonFiniteLoss(PruneError):
@@ -47,6 +54,36 @@ def frozen(model: nn.Module) -> Generator[None, None, None]:
     finally:
         for parameter, flag in zip(model.parameters(), before, strict=True):
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def checkpointing(model: nn.Module, wanted: bool) -> Generator[None, None, None]:
+    """Let a stock model compute its layers again in the backward pass within the block, if that is `wanted`.
+
+    Stock layers do so only in training mode. The flag is set on the layers alone: their parts stay in eval mode, without dropout.
+    Raises PrunerMisused (exit 2) for a model whose layers cannot.
+    """
+    if not wanted:
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not isinstance(model, PreTrainedModel) or not layers:
+        raise PrunerMisused(
+            f"expected a language model whose layers can be computed again, {type(model).__name__} has none: leave "
+            "train.gradient_checkpointing out"
+        )
+    stock = (
+        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    )  # earlier versions say gradient
+    getattr(model, f"{stock}_checkpointing_enable")({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        getattr(model, f"{stock}_checkpointing_disable")()
+        for layer in layers:
+            layer.training = False
 
 
 @contextmanager
@@ -99,10 +136,10 @@ def accumulate_gradients(
     keep: int,
     kl_weight: float,
     scaler: torch.amp.GradScaler,
+    at_once: int = 1,
+    ranks: Ranks = ALONE,
 ) -> StepLoss:
-    """Add the gradient of a batch's scaled loss to the pruner's module, with one forward pass per image.
-
-    Call this function inside `frozen`.
+    """Add the gradient of a batch's scaled loss to the pruner's module, of which all `ranks` do a share; call it in `frozen`.
 
     Args:
         language: the language model.
@@ -110,30 +147,43 @@ def accumulate_gradients(
         batch: the features of the batch.
         lessons: the tokenised questions of the batch, in its order.
         keep: the budget of this step, in visual tokens per image.
-        kl_weight: the weight of the divergence from the unpruned model; 0 leaves the divergence out.
+        kl_weight: the weight of the divergence from the unpruned model; 0 leaves it out.
         scaler: the loss scaler.
+        at_once: the number of images per forward pass of the language model.
+        ranks: the processes that train together.
 
     Raises:
         NonFiniteLoss: (exit 3) if the training has diverged.
     """
     tokens = sum(len(lesson.answer) for lesson in lessons)
-    answer = torch.zeros((), device=language.device)
-    divergence = torch.zeros((), device=language.device)
+    losses = torch.zeros(2, device=language.device)
     seen = batch.tokens.only(pruner.needs)
-    for image, group in _groups(batch.of_question.tolist(), lessons):
-        weights = pruner.soft(seen.one(image), keep)[0]
-        packed = pack(group, language.device)
-        visual = batch.projected[image]
-        logits = answer_logits(language, visual, weights, packed)
-        loss = _answer_loss(logits, packed, tokens)
-        answer += loss.detach()
-        if kl_weight:
-            distance = _divergence(language, visual, packed, logits) / tokens
-            divergence += distance.detach()
-            loss = loss + kl_weight * distance
-        scaler.scale(loss).backward()
-    _require_finite(answer, divergence, keep)
-    return StepLoss(answer.item(), divergence.item() if kl_weight else None)
+    groups = ranks.share(list(_groups(batch.of_question.tolist(), lessons)))
+    for start in range(0, len(groups), at_once):
+        images = [image for image, _ in groups[start : start + at_once]]
+        packed = [pack(group, language.device) for _, group in groups[start : start + at_once]]
+        weights, visual = pruner.soft(seen.at(images), keep), batch.projected[images]
+        logits = answer_logits_together(language, visual, weights, packed)
+        loss = sum_of(_answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
+        distance = _divergence(language, visual, packed, logits) / tokens if kl_weight else torch.zeros_like(loss)
+        losses += torch.stack([loss.detach(), distance.detach()])
+        scaler.scale(loss + kl_weight * distance if kl_weight else loss).backward()
+    ranks.add([losses])
+    ranks.add_gradients(pruner.module.parameters())
+    _require_finite(losses[0], losses[1], keep)
+    return StepLoss(losses[0].item(), losses[1].item() if kl_weight else None)
+
+
+def images_at_once(section: TrainSection, device: torch.device) -> int:
+    """Return `train.images_at_once`, or what `auto` stands for: every image of a step on a GPU, one on a CPU."""
+    if section.images_at_once != "auto":
+        return section.images_at_once
+    return section.batch_size if device.type == "cuda" else 1
+
+
+def sum_of(losses: Iterable[Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """Add losses; there is at least one."""
+    return reduce(torch.add, losses)
 
 
 def _require_finite(answer: Tensor, divergence: Tensor, keep: int) -> None:
@@ -161,11 +211,14 @@ def _groups(of_lesson: Sequence[int], lessons: Sequence[Lesson]) -> Iterator[tup
 
 def _divergence(
     language: Language,
-    visual: Float[Tensor, "patch embed"],
-    packed: PackedLessons,
-    logits: Float[Tensor, "scored vocab"],
+    visual: Float[Tensor, "image patch embed"],
+    packed: Sequence[PackedLessons],
+    logits: Sequence[Float[Tensor, "_ vocab"]],
 ) -> Float[Tensor, ""]:
     """Sum the KL divergences of the pruned model's answer distributions from the unpruned model's."""
     with torch.no_grad():
-        unpruned = answer_logits(language, visual, None, packed).log_softmax(-1)
-    return F.kl_div(logits.log_softmax(-1), unpruned, reduction="sum", log_target=True)
+        unpruned = [rows.log_softmax(-1) for rows in answer_logits_together(language, visual, None, packed)]
+    return sum_of(
+        F.kl_div(ours.log_softmax(-1), theirs, reduction="sum", log_target=True)
+        for ours, theirs in zip(logits, unpruned, strict=True)
+    )

@@ -7,6 +7,7 @@ selection and the greedy generation that an evaluation uses. Epoch 0, the freshl
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,18 @@ from stage2_prune.session import weights
 from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
+from stage2_prune.training.ranks import Ranks, join_ranks
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
+from stage2_prune.training.step import images_at_once
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
+
+
+HOW = {"images_at_once", "gradient_checkpointing"}
+"""Fields that say how the same loss is computed; of these only the number of images per forward can change bits."""
+ONCE = "train.images_at_once"
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -49,6 +57,15 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
     """
+    ranks, experiment = join_ranks(experiment)
+    try:
+        return _run(experiment, overwrite, allow_foreign_device, ranks)
+    finally:
+        ranks.close()
+
+
+def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ranks: Ranks) -> dict[str, Any]:
+    """Train as one of several ranks, of which the first alone locks and empties the folder."""
     label, pruner = _trainable(experiment)
     train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
     session = open_session(experiment, pruner.needs, allow_foreign_device)
@@ -56,15 +73,18 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     train, val = _answerable(session, train), _answerable(session, val)
     identity = _identity(session, pruner, train, val)
     folder = weights.folder(experiment.run_dir, label, pruner)
-    with alone(folder):
-        if overwrite:
+    with alone(folder) if ranks.first else nullcontext():
+        if overwrite and ranks.first:
             for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
                 (folder / name).unlink(missing_ok=True)
+        ranks.wait()
         _refuse_other_training(session, folder, identity)
         if (folder / weights.RECORD).is_file():
             return _trained_already(session, label, pruner, folder)
-        trainer = Trainer(session, label, pruner, train, val, identity)
-        save_resolved(experiment, folder)
+        trainer = Trainer(session, label, pruner, train, val, identity, ranks)
+        ranks.wait()  # every rank has read the state before the first one writes it again
+        if ranks.first:
+            save_resolved(experiment, folder)
         return trainer.run()
 
 
@@ -117,7 +137,8 @@ def _identity(
     experiment = session.experiment
     return session.conditions | {
         "parameters": pruner.parameters(),
-        **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json").items()},
+        **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json", exclude=HOW).items()},
+        **({} if (at_once := images_at_once(experiment.train, session.language.device)) == 1 else {ONCE: at_once}),
         "features": {name: digest(made) for name, made in session.fingerprints.items()},
         "train_questions": of_questions(train),
         "val_questions": of_questions(val),

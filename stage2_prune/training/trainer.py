@@ -18,6 +18,7 @@ from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
+from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
 from stage2_prune.training.state import (
     CURVES,
@@ -30,12 +31,16 @@ from stage2_prune.training.state import (
     read_state,
     save_state,
 )
-from stage2_prune.training.step import accumulate_gradients, frozen, make_lesson, seeded
+from stage2_prune.training.step import accumulate_gradients, checkpointing, frozen, images_at_once, make_lesson, seeded
 from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
 """Seconds between two saved states inside an epoch; the moments of saving change no result."""
 MAX_GRADIENT_NORM = 1.0
+ALL_WRONG = (
+    "note: no validation answer is right before training: if that stays so, compare the answers in data.questions with what the "
+    "model writes (`eval` keeps its predictions), and say in data.post_prompt how short an answer should be"
+)
 
 
 class Trainer:
@@ -49,7 +54,9 @@ class Trainer:
         train: Sequence[Question],
         val: Sequence[Question],
         identity: Mapping[str, Any],
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -68,7 +75,7 @@ class Trainer:
         self.best: dict[str, torch.Tensor] = {}
         if (state := read_state(self.folder)) is not None:
             self._resume(state)
-        self.log = Log(self.folder / LOG, self.position.log_lines)
+        self.log = Log(self.folder / LOG, self.position.log_lines) if ranks.first else None
         self.saved_at = time.monotonic()
 
     def _resume(self, state: SavedState) -> None:
@@ -76,7 +83,8 @@ class Trainer:
         self.best = load_state(state, self.pruner.module, self.optimiser)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
-        say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
+        if self.ranks.first:
+            say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
 
     def run(self) -> dict[str, Any]:
         """Train what is left, write the best module, and return what `pruner.json` records about the training."""
@@ -96,8 +104,14 @@ class Trainer:
         self.pruner.module.train()
         with (
             frozen(self.session.language.model),
+            checkpointing(self.session.language.model, section.gradient_checkpointing),
             ProgressBar(
-                what=name, total=len(batches), initial=steps.start, unit="steps", file=self.folder / PROGRESS
+                what=name,
+                total=len(batches),
+                initial=steps.start,
+                unit="steps",
+                hidden=not self.ranks.first,
+                file=self.folder / PROGRESS if self.ranks.first else None,
             ) as bar,
         ):
             for step, batch in zip(steps, self.session.features.batches(batches[steps.start :]), strict=True):
@@ -119,29 +133,37 @@ class Trainer:
         lessons = [make_lesson(language, question, post_prompt) for question in batch.questions]
         self.optimiser.zero_grad()
         with seeded(step_seed(section.seed, epoch, step), language.device):
-            loss = accumulate_gradients(language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler)
+            loss = accumulate_gradients(
+                language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler,
+                images_at_once(section, language.device), self.ranks,
+            )  # fmt: skip
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.pruner.module.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         row = {"epoch": epoch, "step": step + 1, "keep": keep, "learning_rate": rate, "loss": loss.answer}
-        self.log.append(event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}))
+        if self.log is not None:
+            self.log.append(event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}))
         return loss.answer
 
     def _validate(self) -> None:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
-        accuracy = self._accuracy()
-        self.log.append(event="validation", epoch=epoch, keep=keep, accuracy=accuracy, n=len(self.val))
+        accuracy = self.ranks.from_first(self._accuracy)
         self.position.accuracies.append(accuracy)
         self.position.step = 0
         chosen = self.position.best_epoch == epoch
         if chosen:
             self.best = {name: tensor.clone() for name, tensor in self.pruner.module.state_dict().items()}
+        if self.log is None:
+            return
+        self.log.append(event="validation", epoch=epoch, keep=keep, accuracy=accuracy, n=len(self.val))
         self._save()
         best = ", the best so far" if chosen else ""
         say(f"epoch {epoch}/{self.section.epochs}: validation accuracy {accuracy:.3f} at {keep} tokens{best}")
+        if epoch == 0 and accuracy == 0:
+            say(ALL_WRONG)
         title = f"{self.session.experiment.name}: {self.label}"
         curves.draw(self.log.rows, title, self.position.best_epoch, self.folder / CURVES)
 
@@ -165,6 +187,8 @@ class Trainer:
         return right / len(self.val)
 
     def _save(self) -> None:
+        if self.log is None:
+            return
         self.position.log_lines = len(self.log.rows)
         self.position.scaler = self.scaler.state_dict()
         self.log.sync()
@@ -185,6 +209,8 @@ class Trainer:
             "identity": dict(self.identity),
             "config": portable.saved(self.session.experiment, self.folder),
         }
+        if not self.ranks.first:
+            return record
         belongs_to = weights.belongings(self.session.features, self.pruner, self.session.language_digest)
         weights.save(self.pruner, self.spec, self.folder, belongs_to, record)
         (self.folder / STATE).unlink()

@@ -188,6 +188,22 @@ def test_a_batch_size_is_halved_until_the_memory_carries_it():
         largest(lambda size: attempt(100), 4)
 
 
+def test_a_batch_that_the_memory_does_not_carry_ends_with_the_way_out_and_keeps_the_answers(tiny, monkeypatch):
+    experiment, calls, ask = tiny(prune__methods=[{"name": "keep_none"}]), [], evaluate.ask
+
+    def exhausted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return ask(*arguments)
+
+    monkeypatch.setattr(evaluate, "ask", exhausted)
+    with pytest.raises(MemoryTooSmall, match=r"for 4 questions at once .*--eval\.batch-size 2 --overwrite"):
+        evaluate.run(experiment)
+    (begun,) = (experiment.run_dir / "eval" / "predictions").iterdir()
+    assert len(begun.read_text().splitlines()) == 4
+
+
 def test_auto_is_a_fixed_number_on_a_cpu_and_otherwise_what_was_found_for_the_run(tiny):
     experiment = tiny(eval__batch_size="auto", prune__methods=[{"name": "keep_none"}])
     assert batch_size(experiment) == AUTO
