@@ -67,7 +67,7 @@ def prepare(text: TextSide, questions: Sequence[Question], post_prompt: str, ran
     """
     wordings = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not (rank and question.choices) else tuple(text.answer_ids(wording, c) for c in question.choices)
+        None if not (rank and question.choices) else text.choice_ids(wording, question.choices)
         for question, wording in zip(questions, wordings, strict=True)
     )
     return Prepared(tuple(text.prompt(wording) for wording in wordings), choices)
