@@ -73,6 +73,12 @@ class RunLocked(PruneError):
     exit_code = 6
 
 
+class MemoryTooSmall(PruneError):
+    """The memory of the device does not carry the work."""
+
+    exit_code = 7
+
+
 class DamagedRun(PruneError):
     """A file of a run is not as it was written: it is damaged, cut or unreadable, or it belongs to another run."""
 

@@ -117,8 +117,11 @@ class EvalSection(Section):
 
     split: Literal["train", "val", "test"] = "test"
     """Split to score."""
-    batch_size: PositiveInt = 20
-    """Questions per forward of the language model; the same for every method, because it can change logits."""
+    batch_size: PositiveInt | Literal["auto"] = 20
+    """Questions per forward of the language model; the same for every method, because it can change logits. `auto` is as many
+    as the memory of a GPU carries, at most 128, found once and written into the run directory; on a CPU it is 20."""
+    sort_by_length: bool = False
+    """Ask questions of like length together, within windows of 32 batches, so that batches hold less padding."""
     max_new_tokens: PositiveInt = 16
     """Longest answer, in tokens."""
     bootstrap: PositiveInt = 1000

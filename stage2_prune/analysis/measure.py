@@ -17,6 +17,7 @@ from stage2_prune.analysis.kept_sets import SelectingMethods, is_grid, reads_que
 from stage2_prune.analysis.truth import Truth
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.primitives.similarity import cosine_similarity
+from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.features import FeatureBatch
 from store.questions.question import Question
 
@@ -79,12 +80,12 @@ def measure(selection: SelectingMethods, cells: Sequence[Cell], asked: Sequence[
         asked: the questions.
         truth: the patches that show what a question is about, where they are known.
     """
-    features, section = selection.session.features, selection.session.experiment.eval
+    features, size = selection.session.features, batch_size(selection.session.experiment)
     measured = Measured()
     coverage = metrics.Coverage(features.grid) if is_grid(features) else None
     groups = compared(cells)
     with ProgressBar(what="analyse", total=len(asked), unit="questions") as bar:
-        for batch in features.batches(by_image(asked, section.batch_size)):
+        for batch in features.batches(by_image(asked, size)):
             measures = _measures(batch, coverage)
             kept: dict[str, Bool[Tensor, "question patch"]] = {}
             for cell in cells:

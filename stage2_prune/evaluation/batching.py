@@ -1,10 +1,14 @@
 """Cut questions into the batches that are asked together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from configs.experiment import EvalSection
+from configs.experiment import Experiment
+from stage2_prune.session.batch_size import batch_size
 from store.questions.question import Question
+
+WINDOW_BATCHES = 32
+"""The number of batches among which questions are sorted by length. Later questions change no window that is full."""
 
 
 @dataclass(frozen=True)
@@ -15,16 +19,43 @@ class Batching:
     """Questions per batch, at most."""
     by_image: bool = False
     """Whether questions about one image stand together; they are divided only where there are more of them than `size`."""
+    by_length: bool = False
+    """Whether questions are sorted by the length of their text, within windows of WINDOW_BATCHES batches."""
 
     @classmethod
-    def of(cls, section: EvalSection) -> "Batching":
+    def of(cls, experiment: Experiment) -> "Batching":
         """Return the batching of an evaluation: by image where the questions about an image share a prefill."""
-        return cls(section.batch_size, section.share_prefix)
+        section = experiment.eval
+        return cls(batch_size(experiment), section.share_prefix, section.sort_by_length and not section.share_prefix)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether questions are asked in their own order."""
+        return not (self.by_image or self.by_length)
+
+    def lacking(self, asked: Sequence[Question], answered: Collection[str]) -> list[Question]:
+        """Return the questions without an answer, and where windows are sorted all questions of such a question's window.
+
+        So the windows of a split that has grown stay as they are, but for the last one, which is asked again.
+        """
+        windows = self._cut(asked, self.size * WINDOW_BATCHES if self.by_length else 1)
+        wanted = (window for window in windows if any(question.question_id not in answered for question in window))
+        return [question for window in wanted for question in window]
 
     def cut(self, questions: Sequence[Question]) -> list[list[Question]]:
-        """Cut questions into batches, in their order or, by image, in the order in which images come first."""
-        if not self.by_image:
-            return [list(questions[start : start + self.size]) for start in range(0, len(questions), self.size)]
+        """Cut questions into batches: in their order, sorted within windows, or in the order in which images come first."""
+        if self.by_image:
+            return self._cut_by_image(questions)
+        if self.by_length:
+            windows = self._cut(questions, self.size * WINDOW_BATCHES)
+            questions = [question for window in windows for question in sorted(window, key=_length)]
+        return self._cut(questions, self.size)
+
+    @staticmethod
+    def _cut(questions: Sequence[Question], size: int) -> list[list[Question]]:
+        return [list(questions[start : start + size]) for start in range(0, len(questions), size)]
+
+    def _cut_by_image(self, questions: Sequence[Question]) -> list[list[Question]]:
         about: dict[str, list[Question]] = {}
         for question in questions:
             about.setdefault(question.image, []).append(question)
@@ -36,3 +67,8 @@ class Batching:
                     batches.append([])
                 batches[-1] += part
         return batches if batches[-1] else []
+
+
+def _length(question: Question) -> int:
+    """Return the number of characters, which no tokenizer has to be opened for."""
+    return len(question.question)

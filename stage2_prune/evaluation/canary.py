@@ -61,10 +61,9 @@ def check_layer_loop(session: Session, cells: Iterable[Cell], asked: Sequence[Qu
 
 def compare_with_stock(language: Language, prompt: ModelInputs) -> None:
     """Answer a batch of one prompt as the stock model and through the layer loop; raise what `check_layer_loop` raises."""
-    depth: int = language.model.config.num_hidden_layers
     # A model may end its answer early, but never with an image: this end token lets it generate all STEPS tokens.
     unending = replace(language, eos_token_ids=(language.image_token_id,))
-    looped = PruningLanguage(**vars(unending), hook=KeepsAll(range(1, depth)), positions="original")
+    looped = PruningLanguage(**vars(unending), hook=KeepsAll(range(1, language.depth)), positions="original")
     looped.answering(prompt.slots)  # refuse a model that the loop does not know
     stock = generate(unending, prompt, STEPS)
     try:

@@ -84,7 +84,7 @@ def open_progress(
         if overwrite:
             PredictionFile.remove(path)
         identity = identities[cell.name]
-        file = PredictionFile(path, Batching.of(experiment.eval), asked, identity, cell.name in recorded)
+        file = PredictionFile(path, Batching.of(experiment), asked, identity, cell.name in recorded)
         todo.append(Progress(cell, file, identity, experiment.eval))
     records = {p.cell.name: p.record(recorded.get(p.cell.name, _NOTHING)) for p in todo}
     write_cells(folder, {name: record for name, record in records.items() if record != recorded.get(name)})
@@ -113,5 +113,6 @@ def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, An
 def _conditions(session: Session) -> dict[str, Any]:
     """Gather everything that a prediction depends on beside its cell and its question."""
     section = session.experiment.eval
-    shared = {"eval.share_prefix": True} if section.share_prefix else {}  # left out in runs of earlier versions
-    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank} | shared
+    others = {"eval.share_prefix": section.share_prefix, "eval.sort_by_length": section.sort_by_length}
+    chosen = {name: True for name, is_on in others.items() if is_on}  # left out in runs of earlier versions
+    return session.conditions | {"eval.split": section.split, "eval.rank": section.rank} | chosen

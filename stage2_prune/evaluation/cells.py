@@ -67,8 +67,12 @@ class Unmet:
 
 
 def shares_prefix(cell: Cell, section: EvalSection) -> bool:
-    """Return whether questions about one image share a prefill: with `eval.share_prefix`, where the method allows it."""
-    return section.share_prefix and cell.pruner.place == "before_llm" and not cell.pruner.reads & ABOUT_QUESTIONS
+    """Return whether questions about one image share a prefill: with `eval.share_prefix`, where the method allows it.
+
+    Without visual tokens there is nothing to share.
+    """
+    alike = cell.pruner.place == "before_llm" and not cell.pruner.reads & ABOUT_QUESTIONS
+    return section.share_prefix and alike and cell.schedule.entering > 0
 
 
 def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:

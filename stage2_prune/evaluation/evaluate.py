@@ -25,6 +25,7 @@ from stage2_prune.evaluation.cells import (
     require_budgets,
     shares_prefix,
 )
+from stage2_prune.evaluation.fit_batch import enough_memory, with_batch_size
 from stage2_prune.evaluation.predictions import alone, read_cells, write_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside, require_loop
@@ -37,6 +38,7 @@ from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.selections import Selections
 from stage2_prune.session.session import Session, open_session
 from store.questions.question import Question
+from store.reading.prefetch import prefetched
 
 
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
@@ -68,12 +70,12 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     check_budgets(experiment, session.features.patches)
     bound, digests = bind(session, methods)
     asked, excluded = session.features.answerable(chosen.questions)
-    depth: int = session.language.model.config.num_hidden_layers
-    cells, unmet = plan(experiment, bound, session.features.patches, depth)
+    cells, unmet = plan(experiment, bound, session.features.patches, session.language.depth)
     if not cells:
         raise Infeasible(f"expected a budget that a method can meet, none can: {_why_none(unmet, unavailable)}")
     folder = experiment.run_dir / "eval"
     with alone(folder):
+        session = with_batch_size(session, asked)
         todo = open_progress(session, cells, digests, asked, overwrite)
         check_layer_loop(session, [progress.cell for progress in todo if progress.file.left], asked)
         answer(session, todo, asked)
@@ -157,7 +159,7 @@ def answer(
         report_progress: called in place of a progress bar, with the number of new answers after they are written, and with
             0 before; if it raises then, the files stay as they are.
     """
-    section = session.experiment.eval
+    section, post_prompt = session.experiment.eval, session.experiment.data.post_prompt
     jobs = _jobs(todo, asked)
     left, total = sum(len(questions) * len(waiting) for questions, waiting in jobs), len(todo) * len(asked)
     file = session.experiment.run_dir / "eval" / PROGRESS if report_progress is None else None
@@ -166,11 +168,12 @@ def answer(
     ) as bar:
         report = bar.update if report_progress is None else report_progress
         selections = Selections((progress.cell.pruner, progress.cell.schedule.entering) for progress in todo)
-        batches = session.features.batches([questions for questions, _ in jobs])
-        for batch, (_, waiting) in zip(batches, jobs, strict=True):
-            prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt, section.rank)
+        batches = [questions for questions, _ in jobs]
+        texts = prefetched(batches, lambda questions: prepare(session.language, questions, post_prompt, section.rank))
+        for batch, prepared, (_, waiting) in zip(session.features.batches(batches), texts, jobs, strict=True):
             for progress in waiting:
-                _answer_batch(session, selections, progress, batch, prepared, report)
+                with enough_memory(session.experiment):
+                    _answer_batch(session, selections, progress, batch, prepared, report)
                 report(len(batch.questions))
     timed = {p.cell.name: p.record() for p in todo if p.selector}
     write_cells(session.experiment.run_dir / "eval", timed)

@@ -64,8 +64,10 @@ class PredictionFile:
         ):  # something else cut the complete file: go on as with an interrupted file
             path.replace(self._partial)
             self._answers = {}
-        wanted = [question for question in asked if question.question_id not in self._answers]
-        batches, self._in_order = batching.cut(wanted), not batching.by_image
+        wanted = batching.lacking(asked, self._answers)
+        for question in wanted:
+            self._answers.pop(question.question_id, None)
+        batches, self._in_order = batching.cut(wanted), batching.in_order
         begun, _ = self._read(self._partial)
         self.left = [batch for batch in batches if any(question.question_id not in begun for question in batch)]
         """Batches that lack an answer; a batch that was answered in part is answered again as a whole."""

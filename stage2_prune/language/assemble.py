@@ -5,6 +5,7 @@ Batches differ only in where the (question, kept, embed) tensor comes from; ids,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -38,13 +39,23 @@ class ModelInputs:
 
     input_ids: Int[Tensor, "question token"]
     """The ids that a full model would be called with: see `Layout`. Generation reads them beside the embeddings."""
-    inputs_embeds: Float[Tensor, "question token embed"]
+    inputs_embeds: Float[Tensor, "question unread embed"]
+    """Embeddings of each prompt from token `read` on."""
     attention_mask: Int[Tensor, "question token"]
     position_ids: Int[Tensor, "question token"]
     slots: Bool[Tensor, "question token"]
     """Where the visual tokens stand."""
     unpruned: int
     """As in `Layout`."""
+
+    @property
+    def read(self) -> int:
+        """Return how many tokens of each prompt stand before `inputs_embeds`, as a cache holds them: none here."""
+        return 0
+
+    def begun(self, questions: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of a call that hold what stands before `inputs_embeds`, for some of the questions."""
+        return {}
 
 
 def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
@@ -76,9 +87,9 @@ def lay_out(
         raise PrunerMisused("merged tokens have no original positions: set prune.positions to compact for this method")
     pairs = list(zip(prompts, kept, strict=True))
     sequences = [[*p.before, *[text.image_token_id] * count, *p.after] for p, count in pairs]
-    ids = left_padded(sequences, text.pad_token_id)
-    mask = left_padded([[1] * len(sequence) for sequence in sequences], 0)
-    position_ids = left_padded([_position_ids(p, count, patches, positions) for p, count in pairs], 0)
+    ids = _left_padded(sequences, text.pad_token_id)
+    mask = _left_padded([[1] * len(sequence) for sequence in sequences], 0)
+    position_ids = _left_padded([_position_ids(p, count, patches, positions) for p, count in pairs], 0)
     slots = (ids == text.image_token_id) & mask.bool()  # a checkpoint may pad with its image token
     if index is not None and positions == "original":
         starts = torch.tensor([len(p.before) for p in prompts])[:, None]
@@ -137,7 +148,6 @@ def _position_ids(prompt: Prompt, kept: int, patches: int, positions: Positions)
     return [*range(before + kept), *range(image_end, image_end + len(prompt.after))]
 
 
-def left_padded(sequences: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "question token"]:
-    """Put sequences into the rows of a tensor, with `padding` before the shorter ones."""
+def _left_padded(sequences: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "question token"]:
     longest = max(len(sequence) for sequence in sequences)
     return torch.tensor([[padding] * (longest - len(sequence)) + list(sequence) for sequence in sequences])

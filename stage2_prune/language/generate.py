@@ -9,9 +9,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from stage2_prune.language.assemble import ModelInputs
-from stage2_prune.language.cache_argument import CACHE
 from stage2_prune.language.language import Language
-from stage2_prune.language.shared_prefix import Prefixes
 from store.checkpoint.generation import GREEDY
 
 
@@ -26,32 +24,31 @@ class Answers:
 
 
 @torch.no_grad()
-def generate(
-    language: Language, batch: ModelInputs, max_new_tokens: int, prefixes: Prefixes | None = None
-) -> Answers:  # fmt: skip
+def generate(language: Language, batch: ModelInputs, max_new_tokens: int) -> Answers:
     """Answer every question of the batch greedily, with `max_new_tokens` at most.
-
-    With `prefixes`, whose prompts `batch` continues, the model goes on from their cache, and embeds the rest of the ids itself.
 
     The ids are passed beside the embeddings: the model reads the embeddings, the checkpoint's generation settings read the ids.
     The cache is asked for by name: generate() drops a mask without padding, and without mask *and* cache, gaps in the position
     ids would be read as packed sequences.
     """
-    begun: dict[str, Any] = (
-        {"inputs_embeds": batch.inputs_embeds} if prefixes is None else {CACHE: prefixes.cache_of(prefixes.of_question)}
-    )
     generated = language.answering(batch.slots).generate(
         input_ids=batch.input_ids,
-        **begun,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(language.eos_token_ids),
         pad_token_id=language.pad_token_id,
         **GREEDY,
+        **_beginning(batch),
         **_for_prompts(language, batch),
     )
     return Answers(generated.sequences[:, batch.input_ids.shape[1] :], torch.stack(generated.logits, dim=1))
+
+
+def _beginning(batch: ModelInputs) -> dict[str, Any]:
+    """Return what generation begins with: the embeddings of the prompts, or a cache behind which the model embeds the ids."""
+    begun = batch.begun(range(len(batch.input_ids)))
+    return begun or {"inputs_embeds": batch.inputs_embeds}
 
 
 def _for_prompts(language: Language, batch: ModelInputs) -> dict[str, Any]:

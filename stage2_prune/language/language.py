@@ -55,3 +55,8 @@ class Language(TextSide):
     def width(self) -> int:
         """Return the width of the embeddings."""
         return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """Return the number of layers."""
+        return self.model.config.num_hidden_layers

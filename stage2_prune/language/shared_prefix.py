@@ -1,111 +1,127 @@
-"""Compute what questions about one image share once: the text before the image and the visual tokens.
+"""Read what stands before a question once for all questions about an image: system prompt and visual tokens.
 
-    | padding | before | visual tokens |     one row per prefix, prefilled once
-    | padding | after |                      one row per question, which goes on from a copy of its prefix's cache
+    prefix of an image, read once | padding | question | answer
 
-This is valid for methods that do not look at the question. Logits differ from those of whole prompts in their last bits, because
-the shapes of the calls differ; so results made in this way are marked `exact: false`.
+Every question continues from a copy of its image's keys and values. So a question is answered as if it were asked alone, up
+to the last bits: a matrix product over another number of rows may round otherwise. This is valid for pruners that do not
+look at the question.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from configs.experiment import Positions
-from stage2_prune.language.assemble import ModelInputs, fill, gather_kept, lay_out, left_padded
+from stage2_prune.language.assemble import ModelInputs, fill, lay_out
 from stage2_prune.language.cache_argument import CACHE
 from stage2_prune.language.language import Language
-from stage2_prune.pruning.tokens import Pruned
 from store.checkpoint.text import Prompt
 
 
 @dataclass(frozen=True)
-class Prefixes:
-    """The prefilled prefixes of a batch."""
+class PrefixedInputs(ModelInputs):
+    """Prompts whose beginning was read before: ids, mask and positions of the whole prompt, embeddings of the question only."""
 
-    inputs: ModelInputs
-    """One row per prefix."""
-    cache: Any
-    """The key-value cache of these rows, a transformers `Cache`; it is copied for use and never written to."""
+    prefixes: DynamicCache
+    """Keys and values of the distinct prefixes; never written to."""
     of_question: Int[Tensor, " question"]
-    """The prefix of each question."""
-    next_position: Int[Tensor, " prefix"]
-    """The position of the first token behind each image."""
+    """For each question, the index of its prefix."""
 
-    def cache_of(self, rows: Int[Tensor, " row"]) -> Any:
-        """Copy the cache of some prefixes, each as often as `rows` names it."""
-        copied = copy.copy(self.cache)
-        copied.layers = [copy.copy(layer) for layer in self.cache.layers]
-        copied.batch_select_indices(rows)
-        return copied
+    @property
+    def read(self) -> int:
+        """Return the length of the prefixes."""
+        return self.input_ids.shape[1] - self.inputs_embeds.shape[1]
+
+    def begun(self, questions: Sequence[int]) -> dict[str, Any]:
+        """Return a cache of its own for some of the questions, a row each, by the name that transformers gives it."""
+        rows = self.of_question[list(questions)]
+        cache = copy.copy(self.prefixes)
+        cache.layers = [copy.copy(layer) for layer in self.prefixes.layers]
+        cache.batch_select_indices(rows)  # makes tensors of its own, to which only this cache appends
+        return {CACHE: cache}
 
 
-@torch.no_grad()
-def prefill_prefixes(
+def share_prefixes(
     language: Language,
     prompts: Sequence[Prompt],
     of_question: Sequence[int],
-    projected: Tensor,
-    pruned: Pruned,
+    visual: Float[Tensor, "image most embed"],
+    index: Int[Tensor, "image most"] | None,
+    patches: int,
     positions: Positions,
-) -> Prefixes:
-    """Prefill each distinct prefix of a batch: an image, and the text before it.
+    kept: Sequence[int] | None = None,
+) -> PrefixedInputs:
+    """Read each image's prefix once, and lay out the questions behind it; the arguments are those of `assemble`, by image.
 
     Args:
-        language: the language model.
-        prompts: the prompts of the questions.
+        language: the language model, which prunes nothing itself.
+        prompts: the prompt of each question.
         of_question: for each question, the index of its image.
-        projected: the projected features of the images, (image, patch, embed).
-        pruned: the visual tokens that a method leaves of each image.
-        positions: the RoPE positions of kept tokens.
+        visual: the visual tokens of each image, padded behind where an image keeps fewer.
+        index: the patches that the visual tokens come from; None where a method merged.
+        patches: the number of patches of an image.
+        positions: the kind of positions.
+        kept: the number of visual tokens of each image; default: all that `visual` has.
     """
-    keys = [(image, prompt.before) for image, prompt in zip(of_question, prompts, strict=True)]
-    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-    images = torch.tensor([image for image, _ in rows], device=projected.device)
-    before = [Prompt(before, ()) for _, before in rows]
-    visual, patches = gather_kept(projected, pruned)[images], projected.shape[1]
-    index = None if pruned.index is None else pruned.index[images]
-    kept = [visual.shape[1]] * len(rows) if pruned.counts is None else pruned.counts[images].tolist()
-    inputs = fill(language, lay_out(language, before, kept, index, patches, positions), visual)
-    cache = language.model(
-        inputs_embeds=inputs.inputs_embeds,
-        attention_mask=inputs.attention_mask,
-        position_ids=inputs.position_ids,
-        use_cache=True,
-        logits_to_keep=1,
-    )[CACHE]
-    ends = [
-        len(p.before) + (patches if positions == "original" else count) for p, count in zip(before, kept, strict=True)
-    ]
-    device = language.device
-    return Prefixes(
-        inputs, cache, torch.tensor([rows[key] for key in keys], device=device), torch.tensor(ends, device=device)
+    counts = [visual.shape[1]] * len(visual) if kept is None else list(kept)
+    beginnings = [(prompt.before, image) for prompt, image in zip(prompts, of_question, strict=True)]
+    distinct = {beginning: number for number, beginning in enumerate(dict.fromkeys(beginnings))}
+    images = [image for _, image in distinct]
+    layout = lay_out(
+        language,
+        [Prompt(before, ()) for before, _ in distinct],
+        [counts[image] for image in images],
+        None if index is None else index[images],
+        patches,
+        positions,
     )
+    prefix = fill(language, layout, visual[images])
+    own = torch.tensor([distinct[beginning] for beginning in beginnings], device=language.device)
+    ends = [len(before) + (patches if positions == "original" else counts[image]) for before, image in beginnings]
+    unpruned = max(len(prompt.before) + patches + len(prompt.after) for prompt in prompts)
+    return _behind(language, replace(prefix, unpruned=unpruned), own, prompts, ends)
 
 
-def continue_prompts(language: Language, prompts: Sequence[Prompt], prefixes: Prefixes) -> ModelInputs:
-    """Make the whole prompts of a batch: prefixes, padding, and the text behind the image.
+def _read(language: Language, prefix: ModelInputs) -> DynamicCache:
+    """Run the prefixes through the language model, and return their keys and values."""
+    cache = DynamicCache(config=language.model.config)
+    with torch.no_grad():
+        language.model(
+            inputs_embeds=prefix.inputs_embeds,
+            attention_mask=prefix.attention_mask,
+            position_ids=prefix.position_ids,
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE: cache},
+        )
+    return cache
 
-    The embeddings are left empty: the part behind the prefix is text, which the model embeds itself.
-    """
-    prefix, device = prefixes.inputs, language.device
-    after = left_padded([prompt.after for prompt in prompts], language.pad_token_id).to(device)
-    mask = left_padded([[1] * len(prompt.after) for prompt in prompts], 0).to(device)
-    steps = left_padded([range(len(prompt.after)) for prompt in prompts], 0).to(device)
-    positions = (prefixes.next_position[prefixes.of_question, None] + steps) * mask
-    rows = prefixes.of_question
-    longest = max(len(prompt.before) + len(prompt.after) for prompt in prompts)
-    visual = prefix.unpruned - max(len(prompt.before) for prompt in prompts)
-    return ModelInputs(
-        torch.cat([prefix.input_ids[rows], after], 1),
-        prefix.inputs_embeds[:0],
-        torch.cat([prefix.attention_mask[rows], mask], 1),
-        torch.cat([prefix.position_ids[rows], positions], 1),
-        torch.cat([prefix.slots[rows], torch.zeros_like(mask, dtype=torch.bool)], 1),
-        longest + visual,
+
+def _behind(
+    language: Language,
+    prefix: ModelInputs,
+    own: Int[Tensor, " question"],
+    prompts: Sequence[Prompt],
+    ends: Sequence[int],
+) -> PrefixedInputs:
+    """Lay the questions out behind their prefixes, padded on the left; `ends` are the positions at which images end."""
+    text = lay_out(language, [Prompt((), prompt.after) for prompt in prompts], [0] * len(prompts), None, 0, "compact")
+    position_ids = text.position_ids + torch.tensor(ends)[:, None] * text.attention_mask
+    parts = (text.input_ids, text.attention_mask, position_ids, text.slots)
+    ids, mask, position_ids, slots = (part.to(language.device) for part in parts)
+    return PrefixedInputs(
+        torch.cat([prefix.input_ids[own], ids], 1),
+        language.embed(ids),
+        torch.cat([prefix.attention_mask[own], mask], 1),
+        torch.cat([prefix.position_ids[own], position_ids], 1),
+        torch.cat([prefix.slots[own], slots], 1),
+        prefix.unpruned,
+        _read(language, prefix),
+        own,
     )

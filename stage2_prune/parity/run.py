@@ -14,6 +14,7 @@ import click
 from configs.experiment import Experiment
 from configs.files.atomic import write_atomically
 from stage2_prune.errors import PrunerMisused
+from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cells import available, configured_pruners
 from stage2_prune.find_family import open_text
 from stage2_prune.language.assemble import lay_out
@@ -25,6 +26,7 @@ from stage2_prune.parity.modes import MODES, reasons
 from stage2_prune.parity.report import as_json, as_text
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.session.ask import prepare
+from stage2_prune.session.batch_size import settled
 from stage2_prune.session.choose import choose
 from stage2_prune.session.features import Features
 from stage2_prune.session.session import open_features
@@ -105,13 +107,12 @@ def _open(experiment: Experiment, pruner: Pruner) -> tuple[Features, dict[str, s
 
 def _batches(experiment: Experiment, features: Features, asked: Sequence[Question]) -> list[AskedBatch]:
     """Lay out the batches of an evaluation that keeps every visual token."""
-    text, size, patches = open_text(experiment.model), experiment.eval.batch_size, features.patches
+    text, patches = open_text(experiment.model), features.patches
     batches: list[AskedBatch] = []
-    for start in range(0, len(asked), size):
-        questions = asked[start : start + size]
+    for questions in Batching.of(settled(experiment)).cut(asked):
         prompts = prepare(text, questions, experiment.data.post_prompt).prompts
         layout = lay_out(text, prompts, [patches] * len(prompts), None, patches, "compact")
-        batches.append(AskedBatch(list(questions), layout, _images_of(features, questions)))
+        batches.append(AskedBatch(questions, layout, _images_of(features, questions)))
     return batches
 
 

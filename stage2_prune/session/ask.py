@@ -13,7 +13,7 @@ from stage2_prune.language.assemble import ModelInputs, assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.language.score import choice_scores, is_right, likeliest, log_probabilities
-from stage2_prune.language.shared_prefix import continue_prompts, prefill_prefixes
+from stage2_prune.language.shared_prefix import share_prefixes
 from stage2_prune.pruning.tokens import Pruned
 from stage2_prune.session.features import FeatureBatch
 from store.checkpoint.text import Prompt, TextSide
@@ -67,7 +67,7 @@ def prepare(text: TextSide, questions: Sequence[Question], post_prompt: str, ran
     """
     wordings = [question.question + post_prompt for question in questions]
     choices = tuple(
-        None if not (rank and question.choices) else tuple(text.answer_ids(wording, c) for c in question.choices)
+        None if not (rank and question.choices) else text.choice_ids(wording, question.choices)
         for question, wording in zip(questions, wordings, strict=True)
     )
     return Prepared(tuple(text.prompt(wording) for wording in wordings), choices)
@@ -83,6 +83,16 @@ def prompts(
     return assemble(language, prepared.prompts, visual, index, batch.projected.shape[1], positions, kept)
 
 
+def prompts_behind_prefixes(
+    language: Language, batch: FeatureBatch, prepared: Prepared, pruned: Pruned, positions: Positions
+) -> ModelInputs:
+    """Build the prompts as `prompts` does, but read the prefix of each image now, once for all questions about it."""
+    visual, patches = gather_kept(batch.projected, pruned), batch.projected.shape[1]
+    kept = None if pruned.counts is None else pruned.counts.tolist()
+    of_question = batch.of_question.tolist()
+    return share_prefixes(language, prepared.prompts, of_question, visual, pruned.index, patches, positions, kept)
+
+
 def ask(
     language: Language,
     batch: FeatureBatch,
@@ -94,16 +104,12 @@ def ask(
 ) -> list[Prediction]:
     """Answer the questions of a batch from the visual tokens that `pruned` leaves of its images.
 
-    With `share_prefix` the text before an image and its visual tokens are prefilled once for all questions about the image.
+    With `share_prefix`, system prompt and visual tokens of each image are read once; the language model then prunes nothing.
     """
-    if share_prefix:
-        of_question = batch.of_question.tolist()
-        prefixes = prefill_prefixes(language, prepared.prompts, of_question, batch.projected, pruned, positions)
-        assembled = continue_prompts(language, prepared.prompts, prefixes)
-    else:
-        prefixes, assembled = None, prompts(language, batch, prepared, pruned, positions)
-    answers = generate(language, assembled, max_new_tokens, prefixes)
-    scores = choice_scores(language, assembled, answers.logits[:, 0], prepared.choices, prefixes)
+    build = prompts_behind_prefixes if share_prefix else prompts
+    assembled = build(language, batch, prepared, pruned, positions)
+    answers = generate(language, assembled, max_new_tokens)
+    scores = choice_scores(language, assembled, answers.logits[:, 0], prepared.choices)
     return [
         _prediction(question, text, score, count)
         for question, text, score, count in zip(

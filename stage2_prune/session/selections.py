@@ -83,9 +83,10 @@ class Selections:
             return Pruning(batch, pruned, seconds_after_work(device) - begun, len(batch.tokens.image_ids))
         most = max(keep, self._largest[id(pruner)]) if pruner.nested else keep
         ids = batch.tokens.image_ids
-        lacking = [number for number, image in enumerate(ids) if (id(pruner), most, image) not in self._chosen]
-        made = self._choose(pruner, batch, lacking, most, reader)
-        chosen = [made.get(image) or self._chosen[id(pruner), most, image] for image in ids]
+        kept = {image: choice for image in ids if (choice := self._chosen.get((id(pruner), most, image)))}
+        lacking = [number for number, image in enumerate(ids) if image not in kept]
+        kept |= self._choose(pruner, batch, lacking, most, reader)
+        chosen = [kept[image] for image in ids]
         pruned = joined([choice.pruned for choice in chosen], range(len(chosen)))
         if pruner.nested:
             assert pruned.index is not None, "a ranking consists of indices"

@@ -14,6 +14,7 @@ from stage2_prune.find_family import find_family, open_language
 from stage2_prune.language.assemble import cast_is_exact
 from stage2_prune.language.language import Language
 from stage2_prune.language.price import shape_of
+from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.checks import (
     Reprojection,
     check_checkpoint,
@@ -58,7 +59,7 @@ class Session:
             "language_model": self.language_digest,
             "template": language.template,
             "data.post_prompt": experiment.data.post_prompt,
-            "eval.batch_size": experiment.eval.batch_size,
+            "eval.batch_size": batch_size(experiment),
             "eval.max_new_tokens": experiment.eval.max_new_tokens,
             "model.dtype": experiment.model.dtype,
             "device": language.device.type,

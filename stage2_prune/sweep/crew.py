@@ -158,7 +158,7 @@ def _answer(
     """Take and answer tasks until no task is left."""
     below = below_sweep(session)
     experiment = below.experiment
-    folder, batching = experiment.run_dir / "eval" / "predictions", Batching.of(experiment.eval)
+    folder, batching = experiment.run_dir / "eval" / "predictions", Batching.of(experiment)
     while (task := _take(taken)) < len(work.tasks):
         report(0)  # as before each write, because opening a file cuts it to whole batches
         todo = [

@@ -151,8 +151,7 @@ def build(session: Session, named: Sequence[Variant]) -> Grid:
         grid.variants[variant.label] = variant
         prune = experiment.prune.model_copy(update={"match": variant.match})
         matched = experiment.model_copy(update={"prune": prune})
-        depth: int = session.language.model.config.num_hidden_layers
-        cells, unmet = plan(matched, {variant.label: pruner}, patches, depth)
+        cells, unmet = plan(matched, {variant.label: pruner}, patches, session.language.depth)
         if variant.order == "raster":
             cells = [replace(cell, pruner=RasterOrder(cell.pruner)) for cell in cells]
         grid.cells += cells

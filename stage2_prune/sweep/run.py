@@ -24,6 +24,7 @@ from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.canary import check_layer_loop
 from stage2_prune.evaluation.cell_progress import Progress, open_progress
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, require_budgets
+from stage2_prune.evaluation.fit_batch import with_batch_size
 from stage2_prune.evaluation.predictions import PredictionFile, alone, read_cells
 from stage2_prune.evaluation.summary import Evaluated, summarise
 from stage2_prune.session.choose import choose_scored
@@ -65,6 +66,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         grid = build(session, served.variants)
         grid.unavailable[:0] = served.unavailable
         asked, excluded = session.features.answerable(chosen.questions)
+        session = with_batch_size(session, asked)
         check_layer_loop(session, grid.cells, asked)
         _drop_impossible(session, grid, asked)
         todo = open_progress(below_sweep(session), grid.cells, grid.digests, asked, overwrite)
@@ -127,7 +129,7 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
 def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: Sequence[Excluded]) -> dict[str, Any]:
     """Summarise all cells from their files of predictions, as an evaluation does."""
     folder = inner(session.experiment).run_dir / "eval"
-    records, batching = read_cells(folder), Batching.of(session.experiment.eval)
+    records, batching = read_cells(folder), Batching.of(session.experiment)
 
     def path(cell: Cell) -> Path:
         return folder / "predictions" / f"{cell.name}.jsonl"

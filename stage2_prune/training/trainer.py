@@ -13,6 +13,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session import weights
 from stage2_prune.session.ask import Prepared, ask
+from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.session import Session
@@ -170,7 +171,7 @@ class Trainer:
     def _accuracy(self) -> float:
         """Compute the share of validation questions answered right at `train.val_keep` tokens, scored as in `eval`."""
         experiment, language = self.session.experiment, self.session.language
-        size = experiment.eval.batch_size
+        size = batch_size(experiment)
         batches = [self.val[start : start + size] for start in range(0, len(self.val), size)]
         choice = experiment.prune.positions[0]
         positions: Positions = self.pruner.positions if choice == "default" else choice

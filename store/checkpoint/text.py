@@ -3,7 +3,7 @@
 Both stages open it: stage 2 to ask questions, and `extract` to find out before the first image that they can be asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -73,12 +73,20 @@ class TextSide:
         return Prompt(tuple(ids[:at]), tuple(ids[at + 1 :]))
 
     def answer_ids(self, question: str, answer: str) -> tuple[int, ...]:
-        """Tokenise `answer` behind the prompt, because a word has other ids there than at the start of a text.
+        """Tokenise an answer behind the prompt, as `choice_ids` does."""
+        return self.choice_ids(question, [answer])[0]
 
-        Raises InvalidQuestions (exit 2) where the answer's first token merges with the end of the prompt.
+    def choice_ids(self, question: str, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Tokenise each answer behind the prompt, because a word has other ids there than at the start of a text.
+
+        Raises InvalidQuestions (exit 2) where an answer's first token merges with the end of the prompt.
         """
         text = self.text(question)
         ids = self._ids(text)
+        return tuple(self._behind(text, ids, answer) for answer in answers)
+
+    def _behind(self, text: str, ids: list[int], answer: str) -> tuple[int, ...]:
+        """Tokenise an answer behind a prompt, whose text has the token ids `ids`."""
         joined = self._ids(text + ("" if text[-1:].isspace() else " ") + answer)
         if joined[: len(ids)] != ids or len(joined) == len(ids):
             raise InvalidQuestions(

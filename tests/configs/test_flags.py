@@ -107,7 +107,7 @@ def test_a_mapping_is_typed_as_yaml(tmp_path):
     ("arguments", "said"),
     [
         (("--train.epochs", "-1"), r"--train\.epochs: expected a number greater than or equal to 0 \(got '-1'\)"),
-        (("--eval.batch-size", "many"), r"--eval\.batch-size: expected an integer \(got 'many'\)"),
+        (("--eval.batch-size", "many"), r"--eval\.batch-size: expected an integer or 'auto' \(got 'many'\)"),
         (
             ("--eval.split", "tset"),
             r"--eval\.split: expected 'train', 'val' or 'test' .got 'tset'.: did you mean test\?",
