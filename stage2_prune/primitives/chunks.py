@@ -22,22 +22,27 @@ def crops(grid: tuple[int, int], side: int) -> list[Int[Tensor, "_"]]:
     return [part for part in parts if len(part)]
 
 
-def divide(keep: int, weights: Float[Tensor, " chunk"]) -> list[int]:
+def divide(keep: int, weights: Float[Tensor, "image chunk"]) -> Int[Tensor, "image chunk"]:
     """Divide `keep` in proportion to `weights`: quotas are rounded down, and the largest get one more each until none is left."""
-    quotas = (weights / (weights.sum() + EPSILON) * keep).floor().long().tolist()
-    for chunk in ranking(weights)[: keep - sum(quotas)].tolist():
-        quotas[chunk] += 1
-    return quotas
+    quotas = (weights / (weights.sum(dim=1, keepdim=True) + EPSILON) * keep).floor().long()
+    return quotas + (ranking(weights).argsort(dim=1) < keep - quotas.sum(dim=1, keepdim=True))
 
 
-def relieve(quotas: list[int], sizes: list[int], weights: Float[Tensor, " chunk"]) -> list[int]:
-    """Change `quotas` so that no chunk gets more than its size; their sum stays.
+def relieve(
+    quotas: Int[Tensor, "image chunk"], sizes: list[int], weights: Float[Tensor, "image chunk"]
+) -> Int[Tensor, "image chunk"]:
+    """Change `quotas` so that no chunk gets more than its size; the sums stay.
 
     What a full chunk cannot take goes to the heaviest chunks that have room.
     """
+    images = zip(quotas.tolist(), ranking(weights).tolist(), strict=True)
+    return torch.tensor([_relieved(quota, sizes, heaviest) for quota, heaviest in images], device=quotas.device)
+
+
+def _relieved(quotas: list[int], sizes: list[int], heaviest: list[int]) -> list[int]:
     fitting = [min(quota, size) for quota, size in zip(quotas, sizes, strict=True)]
     while missing := sum(quotas) - sum(fitting):
-        roomy = [chunk for chunk in ranking(weights).tolist() if fitting[chunk] < sizes[chunk]]
+        roomy = [chunk for chunk in heaviest if fitting[chunk] < sizes[chunk]]
         for chunk in roomy[:missing]:
             fitting[chunk] += 1
     return fitting
@@ -48,7 +53,7 @@ def apportion(
     weights: Int[Tensor, " group"],
     least: Int[Tensor, " group"],
     most: Int[Tensor, " group"],
-) -> list[int]:
+) -> Int[Tensor, " group"]:
     """Divide `keep` among groups within bounds.
 
     Each group gets `least`; the rest is divided in proportion to `weights`, and what `most` cuts off goes to the heaviest
@@ -57,6 +62,8 @@ def apportion(
     """
     ends = ((weights / weights.sum()).cumsum(0) * (keep - least.sum())).round().long()
     quotas = torch.minimum(least + ends.diff(prepend=ends.new_zeros(1)), most)
-    for group in ranking(weights.float()):
-        quotas[group] += torch.minimum(most[group] - quotas[group], keep - quotas.sum())
-    return quotas.tolist()
+    heaviest = ranking(weights.float())
+    room = (most - quotas)[heaviest]
+    before = room.cumsum(0) - room
+    more = torch.minimum((keep - quotas.sum() - before).clamp_min(0), room)
+    return quotas.index_add(0, heaviest, more)

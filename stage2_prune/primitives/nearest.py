@@ -28,6 +28,6 @@ def complement(chosen: Int[Tensor, " chosen"], patches: int) -> Int[Tensor, " re
     return left.nonzero()[:, 0]
 
 
-def one_hot(index: Int[Tensor, " kept"], rows: int) -> Float[Tensor, "kept {rows}"]:
+def one_hot(index: Int[Tensor, "*image kept"], rows: int) -> Float[Tensor, "*image kept {rows}"]:
     """Express a selection as merge weights: row i picks `index[i]`."""
     return F.one_hot(index, rows).float()

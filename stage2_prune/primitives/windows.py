@@ -24,18 +24,16 @@ def windows(grid: tuple[int, int], rows: int, columns: int) -> Int[Tensor, " pat
     return (down[:, None] * min(columns, grid[1]) + across).flatten()
 
 
-def rank_in_window(scores: Float[Tensor, " patch"], window: Int[Tensor, " patch"]) -> Int[Tensor, " patch"]:
+def rank_in_window(scores: Float[Tensor, "*image patch"], window: Int[Tensor, " patch"]) -> Int[Tensor, "*image patch"]:
     """Count for each patch the patches of its own window that come before it.
 
     These are the patches with higher scores, and of equal scores the lower indices.
     """
     ranked = ranking(scores)
-    ranked = ranked[window[ranked].argsort(stable=True)]  # window by window, each by falling score
-    sorted_windows = window[ranked]
-    rank = torch.empty_like(ranked)
-    first = torch.searchsorted(sorted_windows, sorted_windows)
-    rank[ranked] = torch.arange(len(ranked), device=ranked.device) - first
-    return rank
+    ranked = ranked.gather(-1, window[ranked].argsort(dim=-1, stable=True))  # window by window, each by falling score
+    sorted_windows = window.sort().values
+    place = torch.arange(len(window), device=window.device) - torch.searchsorted(sorted_windows, sorted_windows)
+    return torch.empty_like(ranked).scatter_(-1, ranked, place.expand_as(ranked))
 
 
 def per_line(keep: int, rows: int, columns: int) -> list[int]:

@@ -6,23 +6,20 @@ from torch import Tensor
 
 
 def farthest_first(
-    distance: Float[Tensor, "image patch patch"],
-    first: Float[Tensor, "image patch"],
-    keep: int,
-    weight: Float[Tensor, "image patch"] | float = 1.0,
+    distance: Float[Tensor, "image patch patch"], first: Float[Tensor, "image patch"], keep: int
 ) -> Int[Tensor, "image {keep}"]:
     """Return patches in the order in which the greedy takes them, all images at once; of equal patches the lower index.
 
-    The first patch has the highest `first`. Each later patch has the highest distance to its nearest kept patch, times
-    `weight`.
+    The first patch has the highest `first`. Each later patch has the highest distance to its nearest kept patch, where row i of
+    `distance` holds the distances from patch i. The diagonal of `distance` is overwritten: a kept patch is infinitely near to
+    itself, so it is never taken twice.
     """
-    image = torch.arange(len(distance), device=distance.device)
-    taken = torch.zeros_like(first, dtype=torch.bool)
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     nearest = torch.full_like(first, torch.inf)
-    kept: list[Tensor] = []
-    for _ in range(keep):
-        score = (nearest * weight if kept else first).masked_fill(taken, -torch.inf)
-        kept.append(score.argmax(dim=-1))
-        taken[image, kept[-1]] = True
-        nearest = torch.minimum(nearest, distance[image, kept[-1]])
-    return torch.stack(kept, dim=-1)
+    kept = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
+    for step in range(keep):
+        patch = kept[:, step, None]
+        torch.argmax(nearest if step else first, dim=1, keepdim=True, out=patch)
+        from_patch = distance.gather(1, patch[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
+        torch.minimum(nearest, from_patch, out=nearest)
+    return kept

@@ -13,7 +13,9 @@ MOST_PER_GROUP = 5
 TOKENS_PER_LIMIT = 64
 
 
-def group_quotas(keep: int, budget: int, members: Int[Tensor, " group"], surviving: Int[Tensor, " group"]) -> list[int]:
+def group_quotas(
+    keep: int, budget: int, members: Int[Tensor, " group"], surviving: Int[Tensor, " group"]
+) -> Int[Tensor, " group"]:
     """Divide `keep` in proportion to the survivors of groups, as PruneSID does.
 
     Each group gives at least one token, and at most its limit. The limit follows from `budget`, and is raised by one token a

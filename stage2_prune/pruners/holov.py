@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -24,8 +23,8 @@ from configs.experiment import Positions
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.primitives.chunks import crops, divide, relieve, runs
 from stage2_prune.primitives.nearest import one_hot
-from stage2_prune.primitives.top_k import ranking
-from stage2_prune.pruners._chunk_weight import chunk_weight
+from stage2_prune.primitives.windows import rank_in_window
+from stage2_prune.pruners._chunk_weight import chunk_weights
 from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import Merge, Pruned, VisualTokens
 
@@ -49,37 +48,38 @@ class Holov(Pruner):
 
     def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Return `keep` patches of each image, chunk by chunk; raise PrunerMisused where the official code keeps fewer."""
-        chosen = self._chosen(tokens, keep)
-        if any(len(index) < keep for index in chosen):
+        order, counts = self._chosen(tokens, keep)
+        if min(counts) < keep:
             problem = f"the official HoloV fills up to {keep} tokens with zero vectors, which are no patches"
             raise PrunerMisused(f"{problem}: call prune, choose another budget or set quirks to fixed")
-        return torch.stack(chosen)
+        return order[:, :keep]
 
     def prune(self, tokens: VisualTokens, keep: int) -> Pruned:
         """Return the selection; `official` returns a merge, as its zero vectors are sums of nothing."""
         if self.quirks != "official":
             return Pruned(self.select(tokens, keep))
-        picks = [one_hot(index, tokens.patches) for index in self._chosen(tokens, keep)]
-        filled = [F.pad(rows, (0, 0, 0, keep - len(rows))) for rows in picks]
-        return Pruned(merge=Merge(torch.stack(filled), "projected"))
+        order, counts = self._chosen(tokens, keep)
+        picks = one_hot(order[:, :keep], tokens.patches)
+        for image, count in zip(picks, counts, strict=True):
+            image[count:] = 0
+        return Pruned(merge=Merge(picks, "projected"))
 
-    def _chosen(self, tokens: VisualTokens, keep: int) -> list[Int[Tensor, " kept"]]:
+    def _chosen(self, tokens: VisualTokens, keep: int) -> tuple[Int[Tensor, "image patch"], list[int]]:
+        """Return all patches of each image, those that are kept first, and how many of each image are kept."""
         cut, count = (crops, math.isqrt(self.chunks)) if self.quirks == "paper" else (runs, self.chunks)
         chunks = [part.to(tokens.device) for part in cut(tokens.grid, count)]
-        images = zip(tokens.arrays["projected"], tokens.arrays["cls_attention"].mean(dim=1), strict=True)
-        return [self._choose(features.float(), attention, chunks, keep) for features, attention in images]
-
-    def _choose(
-        self,
-        features: Float[Tensor, "patch embed"],
-        attention: Float[Tensor, " patch"],
-        chunks: list[Int[Tensor, "_"]],
-        keep: int,
-    ) -> Int[Tensor, " kept"]:
-        lone = 1e3 if self.quirks == "paper" else 1.0
-        weights = torch.stack([chunk_weight(features[c], attention[c], self.alpha, lone) for c in chunks])
+        attention, lone = tokens.arrays["cls_attention"].mean(dim=1), 1e3 if self.quirks == "paper" else 1.0
+        weights = chunk_weights(tokens.arrays["projected"].float(), attention, chunks, self.alpha, lone)
+        sizes = list(map(len, chunks))
         quotas = divide(keep, weights)
         if self.quirks != "official":
-            quotas = relieve(quotas, list(map(len, chunks)), weights)
-        pairs = zip(chunks, quotas, strict=True)
-        return torch.cat([c if q >= len(c) else c[ranking(attention[c])[:q]] for c, q in pairs])
+            quotas = relieve(quotas, sizes, weights)
+        size = torch.tensor(sizes, device=tokens.device)
+        chunk = torch.empty(tokens.patches, dtype=torch.long, device=tokens.device)
+        chunk[torch.cat(chunks)] = torch.arange(len(chunks), device=tokens.device).repeat_interleave(size)
+        rank, patch = rank_in_window(attention, chunk), torch.arange(tokens.patches, device=tokens.device)
+        quota = quotas[:, chunk]
+        turn = torch.where(quota >= size[chunk], patch, rank)  # a chunk that is kept whole keeps its raster order
+        late = (rank >= quota) * len(chunks)
+        order = ((late + chunk) * tokens.patches + turn).argsort(dim=1)
+        return order, torch.minimum(quotas, size).sum(dim=1).tolist()

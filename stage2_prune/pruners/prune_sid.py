@@ -79,7 +79,9 @@ class PruneSid(Pruner):
         repeats = (similarity > threshold) & (component[:, None] == component)
         survives = survivors(repeats[ranked][:, ranked])
         ranked = torch.cat([ranked[survives], ranked[~survives]])
-        members, surviving = component.bincount(), component[ranked[: survives.sum()]].bincount()
+        of_ranked = component[ranked]
+        members, surviving = component.bincount(), of_ranked[: survives.sum()].bincount()
         quotas = group_quotas(keep, budget, members, surviving)
-        groups = [ranked[component[ranked] == group] for group in range(len(members))]
-        return torch.cat([group[:quota] for group, quota in zip(groups, quotas, strict=True)])
+        by_group = of_ranked.argsort(stable=True)
+        place = torch.arange(len(ranked)) - (members.cumsum(0) - members).repeat_interleave(members)
+        return ranked[by_group[place < quotas.repeat_interleave(members)]]

@@ -42,8 +42,7 @@ class Scope(Pruner):
     def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
         """Return `keep` patches of each image in the order in which they are found; of equal patches the lower index."""
         saliency = tokens.arrays["cls_attention"].double().sum(dim=1) ** self.alpha
-        return cover(
-            cosine_similarity(tokens.arrays["raw"]),
-            keep,
-            lambda gain: gain * saliency if self.combine == "multi" else gain + saliency,
-        )
+        similarity = cosine_similarity(tokens.arrays["raw"])
+        if self.combine == "multi":
+            return cover(similarity, keep, factor=saliency)
+        return cover(similarity, keep, extra=saliency)

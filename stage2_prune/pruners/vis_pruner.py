@@ -48,26 +48,38 @@ class VisPruner(Pruner):
         """Return `keep` patches of each image, ascending; of equal patches the lower index."""
         ranked = ranking(tokens.arrays["cls_attention"].double().mean(dim=1))
         important = int(keep * self.important_ratio)
-        images = zip(cosine_similarity(tokens.arrays["raw"].double()), ranked[:, important:], strict=True)
-        distinct = torch.stack([self._distinct(*image, keep - important) for image in images])
+        distinct = self._distinct(
+            cosine_similarity(tokens.arrays["raw"].double()), ranked[:, important:], keep - important
+        )
         return torch.cat([ranked[:, :important], distinct], dim=-1).sort(dim=-1).values
 
     def _distinct(
-        self, similarity: Float[Tensor, "patch patch"], rest: Int[Tensor, " rest"], keep: int
-    ) -> Int[Tensor, "{keep}"]:
+        self, similarity: Float[Tensor, "image patch patch"], rest: Int[Tensor, "image rest"], keep: int
+    ) -> Int[Tensor, "image {keep}"]:
         if keep == 0:
-            return rest[:0]
-        while (surplus := len(rest) - keep) > 0:
-            first, second = rest[0::2], rest[1::2]
-            drop = min(self.per_round, surplus)
-            stay, counted = max(len(first) - drop, 0), len(rest) // 2 - drop
-            if counted == 0 and len(second) >= keep:
-                stay = 0  # torch broadcasts the single patch that is left to the count of 0
-            elif self.quirks == "official" and counted not in (stay, 1, -1):
-                raise PrunerMisused(
-                    f"the official VisPruner cannot drop {drop} of {len(rest)} patches in a round: choose another "
-                    "budget or set quirks to fixed"
-                )
-            most_repeated_first = ranking(similarity[first][:, second].amax(dim=1))
-            rest = torch.cat([first[most_repeated_first[len(first) - stay :]], second])
+            return rest[:, :0]
+        image = torch.arange(len(rest), device=rest.device)[:, None, None]
+        repeats = similarity.new_full(
+            rest.shape, -torch.inf
+        )  # with -inf the second half of a round comes last, as it is
+        while (surplus := rest.shape[1] - keep) > 0:
+            first, second, left = rest[:, 0::2], rest[:, 1::2], repeats[:, : rest.shape[1]]
+            pairs = similarity[image, first[:, :, None], second[:, None]]
+            torch.amax(pairs, dim=2, out=left[:, 0::2])
+            most_repeated_first = left.sort(dim=1, descending=True, stable=True).indices
+            dropped = first.shape[1] - self._staying(first.shape[1], second.shape[1], keep, surplus)
+            rest = rest.gather(1, most_repeated_first[:, dropped:])
         return rest
+
+    def _staying(self, first: int, second: int, keep: int, surplus: int) -> int:
+        """Return how many patches of a round's first half stay."""
+        drop = min(self.per_round, surplus)
+        stay, counted = max(first - drop, 0), (first + second) // 2 - drop
+        if counted == 0 and second >= keep:
+            return 0  # torch broadcasts the single patch that is left to the count of 0
+        if self.quirks == "official" and counted not in (stay, 1, -1):
+            raise PrunerMisused(
+                f"the official VisPruner cannot drop {drop} of {first + second} patches in a round: choose another "
+                "budget or set quirks to fixed"
+            )
+        return stay

@@ -23,7 +23,7 @@ from configs.experiment import Positions
 from stage2_prune.primitives.draw import image_seed
 from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.pruners._farthest import farthest_first
-from stage2_prune.pruners._slope import slope
+from stage2_prune.pruners._slope import slopes
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import Beside, Project, VisualTokens
 
@@ -57,12 +57,11 @@ class ZooPrune(Pruner):
         least, most = sensitivity.amin(1, keepdim=True), sensitivity.amax(1, keepdim=True)
         weight = torch.where(most > least, (sensitivity - least) / (most - least + 1e-8), 1.0)
         distance = 1 - cosine_similarity(tokens.arrays["projected"])
-        return farthest_first(distance, weight, keep, weight)
+        return farthest_first(distance.mul_(weight[:, None]), weight, keep)
 
     def _sensitivity(
         self, raw: Float[Tensor, "patch hidden"], project: Project, image_id: str
     ) -> Float[Tensor, " patch"]:
         generator = torch.Generator().manual_seed(image_seed(self.seed, image_id) % 2**63)
         drawn = F.normalize(torch.randn(self.directions, raw.shape[-1], generator=generator), dim=-1)
-        # One direction at a time, so that memory holds no more than two projections of an image.
-        return torch.stack([slope(project, raw, direction, self.step) for direction in drawn.to(raw)]).mean(dim=0)
+        return slopes(project, raw, drawn.to(raw), self.step).mean(dim=0)
