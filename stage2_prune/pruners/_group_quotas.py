@@ -1,4 +1,4 @@
-"""How many tokens each group of an image's patches gives."""
+"""How many tokens each group of an image's patches gives, and which."""
 
 import math
 
@@ -25,3 +25,15 @@ def group_quotas(
     while most.sum() < budget:
         most = torch.minimum(most + 1, members)
     return apportion(keep, surviving, members.clamp(max=1), most)
+
+
+def best_of_groups(
+    ranked: Int[Tensor, " patch"],
+    group: Int[Tensor, " patch"],
+    members: Int[Tensor, " group"],
+    quotas: Int[Tensor, " group"],
+) -> Int[Tensor, " kept"]:
+    """Return the first of `ranked` patches in each group, as many as its quota, group by group; `group` is in the same order."""
+    by_group = group.argsort(stable=True)
+    place = torch.arange(len(ranked)) - (members.cumsum(0) - members).repeat_interleave(members)
+    return ranked[by_group[place < quotas.repeat_interleave(members)]]

@@ -1,7 +1,7 @@
 """The patches at one end of the raster: the baseline that shows what a position alone is worth."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Int
@@ -19,10 +19,12 @@ class FirstLast(Pruner):
     bias that attention-based methods inside it have to beat.
     """
 
+    nested: ClassVar[bool] = True
+
     end: Literal["first", "last"] = "first"
     """Which end of the raster is kept."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the same `keep` patches for every image, ascending."""
-        start = 0 if self.end == "first" else tokens.patches - keep
-        return torch.arange(start, start + keep, device=tokens.device).expand(len(tokens.image_ids), -1)
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the same `keep` patches for every image, counted from the end of the raster at which they lie."""
+        place = torch.arange(keep, device=tokens.device).expand(len(tokens.image_ids), -1)
+        return place if self.end == "first" else tokens.patches - 1 - place

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from configs.experiment import Positions
 from stage2_prune.primitives.similarity import cosine_similarity
-from stage2_prune.primitives.top_k import top_k
+from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -34,6 +34,7 @@ class GPrune(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    nested: ClassVar[bool] = True
     positions: ClassVar[Positions] = "compact"
 
     threshold: PositiveFloat = 0.5
@@ -43,10 +44,10 @@ class GPrune(Pruner):
     steps: PositiveInt = 5
     """Steps of the walk."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return the `keep` highest scores of each image, ascending; of equal scores the lower index."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return the `keep` highest scores of each image, highest first; of equal scores the lower index."""
         images = zip(tokens.arrays["projected"].float(), cosine_similarity(tokens.arrays["projected"]), strict=True)
-        return top_k(torch.stack([self._scores(*image) for image in images]), keep)
+        return ranking(torch.stack([self._scores(*image) for image in images]))[:, :keep]
 
     def _scores(
         self, features: Float[Tensor, "patch embed"], similarity: Float[Tensor, "patch patch"]

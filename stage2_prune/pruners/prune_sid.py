@@ -27,7 +27,7 @@ from stage2_prune.primitives.similarity import cosine_similarity
 from stage2_prune.primitives.suppression import survivors
 from stage2_prune.primitives.top_k import ranking
 from stage2_prune.pruners._components import heaviest_component
-from stage2_prune.pruners._group_quotas import group_quotas
+from stage2_prune.pruners._group_quotas import best_of_groups, group_quotas
 from stage2_prune.pruning.pruner import Pruner, TokenOrder
 from stage2_prune.pruning.tokens import VisualTokens
 
@@ -82,6 +82,4 @@ class PruneSid(Pruner):
         of_ranked = component[ranked]
         members, surviving = component.bincount(), of_ranked[: survives.sum()].bincount()
         quotas = group_quotas(keep, budget, members, surviving)
-        by_group = of_ranked.argsort(stable=True)
-        place = torch.arange(len(ranked)) - (members.cumsum(0) - members).repeat_interleave(members)
-        return ranked[by_group[place < quotas.repeat_interleave(members)]]
+        return best_of_groups(ranked, of_ranked, members, quotas)

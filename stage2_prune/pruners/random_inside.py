@@ -23,14 +23,15 @@ class RandomInside(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_area"})
+    nested: ClassVar[bool] = True
     randomised: ClassVar[bool] = True
 
     seed: NonNegativeInt = 0
     """Seed of the draw; an evaluation averages over this seed and those that follow it."""
 
-    def select(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
-        """Return `keep` random patches of each image, ascending."""
+    def ranking(self, tokens: VisualTokens, keep: int) -> Int[Tensor, "image {keep}"]:
+        """Return `keep` random patches of each image, in the order in which they are drawn."""
         outside = (tokens.arrays["image_area"] <= 0).cpu()
         drawn = (torch.from_numpy(permutation(self.seed, name, tokens.patches)) for name in tokens.image_ids)
         kept = [draw[outside[image][draw].sort(stable=True).indices[:keep]] for image, draw in enumerate(drawn)]
-        return torch.stack(kept).sort(dim=-1).values.to(tokens.device)
+        return torch.stack(kept).to(tokens.device)

@@ -34,6 +34,7 @@ def test_every_method_before_the_language_model_is_measured_at_every_batch(measu
     for batch in QUICK.batches:
         cells = [cell for cell in found["cells"] if cell["batch"] == batch]
         assert {cell["method"] for cell in cells} == expected
+        assert set(found["operations"]) == expected
         assert all(cell["milliseconds"] > 0 and cell["layers"] > 0 for cell in cells)
 
 
@@ -58,6 +59,6 @@ def test_the_yardstick_is_a_layer_of_clip_and_a_7b_model_saves_hundreds_of_them(
 def test_what_is_slower_than_not_pruning_is_a_missed_demand():
     fine, slow = Cell("fine", 64, 1, 1.0, 0.1), Cell("slow", 64, 1, 9e4, 9e3)
     found = Results(
-        REAL, Selectors((fine, slow), {1: 10.0}, frozenset(), {}), prefill=[Prefill(4, 64, 9.0, 4.0, 5.0, 0.9)]
+        REAL, Selectors((fine, slow), {1: 10.0}, frozenset(), {}, {}), prefill=[Prefill(4, 64, 9.0, 4.0, 5.0, 0.9)]
     )
     assert [demand.split()[0] for demand in found.missed] == ["slow", "a"]

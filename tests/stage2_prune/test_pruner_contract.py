@@ -79,6 +79,18 @@ def test_the_same_image_is_pruned_alike_twice(pruner, case):
     every.TWICE.check(pruner, case)
 
 
+@pytest.mark.parametrize("name", [name for name, made in VARIANTS.items() if made.nested])
+def test_the_first_k_of_one_ranking_are_the_choice_at_every_budget_k(name, case):
+    selection.NESTED.check(case.ready(VARIANTS[name]), case)
+
+
+def test_every_score_and_every_greedy_order_says_that_it_is_nested():
+    assert {name for name, found in EVERY.items() if found.nested} == {
+        "cd_pruner", "cls_attention", "div_prune", "feature_norm", "first_last", "g_prune", "hired", "learned_scorer",
+        "mm_tok", "random", "random_inside", "received_attention", "scope", "zoo_prune",
+    }  # fmt: skip
+
+
 def test_the_cached_arrays_are_not_written_to(pruner, case):
     every.UNWRITTEN.check(pruner, case)
 

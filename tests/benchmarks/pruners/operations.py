@@ -11,6 +11,7 @@ from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.pruners.vis_pruner import VisPruner
 from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.tokens import VisualTokens
 from tests.benchmarks.pruners.inputs import REAL, device_tokens
 from tests.benchmarks.store.lines import table
 from tests.helpers.operations import operations
@@ -55,10 +56,7 @@ def count(kind: type[Pruner]) -> Count:
     found: list[tuple[float, float]] = []
     for images in SCALE.batches:
         tokens = device_tokens(SCALE, images, torch.device("cpu")).only(pruner.needs, pruner.reads)
-        few, many = (
-            operations(lambda keep=keep: pruner.prune(tokens, pruner.asked_tokens(tokens.patches, keep))).total()
-            for keep in (low, high)
-        )
+        few, many = (_total(pruner, tokens, keep) for keep in (low, high))
         slope = (many - few) / (_steps(pruner, high) - _steps(pruner, low))
         found.append((slope, few - slope * _steps(pruner, low)))
     (_, one), (step, eight) = found
@@ -71,7 +69,7 @@ def counts() -> dict[str, Count]:
     return {name: count(kind) for name, kind in kinds.items() if kind.place == "before_llm"}
 
 
-def columns(found: dict[str, Count]) -> str:
+def written(found: dict[str, Count]) -> str:
     """Set a table of all counts beside those before."""
     head = ["method", "per step, before", "now", "besides, 1 image, before", "now", "8 at once, before", "now"]
     rows: list[list[str]] = []
@@ -80,6 +78,10 @@ def columns(found: dict[str, Count]) -> str:
         pairs = [(before and getattr(before, field), getattr(now, field)) for field in ("step", "one", "eight")]
         rows.append([name, *(_cell(value) for pair in pairs for value in pair)])
     return table(head, rows)
+
+
+def _total(pruner: Pruner, tokens: VisualTokens, keep: int) -> int:
+    return operations(lambda: pruner.prune(tokens, pruner.asked_tokens(tokens.patches, keep))).total()
 
 
 def _steps(pruner: Pruner, keep: int) -> int:
@@ -94,4 +96,4 @@ def _cell(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    print(columns(counts()))
+    print(written(counts()))

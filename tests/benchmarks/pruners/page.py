@@ -18,6 +18,11 @@ from tests.benchmarks.store.lines import table
 
 GOAL_TOKENS, GOAL = 64, 0.9
 """Visual tokens at which so much of the predicted speed-up must be reached."""
+OPERATIONS = (
+    "Operations that a selection dispatches (eager, views not counted), which are the same on every machine and with every "
+    "width: per step of a method's loop, for all images at once, and besides; before selectors took steps together, and now. "
+    "`python -m tests.benchmarks.pruners.operations` prints this table alone."
+)
 LLAVA_7B = LanguageShape(layers=32, width=4096, heads=32, kv_heads=32, head=128, mlp=11008, itemsize=2)
 
 
@@ -103,6 +108,8 @@ def _selectors(scale: Scale, found: Selectors) -> list[str]:
         f"saved {saved} such layers: no method may cost as much. A method with a budget of its own shows the same number twice.",
         table(head, rows),
         *(["`*` Run once and on one image only, as it is slow."] if found.once else []),
+        OPERATIONS,
+        written(found.operations),
     ]
 
 
