@@ -64,8 +64,10 @@ class Nuwa(Pruner):
         hidden: Float[Tensor, "image patch hidden"],
         near: Float[Tensor, "patch patch"],
     ) -> Float[Tensor, "image kept patch"]:
-        unit, own = F.normalize(hidden.float(), dim=-1), one_hot(kept, score.shape[1])
-        cosine = torch.stack([rows[index] @ rows.T for rows, index in zip(unit, kept, strict=True)])
+        own = one_hot(kept, score.shape[1])
+        # Image by image: the last bits of a product may depend on its shape and on where its rows lie in memory.
+        units = (F.normalize(image.float(), dim=-1) for image in hidden)
+        cosine = torch.stack([unit[index] @ unit.T for unit, index in zip(units, kept, strict=True)])
         alike = torch.where(own > 0, own, cosine.relu() * near[kept])
         alike = alike / alike.sum(dim=-1, keepdim=True)
         if self.quirks == "official":
