@@ -36,8 +36,8 @@ def _weights(
     if (others := features.shape[2] - 1) == 0:
         return lone * attention.mean(dim=-1)
     scaled = 1e3 * attention
-    unit = F.normalize(features, dim=-1)
-    similarity = torch.stack([image @ image.transpose(1, 2) for image in unit])  # image by image, as everywhere
+    units = (F.normalize(image, dim=-1) for image in features)
+    similarity = torch.stack([unit @ unit.transpose(1, 2) for unit in units])  # image by image, as everywhere
     similarity.diagonal(dim1=2, dim2=3).fill_(0)
     mean = similarity.sum(dim=-1, keepdim=True) / others
     variance = (similarity - mean).square().sum(dim=-1) / others  # the official code too counts the diagonal's zero

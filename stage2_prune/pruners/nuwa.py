@@ -51,29 +51,30 @@ class Nuwa(Pruner):
         rows, columns = (-(-side // self.cell) for side in tokens.grid)
         window = windows(tokens.grid, rows, columns).to(tokens.device)
         near = self._nearness(tokens.grid).to(tokens.device)
-        index, weights = [], []
-        for heads, hidden in zip(tokens.arrays["cls_attention"], tokens.arrays["hidden_mean"], strict=True):
-            score = heads.sum(0)
-            rank = rank_in_window(score, window)
-            offered = rank <= rank.sort().values[keep - 1]
-            index.append(top_k(score.masked_fill(~offered, -torch.inf)[None], keep)[0])
-            weights.append(self._gathered(index[-1], score, hidden, near))
-        return Pruned(torch.stack(index), Merge(torch.stack(weights), "raw"))
+        score = tokens.arrays["cls_attention"].sum(dim=1)
+        rank = rank_in_window(score, window)
+        offered = rank <= rank.sort(dim=1).values[:, keep - 1, None]
+        index = top_k(score.masked_fill(~offered, -torch.inf), keep)
+        return Pruned(index, Merge(self._gathered(index, score, tokens.arrays["hidden_mean"], near), "raw"))
 
     def _gathered(
         self,
-        kept: Int[Tensor, " kept"],
-        score: Float[Tensor, " patch"],
-        hidden: Float[Tensor, "patch hidden"],
+        kept: Int[Tensor, "image kept"],
+        score: Float[Tensor, "image patch"],
+        hidden: Float[Tensor, "image patch hidden"],
         near: Float[Tensor, "patch patch"],
-    ) -> Float[Tensor, "kept patch"]:
-        unit, own = F.normalize(hidden.float(), dim=-1), one_hot(kept, len(score))
-        alike = torch.where(own > 0, own, (unit[kept] @ unit.T).relu() * near[kept])
-        alike = alike / alike.sum(1, keepdim=True)
+    ) -> Float[Tensor, "image kept patch"]:
+        own = one_hot(kept, score.shape[1])
+        # Image by image: the last bits of a product may depend on its shape and on where its rows lie in memory.
+        units = (F.normalize(image.float(), dim=-1) for image in hidden)
+        cosine = torch.stack([unit[index] @ unit.T for unit, index in zip(units, kept, strict=True)])
+        alike = torch.where(own > 0, own, cosine.relu() * near[kept])
+        alike = alike / alike.sum(dim=-1, keepdim=True)
         if self.quirks == "official":
             alike = torch.where(own > 0, own, alike)
-        attended = score[kept] >= score[kept].quantile(self.quantile)
-        return torch.where(attended[:, None], own, alike)
+        of_kept = score.gather(1, kept)
+        attended = of_kept >= of_kept.quantile(self.quantile, dim=1, keepdim=True)
+        return torch.where(attended[..., None], own, alike)
 
     def _nearness(self, grid: tuple[int, int]) -> Float[Tensor, "patch patch"]:
         """Return a weight that is 1 at the patch itself and falls to 0 at the distance."""

@@ -61,8 +61,8 @@ class VisionTrim(Pruner):
         assert tokens.clip_text is not None
         by_layer = tokens.arrays["received_attention"]
         received = by_layer[:, self.tower_layers(by_layer.shape[1])["layer"]]
-        arrays = zip(tokens.arrays["cls_attention"], received, tokens.arrays["self_attention_diagonal"], strict=True)
-        scores = torch.stack([self._score(heads.mean(0), *others) for heads, *others in arrays])
+        own, heads = tokens.arrays["self_attention_diagonal"], tokens.arrays["cls_attention"]
+        scores = self._score(heads.mean(dim=1), received, own)
         targets = min(round(keep * self.complement), keep - 1)
         asked = zip(tokens.arrays["clip_projected"].float(), tokens.clip_text.tokens, strict=True)
         weights = [
@@ -72,8 +72,11 @@ class VisionTrim(Pruner):
         return Pruned(merge=Merge(torch.stack(weights), "raw"))
 
     def _score(
-        self, cls: Float[Tensor, " patch"], received: Float[Tensor, " patch"], own: Float[Tensor, " patch"]
-    ) -> Float[Tensor, " patch"]:
-        rows = len(cls) + 1  # the rows that attend: the patches and the CLS row
+        self,
+        cls: Float[Tensor, "image patch"],
+        received: Float[Tensor, "image patch"],
+        own: Float[Tensor, "image patch"],
+    ) -> Float[Tensor, "image patch"]:
+        rows = cls.shape[1] + 1  # the rows that attend: the patches and the CLS row
         from_patches = rows * received - cls - own
-        return self.cls_weight * F.normalize(cls, dim=0) + (1 - self.cls_weight) * F.normalize(from_patches, dim=0)
+        return self.cls_weight * F.normalize(cls, dim=-1) + (1 - self.cls_weight) * F.normalize(from_patches, dim=-1)

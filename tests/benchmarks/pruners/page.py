@@ -11,6 +11,7 @@ import torch
 from stage2_prune.language.price import CONVENTIONS, LanguageShape
 from tests.benchmarks.pruners.inputs import AFTER, BEFORE, Scale, tower_layer_flops
 from tests.benchmarks.pruners.inside import Inside
+from tests.benchmarks.pruners.operations import written
 from tests.benchmarks.pruners.prefill import Prefill
 from tests.benchmarks.pruners.selectors import Cell, Selectors
 from tests.benchmarks.pruners.timing import Bench
