@@ -19,7 +19,6 @@ from transformers import DynamicCache
 
 from configs.experiment import Positions
 from stage2_prune.language.assemble import ModelInputs, fill, lay_out
-from stage2_prune.language.cache_argument import CACHE
 from stage2_prune.language.language import Language
 from store.checkpoint.text import Prompt
 
@@ -40,6 +39,10 @@ class PrefixedInputs(ModelInputs):
 
     def begun(self, questions: Sequence[int]) -> dict[str, Any]:
         """Return a cache of its own for some of the questions, a row each, by the name that transformers gives it."""
+        from stage2_prune.language.cache_argument import (
+            CACHE,  # here, as it takes a second that other commands can do without
+        )
+
         rows = self.of_question[list(questions)]
         cache = copy.copy(self.prefixes)
         cache.layers = [copy.copy(layer) for layer in self.prefixes.layers]
@@ -90,6 +93,8 @@ def share_prefixes(
 
 def _read(language: Language, prefix: ModelInputs) -> DynamicCache:
     """Run the prefixes through the language model, and return their keys and values."""
+    from stage2_prune.language.cache_argument import CACHE
+
     cache = DynamicCache(config=language.model.config)
     with torch.no_grad():
         language.model(

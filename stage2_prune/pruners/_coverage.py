@@ -9,6 +9,7 @@ BITS = 52
 """Binary digits of a sum of values: a float64 holds all of them."""
 
 
+@torch.no_grad()
 def cover(
     value: Float[Tensor, "image item patch"],
     keep: int,

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@torch.no_grad()
 def farthest_first(
     distance: Float[Tensor, "image patch patch"], first: Float[Tensor, "image patch"], keep: int
 ) -> Int[Tensor, "image {keep}"]:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@torch.no_grad()
 def most_volume(kernel: Float[Tensor, "image patch patch"], keep: int) -> Int[Tensor, "image {keep}"]:
     """Return patches in the order in which the greedy takes them, all images at once; sums do not depend on the batch.
 

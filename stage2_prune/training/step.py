@@ -4,13 +4,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from configs.experiment import TrainSection
 from stage2_prune.errors import PruneError, PrunerMisused
@@ -66,22 +65,28 @@ def checkpointing(model: nn.Module, wanted: bool) -> Generator[None, None, None]
     if not wanted:
         yield
         return
+    # Imported here because it takes seconds, in which a command that has nothing to train would not say so.
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not isinstance(model, PreTrainedModel) or not layers:
+    if not layers:
         raise PrunerMisused(
             f"expected a language model whose layers can be computed again, {type(model).__name__} has none: leave "
             "train.gradient_checkpointing out"
         )
-    stock = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # earlier versions say gradient
-    getattr(model, f"{stock}_checkpointing_enable")({"use_reentrant": False})
+    stock: Any = model  # transformers' own methods, whose names have changed
+    switch_on, switch_off = (
+        (stock.activation_checkpointing_enable, stock.activation_checkpointing_disable)
+        if hasattr(stock, "activation_checkpointing_enable")
+        else (stock.gradient_checkpointing_enable, stock.gradient_checkpointing_disable)
+    )
+    switch_on({"use_reentrant": False})
     for layer in layers:
         layer.training = True
     try:
         yield
     finally:
-        getattr(model, f"{stock}_checkpointing_disable")()
+        switch_off()
         for layer in layers:
             layer.training = False
 

@@ -291,7 +291,7 @@ def test_what_was_derived_elsewhere_is_recorded_so_and_left_to_derive_when_image
     assert extract(wanted, overwrite=False)["bytes_written"] == 0
     come(tmp_path, range(5, 9))
     done = extract(wanted, overwrite=False, append=True)
-    assert done["tower_images"] == 4 and "still to be derived there for 2 shards" in caplog.text
+    assert done["tower_images"] == 4 and "still lacks 2 shards" in caplog.text
     store = FeatureStore.open(wanted.store_path)
     appended = [store.ids.row_of_name(f"image_{n:03d}.png") for n in range(5, 9)]
     assert store.gather("raw", appended).shape[0] == 4
