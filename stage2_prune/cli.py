@@ -71,10 +71,10 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
     An interrupted training is resumed.
     """
     experiment = _experiment(config_path, flags)
-    from stage2_prune.training import train
+    from stage2_prune.training import ranks, train
 
     result = train.run(experiment, overwrite)
-    if as_json:
+    if as_json and ranks.prints():
         click.echo(json.dumps(result))
 
 

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from stage2_prune.errors import PrunerMisused
 
-BISECTIONS = 64
-"""Halvings of the threshold's bracket: enough to exhaust float64."""
+PARTS = 16
+"""Parts into which a round divides the threshold's bracket: few rounds are few kernels on a GPU, and as quick on a CPU."""
+ROUNDS = 16
+"""Rounds, each of which keeps one part of the bracket: 16 ** 16 parts in all exhaust float64."""
 
 
 def soft_top_k(scores: Float[Tensor, "image patch"], keep: int, temperature: float) -> Float[Tensor, "image patch"]:
     """Compute weights in [0, 1] that sum to `keep` in each image: `sigmoid((score - threshold) / temperature)`.
 
-    Each image has its own threshold, found by bisection; gradients flow through the threshold too. A low `temperature` (in
+    Each image has its own threshold; gradients flow through the threshold too. A low `temperature` (in
     units of the scores) gives nearly hard weights. At keep = patches no finite threshold exists: the weights are exactly 1 and
     their gradient is 0. Raises PrunerMisused where `keep` is not in 1..patches and where scores are not finite.
     """
@@ -45,10 +47,12 @@ def _threshold(scores: Float[Tensor, "image patch"], keep: int, temperature: flo
     share = keep / scores.shape[-1]
     scaled = scores / temperature
     low, highest = scaled.amin(-1, keepdim=True), scaled.amax(-1, keepdim=True)
-    step = highest - low
-    low -= math.log(share / (1 - share))
-    for _ in range(BISECTIONS):
-        step = step / 2
-        too_many = (scaled - (low + step)).sigmoid_().sum(-1, keepdim=True) > keep
-        low.addcmul_(step, too_many)
-    return (low + step / 2) * temperature
+    part = highest - low
+    low = low - math.log(share / (1 - share))
+    inner = torch.arange(1, PARTS, dtype=scores.dtype, device=scores.device)
+    for _ in range(ROUNDS):
+        part = part / PARTS
+        candidates: Float[Tensor, "image candidate"] = low + part * inner
+        amounts = (scaled[:, None] - candidates[..., None]).sigmoid_().sum(-1)
+        low = low + part * (amounts > keep).sum(-1, keepdim=True)
+    return (low + part / 2) * temperature

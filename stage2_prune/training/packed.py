@@ -14,13 +14,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from stage2_prune.language.assemble import cast
 from stage2_prune.language.language import Language
 from store.checkpoint.text import Prompt
+
+ALIGNED = 8
+"""On a GPU sequences are padded to a multiple of this: otherwise each layer's attention would pad its mask anew."""
+PADDING = -1
+"""The segment of padded tokens, which is no lesson's."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +80,9 @@ def answer_logits(
     weights: Float[Tensor, " patch"] | None,
     packed: PackedLessons,
 ) -> Float[Tensor, "scored vocab"]:
-    """Compute float32 logits at each scored index.
-
-    Args:
-        language: the language model.
-        visual: the projected features of one image.
-        weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
-        packed: the lessons about this image.
-    """
-    before, patches = len(packed.before), len(visual)
-    text = language.embed(torch.cat([packed.before, packed.ids]))
-    sequence = torch.cat([text[:before], cast(visual, language.dtype), text[before:]])
-    if weights is not None and weights.requires_grad:
-        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
-        sequence.requires_grad_()
-    order = torch.arange(before + patches, device=language.device)
-    logits = language.model(
-        inputs_embeds=sequence[None],
-        attention_mask=attention_bias(packed, patches, weights).to(language.dtype)[None, None],
-        position_ids=torch.cat([order, packed.offset + before + patches])[None],
-        use_cache=False,
-        logits_to_keep=packed.scored + before + patches,
-    ).logits[0]
-    return logits.float()
+    """Compute float32 logits at each scored index of the lessons about one image; arguments as `answer_logits_together`."""
+    (logits,) = answer_logits_together(language, visual[None], None if weights is None else weights[None], [packed])
+    return logits
 
 
 def answer_logits_together(
@@ -107,69 +91,83 @@ def answer_logits_together(
     weights: Float[Tensor, "image patch"] | None,
     packed: Sequence[PackedLessons],
 ) -> list[Float[Tensor, "_ vocab"]]:
-    """Compute the logits of `answer_logits` for several images in one forward pass, which shorter sequences are padded for.
+    """Compute float32 logits at each scored index of the lessons about several images, in one forward pass.
 
-    Padding stands behind a sequence: nothing looks at it, and it looks at itself.
+    Args:
+        language: the language model.
+        visual: the projected features of each image.
+        weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
+        packed: the lessons about each image; shorter sequences are padded behind, where no other token looks.
     """
-    if len(packed) == 1:
-        return [answer_logits(language, visual[0], None if weights is None else weights[0], packed[0])]
-    patches, device = visual.shape[1], language.device
-    sequences, places, biases = [], [], []
-    for image, lessons in enumerate(packed):
-        before = len(lessons.before)
-        text = language.embed(torch.cat([lessons.before, lessons.ids]))
-        sequences.append(torch.cat([text[:before], cast(visual[image], language.dtype), text[before:]]))
-        order = torch.arange(before + patches, device=device)
-        places.append(torch.cat([order, lessons.offset + before + patches]))
-        biases.append(attention_bias(lessons, patches, None if weights is None else weights[image]))
-    embeds = pad_sequence(sequences, batch_first=True)
+    patches = visual.shape[1]
+    starts = [len(lessons.before) + patches for lessons in packed]
+    longest = max(start + len(lessons.ids) for start, lessons in zip(starts, packed, strict=True))
+    size = padded_size(longest, language.device)
+    embeds = _stacked([_embedded(language, *pair) for pair in zip(visual, packed, strict=True)], size)
     if weights is not None and weights.requires_grad:
-        embeds.requires_grad_()  # see `answer_logits`
-    scored = [lessons.scored + len(lessons.before) + patches for lessons in packed]
-    wanted = torch.cat(scored).unique()
+        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
+        embeds.requires_grad_()
+    pairs = list(zip(starts, packed, strict=True))
+    order = torch.arange(size, device=language.device)
+    positions = _stacked([torch.cat([order[:start], lessons.offset + start]) for start, lessons in pairs], size)
+    scored = [lessons.scored + start for start, lessons in pairs]
+    wanted = torch.cat(scored).unique()  # each image's own places are among them
     logits = language.model(
         inputs_embeds=embeds,
-        attention_mask=_padded(biases, embeds.shape[1]).to(language.dtype)[:, None],
-        position_ids=pad_sequence(places, batch_first=True),
+        attention_mask=attention_bias(packed, patches, weights, size).to(language.dtype)[:, None],
+        position_ids=positions,
         use_cache=False,
         logits_to_keep=wanted,
     ).logits
-    return [logits[image, torch.searchsorted(wanted, places)].float() for image, places in enumerate(scored)]
+    return [rows[torch.searchsorted(wanted, places)].float() for rows, places in zip(logits, scored, strict=True)]
 
 
-def _padded(biases: Sequence[Float[Tensor, "_ _"]], size: int) -> Float[Tensor, "image {size} {size}"]:
-    """Extend matrices of attention biases to one size; a padded token sees itself alone, and is seen by no other."""
-    alone = torch.full((size, size), -torch.inf, device=biases[0].device).fill_diagonal_(0)
-    whole: list[Tensor] = []
-    for bias in biases:
-        missing = size - len(bias)
-        columns = F.pad(bias, (0, missing), value=-torch.inf)
-        whole.append(torch.cat([columns, alone[len(bias) :]]))
-    return torch.stack(whole)
+def padded_size(longest: int, device: torch.device) -> int:
+    """Return the length that sequences are padded to: that of the longest, on a GPU rounded up to a multiple of ALIGNED."""
+    return -(-longest // ALIGNED) * ALIGNED if device.type == "cuda" else longest
 
 
 def attention_bias(
-    packed: PackedLessons, patches: int, weights: Float[Tensor, " patch"] | None
-) -> Float[Tensor, "token token"]:
-    """Build the matrix that is added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
+    packed: Sequence[PackedLessons], patches: int, weights: Float[Tensor, "image patch"] | None, size: int
+) -> Float[Tensor, "image {size} {size}"]:
+    """Build the matrices that are added to attention scores: 0 or log(weight) where a token may look, -inf elsewhere.
 
     The diagonal stays 0: every token sees itself, whatever the token weighs for others. So no row is empty.
     """
-    before = len(packed.before)
+    device = packed[0].ids.device
+    befores = [len(lessons.before) for lessons in packed]
     if weights is None:
-        weights = torch.ones(patches, device=packed.ids.device)
-    segment = torch.cat([packed.segment.new_zeros(before + patches), packed.segment])
-    size = len(segment)
-    earlier = torch.ones(size, size, dtype=torch.bool, device=segment.device).tril(-1)
-    visible = earlier & ((segment[None, :] == 0) | (segment[None, :] == segment[:, None]))
-    text = weights.new_zeros(1)
-    column = torch.cat([text.expand(before), log_weight(weights), text.expand(len(packed.ids))])
-    itself = torch.eye(size, dtype=torch.bool, device=segment.device)
+        column = torch.zeros(len(packed), size, device=device)
+    else:
+        columns = zip(log_weight(weights), befores, strict=True)
+        column = torch.stack([F.pad(row, (before, size - before - patches)) for row, before in columns])
+    behind = zip(packed, befores, strict=True)
+    segment = _stacked([F.pad(lessons.segment, (before + patches, 0)) for lessons, before in behind], size, PADDING)
+    earlier = torch.ones(size, size, dtype=torch.bool, device=device).tril(-1)
+    visible = earlier & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
+    itself = torch.eye(size, dtype=torch.bool, device=device)
     rest = torch.where(itself, 0.0, -torch.inf)
-    return torch.where(visible, column[None], rest)
+    return torch.where(visible, column[:, None, :], rest)
 
 
-def log_weight(weights: Float[Tensor, " patch"]) -> Float[Tensor, " patch"]:
+def _embedded(
+    language: Language, visual: Float[Tensor, "patch embed"], lessons: PackedLessons
+) -> Float[Tensor, "token embed"]:
+    """Embed the lessons about one image, with the image's features in their place."""
+    before = len(lessons.before)
+    text = language.embed(torch.cat([lessons.before, lessons.ids]))
+    return torch.cat([text[:before], cast(visual, language.dtype), text[before:]])
+
+
+def _stacked(
+    rows: Sequence[Shaped[Tensor, "_ *rest"]], size: int, padding: int = 0
+) -> Shaped[Tensor, "row {size} *rest"]:
+    """Stack tensors after extending each to `size` entries."""
+    entry = [0, 0] * (rows[0].dim() - 1)
+    return torch.stack([F.pad(row, [*entry, 0, size - len(row)], value=padding) for row in rows])
+
+
+def log_weight(weights: Float[Tensor, "*image patch"]) -> Float[Tensor, "*image patch"]:
     """Take the logarithm of each weight; a removed patch gives -inf with gradient 0, not log's 0 times infinity."""
     present = weights >= torch.finfo(weights.dtype).tiny
     return torch.where(present, torch.where(present, weights, 1).log(), -torch.inf)

@@ -1,12 +1,15 @@
 """Several processes that train one pruner together, as `torchrun` and `accelerate launch` start them: one on each GPU.
 
 Each process, a rank, computes the gradient of its share of a step's images; the gradients are added, so that the result is that
-of one process. The first rank alone validates and writes files.
+of one process. Validation questions are shared too. The first rank alone writes files and prints.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,8 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.experiment import Experiment
+from stage2_prune.errors import PrunerMisused
+from store.layout.tensors import pick_device, worker_devices
 
 T = TypeVar("T")
+LAUNCHED = {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+"""Environment variables of a launcher; a cluster may set WORLD_SIZE alone, for a process that has no others beside it."""
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others, such as for weights that come from a slow disk; of a dead rank the launcher knows."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +33,24 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    device: str | None = None
+    """The GPU of this process; None leaves the device to the config."""
 
     @property
     def first(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Return this rank's share of the items of a step."""
-        return list(items[self.rank :: self.size])
+    def placed(self, experiment: Experiment) -> Experiment:
+        """Return the experiment on this process's own GPU."""
+        if self.device is None:
+            return experiment
+        model = experiment.model.model_copy(update={"device": self.device})
+        return experiment.model_copy(update={"model": model})
 
-    def from_first(self, make: Callable[[], float]) -> float:
-        """Return what `make` returns in the first rank."""
-        if self.size == 1:
-            return make()
-        told = [make() if self.first else 0.0]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return this rank's share of the items."""
+        return list(items[self.rank :: self.size])
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over all ranks, in one exchange."""
@@ -66,26 +76,53 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
-    def close(self) -> None:
-        """Leave the other ranks."""
-        if self.size > 1:
-            dist.destroy_process_group()
 
+@contextmanager
+def joined_ranks(device: str) -> Generator[Ranks, None, None]:
+    """Join the other processes that a launcher started within the block; without a launcher the only rank is this process.
 
-def join_ranks(experiment: Experiment) -> tuple[Ranks, Experiment]:
-    """Join the other processes that a launcher started, and give each process a GPU of its own.
+    Only the first rank prints within the block; an error leaves the block, and is printed by every rank that it ends.
 
-    Returns:
-        This process's rank, and the experiment on its device; without a launcher the only rank, and the experiment as it is.
+    Args:
+        device: `model.device`; with `auto` and `cuda` each process has a GPU of its own.
+
+    Raises:
+        PrunerMisused: (exit 2) if the machine has fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return Ranks(), experiment
-    on_gpu = experiment.model.device in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-        model = experiment.model.model_copy(update={"device": device})
-        experiment = experiment.model_copy(update={"model": model})
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    return Ranks(dist.get_rank(), size), experiment
+    if size == 1 or not os.environ.keys() >= LAUNCHED:
+        yield Ranks()
+        return
+    gpu = _own_gpu(device)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group("gloo" if gpu is None else "nccl", timeout=PATIENCE, device_id=gpu)
+    rank = dist.get_rank()
+    try:
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stderr(nowhere) if rank else nullcontext(),
+        ):
+            yield Ranks(rank, size, None if gpu is None else str(gpu))
+    finally:
+        dist.destroy_process_group()
+
+
+def prints() -> bool:
+    """Return whether this process prints a result: the first that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0" or not os.environ.keys() >= LAUNCHED
+
+
+def _own_gpu(device: str) -> torch.device | None:
+    """Choose the GPU of this process, or None on a CPU; raise PrunerMisused (exit 2) for more processes than devices."""
+    devices = worker_devices(device)
+    own, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    chosen = pick_device(devices[min(own, len(devices) - 1)])
+    if chosen.type == "cpu":
+        return None
+    if processes > len(devices):
+        raise PrunerMisused(
+            f"expected a device for each of {processes} processes, model.device {device!r} has {len(devices)} on this machine: "
+            "lower --nproc-per-node, or set model.device to auto"
+        )
+    return chosen

@@ -3,13 +3,15 @@
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from configs.experiment import TrainSection
 from stage2_prune.errors import PruneError, PrunerMisused
@@ -20,6 +22,7 @@ from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, a
 from stage2_prune.training.ranks import Ranks
 from store.questions.question import Question
 
+T = TypeVar("T")
 ALONE = Ranks()
 
 
@@ -62,33 +65,21 @@ def checkpointing(model: nn.Module, wanted: bool) -> Generator[None, None, None]
     Stock layers do so only in training mode. The flag is set on the layers alone: their parts stay in eval mode, without dropout.
     Raises PrunerMisused (exit 2) for a model whose layers cannot.
     """
-    if not wanted:
-        yield
-        return
-    # Imported here because it takes seconds, in which a command that has nothing to train would not say so.
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    layers: list[Any] = [m for m in model.modules() if wanted and isinstance(m, GradientCheckpointingLayer)]
+    if wanted and not layers:
         raise PrunerMisused(
             f"expected a language model whose layers can be computed again, {type(model).__name__} has none: leave "
             "train.gradient_checkpointing out"
         )
-    stock: Any = model  # transformers' own methods, whose names have changed
-    switch_on, switch_off = (
-        (stock.activation_checkpointing_enable, stock.activation_checkpointing_disable)
-        if hasattr(stock, "activation_checkpointing_enable")
-        else (stock.gradient_checkpointing_enable, stock.gradient_checkpointing_disable)
-    )
-    switch_on({"use_reentrant": False})
     for layer in layers:
-        layer.training = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
     try:
         yield
     finally:
-        switch_off()
         for layer in layers:
-            layer.training = False
+            layer.gradient_checkpointing = layer.training = False
+            del layer._gradient_checkpointing_func
 
 
 @contextmanager
@@ -164,9 +155,9 @@ def accumulate_gradients(
     losses = torch.zeros(2, device=language.device)
     seen = batch.tokens.only(pruner.needs)
     groups = ranks.share(list(_groups(batch.of_question.tolist(), lessons)))
-    for start in range(0, len(groups), at_once):
-        images = [image for image, _ in groups[start : start + at_once]]
-        packed = [pack(group, language.device) for _, group in groups[start : start + at_once]]
+    for part in _forwards(groups, at_once):
+        images = [image for image, _ in part]
+        packed = [pack(group, language.device) for _, group in part]
         weights, visual = pruner.soft(seen.at(images), keep), batch.projected[images]
         logits = answer_logits_together(language, visual, weights, packed)
         loss = sum_of(_answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
@@ -180,10 +171,16 @@ def accumulate_gradients(
 
 
 def images_at_once(section: TrainSection, device: torch.device) -> int:
-    """Return `train.images_at_once`, or what `auto` stands for: every image of a step on a GPU, one on a CPU."""
+    """Return `train.images_at_once`, or what `auto` begins with: every image of a step on a GPU, one on a CPU."""
     if section.images_at_once != "auto":
         return section.images_at_once
     return section.batch_size if device.type == "cuda" else 1
+
+
+def _forwards(groups: Sequence[T], at_once: int) -> list[Sequence[T]]:
+    """Divide the images of a step into as few forward passes as `at_once` allows, of like size."""
+    count = -(-len(groups) // at_once)
+    return [groups[number::count] for number in range(count)]
 
 
 def sum_of(losses: Iterable[Float[Tensor, ""]]) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ selection and the greedy generation that an evaluation uses. Epoch 0, the freshl
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,13 @@ from stage2_prune.session import weights
 from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
-from stage2_prune.training.ranks import Ranks, join_ranks
+from stage2_prune.training.ranks import Ranks, joined_ranks
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.step import images_at_once
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
-
-
 HOW = {"images_at_once", "gradient_checkpointing"}
 """Fields that say how the same loss is computed; of these only the number of images per forward can change bits."""
 ONCE = "train.images_at_once"
@@ -54,21 +53,20 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         PrunerMisused: (exit 2) for a method without weights.
         StoreMissing, NotExtracted: (exit 5) naming `make extract`.
         NonFiniteLoss: (exit 3) if the training diverges.
+        MemoryTooSmall: (exit 7) if a GPU's memory does not carry a step.
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
     """
-    ranks, experiment = join_ranks(experiment)
-    try:
+    with joined_ranks(experiment.model.device) as ranks:
         return _run(experiment, overwrite, allow_foreign_device, ranks)
-    finally:
-        ranks.close()
 
 
 def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ranks: Ranks) -> dict[str, Any]:
     """Train as one of several ranks, of which the first alone locks and empties the folder."""
     label, pruner = _trainable(experiment)
     train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
-    session = open_session(experiment, pruner.needs, allow_foreign_device)
+    session = open_session(ranks.placed(experiment), pruner.needs, allow_foreign_device)
+    session = replace(session, experiment=experiment)  # files hold the config as it was given, not one rank's device
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
     identity = _identity(session, pruner, train, val)

@@ -6,18 +6,16 @@ from typing import Any
 
 import torch
 
-from configs.experiment import Positions
+from configs.counted import counted
 from configs.files import portable
 from configs.progress import PROGRESS, ProgressBar, say
-from stage2_prune.errors import PrunerMisused
+from stage2_prune.errors import MemoryTooSmall, PrunerMisused
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session import weights
-from stage2_prune.session.ask import Prepared, ask
-from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
+from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
 from stage2_prune.training.state import (
@@ -31,7 +29,16 @@ from stage2_prune.training.state import (
     read_state,
     save_state,
 )
-from stage2_prune.training.step import accumulate_gradients, checkpointing, frozen, images_at_once, make_lesson, seeded
+from stage2_prune.training.step import (
+    StepLoss,
+    accumulate_gradients,
+    checkpointing,
+    frozen,
+    images_at_once,
+    make_lesson,
+    seeded,
+)
+from stage2_prune.training.validation import accuracy_of
 from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
@@ -71,6 +78,7 @@ class Trainer:
         )
         language = session.language
         self.scaler = torch.amp.GradScaler(language.device.type, enabled=language.dtype == torch.float16)
+        self.at_once = images_at_once(self.section, language.device)
         self.position = Position()
         self.best: dict[str, torch.Tensor] = {}
         if (state := read_state(self.folder)) is not None:
@@ -83,8 +91,7 @@ class Trainer:
         self.best = load_state(state, self.pruner.module, self.optimiser)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
-        if self.ranks.first:
-            say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
+        say(f"resuming {self.label} in epoch {self.position.epoch} after step {self.position.step}")
 
     def run(self) -> dict[str, Any]:
         """Train what is left, write the best module, and return what `pruner.json` records about the training."""
@@ -110,7 +117,6 @@ class Trainer:
                 total=len(batches),
                 initial=steps.start,
                 unit="steps",
-                hidden=not self.ranks.first,
                 file=self.folder / PROGRESS if self.ranks.first else None,
             ) as bar,
         ):
@@ -131,12 +137,9 @@ class Trainer:
             group["lr"] = rate
         post_prompt = self.session.experiment.data.post_prompt
         lessons = [make_lesson(language, question, post_prompt) for question in batch.questions]
-        self.optimiser.zero_grad()
-        with seeded(step_seed(section.seed, epoch, step), language.device):
-            loss = accumulate_gradients(
-                language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler,
-                images_at_once(section, language.device), self.ranks,
-            )  # fmt: skip
+        seed = step_seed(section.seed, epoch, step) + self.ranks.rank  # ranks draw for different images
+        while (loss := self._gradients(batch, lessons, keep, seed)) is None:
+            self._take_fewer(batch)
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.pruner.module.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimiser)
@@ -146,11 +149,43 @@ class Trainer:
             self.log.append(event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}))
         return loss.answer
 
+    def _gradients(self, batch: FeatureBatch, lessons: Sequence[Lesson], keep: int, seed: int) -> StepLoss | None:
+        """Compute the gradients of a step and its loss; None if the device has too little memory for so many images at once."""
+        language, section = self.session.language, self.section
+        self.optimiser.zero_grad()
+        try:
+            with seeded(seed, language.device):
+                return accumulate_gradients(
+                    language,
+                    self.pruner,
+                    batch,
+                    lessons,
+                    keep,
+                    section.kl_weight,
+                    self.scaler,
+                    self.at_once,
+                    self.ranks,
+                )
+        except torch.OutOfMemoryError:
+            return None
+
+    def _take_fewer(self, batch: FeatureBatch) -> None:
+        """Halve the images per forward pass of `train.images_at_once: auto`; raise MemoryTooSmall (exit 7) if it cannot be."""
+        tried = min(self.at_once, len(self.ranks.share(batch.tokens.image_ids)))
+        if tried < 2 or self.section.images_at_once != "auto":
+            raise MemoryTooSmall(
+                f"expected memory for a training step with {counted(tried, 'image')} at once, there is less: go on with "
+                "--train.gradient-checkpointing, or begin anew with a smaller --train.images-at-once and --overwrite"
+            )
+        self.at_once = -(-tried // 2)
+        torch.cuda.empty_cache()
+        say(f"train.images_at_once auto: {counted(self.at_once, 'image')} at once, for more the memory is too small")
+
     def _validate(self) -> None:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
-        accuracy = self.ranks.from_first(self._accuracy)
+        accuracy = accuracy_of(self.pruner, self.session, self.val, self.ranks)
         self.position.accuracies.append(accuracy)
         self.position.step = 0
         chosen = self.position.best_epoch == epoch
@@ -166,25 +201,6 @@ class Trainer:
             say(ALL_WRONG)
         title = f"{self.session.experiment.name}: {self.label}"
         curves.draw(self.log.rows, title, self.position.best_epoch, self.folder / CURVES)
-
-    @torch.no_grad()
-    def _accuracy(self) -> float:
-        """Compute the share of validation questions answered right at `train.val_keep` tokens, scored as in `eval`."""
-        experiment, language = self.session.experiment, self.session.language
-        size = batch_size(experiment)
-        batches = [self.val[start : start + size] for start in range(0, len(self.val), size)]
-        choice = experiment.prune.positions[0]
-        positions: Positions = self.pruner.positions if choice == "default" else choice
-        right = 0
-        with ProgressBar(what="validation", total=len(self.val), unit="answers", leave=False) as bar:
-            for batch in self.session.features.batches(batches):
-                texts = [question.question + experiment.data.post_prompt for question in batch.questions]
-                unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
-                seen, pruned = prune_batch(self.pruner, batch, self.section.val_keep, self.session.reader)
-                answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
-                right += sum(answer.right for answer in answers)
-                bar.update(len(texts))
-        return right / len(self.val)
 
     def _save(self) -> None:
         if self.log is None:
@@ -204,6 +220,7 @@ class Trainer:
             "val_keep": self.section.val_keep,
             "val_accuracy": self.position.accuracies[self.position.best_epoch],
             "val_accuracies": self.position.accuracies,
+            "processes": self.ranks.size,
             "train_questions": len(self.train),
             "val_questions": len(self.val),
             "identity": dict(self.identity),

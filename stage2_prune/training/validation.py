@@ -1,0 +1,40 @@
+"""Judge a pruner on the validation split, by the hard selection and the greedy generation of an evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+
+from configs.experiment import Positions
+from configs.progress import ProgressBar
+from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.session.ask import Prepared, ask
+from stage2_prune.session.batch_size import batch_size
+from stage2_prune.session.prune_batch import prune_batch
+from stage2_prune.session.session import Session
+from stage2_prune.training.ranks import Ranks
+from store.questions.question import Question
+
+
+@torch.no_grad()
+def accuracy_of(pruner: TrainedPruner, session: Session, questions: Sequence[Question], ranks: Ranks) -> float:
+    """Compute the share of questions answered right at `train.val_keep` tokens, scored as in `eval`.
+
+    Ranks share whole batches, so that each question is answered as in one process.
+    """
+    experiment, language = session.experiment, session.language
+    size = batch_size(experiment)
+    batches = ranks.share([questions[start : start + size] for start in range(0, len(questions), size)])
+    choice = experiment.prune.positions[0]
+    positions: Positions = pruner.positions if choice == "default" else choice
+    right = 0
+    with ProgressBar(what="validation", total=sum(map(len, batches)), unit="answers", leave=False) as bar:
+        for batch in session.features.batches(batches):
+            texts = [question.question + experiment.data.post_prompt for question in batch.questions]
+            unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
+            seen, pruned = prune_batch(pruner, batch, experiment.train.val_keep, session.reader)
+            answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
+            right += sum(answer.right for answer in answers)
+            bar.update(len(texts))
+    total = torch.tensor([right], device=language.device)
+    ranks.add([total])
+    return int(total) / len(questions)
