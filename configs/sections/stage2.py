@@ -104,7 +104,8 @@ class TrainSection(Section):
     val_keep: PositiveInt = 32
     """Budget at which an epoch is judged on the validation split, in tokens per image."""
     images_at_once: PositiveInt | Literal["auto"] = "auto"
-    """Images per forward pass of the language model in training; `auto` is every image of a step on a GPU, and 1 on a CPU."""
+    """Images per forward pass of the language model in training; `auto` is 1 on a CPU, and on a GPU every image of a step, or as
+    many as its memory carries."""
     gradient_checkpointing: bool = False
     """Compute the language model's layers again in the backward pass instead of keeping their activations: less memory, more
     time."""

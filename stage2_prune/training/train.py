@@ -25,13 +25,12 @@ from stage2_prune.session.identity import digest, of_questions, questions_as_now
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.ranks import Ranks, joined_ranks
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
-from stage2_prune.training.step import images_at_once
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
 HOW = {"images_at_once", "gradient_checkpointing"}
-"""Fields that say how the same loss is computed; of these only the number of images per forward can change bits."""
+"""Fields that say how the same loss is computed; of these only a number of images that the config asks for can change bits."""
 ONCE = "train.images_at_once"
 
 
@@ -136,7 +135,7 @@ def _identity(
     return session.conditions | {
         "parameters": pruner.parameters(),
         **{f"train.{key}": value for key, value in experiment.train.model_dump(mode="json", exclude=HOW).items()},
-        **({} if (at_once := images_at_once(experiment.train, session.language.device)) == 1 else {ONCE: at_once}),
+        **({} if experiment.train.images_at_once in ("auto", 1) else {ONCE: experiment.train.images_at_once}),
         "features": {name: digest(made) for name, made in session.fingerprints.items()},
         "train_questions": of_questions(train),
         "val_questions": of_questions(val),

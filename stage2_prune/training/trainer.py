@@ -44,6 +44,10 @@ from store.questions.question import Question
 SAVE_SECONDS = 60.0
 """Seconds between two saved states inside an epoch; the moments of saving change no result."""
 MAX_GRADIENT_NORM = 1.0
+LESS_MEMORY = (
+    "go on with --train.gradient-checkpointing, begin anew with a smaller --train.images-at-once and --overwrite, or free memory "
+    "of the device"
+)
 ALL_WRONG = (
     "note: no validation answer is right before training: if that stays so, compare the answers in data.questions with what the "
     "model writes (`eval` keeps its predictions), and say in data.post_prompt how short an answer should be"
@@ -156,16 +160,8 @@ class Trainer:
         try:
             with seeded(seed, language.device):
                 return accumulate_gradients(
-                    language,
-                    self.pruner,
-                    batch,
-                    lessons,
-                    keep,
-                    section.kl_weight,
-                    self.scaler,
-                    self.at_once,
-                    self.ranks,
-                )
+                    language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler, self.at_once, self.ranks
+                )  # fmt: skip
         except torch.OutOfMemoryError:
             return None
 
@@ -174,8 +170,7 @@ class Trainer:
         tried = min(self.at_once, len(self.ranks.share(batch.tokens.image_ids)))
         if tried < 2 or self.section.images_at_once != "auto":
             raise MemoryTooSmall(
-                f"expected memory for a training step with {counted(tried, 'image')} at once, there is less: go on with "
-                "--train.gradient-checkpointing, or begin anew with a smaller --train.images-at-once and --overwrite"
+                f"expected memory for a training step with {counted(tried, 'image')} at once, there is less: {LESS_MEMORY}"
             )
         self.at_once = -(-tried // 2)
         torch.cuda.empty_cache()
