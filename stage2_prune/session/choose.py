@@ -45,8 +45,8 @@ def choose_scored(experiment: Experiment, *splits: Split) -> list[Chosen]:
         answered = [question for question in questions if question.can_be_scored]
         if not answered:
             names = ", ".join(question.question_id for question in questions[:3])
-            came = f"none of {len(questions)} has an answer ({names})"
-            raise PrunerMisused(no_questions(f"answered questions in the {split} split", came))
+            reason = f"none of {len(questions)} has an answer ({names})"
+            raise PrunerMisused(no_questions(f"answered questions in the {split} split", reason))
         unanswered = [Excluded(question.question_id, NO_ANSWER) for question in questions if not question.can_be_scored]
         splits_chosen.append(Chosen(answered, unanswered))
     return splits_chosen

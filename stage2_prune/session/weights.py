@@ -107,7 +107,7 @@ def read_record(folder: Path, named: bool = False) -> dict[str, Any] | None:
 
 
 def _again(folder: Path, named: bool) -> str:
-    """Say what replaces damaged weights: `train` writes anew what is deleted, but for a folder that the config names."""
+    """Say how to replace damaged weights; `train` writes deleted weights again, but not into a folder that the config names."""
     copied = "copy the folder that `train` wrote again"
     return copied if named else f"{copied}, or delete the whole folder {folder} and run {TRAIN}"
 
@@ -164,7 +164,7 @@ def load(
 def _records(
     record: Mapping[str, Any], pruner: TrainedPruner, spec: ModuleSpec, belongs_to: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the weights belong to and what is here, to be compared.
+    """Return what the weights were trained for and what they are loaded for, as two records to compare.
 
     A method is named by its file, because runs may call it by other labels; earlier versions recorded a label, in which
     parameters stand behind `@`.
