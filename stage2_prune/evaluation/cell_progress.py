@@ -88,7 +88,7 @@ def open_progress(
 
 
 def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, Any]:
-    """Describe a cell as its predictions depend on it; `weights` is the digest of the weights that its method uses."""
+    """Gather the settings of a cell that its predictions depend on; `weights` is the digest of its method's weights."""
     arrays = session.features.fingerprints(cell.pruner.needs | {session.features.source})
     described: dict[str, Any] = {
         "pruner": cell.label,
@@ -107,6 +107,6 @@ def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, An
 
 
 def _conditions(session: Session) -> dict[str, Any]:
-    """Gather everything that a prediction depends on beside its cell and its question."""
+    """Gather the settings that a prediction depends on beside its cell and its question."""
     section = session.experiment.eval
     return session.conditions | {"eval.split": section.split, "eval.rank": section.rank}

@@ -90,7 +90,7 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
 
 
 def require_own_labels(methods: Iterable[Method]) -> None:
-    """Refuse two methods that results would call by one name, such as a file of a path and a built-in (PrunerMisused, exit 2)."""
+    """Refuse two methods that results would call by one name, such as a file and a built-in method (PrunerMisused, exit 2)."""
     names: dict[str, str] = {}
     for method in methods:
         other = names.setdefault(method.known_as, method.name)
@@ -102,9 +102,9 @@ def require_own_labels(methods: Iterable[Method]) -> None:
 
 
 def label_with(method: str, details: str) -> str:
-    """Join a method's name and the details that tell it apart to a label, which begins file names.
+    """Make a label, with which file names begin, of a method's name and the details that tell the method apart.
 
-    A label that would be too long has a digest in place of the details.
+    If the label would be too long, a digest replaces the details.
     """
     label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{details}")
     return label if len(label) <= _LONGEST else f"{method}@{sha256(details.encode()).hexdigest()[:16]}"

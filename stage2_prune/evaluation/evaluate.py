@@ -154,8 +154,8 @@ def answer(
         session: the opened store and model.
         todo: the cells, with the answers that they have so far.
         asked: all questions.
-        report_progress: called in place of a progress bar, with the number of new answers after they are written, and with
-            0 before; if it raises then, the files stay as they are.
+        report_progress: called in place of a progress bar: with 0 before answers are written, then with the number of answers
+            written. If the call with 0 raises, the files stay as they are.
     """
     section = session.experiment.eval
     jobs = _jobs(todo, asked)
@@ -201,7 +201,7 @@ def _answer_batch(
         language = pruning_inside(language, cell.pruner, cell.schedule, cell.positions)
     section = session.experiment.eval
     answers = ask(language, batch, prepared, pruned, cell.positions, section.max_new_tokens)
-    report(0)  # raises if the answers must not be written any more
+    report(0)  # raises an error if the answers must no longer be written
     progress.file.append(answers)
     if isinstance(language, PruningLanguage):
         seconds += language.stopwatch.seconds

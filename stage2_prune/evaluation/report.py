@@ -158,7 +158,7 @@ def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Format an aligned Markdown table; the columns whose numbers are not in `left` are flushed right."""
+    """Format an aligned Markdown table; columns are aligned right, unless `left` holds their number."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def row(cells: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from stage2_prune.pruning.schedule import Schedule
 SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
 )  # fmt: skip
-"""Names that text configs have for what `LanguageShape` holds."""
+"""Names that text configs give the sizes in `LanguageShape`."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LanguageShape:
 def shape_of(language: Language) -> LanguageShape:
     """Read the shape of an opened language model from its config.
 
-    Where a config leaves a size out, the shape holds what stock attention layers take in its place: heads that share the width,
-    each with keys of its own. Raises PrunerMisused (exit 2) naming a size for which there is no such default.
+    Where a config leaves out `head_dim` or `num_key_value_heads`, the shape holds the default of stock attention layers: the
+    heads share the width, and each has keys of its own. Raises PrunerMisused (exit 2) naming any other size that is left out.
     """
     config = language.model.config
     sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SIZES}
@@ -65,7 +65,7 @@ def shape_of(language: Language) -> LanguageShape:
 
 @dataclass(frozen=True)
 class Convention:
-    """One way in which papers count the language model's prefill; none counts the tower, the projector or the head."""
+    """A way in which papers count the language model's prefill; no convention counts the tower, the projector or the head."""
 
     per_mac: Literal[1, 2]
     """1 counts multiply-accumulates, 2 counts a multiplication and an addition."""
@@ -74,7 +74,7 @@ class Convention:
     text: bool
     """Whether the prompt's text tokens are counted with the visual ones."""
     users: str
-    """The papers and tools that count so."""
+    """The papers and tools that use the convention."""
 
     @property
     def description(self) -> str:

@@ -1,4 +1,4 @@
-"""Prove on demand that four ways to the answer give the same bits. No config is edited for it, and none is reverted.
+"""Prove on demand that four ways to the answer give the same bits; no config has to be edited for this.
 
 The exact batches of an evaluation are written to a folder, `python -m stage1_extract reference` answers them with the
 full model (the only process that holds a vision tower, and it ends before a language model is loaded here), then the
@@ -45,7 +45,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
         as_json_text: whether to print JSON instead of the table.
 
     Returns:
-        The exit code: 0 if everything is the same bits, 4 if something differs, 3 if a mode could not run.
+        The exit code: 0 if all bits are the same, 4 if something differs, 3 if a mode could not run.
 
     Raises:
         StoreMissing: (exit 5) if there is no store.

@@ -1,7 +1,7 @@
 """Train one pruner through the frozen language model, from the store alone.
 
-The epoch is chosen on the validation split: the highest accuracy at `train.val_keep` tokens, by the hard
-selection and the greedy generation that an evaluation uses. Epoch 0, the freshly seeded module, is a candidate too:
+The epoch with the highest validation accuracy at `train.val_keep` tokens is chosen. Validation answers as an evaluation does,
+by hard selection and greedy generation. Epoch 0, the freshly seeded module, is a candidate too:
 `train.epochs: 0` saves it, and a training that only made things worse loses against it.
 """
 
@@ -147,7 +147,9 @@ def _as_now(
     """Bring recorded settings to today's form; earlier versions recorded only digests of features and questions."""
     if isinstance(recorded.get("features"), Mapping):
         return recorded
-    known = {key: now[key] for key in now.keys() - recorded.keys()}  # what was not recorded cannot be compared
+    known = {
+        key: now[key] for key in now.keys() - recorded.keys()
+    }  # settings that were not recorded cannot be compared
     if recorded.get("features") == digest(session.fingerprints):
         known["features"] = now["features"]
     for key in ("train_questions", "val_questions"):
