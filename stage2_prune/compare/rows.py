@@ -63,7 +63,7 @@ def _nothing() -> dict[str, Any]:
 
 
 def _to_unpruned(result: MethodResult, unpruned: MethodResult, questions: Sequence[str]) -> dict[str, Any]:
-    """Measure how often a result gives the unpruned model's answer, right or wrong, and how far choices are reweighed."""
+    """Measure how often a result gives the unpruned model's answer, right or wrong, and how far choices' probabilities diverge."""
     own = unpruned.seeds[0]
     both = [(own[name], seed[name]) for seed in result.seeds for name in questions if name in own]
     if not both:

@@ -7,7 +7,7 @@ from stage2_prune.pruning.pruner import Pruner
 
 
 def _reported(pruner: Pruner, case: Case) -> None:
-    """Check that the counts are those of the tokens that were returned."""
+    """Check that the reported counts are the counts of the returned tokens."""
     tokens = case.tokens()
     result = pruned(pruner, tokens, tokens.patches)
     counts = result.counts

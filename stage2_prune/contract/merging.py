@@ -19,7 +19,7 @@ def _budget(pruner: Pruner, case: Case) -> None:
 
 
 def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int, where: str) -> None:
-    """Check one result: its weights, and where its tokens stand if it says so."""
+    """Check the weights of a result and, if it has an index, the places of its tokens."""
     merge = merge_of(result, where)
     weights, images = merge.weights, len(tokens.image_ids)
     rows = tokens.patches + (weights.shape[2] > tokens.patches)
@@ -86,7 +86,7 @@ def _in_float32(pruner: Pruner, case: Case) -> None:
 
 
 def _blank(pruner: Pruner, case: Case) -> None:
-    """Check that an image of equal patches is merged to the token."""
+    """Check that an image of equal patches is merged to exactly the budget."""
     for value in (0, 1):
         tokens = case.tokens()
         blank = replace(tokens, arrays={name: torch.full_like(array, value) for name, array in tokens.arrays.items()})
@@ -108,7 +108,7 @@ def _made(pruner: Pruner, case: Case) -> None:
     for keep in (budgets[0], budgets[-1]):
         result = pruned(pruner, tokens, keep)
         made = make_merged(result, batch, lambda raw: raw * 2)
-        assert made.tokens is not None, "of a merge tokens are made"
+        assert made.tokens is not None, "make_merged turns a merge into tokens"
         expected = (case.images, result.kept)
         came = tuple(made.tokens.shape[:2])
         require(came == expected, f"{case}, keep {keep}: expected tokens of the shape {expected}, came {came}")
@@ -120,5 +120,5 @@ def _made(pruner: Pruner, case: Case) -> None:
 BUDGET = Rule("Every budget is kept to the token, and every token is made of something", _budget)
 PLACED = Rule("Merged tokens have an index, or the class says that positions are compact", _placed)
 IN_FLOAT32 = Rule("Half-precision features are merged in float32", _in_float32)
-BLANK = Rule("An image of equal patches is merged to the token", _blank)
+BLANK = Rule("An image of equal patches is merged to exactly the budget", _blank)
 MADE = Rule("The merged tokens can be made", _made)

@@ -1,4 +1,4 @@
-"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, in turn with the unpruned model."""
+"""Time a cell, taking turns with the unpruned model: how long selecting takes, and reading one question's prompt."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -110,10 +110,8 @@ def _saved(path: Path) -> dict[str, Any]:
     remedy = "delete it and run the sweep again, which measures its latencies anew"
     saved = read_object(path, remedy) or {}
     expected = {"of", *(field.name for field in fields(Latency))}
-    earlier = expected - {
-        "latency_low",
-        "latency_high",
-    }  # earlier versions recorded no noise: their cells are measured anew
+    # Earlier versions recorded no noise: cells that they measured are measured again.
+    earlier = expected - {"latency_low", "latency_high"}
     saved = {cell: times for cell, times in saved.items() if not (isinstance(times, dict) and times.keys() == earlier)}
     for cell, times in saved.items():
         if not isinstance(times, dict) or times.keys() != expected:
@@ -144,10 +142,11 @@ def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]
             in_turn = [
                 (_timed(session, unpruned, batch, prepared), _timed(session, cell, batch, prepared)) for _ in range(2)
             ]
-            wholes, parts = zip(*in_turn, strict=True)
-            select, prefill = (min(times) for times in zip(*parts, strict=True))
-            ratios = [(chosen + read) / whole for (chosen, read), (_, whole) in zip(parts, wholes, strict=True)]
-            runs.append(_Run(select, prefill, min(prefill for _, prefill in wholes), ratios))
+            unpruned_times, cell_times = zip(*in_turn, strict=True)
+            select, prefill = (min(times) for times in zip(*cell_times, strict=True))
+            pairs = zip(cell_times, unpruned_times, strict=True)
+            ratios = [(selecting + reading) / whole for (selecting, reading), (_, whole) in pairs]
+            runs.append(_Run(select, prefill, min(whole for _, whole in unpruned_times), ratios))
     return [_medians(runs) for runs in runs_of_cells]
 
 

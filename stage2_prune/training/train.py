@@ -84,7 +84,7 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     pruner = configured.get(name)
     if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
         raise PrunerMisused(
-            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            f"train.pruner: expected a method without named weights, prune.methods names {pruner.weights} for {name}: remove "
             "`weights` from prune.methods, or list the method once more without them"
         )
     if isinstance(pruner, TrainedPruner) and not pruner.reads:
@@ -97,7 +97,7 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     trainable = [label for label, method in configured.items() if isinstance(method, TrainedPruner)]
     problem = "is not among them" if pruner is None else "has no weights to train"
     raise PrunerMisused(
-        f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
+        f"train.pruner: expected a trainable method of prune.methods ({', '.join(trainable) or 'it has none'}), "
         f"{name!r} {problem}: change train.pruner or prune.methods"
     )
 
