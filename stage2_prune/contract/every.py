@@ -1,4 +1,4 @@
-"""The rules for every method that prunes before the language model, and those for parameters, seeds and learned weights."""
+"""The rules for every method that prunes before the language model, and rules for parameters, seeds and learned weights."""
 
 import dataclasses
 from dataclasses import replace
@@ -168,8 +168,8 @@ def _soft(pruner: Pruner, case: Case) -> None:
     declared = tokens.only(pruner.needs, pruner.reads)
     for keep in (1, tokens.patches // 2, tokens.patches):
         soft = pruner.soft(declared, keep)
-        expected, came = (case.images, tokens.patches), tuple(soft.shape)
-        require(came == expected, f"{case}, keep {keep}: expected weights of the shape {expected}, came {came}")
+        expected, shape = (case.images, tokens.patches), tuple(soft.shape)
+        require(shape == expected, f"{case}, keep {keep}: expected weights of the shape {expected}, came {shape}")
         low, high = soft.min().item(), soft.max().item()
         require(0 <= low <= high <= 1, f"{case}, keep {keep}: weights from {low:g} to {high:g}")
         require(

@@ -85,12 +85,12 @@ def _kept(pruner: Pruner, case: Case) -> None:
             for stage in schedule.stages:
                 entering = kept[stage.layer]
                 patches = [patch for patch in entering if patch >= 0]
-                came = f"{where}, layer {stage.layer}: it kept {entering}"
+                what_it_kept = f"{where}, layer {stage.layer}: it kept {entering}"
                 planned = f"the schedule says {stage.keep} and {stage.merged} merged"
-                require(patches == sorted(set(patches)), f"{came}, not ascending or one patch twice")
-                require(entering[: len(patches)] == patches, f"{came}, merged tokens stand before patches")
-                require(len(entering) == stage.keep + stage.merged, f"{came}, {planned}")
-                require(len(entering) - len(patches) >= stage.merged, f"{came}, {planned}")
+                require(patches == sorted(set(patches)), f"{what_it_kept}, not ascending or one patch twice")
+                require(entering[: len(patches)] == patches, f"{what_it_kept}, merged tokens stand before patches")
+                require(len(entering) == stage.keep + stage.merged, f"{what_it_kept}, {planned}")
+                require(len(entering) - len(patches) >= stage.merged, f"{what_it_kept}, {planned}")
 
 
 def _alone(pruner: Pruner, case: Case) -> None:

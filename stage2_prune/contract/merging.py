@@ -23,10 +23,10 @@ def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int,
     merge = merge_of(result, where)
     weights, images = merge.weights, len(tokens.image_ids)
     rows = tokens.patches + (weights.shape[2] > tokens.patches)
-    came = f"{tuple(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
+    returned = f"{tuple(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
     require(
         weights.shape == (images, keep, rows) and weights.dtype == torch.float32,
-        f"{where}: expected weights of the shape {(images, keep, tokens.patches)} in float32, came {came}",
+        f"{where}: expected weights of the shape {(images, keep, tokens.patches)} in float32, came {returned}",
     )
     require(torch.isfinite(weights).all(), f"{where}: a weight is not finite")
     require((weights != 0).any(-1).all(), f"{where}: a token is made of nothing")
@@ -37,10 +37,10 @@ def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int,
     require(merge.space == "projected" or "raw" in pruner.needs, f"{where}: it merges raw rows, and `needs` lacks raw")
     if result.index is None:
         return
-    came = f"{tuple(result.index.shape)} of {str(result.index.dtype).removeprefix('torch.')}"
+    returned = f"{tuple(result.index.shape)} of {str(result.index.dtype).removeprefix('torch.')}"
     require(
         result.index.shape == (images, keep) and result.index.dtype == torch.long,
-        f"{where}: expected an index of the shape {(images, keep)} in int64, came {came}",
+        f"{where}: expected an index of the shape {(images, keep)} in int64, came {returned}",
     )
     for image, kept in enumerate(result.index):
         stands = f"{where}, image {image}: its tokens stand at {shown([kept])}"
@@ -110,8 +110,8 @@ def _made(pruner: Pruner, case: Case) -> None:
         made = make_merged(result, batch, lambda raw: raw * 2)
         assert made.tokens is not None, "make_merged turns a merge into tokens"
         expected = (case.images, result.kept)
-        came = tuple(made.tokens.shape[:2])
-        require(came == expected, f"{case}, keep {keep}: expected tokens of the shape {expected}, came {came}")
+        shape = tuple(made.tokens.shape[:2])
+        require(shape == expected, f"{case}, keep {keep}: expected tokens of the shape {expected}, came {shape}")
         require(torch.isfinite(made.tokens).all(), f"{case}, keep {keep}: a merged token is not finite")
         lost = result.counts is not None and (made.counts is None or not torch.equal(made.counts, result.counts))
         require(not lost, f"{case}, keep {keep}: the counts were lost")

@@ -123,7 +123,7 @@ def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
 
 
 def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:
-    """Split methods into those whose inputs can be provided and those that read CLIP text where no CLIP is configured."""
+    """Split off methods that read CLIP text where no CLIP is configured, with the reason; return the other methods first."""
     lacks_text = {label for label, pruner in methods.items() if "clip_text" in pruner.reads and model.clip is None}
     reason = "needs CLIP's text encoder: name a checkpoint with --clip, in `extract` too"
     return (

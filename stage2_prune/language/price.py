@@ -1,4 +1,4 @@
-"""What visual tokens cost inside the language model: tokens per layer, cache bytes, and FLOPs by named convention."""
+"""Compute what visual tokens cost inside the language model: tokens per layer, cache bytes, and FLOPs by named convention."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

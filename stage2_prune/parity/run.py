@@ -78,7 +78,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
 
 
 def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
-    """Choose the method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget.
+    """Choose the method whose mask is overridden: the method that `train.pruner` names, else the first that takes a budget.
 
     Methods inside the language model are left out: they have no mask that could be multiplied into the features.
 
@@ -98,7 +98,7 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
 
 def _open(experiment: Experiment, pruner: Pruner) -> tuple[Features, dict[str, str]]:
-    """Open the store with every array that the modes read and the store has; name the modes that it cannot run."""
+    """Open the store with every array that it has and the modes read; name the modes that the store cannot serve."""
     features = open_features(experiment, (), exact=True, optional=pruner.needs | {"raw"})
     return features, reasons(features, pruner)
 

@@ -22,8 +22,8 @@ def require_visual_tokens(given: object, width: int, batched: bool = False) -> N
     remedy = _remedy(given, width, batched)
     if remedy is not None:
         shape = f"(token, {width})" + (f" or (image, token, {width})" if batched else "")
-        came = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise WrongCall(f"expected visual tokens as a tensor of floats {shape}, got {came}: {remedy}")
+        form = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise WrongCall(f"expected visual tokens as a tensor of floats {shape}, got {form}: {remedy}")
 
 
 def _remedy(given: object, width: int, batched: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""Choose the questions that a command asks, report how many they are, and set aside those that cannot be scored."""
+"""Choose the questions that a command asks, report their number, and set aside questions that cannot be scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NO_ANSWER = "it has no answer to be scored by"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The questions of a split that a command asks, and those that it leaves out because they have no answer."""
+    """The questions of a split that a command asks, and the questions that the command leaves out for want of an answer."""
 
     questions: list[Question]
     unanswered: list[Excluded]

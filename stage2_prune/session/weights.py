@@ -33,7 +33,7 @@ _NAMES = {"checkpoint", "revision"}
 
 
 def folder(run_dir: Path, label: str, pruner: TrainedPruner) -> Path:
-    """Return the folder of a pruner's weights: the one that its `weights` names, else the run's own for this `label`."""
+    """Return the folder of a pruner's weights: the folder that `weights` names, or else the run's own folder for `label`."""
     return pruner.weights or run_dir / "pruner" / label
 
 
@@ -154,8 +154,8 @@ def load(
     remedy = _again(folder, pruner.weights is not None)
     data = read_bytes(folder / WEIGHTS, remedy)
     if data is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
-        came = "it is missing" if data is None else "it is not the one that pruner.json names"
-        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {remedy}")
+        problem = "it is missing" if data is None else "it is not the one that pruner.json names"
+        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {problem}: {remedy}")
     module = pruner.fresh(spec, seed=0).module
     module.load_state_dict(safetensors.torch.load(data), strict=True)
     return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record

@@ -132,7 +132,7 @@ def _bare(reason: str) -> str:
 
 
 def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
-    """Tabulate methods x budgets, those before the language model first; `say` formats the entry of a row."""
+    """Tabulate methods x budgets, with methods before the language model first; `say` formats the entry of a row."""
     budgets = sorted({row["budget"] for row in rows}, key=ascending, reverse=True)
     entries: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
     for row in rows:

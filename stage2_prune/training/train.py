@@ -2,7 +2,7 @@
 
 The epoch with the highest validation accuracy at `train.val_keep` tokens is chosen. Validation answers as an evaluation does,
 by hard selection and greedy generation. Epoch 0, the freshly seeded module, is a candidate too:
-`train.epochs: 0` saves it, and a training that only made things worse loses against it.
+`train.epochs: 0` saves it, and a training whose epochs are all worse loses against it.
 """
 
 import json
