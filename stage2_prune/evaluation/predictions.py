@@ -67,8 +67,8 @@ class PredictionFile:
         for question in wanted:
             self._answers.pop(question.question_id, None)
         batches, self._in_order = batching.cut(wanted), batching.in_order
-        begun, _ = self._read(self._partial)
-        self.left = [batch for batch in batches if any(question.question_id not in begun for question in batch)]
+        in_partial, _ = self._read(self._partial)
+        self.left = [batch for batch in batches if any(question.question_id not in in_partial for question in batch)]
         """Batches that lack an answer; a batch that was answered in part is answered again as a whole."""
         asked_again = {question.question_id for batch in self.left for question in batch}
         kept = [prediction for name, prediction in in_partial.items() if name not in asked_again]
