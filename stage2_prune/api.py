@@ -22,7 +22,7 @@ from stage2_prune.training import train
 def run_training(
     config: Experiment | Path | str = DEFAULT, *, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """Train the pruner that `train.pruner` names, or go on with its training, and return what the training says of itself.
+    """Train the pruner of `train.pruner`, or resume its training; return what `pruner.json` records about the training.
 
     Args:
         config: An experiment, a config file, or the name of a packaged config.
@@ -51,7 +51,7 @@ def run_sweep(config: Experiment | Path | str = DEFAULT, *, overwrite: bool = Fa
 def run_parity(
     config: Experiment | Path | str = DEFAULT, *, limit: int | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """Compare four ways to the answer, and return the content of `parity.json`; its table is printed as the command does.
+    """Compare four ways to the answer, print the command's table, and return the content of `parity.json`.
 
     Args:
         config: An experiment, a config file, or the name of a packaged config.

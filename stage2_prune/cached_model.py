@@ -1,4 +1,4 @@
-"""A language half with a store of features: ask it questions, and let pruners choose what it sees."""
+"""Open a language half beside a store of features, to ask it questions and let pruners choose what it sees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,13 +123,13 @@ class CachedModel:
         visual tokens can be trained through the language model. Visual tokens stand at consecutive positions.
 
         Args:
-            features: Visual tokens in the language model's embedding space, (image, token, embed) of one image for each question,
-                or (token, embed) of one image that all questions are about.
+            features: Visual tokens in the language model's embedding space: (image, token, embed) with an image for each
+                question, or (token, embed) of a single image that all questions are about.
             questions: What is asked; `data.post_prompt` is appended, as in a training.
             answers: The right answer to each question; the end of the answer is learned with it.
 
         Raises:
-            WrongCall: (exit 2) The features are no such tensor, or images, questions and answers are not equally many.
+            WrongCall: (exit 2) The features are no such tensor, or the numbers of images, questions and answers differ.
 
         """
         language, post_prompt = self.session.language, self.session.experiment.data.post_prompt
@@ -187,7 +187,7 @@ class CachedModel:
     def _asked(
         self, images: Sequence[str], question: str, pruner: Pruner, keep: int | None
     ) -> tuple[FeatureBatch, int, QuestionReader]:
-        """Read what a pruner needs of some images: the arguments of `prune_batch` behind the pruner."""
+        """Read what a pruner needs of some images, as the arguments that follow the pruner in `prune_batch`."""
         features = self.session.features.reading(pruner.needs)
         if pruner.place != "before_llm":
             raise PrunerMisused(
@@ -198,7 +198,7 @@ class CachedModel:
             raise PrunerMisused(
                 f"expected a question for {type(pruner).__name__}, which reads it, got none: give `question`"
             )
-        rows_of(features.store, images)  # names the image that is not there
+        rows_of(features.store, images)  # raises an error that names an unknown image
         asked = [Question(question_id=image, image=image, question=question) for image in images]
         (batch,) = features.batches([asked])
         budget = pruner.asked_tokens(self.patches, -1 if keep is None else keep)

@@ -49,8 +49,8 @@ def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_
 def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score many methods at many budgets and other settings.
 
-    The config names what is varied. An interrupted run is resumed. Writes tidy CSV, a table and pictures. Methods and budgets
-    that cannot be had are listed with the reason.
+    The config says what varies. An interrupted run is resumed. The command writes tidy CSV, a table and pictures, and lists
+    methods and budgets that cannot run, with the reason.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
@@ -92,7 +92,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
     """Fit the method fit_prune to the configured model.
 
-    Uses training questions, and prints the line `deletes: …` for a config.
+    The command fits on training questions, and prints the line `deletes: …` for a config.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.training import calibrate
@@ -109,8 +109,8 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) -> int:
     """Prove that the store gives the full model's answers.
 
-    Compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit code 4
-    means that they differ, 3 that one of the ways could not be tried.
+    The command compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit
+    code 4 means that two ways differ, 3 that one of the ways could not be tried.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.parity import run as parity
@@ -123,7 +123,7 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
 @click.option(
     "--only", multiple=True, metavar="GLOB", help="Take only results whose names match, such as '*-32-*'; repeatable."
 )
-@click.option("--against", metavar="NAME", help="Compare every result with this one only; default: all pairs.")
+@click.option("--against", metavar="NAME", help="Compare every result with this result only; default: all pairs.")
 @click.option(
     "--factor",
     "factors",
@@ -134,10 +134,10 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
 @click.option(
     "--resamples",
     type=click.IntRange(min=1),
-    help="Resamples of the bootstrap; default: those of the results' evaluation.",
+    help="Number of resamples of the bootstrap; default: as in the results' evaluation.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), help="Seed of the bootstrap; default: that of the results' evaluation."
+    "--seed", type=click.IntRange(min=0), help="Seed of the bootstrap; default: the seed of the results' evaluation."
 )
 @json_option
 def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -155,7 +155,9 @@ def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 @group.command()
 @experiment_options("eval", "model", "data", "store", "prune", "sweep")
-@click.option("--sweep", is_flag=True, help="Take the methods of `sweep`, by default all there are, not prune.methods.")
+@click.option(
+    "--sweep", is_flag=True, help="Take the methods of `sweep`, by default all methods, instead of prune.methods."
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=None, help="At most this many questions; default: the whole split."
 )
@@ -166,8 +168,9 @@ def analyse(
 ) -> None:  # fmt: skip
     """Measure which parts of images pruners keep.
 
-    Measures likeness to each other, coverage, duplicates, padding, and how much is kept of the object that is asked about.
-    Reads the store and, for methods that read the question, text embeddings. No language model is run.
+    The command measures how alike the methods' choices are, coverage, duplicates, padding, and how much is kept of the object
+    that a question is about. Only the store is read and, for methods that read the question, text embeddings. No language model
+    is run.
     """
     experiment = _experiment(config_path, flags)
     from stage2_prune.analysis import analyse
@@ -182,7 +185,9 @@ def analyse(
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @experiment_options("model", "data", "store", "prune")
 @click.option(
-    "--methods", metavar="A,B,…", help="Pruners to draw; default: the config's that drop before the language model."
+    "--methods",
+    metavar="A,B,…",
+    help="Pruners to draw; default: the config's pruners that drop before the language model.",
 )
 @click.option(
     "--keep", type=click.IntRange(min=1), help="Visual tokens per image; default: the middle of prune.budgets."

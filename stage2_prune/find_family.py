@@ -1,4 +1,4 @@
-"""Which family opens the language half of a checkpoint, and opening it."""
+"""Find the family of a checkpoint, and open the checkpoint's language half with it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The commands about pruners themselves, which need no store and no model: list them, and check one against the contract."""
+"""Define the commands that list pruners and check a pruner against the contract; neither needs a store or a model."""
 
 import json
 
@@ -14,7 +14,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def list_pruners(as_json: bool) -> None:
     """List the pruning methods and their parameters.
 
-    With defaults, the arrays that each method needs, where it drops tokens, and what a budget means for it.
+    The list shows the parameters' defaults, the arrays that a method needs, where the method drops tokens, and what a budget
+    means for it.
     """
     from stage2_prune.evaluation import report
 
@@ -29,8 +30,8 @@ def list_pruners(as_json: bool) -> None:
 def check_pruner(name: str, parameters: str, as_json: bool) -> int:
     """Check a pruner against the contract.
 
-    FILE_OR_NAME is the path of a .py file, or the name of a method. The rules are checked on generated features; prints one line
-    for each rule, and exits with 4 if a rule is broken.
+    FILE_OR_NAME is the path of a .py file, or the name of a method. The rules are checked on generated features. The command
+    prints one line for each rule, and exits with 4 if a rule is broken.
     """
     given = flag_mapping("--parameters", parameters)
     from stage2_prune.contract import check

@@ -89,7 +89,7 @@ def run(
 
 
 def folder_of(experiment: Experiment, sweep: bool) -> Path:
-    """Return the folder of an analysis; that of the methods of a sweep has its own, so that neither replaces the other."""
+    """Return the folder of an analysis; an analysis of a sweep's methods has its own, so that neither replaces the other."""
     return experiment.run_dir / ("selection-sweep" if sweep else "selection")
 
 
@@ -140,15 +140,15 @@ def _refuse_other(folder: Path, settings: Mapping[str, Any], asked: Sequence[Que
     recorded = read_object(path, remedy)
     if recorded is None:
         return
-    before = recorded.get("settings")
-    if not isinstance(before, dict):
+    old_settings = recorded.get("settings")
+    if not isinstance(old_settings, dict):
         raise DamagedRun(f"{path} is damaged (it lacks its settings): {remedy}")
-    before["questions"] = questions_as_now(
-        before.get("questions"), settings["questions"], earlier_digest(asked), recorded.get("n_questions")
+    old_settings["questions"] = questions_as_now(
+        old_settings.get("questions"), settings["questions"], earlier_digest(asked), recorded.get("n_questions")
     )
     require_same(
         f"{path} was made with other settings",
-        before,
+        old_settings,
         settings,
         remedy="run again with --overwrite to replace it, or with another --run-dir to keep it",
     )

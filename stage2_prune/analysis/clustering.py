@@ -1,4 +1,4 @@
-"""Order things so that similar ones stand side by side."""
+"""Order items so that similar items stand side by side."""
 
 from itertools import product
 
@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 
-def leaf_order(alike: Float[np.ndarray, "one one"]) -> list[int]:
+def leaf_order(alike: Float[np.ndarray, "item item"]) -> list[int]:
     """Cluster a symmetric matrix of similarities by average linkage, and lay the clusters out as a line.
 
-    The two most similar clusters are joined again and again; each time they are turned so that the ends that meet are the
-    most similar ones. Of equals, the first is taken.
+    Again and again the two most similar clusters are joined, each turned so that the two ends that meet are as similar as
+    possible. Of equally similar choices, the first is taken.
 
     >>> leaf_order(np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.2], [0.9, 0.2, 1.0]]))
     [0, 2, 1]

@@ -1,4 +1,4 @@
-"""Average what was measured of the kept patches, with intervals over images: the rows and matrices of an analysis."""
+"""Average the measurements of kept patches, with intervals over images, into the rows and matrices of an analysis."""
 
 from collections.abc import Sequence
 from itertools import groupby

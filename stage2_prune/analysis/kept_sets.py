@@ -37,7 +37,7 @@ class SelectingMethods:
     left_out: tuple[Unavailable, ...]
     """Methods that cannot select from this store, each with the reason."""
     untrained: Mapping[str, str]
-    """What to do for each of these methods that lacks only trained weights, by label."""
+    """What to do for each method left out that lacks only trained weights, by label."""
 
     @torch.no_grad()
     def cells(self, question: Question) -> tuple[list[Cell], list[Unmet]]:
@@ -69,8 +69,8 @@ class SelectingMethods:
         """Find what a cell keeps of a batch.
 
         Returns:
-            What is kept, and for each question the row of it that belongs to the question: a row per image, or, if the
-            method reads the question, a row per question.
+            The kept patches, and for each question its row in them. There is a row per image or, if the method reads the
+            question, a row per question.
         """
         asked, chosen = choose_batch(cell.pruner, batch, cell.schedule.entering, self.session.reader)
         return kept_of(chosen, self.session.features.patches), asked.of_question.tolist()

@@ -33,7 +33,7 @@ Measure = Callable[[Bool[Tensor, " patch"]], float]
 
 @dataclass
 class Measured:
-    """All measured values, image by image and question by question, in the order in which these were read."""
+    """All measured values, image by image and question by question, in the order of reading."""
 
     questions: list[Question] = field(default_factory=list)
     cells: dict[str, MetricValues] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
@@ -41,7 +41,7 @@ class Measured:
     tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """For each question the number of visual tokens that are kept, by the cell's name."""
     jaccard: dict[int, list[Float[Tensor, "image method method"]]] = field(default_factory=lambda: defaultdict(list))
-    """Jaccard indices by budget; the methods are those of `compared`."""
+    """Jaccard indices by budget, for the methods that `compared` lists, in its order."""
 
 
 def by_image(asked: Sequence[Question], at_least: int) -> list[list[Question]]:

@@ -20,7 +20,7 @@ _LIKENESS, _BUDGETS = "YlGnBu", "cividis"
 """Colour maps that colour-blind readers can read, and that stay readable in grey."""
 
 
-def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
+def jaccard(analysis: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> None:
     """Draw the heat map of one budget; the diagonal, 1 by definition, is left grey."""
     names, values = matrix["methods"], np.array(matrix["mean"])
     side = 0.39 * len(names)
@@ -40,32 +40,32 @@ def jaccard(found: Mapping[str, Any], matrix: Mapping[str, Any], path: Path) -> 
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(
-        f"Patches in common at {matrix['keep']} of {found['patches']} tokens\n"
-        f"Jaccard index, mean of {counted(found['n_images'], 'image')}; two random choices: {matrix['by_chance']:.2f}",
+        f"Patches in common at {matrix['keep']} of {analysis['patches']} tokens\n"
+        f"Jaccard index, mean of {counted(analysis['n_images'], 'image')}; two random choices: {matrix['by_chance']:.2f}",
         loc="left", size=9,
     )  # fmt: skip
     save_figure(figure, path)
 
 
-def metrics(found: Mapping[str, Any], path: Path) -> None:
+def metrics(analysis: Mapping[str, Any], path: Path) -> None:
     """Draw a panel per metric, a line per method, a dot per budget; darker dots stand for fewer tokens."""
-    measured = [name for name in found["metrics"] if name not in found["not_measured"]]
-    names = list(dict.fromkeys(row["pruner"] for row in found["results"]))
-    stated = {row["keep"] for row in found["results"] if row["keep"]}
-    budgets = sorted((keep for keep in stated if keep != found["patches"]), key=ascending)
+    measured = [name for name in analysis["metrics"] if name not in analysis["not_measured"]]
+    names = list(dict.fromkeys(row["pruner"] for row in analysis["results"]))
+    stated = {row["keep"] for row in analysis["results"] if row["keep"]}
+    budgets = sorted((keep for keep in stated if keep != analysis["patches"]), key=ascending)
     figure = Figure(figsize=(2.2 + 2.1 * len(measured), 1.5 + 0.24 * len(names)), dpi=130, layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(measured), sharey=True)))
     shades = {keep: colormaps[_BUDGETS](0.9 * rank / max(len(budgets) - 1, 1)) for rank, keep in enumerate(budgets)}
     for axes, metric in zip(panels, measured, strict=True):
-        for row in found["results"]:
+        for row in analysis["results"]:
             _dot(axes, names.index(row["pruner"]), row["metrics"][metric], shades.get(row["keep"], "white"))
-        _dress(axes, names, found["metrics"][metric])
+        _dress(axes, names, analysis["metrics"][metric])
     handles = [_key(shades[keep], in_words(keep)) for keep in budgets]
-    if any(row["keep"] not in shades for row in found["results"]):
+    if any(row["keep"] not in shades for row in analysis["results"]):
         handles.append(_key("white", "all, or as many as the method likes"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(
-        f"What is kept of {counted(found['n_images'], 'image')} ({found['config']['name']}, {found['split']}); "
+        f"What is kept of {counted(analysis['n_images'], 'image')} ({analysis['config']['name']}, {analysis['split']}); "
         "bars: 95 % intervals",
         x=0.01, ha="left", size=10,
     )  # fmt: skip

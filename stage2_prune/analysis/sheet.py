@@ -18,7 +18,7 @@ Patches = Bool[np.ndarray, "rows columns"]
 DROPPED = (0.25, 0.0)
 """Shares of brightness and of colour that a dropped patch retains; a kept patch retains all of both."""
 ABSORBED = (0.45, 0.55)
-"""Shares of brightness and of colour that a patch retains which is only part of a merged token."""
+"""Shares of brightness and of colour that a patch retains if it is only part of a merged token."""
 TARGET, ASKED = "#E69F00", "#E3120B"
 _PANEL, _GAP, _TITLE, _HEAD, _FOOT, _MARGIN = 1.72, 0.1, 0.2, 0.28, 0.28, 0.12
 """In inches: a picture's longer side, the gap between pictures, the title above a picture, the heading above a band, the

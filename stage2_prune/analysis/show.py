@@ -120,7 +120,7 @@ def _require_writable(path: Path, overwrite: bool) -> None:
 
 
 def _keep(experiment: Experiment, wanted: PictureRequest) -> tuple[int | float | str, ...]:
-    """Return the budget to show: the wanted one, or else the middle one of the config, which may have none."""
+    """Return the budget to show: the requested budget, or else the config's middle budget; nothing if there is neither."""
     if wanted.keep is not None:
         return (wanted.keep,)
     budgets = sorted(experiment.prune.budgets, key=ascending)
@@ -130,7 +130,7 @@ def _keep(experiment: Experiment, wanted: PictureRequest) -> tuple[int | float |
 def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, Pruner]:
     """Find the methods by name, with the parameters that the config gives them, or take all of the config's.
 
-    A name is that of a method or of a row in the config's tables; a file is one method however its path is written.
+    A name belongs to a method or to a row in the config's tables. However the path of a file is written, it names one method.
     """
     configured = configured_pruners(experiment)
     if names is None:
@@ -139,15 +139,15 @@ def _methods(experiment: Experiment, names: Sequence[str] | None) -> dict[str, P
     asked = [method_of(name, {}) for name in dict.fromkeys(names)]
     require_own_labels(asked)
     owners = [_resolved(method.name) for method in experiment.prune.methods]
-    found: dict[str, Pruner] = {}
+    chosen: dict[str, Pruner] = {}
     for method in asked:
         if method.name in configured:
-            found[method.name] = configured[method.name]
+            chosen[method.name] = configured[method.name]
             continue
         rows = zip(configured.items(), owners, strict=True)
-        mine = {label: pruner for (label, pruner), owner in rows if owner == _resolved(method.name)}
-        found |= mine or {method.known_as: build_pruner(method, known)}
-    return found
+        named_rows = {label: pruner for (label, pruner), owner in rows if owner == _resolved(method.name)}
+        chosen |= named_rows or {method.known_as: build_pruner(method, known)}
+    return chosen
 
 
 def _resolved(name: str) -> str:

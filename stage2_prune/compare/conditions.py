@@ -19,7 +19,7 @@ _RECORDED: dict[Factor, tuple[str, ...]] = {
     "answer-length": ("eval.max_new_tokens",),
 }
 _NUMERIC = ("eval.batch_size", "device", "torch", "transformers")
-"""Settings that may change last bits, and so an answer now and then: they are noted, not refused."""
+"""Settings that may change last bits, and so an answer now and then: differences are noted, not refused."""
 _SHOWN = 60
 """The largest number of characters of a value that are shown."""
 
@@ -47,7 +47,7 @@ def check(results: Sequence[MethodResult], factors: Collection[str]) -> list[str
     unknown = [result.name for result in results if not all(result.identities)]
     notes = [f"what {name} was made with is not recorded beside it, and not checked" for name in unknown]
     return notes + [
-        f"{key} differs between results ({', '.join(values)}): last bits may, and with them an answer now and then"
+        f"{key} differs between results ({', '.join(values)}): last bits may differ too, and with them an answer now and then"
         for key in _NUMERIC
         if len(values := sorted({str(made[key]) for result in results for made in result.identities if key in made}))
         > 1

@@ -14,7 +14,7 @@ EXPLANATION = (
 )
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(comparison: dict[str, Any]) -> str:
     """Format a comparison as two Markdown tables and notes."""
     results = markdown(
         ["result", "seeds", "accuracy", "95 % interval", "same answer as unpruned", "KL to unpruned"],
@@ -27,7 +27,7 @@ def as_text(found: dict[str, Any]) -> str:
                 _number(row["agreement"], ".4f"),
                 _number(row["kl_to_unpruned"], ".3g"),
             ]
-            for row in found["results"]
+            for row in comparison["results"]
         ],
         left=(0,),
     )
@@ -43,13 +43,13 @@ def as_text(found: dict[str, Any]) -> str:
                 f"{pair['wrong_to_right']:g}",
                 *(f"{pair[p]:.2g}" for p in ("mcnemar_p", "holm_p", "by_image_p", "by_image_holm_p")),
             ]
-            for pair in found["pairs"]
+            for pair in comparison["pairs"]
         ],
         left=(0, 1),
     )
-    asked = f"{counted(found['n_questions'], 'question')} about {counted(found['n_images'], 'image')}, "
-    asked += f"{counted(len(found['pairs']), 'pair')}. "
-    notes = [f"note: {note}" for note in found["notes"]]
+    asked = f"{counted(comparison['n_questions'], 'question')} about {counted(comparison['n_images'], 'image')}, "
+    asked += f"{counted(len(comparison['pairs']), 'pair')}. "
+    notes = [f"note: {note}" for note in comparison["notes"]]
     return "\n".join([results, pairs, asked + EXPLANATION, *notes]) + "\n"
 
 

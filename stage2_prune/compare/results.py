@@ -99,7 +99,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _names(keys: Sequence[tuple[Path, str]]) -> list[str]:
-    """Name results as shortly as tells them apart: by file, by run and file, or by whole path."""
+    """Choose the shortest names that tell results apart: by file, by run and file, or by whole path."""
     ways: list[Callable[[Path, str], str]] = [
         lambda _, stem: stem,
         lambda folder, stem: f"{_run(folder).name}/{stem}",

@@ -63,7 +63,7 @@ def _nothing() -> dict[str, Any]:
 
 
 def _to_unpruned(result: MethodResult, unpruned: MethodResult, questions: Sequence[str]) -> dict[str, Any]:
-    """Measure how often a result gives the unpruned model's answer, right or wrong, and how far choices are reweighed."""
+    """Measure how far a result is from the unpruned model: the share of equal answers, and the divergence over choices."""
     own = unpruned.seeds[0]
     both = [(own[name], seed[name]) for seed in result.seeds for name in questions if name in own]
     if not both:

@@ -79,7 +79,7 @@ def _pairs(results: Sequence[MethodResult], against: str | None) -> list[tuple[M
 
 
 def _bootstrap(results: Sequence[MethodResult], resamples: int | None, seed: int | None) -> tuple[int, int]:
-    """Choose resamples and seed: as given, else those of the first evaluation that recorded them, else the defaults."""
+    """Choose resamples and seed: as given, else as the first evaluation with a record used them, else the defaults."""
     recorded = (result.bootstrap for result in results if result.bootstrap)
     own_resamples, own_seed = next(recorded, (_DEFAULT.bootstrap, _DEFAULT.seed))
     return own_resamples if resamples is None else resamples, own_seed if seed is None else seed

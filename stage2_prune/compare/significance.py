@@ -37,9 +37,8 @@ def sign_flips(differences: Int[np.ndarray, " unit"]) -> float:
     if (sizes == 1).all():
         return mcnemar(int((~positive).sum()), int(positive.sum()))
     smaller = int(min(sizes[positive].sum(), sizes[~positive].sum()))
-    below = np.zeros(
-        smaller + 1
-    )  # the chance of each sum of positive differences, up to the smaller of the two sums here
+    # The chance of each sum of positive differences, up to the smaller of the two observed sums.
+    below = np.zeros(smaller + 1)
     below[0] = 1
     for size in sizes:
         below[size:] += below[:-size].copy()

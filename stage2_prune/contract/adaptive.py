@@ -7,16 +7,16 @@ from stage2_prune.pruning.pruner import Pruner
 
 
 def _reported(pruner: Pruner, case: Case) -> None:
-    """Check that the counts are those of the tokens that were returned."""
+    """Check that the reported counts are the counts of the returned tokens."""
     tokens = case.tokens()
     result = pruned(pruner, tokens, tokens.patches)
     counts = result.counts
     if counts is None:
         raise Broken(f"{case}: it returned no `counts`")
-    came = f"{tuple(counts.shape)} of {str(counts.dtype).removeprefix('torch.')}"
+    returned = f"{tuple(counts.shape)} of {str(counts.dtype).removeprefix('torch.')}"
     require(
         counts.shape == (case.images,) and counts.dtype == torch.long,
-        f"{case}: expected counts of the shape {(case.images,)} in int64, came {came}",
+        f"{case}: expected counts of the shape {(case.images,)} in int64, came {returned}",
     )
     require(
         ((counts >= 1) & (counts <= tokens.patches)).all(),

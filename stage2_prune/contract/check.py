@@ -40,9 +40,9 @@ MERGING: Rules = (
 )
 DECIDING: Rules = ((adaptive.REPORTED, WIDELY), (adaptive.ALONE, WIDELY), (merging.PLACED, SMALL))
 DECLARED = (every.RETURNS, every.DECLARES)
-"""The rules that are checked first, one by one, as a method that breaks one of them would break all others."""
+"""The rules that are checked first, one by one, because a method that breaks any of these would break all others."""
 BEFORE: Rules = ((every.NEIGHBOURS, CASES), (every.TWICE, CASES), (every.UNWRITTEN, CASES))
-"""The rules for every method before the language model, beside those for its kind and `DECLARED`."""
+"""The rules for every method before the language model, beside `DECLARED` and the rules for its kind."""
 RANDOMISED: Rules = ((every.SEEDED, (DRAWN,)),)
 NESTED: Rules = ((selection.NESTED, WIDELY),)
 TRAINED: Rules = ((every.SOFT, CASES),)
@@ -71,10 +71,10 @@ class CheckedPruner:
     label: str
     file: Path
     kind: str
-    """What it does, which says what rules there are for it."""
+    """What the method does, which decides the rules that apply."""
     verdicts: Sequence[Verdict]
     stopped: bool
-    """Whether the other rules were not checked, because they need those that are broken."""
+    """Whether checking stopped at a broken rule on which all other rules depend."""
 
     @property
     def holds(self) -> bool:
@@ -94,33 +94,33 @@ class CheckedPruner:
         for verdict in self.verdicts:
             lines.append(f"{'ok' if verdict.broken is None else 'failed':8}{verdict.rule}")
             lines += [f"{'':8}  {verdict.broken}"] * (verdict.broken is not None)
-        lines += ["The other rules are checked when these hold."] * self.stopped
+        lines += ["The other rules are checked once these rules hold."] * self.stopped
         return "\n".join(lines)
 
 
 def check(name: str, parameters: Mapping[str, Any]) -> CheckedPruner:
-    """Check the method called `name`, which may be the path of a file, with some parameters.
+    """Check the method that `name` names, which may be the path of a file, with the given parameters.
 
     Raises ConfigError (exit 2) for a name or a file that stands for no method, and for wrong parameters.
     """
     method = method_of(name, parameters)
-    found = plugin.find(pruners, name, Pruner)
-    file = Path(inspect.getfile(found))
+    pruner_class = plugin.find(pruners, name, Pruner)
+    file = Path(inspect.getfile(pruner_class))
     try:
-        every.parameters_are_fields(found)
+        every.parameters_are_fields(pruner_class)
     except Broken as broken:
         return CheckedPruner(method.known_as, file, "no pruner", [Verdict(every.PARAMETERS, str(broken))], stopped=True)
-    pruner: Pruner = build_pruner(method, {name: found})
+    pruner: Pruner = build_pruner(method, {name: pruner_class})
     kind, verdicts, stopped = check_rules(pruner)
     return CheckedPruner(method.known_as, file, kind, [Verdict(every.PARAMETERS), *verdicts], stopped)
 
 
 def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
-    """Check the rules that there are for the kind of a pruner.
+    """Check the rules that apply to the kind of a pruner.
 
     Returns:
-        The kind, the verdicts, and whether the rules behind them were left out, because a method that returns no result or
-        reads more than it declares would break all of them.
+        The kind, the verdicts, and whether checking stopped early: a method that returns no result, or reads more than it
+        declares, would break all later rules.
     """
     if pruner.place == "in_llm":
         return "inside the language model", [verdict(pruner, *rule) for rule in INSIDE], False

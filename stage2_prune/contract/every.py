@@ -1,4 +1,4 @@
-"""The rules for every method that prunes before the language model, and those for parameters, seeds and learned weights."""
+"""The rules for every method that prunes before the language model, and rules for parameters, seeds and learned weights."""
 
 import dataclasses
 from dataclasses import replace
@@ -21,7 +21,7 @@ def parameters_are_fields(kind: type[Pruner]) -> None:
 
     Raises ConfigError (exit 2) for a field whose type no config can give.
     """
-    untyped: Any = kind  # dataclasses do not declare where they say that they are frozen
+    untyped: Any = kind  # type stubs do not declare `__dataclass_params__`
     if not (dataclasses.is_dataclass(kind) and untyped.__dataclass_params__.frozen):
         raise Broken(f"{kind.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it")
     required = [
@@ -40,9 +40,9 @@ def parameters_are_fields(kind: type[Pruner]) -> None:
 
 
 def _returns(pruner: Pruner, case: Case) -> None:
-    """Check that a pruner returns a result, where it is given all that a store may hold."""
+    """Check that a pruner returns a result when it is given every array that a store may hold."""
     tokens, keep = case.tokens(), _middle(pruner, case)
-    if pruner.needs - tokens.arrays.keys():  # the next rule names what no store holds
+    if pruner.needs - tokens.arrays.keys():  # the next rule reports arrays that no store holds
         return
     try:
         with torch.no_grad():
@@ -69,7 +69,7 @@ def _declares(pruner: Pruner, case: Case) -> None:
         ) from error
     for image in range(case.images):
         own, other = chosen(declared, image), chosen(result, image)
-        steady = same(own, chosen(again, image))  # where it is not, another rule is broken
+        steady = same(own, chosen(again, image))  # a choice that varies breaks another rule
         require(
             same(own, other) or not steady,
             f"{case}, keep {keep}, image {image}: with what it declares it kept {shown(own)}, beside other arrays {shown(other)}",
@@ -95,8 +95,8 @@ def _neighbours(pruner: Pruner, case: Case) -> None:
     tokens, keep = case.tokens(), _middle(pruner, case)
     order = list(reversed(range(case.images)))
     first, turned = pruned(pruner, tokens, keep), pruned(pruner, tokens.at(order), keep)
-    for place, image in enumerate(order):
-        was, now = chosen(first, image), chosen(turned, place)
+    for position, image in enumerate(order):
+        was, now = chosen(first, image), chosen(turned, position)
         require(
             same(was, now),
             f"{case}, keep {keep}, image {image}: it kept {shown(was)}, and {shown(now)} in a batch of the reverse order",
@@ -162,14 +162,14 @@ def _seeded(pruner: Pruner, case: Case) -> None:
 
 
 def _soft(pruner: Pruner, case: Case) -> None:
-    """Check the weights of the training."""
+    """Check the soft weights that training uses."""
     assert isinstance(pruner, TrainedPruner), "only trained pruners have soft weights"
     tokens = case.tokens()
     declared = tokens.only(pruner.needs, pruner.reads)
     for keep in (1, tokens.patches // 2, tokens.patches):
         soft = pruner.soft(declared, keep)
-        expected, came = (case.images, tokens.patches), tuple(soft.shape)
-        require(came == expected, f"{case}, keep {keep}: expected weights of the shape {expected}, came {came}")
+        expected, shape = (case.images, tokens.patches), tuple(soft.shape)
+        require(shape == expected, f"{case}, keep {keep}: expected weights of the shape {expected}, came {shape}")
         low, high = soft.min().item(), soft.max().item()
         require(0 <= low <= high <= 1, f"{case}, keep {keep}: weights from {low:g} to {high:g}")
         require(
@@ -180,7 +180,7 @@ def _soft(pruner: Pruner, case: Case) -> None:
 
 
 def _middle(pruner: Pruner, case: Case) -> int:
-    """Return the middle one of the budgets."""
+    """Return the middle budget."""
     budgets = case.budgets(pruner)
     return budgets[len(budgets) // 2]
 

@@ -26,7 +26,7 @@ SHAPES = ((PATCHES, LAYERS), (576, 32), (576, 4), (1, 3))
 def asked(
     language: Language, pruner: InLLMPruner, schedule: Schedule, rows: Sequence[int] = ROWS
 ) -> ModelInputs:  # fmt: skip
-    """Ask questions about the patches that a method lets enter, each about an image of its own."""
+    """Lay out questions about the patches that a method lets enter, each question about an image of its own."""
     tokens = visual_tokens((4, PATCHES // 4))
     pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)
     if pruned.index is None or pruned.merge is not None:
@@ -39,7 +39,7 @@ def asked(
 def feasible(
     pruner: InLLMPruner, patches: int = PATCHES, depth: int = LAYERS, keeps: Iterable[int] = range(1, PATCHES + 1)
 ) -> Mapping[int, Schedule]:
-    """Return the schedules of those budgets that the method can meet; a method without a budget has one, under 0."""
+    """Return the schedule of each budget that the method can meet; a method without a budget has a single schedule, under 0."""
     schedules: dict[int, Schedule] = {}
     for keep in (0,) if pruner.budget == "fixed" else keeps:
         try:
@@ -85,12 +85,12 @@ def _kept(pruner: Pruner, case: Case) -> None:
             for stage in schedule.stages:
                 entering = kept[stage.layer]
                 patches = [patch for patch in entering if patch >= 0]
-                came = f"{where}, layer {stage.layer}: it kept {entering}"
+                what_it_kept = f"{where}, layer {stage.layer}: it kept {entering}"
                 planned = f"the schedule says {stage.keep} and {stage.merged} merged"
-                require(patches == sorted(set(patches)), f"{came}, not ascending or one patch twice")
-                require(entering[: len(patches)] == patches, f"{came}, merged tokens stand before patches")
-                require(len(entering) == stage.keep + stage.merged, f"{came}, {planned}")
-                require(len(entering) - len(patches) >= stage.merged, f"{came}, {planned}")
+                require(patches == sorted(set(patches)), f"{what_it_kept}, not ascending or one patch twice")
+                require(entering[: len(patches)] == patches, f"{what_it_kept}, merged tokens stand before patches")
+                require(len(entering) == stage.keep + stage.merged, f"{what_it_kept}, {planned}")
+                require(len(entering) - len(patches) >= stage.merged, f"{what_it_kept}, {planned}")
 
 
 def _alone(pruner: Pruner, case: Case) -> None:
@@ -137,7 +137,7 @@ def _everything(pruner: Pruner, case: Case) -> None:
 
 
 def _inside(pruner: Pruner) -> InLLMPruner:
-    """Return the pruner as one with a schedule."""
+    """Return the pruner as an InLLMPruner; raise Broken if it is none or has another kind of budget."""
     if not isinstance(pruner, InLLMPruner) or pruner.budget not in ("schedule", "fixed"):
         raise Broken(
             f"expected an InLLMPruner with the budget `schedule` or `fixed`, {type(pruner).__name__} is a "

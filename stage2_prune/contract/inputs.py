@@ -1,4 +1,4 @@
-"""Generate cached arrays on any grid, as a pruner is given them; they are a function of a seed."""
+"""Generate cached arrays on any grid, in the form that pruners are given; the arrays are a function of a seed."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from stage2_prune.pruning.tokens import ClipText, Project, VisualTokens
 TINY = (8, 2, 12)
 """Width of `raw`, heads of `cls_attention`, width of `projected`."""
 REAL = (1024, 16, 4096)
-"""The same for LLaVA-1.5."""
+"""The same three sizes for LLaVA-1.5."""
 LAYERS = 5
 """Layers of the tower, for arrays with an axis of layers."""
 CLIP_WIDTH = 6
@@ -96,7 +96,7 @@ def _attention(images: int, patches: int, layers: int, generator: torch.Generato
 def _beside_the_tower(
     images: int, patches: int, dtype: torch.dtype, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Generate patches in CLIP's space, and how much of each is image: of some nothing, of some a part, of some all."""
+    """Generate patches in CLIP's space, and the share of each patch that shows the image: none, a part, or all."""
     in_clip = (torch.randn(images, patches, CLIP_WIDTH, generator=generator) for _ in range(2))
     area = (3 * torch.rand(images, patches, generator=generator) - 1).clamp(0, 1)
     patched, projected = (array.to(dtype) for array in in_clip)

@@ -19,14 +19,14 @@ def _budget(pruner: Pruner, case: Case) -> None:
 
 
 def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int, where: str) -> None:
-    """Check one result: its weights, and where its tokens stand if it says so."""
+    """Check the weights of a result and, if it has an index, the places of its tokens."""
     merge = merge_of(result, where)
     weights, images = merge.weights, len(tokens.image_ids)
     rows = tokens.patches + (weights.shape[2] > tokens.patches)
-    came = f"{tuple(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
+    returned = f"{tuple(weights.shape)} of {str(weights.dtype).removeprefix('torch.')}"
     require(
         weights.shape == (images, keep, rows) and weights.dtype == torch.float32,
-        f"{where}: expected weights of the shape {(images, keep, tokens.patches)} in float32, came {came}",
+        f"{where}: expected weights of the shape {(images, keep, tokens.patches)} in float32, came {returned}",
     )
     require(torch.isfinite(weights).all(), f"{where}: a weight is not finite")
     require((weights != 0).any(-1).all(), f"{where}: a token is made of nothing")
@@ -37,10 +37,10 @@ def check_merge(pruner: Pruner, tokens: VisualTokens, result: Pruned, keep: int,
     require(merge.space == "projected" or "raw" in pruner.needs, f"{where}: it merges raw rows, and `needs` lacks raw")
     if result.index is None:
         return
-    came = f"{tuple(result.index.shape)} of {str(result.index.dtype).removeprefix('torch.')}"
+    returned = f"{tuple(result.index.shape)} of {str(result.index.dtype).removeprefix('torch.')}"
     require(
         result.index.shape == (images, keep) and result.index.dtype == torch.long,
-        f"{where}: expected an index of the shape {(images, keep)} in int64, came {came}",
+        f"{where}: expected an index of the shape {(images, keep)} in int64, came {returned}",
     )
     for image, kept in enumerate(result.index):
         stands = f"{where}, image {image}: its tokens stand at {shown([kept])}"
@@ -86,7 +86,7 @@ def _in_float32(pruner: Pruner, case: Case) -> None:
 
 
 def _blank(pruner: Pruner, case: Case) -> None:
-    """Check that an image of equal patches is merged to the token."""
+    """Check that an image of equal patches is merged to exactly the budget."""
     for value in (0, 1):
         tokens = case.tokens()
         blank = replace(tokens, arrays={name: torch.full_like(array, value) for name, array in tokens.arrays.items()})
@@ -108,10 +108,10 @@ def _made(pruner: Pruner, case: Case) -> None:
     for keep in (budgets[0], budgets[-1]):
         result = pruned(pruner, tokens, keep)
         made = make_merged(result, batch, lambda raw: raw * 2)
-        assert made.tokens is not None, "of a merge tokens are made"
+        assert made.tokens is not None, "make_merged turns a merge into tokens"
         expected = (case.images, result.kept)
-        came = tuple(made.tokens.shape[:2])
-        require(came == expected, f"{case}, keep {keep}: expected tokens of the shape {expected}, came {came}")
+        shape = tuple(made.tokens.shape[:2])
+        require(shape == expected, f"{case}, keep {keep}: expected tokens of the shape {expected}, came {shape}")
         require(torch.isfinite(made.tokens).all(), f"{case}, keep {keep}: a merged token is not finite")
         lost = result.counts is not None and (made.counts is None or not torch.equal(made.counts, result.counts))
         require(not lost, f"{case}, keep {keep}: the counts were lost")
@@ -120,5 +120,5 @@ def _made(pruner: Pruner, case: Case) -> None:
 BUDGET = Rule("Every budget is kept to the token, and every token is made of something", _budget)
 PLACED = Rule("Merged tokens have an index, or the class says that positions are compact", _placed)
 IN_FLOAT32 = Rule("Half-precision features are merged in float32", _in_float32)
-BLANK = Rule("An image of equal patches is merged to the token", _blank)
+BLANK = Rule("An image of equal patches is merged to exactly the budget", _blank)
 MADE = Rule("The merged tokens can be made", _made)

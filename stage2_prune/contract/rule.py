@@ -12,7 +12,7 @@ from stage2_prune.pruning.tokens import Pruned, VisualTokens
 
 
 class Broken(Exception):
-    """A pruner breaks a rule; the message is the example: where, what was expected, what came."""
+    """A pruner breaks a rule; the message is an example: the features, what was expected, and what the pruner returned."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ def _budget(pruner: Pruner, case: Case) -> None:
     tokens = case.tokens()
     for keep in case.budgets(pruner):
         index = _index_of(pruner, tokens, keep, str(case))
-        came = f"{tuple(index.shape)} of {str(index.dtype).removeprefix('torch.')}"
+        returned = f"{tuple(index.shape)} of {str(index.dtype).removeprefix('torch.')}"
         require(
             index.shape == (case.images, keep) and index.dtype == torch.long,
-            f"{case}, keep {keep}: expected indices of the shape {(case.images, keep)} in int64, came {came}",
+            f"{case}, keep {keep}: expected indices of the shape {(case.images, keep)} in int64, came {returned}",
         )
         for image, kept in enumerate(index):
             where, ascending = f"{case}, keep {keep}, image {image}: it kept {shown([kept])}", kept.sort().values

@@ -1,7 +1,7 @@
 """Compare the layer loop with the stock model on one prompt, before anything is pruned inside the language model.
 
 The layer loop (language/layer_loop.py) calls parts of transformers that may change in any version. So the loaded model
-answers one prompt twice: as the stock model, and through a loop that drops nothing. docs/exactness.md says what that costs.
+answers one prompt twice: as the stock model, and through a loop that drops nothing. docs/exactness.md says how long this takes.
 """
 
 from collections.abc import Collection, Iterable, Sequence

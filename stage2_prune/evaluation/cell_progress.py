@@ -92,7 +92,7 @@ def open_progress(
 
 
 def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, Any]:
-    """Describe a cell as its predictions depend on it; `weights` is the digest of the weights that its method uses."""
+    """Gather the settings of a cell that its predictions depend on; `weights` is the digest of its method's weights."""
     arrays = session.features.fingerprints(cell.pruner.needs | {session.features.source})
     described: dict[str, Any] = {
         "pruner": cell.label,
@@ -111,7 +111,7 @@ def _identity(session: Session, cell: Cell, weights: str | None) -> dict[str, An
 
 
 def _conditions(session: Session) -> dict[str, Any]:
-    """Gather everything that a prediction depends on beside its cell and its question."""
+    """Gather the settings that a prediction depends on beside its cell and its question."""
     section = session.experiment.eval
     others = {"eval.share_prefix": section.share_prefix, "eval.sort_by_length": section.sort_by_length}
     chosen = {name: True for name, is_on in others.items() if is_on}  # left out in runs of earlier versions

@@ -100,7 +100,7 @@ def configured_pruners(experiment: Experiment) -> dict[str, Pruner]:
 
 
 def require_own_labels(methods: Iterable[Method]) -> None:
-    """Refuse two methods that results would call by one name, such as a file of a path and a built-in (PrunerMisused, exit 2)."""
+    """Refuse two methods that results would call by one name, such as a file and a built-in method (PrunerMisused, exit 2)."""
     names: dict[str, str] = {}
     for method in methods:
         other = names.setdefault(method.known_as, method.name)
@@ -112,9 +112,9 @@ def require_own_labels(methods: Iterable[Method]) -> None:
 
 
 def label_with(method: str, details: str) -> str:
-    """Join a method's name and the details that tell it apart to a label, which begins file names.
+    """Make a label, with which file names begin, of a method's name and the details that tell the method apart.
 
-    A label that would be too long has a digest in place of the details.
+    If the label would be too long, a digest replaces the details.
     """
     label = re.sub(r"[^\w.=@,-]", "_", f"{method}@{details}")
     return label if len(label) <= _LONGEST else f"{method}@{sha256(details.encode()).hexdigest()[:16]}"
@@ -133,7 +133,7 @@ def build(method: Method, classes: Mapping[str, type[Pruner]]) -> Pruner:
 
 
 def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[str, Pruner], list[Unavailable]]:
-    """Split methods into those whose inputs can be provided and those that read CLIP text where no CLIP is configured."""
+    """Split off methods that read CLIP text where no CLIP is configured, with the reason; return the other methods first."""
     lacks_text = {label for label, pruner in methods.items() if "clip_text" in pruner.reads and model.clip is None}
     reason = "needs CLIP's text encoder: name a checkpoint with --clip, in `extract` too"
     return (

@@ -156,8 +156,8 @@ def answer(
         session: the opened store and model.
         todo: the cells, with the answers that they have so far.
         asked: all questions.
-        report_progress: called in place of a progress bar, with the number of new answers after they are written, and with
-            0 before; if it raises then, the files stay as they are.
+        report_progress: called in place of a progress bar: with 0 before answers are written, then with the number of answers
+            written. If the call with 0 raises, the files stay as they are.
     """
     section, post_prompt = session.experiment.eval, session.experiment.data.post_prompt
     jobs = _jobs(todo, asked)

@@ -56,7 +56,7 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
 
 
 def holds_predictions(path: Path) -> bool:
-    """Tell whether any line of a file looks like a prediction, damaged or not; an empty .jsonl is one that was cut."""
+    """Tell whether any line of a file looks like a prediction, damaged or not; an empty .jsonl counts as a cut file."""
     data = read_bytes(path, ANEW) or b""
     fields = (b'"question_id"', b'"prediction"')
     cut = not data and path.suffix == ".jsonl"
@@ -71,9 +71,9 @@ def _line(path: Path, number: int, line: bytes) -> Line:
             raise ValueError("it is no line of predictions")
         prediction = _PREDICTION.validate_json(body if settings is None else body[: settings.start()] + b"}")
     except ValueError as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DamagedRun(
-            f"line {number} of {path} is damaged ({first}): delete this line and run eval (or sweep) again, which answers "
+            f"line {number} of {path} is damaged ({problem}): delete this line and run eval (or sweep) again, which answers "
             "its question anew"
         ) from None
     if settings is None:

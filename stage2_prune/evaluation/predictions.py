@@ -59,20 +59,19 @@ class PredictionFile:
         self.path, self._partial = path, path.with_suffix(PARTIAL)
         self._asked, self._made_with, self._recorded = asked, made_with(identity), recorded
         self._answers, torn = self._read(path)
-        if (
-            torn and not self._partial.is_file()
-        ):  # something else cut the complete file: go on as with an interrupted file
+        # If something else cut the complete file, go on as with an interrupted file.
+        if torn and not self._partial.is_file():
             path.replace(self._partial)
             self._answers = {}
         wanted = batching.lacking(asked, self._answers)
         for question in wanted:
             self._answers.pop(question.question_id, None)
         batches, self._in_order = batching.cut(wanted), batching.in_order
-        begun, _ = self._read(self._partial)
-        self.left = [batch for batch in batches if any(question.question_id not in begun for question in batch)]
+        in_partial, _ = self._read(self._partial)
+        self.left = [batch for batch in batches if any(question.question_id not in in_partial for question in batch)]
         """Batches that lack an answer; a batch that was answered in part is answered again as a whole."""
-        again = {question.question_id for batch in self.left for question in batch}
-        kept = [prediction for name, prediction in begun.items() if name not in again]
+        asked_again = {question.question_id for batch in self.left for question in batch}
+        kept = [prediction for name, prediction in in_partial.items() if name not in asked_again]
         if self._partial.is_file():
             write_atomically(self._partial, self._lines(kept))
         self._answers = {prediction.question_id: prediction for prediction in kept} | self._answers
@@ -150,7 +149,7 @@ def _require_same_question(path: Path, prediction: Prediction, question: Questio
     """Refuse an answer to a question that has changed since the answer was given (OtherRun, exit 2)."""
     was = {"image": prediction.image, "kind": prediction.kind, "answers": list(prediction.answers)}
     now = {"image": question.image, "kind": question.kind, "answers": list(question.answers)}
-    if prediction.question is not None:  # files of older versions hold no more than the above
+    if prediction.question is not None:  # files of older versions do not hold the question's text
         was |= {"question": prediction.question}
         now |= {"question": question.question}
     if prediction.choices is not None and question.choices is not None:

@@ -79,10 +79,10 @@ def _prices(summary: dict[str, Any]) -> list[str]:
         for row in {(row["pruner"], row["keep"]): row for row in summary["results"]}.values()
     ]
     note = (
-        f"What a question's visual tokens cost the language model, without tower and projector, which are the same for all: "
-        f"mean over its layers of the tokens that enter, their KV cache, the prefill as {convention} counts it: "
-        f"{summary['flops_conventions'][convention]}. The selector's time (mean, in parentheses the fastest and the "
-        "slowest batch) is in none of them."
+        "The table shows what a question's visual tokens cost the language model: tokens that enter a layer (mean over layers), "
+        f"their KV cache, and the prefill as {convention} counts operations: {summary['flops_conventions'][convention]}. The "
+        "tower and the projector cost the same for all methods and are left out. The selector's time (mean, in parentheses the "
+        "fastest and the slowest batch) is in no other column."
     )
     return [markdown(header, lines, left=(0,)) + "\n" + note]
 
@@ -164,7 +164,7 @@ def _line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Format an aligned Markdown table; the columns whose numbers are not in `left` are flushed right."""
+    """Format an aligned Markdown table; columns are aligned right, unless `left` holds their number."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def row(cells: Sequence[str]) -> str:

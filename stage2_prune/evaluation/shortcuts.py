@@ -1,4 +1,4 @@
-"""Detect results that say little about pruning: of a method that learned the answers, and of a model that does not see.
+"""Detect results that say little about pruning: from a method that learned the answers, or a model that ignores the image.
 
 A trained method that learned the answers themselves, not which patches the model needs to see, is often right where the
 unpruned model is wrong. Where the unpruned model answers no better than one without the image, no method can lose anything.
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 UNPRUNED, WITHOUT_IMAGE = "keep_all", "keep_none"
-"""The methods that keep every visual token, and none."""
+"""The method that keeps every visual token, and the method that keeps none."""
 
 SHORTFALL = 0.10
 """How far the share of answers that agree with the unpruned model may lie below the share of right answers."""

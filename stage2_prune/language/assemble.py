@@ -1,4 +1,4 @@
-"""From visual tokens to a batch: the one code path of evaluation and of every parity mode.
+"""Assemble prompts and visual tokens into a batch: the one code path of evaluation and of every parity mode.
 
 Batches differ only in where the (question, kept, embed) tensor comes from; ids, padding, mask and positions are made here.
 """
@@ -46,7 +46,7 @@ class ModelInputs:
     slots: Bool[Tensor, "question token"]
     """Where the visual tokens stand."""
     unpruned: int
-    """As in `Layout`."""
+    """As in `PromptLayout`."""
 
     @property
     def read(self) -> int:
@@ -61,7 +61,7 @@ class ModelInputs:
 def gather_kept(projected: Float[Tensor, "image patch embed"], pruned: Pruned) -> Float[Tensor, "image kept embed"]:
     """Return the features of the visual tokens that go on.
 
-    All patches were projected before this selection. A merge has to be made into `tokens` before this call.
+    All patches were projected before this selection. If `pruned` holds a merge, its `tokens` must have been made before.
     """
     if pruned.tokens is not None:
         return pruned.tokens
@@ -125,7 +125,7 @@ def assemble(
 
 
 def cast(features: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Cast features to the text embeddings' dtype; no other place does."""
+    """Cast features to the text embeddings' dtype; no other code casts features."""
     return features.to(dtype)
 
 

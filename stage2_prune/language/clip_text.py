@@ -53,7 +53,7 @@ class ClipReader:
         self._remembered = lru_cache(REMEMBERED)(self._read)
 
     def read(self, question: str) -> ClipText:
-        """Read the whole text of a question; the result has an image axis of 1, and its bits depend on nothing else.
+        """Read the whole text of a question; the result has an image axis of 1, and its bits depend on that text alone.
 
         As in CDPruner, the ids of a longer text, with begin and end at its two ends, are cut into segments of `context` ids,
         and each segment is read from position 0 on. The encoder is causal, so the padding that CDPruner adds to the last
@@ -64,7 +64,7 @@ class ClipReader:
         return ClipText(text.pooled.to(self.device), text.tokens.to(self.device), text.scale)
 
     def forget(self) -> None:
-        """Forget all texts, so that a clock measures reading and not remembering."""
+        """Forget all texts, so that a timing includes reading them again."""
         self._remembered.cache_clear()
 
     @torch.no_grad()

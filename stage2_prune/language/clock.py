@@ -1,4 +1,4 @@
-"""Read the clock around work on a device that runs behind Python."""
+"""Measure the time of work on a device that computes while Python runs on."""
 
 import time
 

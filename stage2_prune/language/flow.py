@@ -11,7 +11,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.in_llm import Drop
 
 TEXT, MADE = -2, -1
-"""Values in `Flow.patches` for a token that is not visual, and for a token that was merged of several."""
+"""Values in `Flow.patches` for a token that is not visual, and for a token that was merged from several tokens."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class LayerLoop(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=self.decoder.norm(hidden), **kept)
 
     def _read(self, hidden: Tensor, valid: Tensor, position_ids: Tensor, cache: DynamicCache) -> Tensor:
-        """Run the prompt, and what may be continued behind it, through all layers."""
+        """Run the prompt, and the continuation if one follows, through all layers."""
         flow = Flow(hidden, hidden, valid, position_ids, self._patches(valid))
         self.spans = [span_from(0, flow, position_ids)]
         mask, rotary = causal_mask(valid, hidden.shape[1]), self.decoder.rotary_emb(hidden, position_ids=position_ids)
@@ -162,12 +162,12 @@ class LayerLoop(nn.Module):
         began = seconds_after_work(flow.hidden.device)
         sites = [self._site(layer, question, flow, embedded, rotary, cache) for question in range(len(flow.hidden))]
         drops = [self.hook.drop(site) for site in sites]
-        if not self.continued:  # candidate answers repeat what was decided for their prompt
+        if not self.continued:  # candidate answers repeat the decisions that were timed for their prompt
             self.stopwatch.seconds += seconds_after_work(flow.hidden.device) - began
         return shortened(flow, drops, self.positions)
 
     def _site(self, layer: int, question: int, flow: Flow, embedded: Tensor, rotary: Any, cache: DynamicCache) -> Site:
-        """Return one question of the batch, without its padding and without what may be continued behind it."""
+        """Return one question of the batch, without its padding and its continuation."""
         prompt, unpruned = (self._prompt(valid[question]) for valid in (flow.valid, self.spans[0].valid))
         visual = flow.visual[question, prompt]
         cached: Any = cache.layers[layer - 1]

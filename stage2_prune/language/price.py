@@ -1,4 +1,4 @@
-"""What visual tokens cost inside the language model: tokens per layer, cache bytes, and FLOPs by named convention."""
+"""Compute what visual tokens cost inside the language model: tokens per layer, cache bytes, and FLOPs by named convention."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from stage2_prune.pruning.schedule import Schedule
 SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
 )  # fmt: skip
-"""Names that text configs have for what `LanguageShape` holds."""
+"""Names that text configs give the sizes in `LanguageShape`."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LanguageShape:
 def shape_of(language: Language) -> LanguageShape:
     """Read the shape of an opened language model from its config.
 
-    Where a config leaves a size out, the shape holds what stock attention layers take in its place: heads that share the width,
-    each with keys of its own. Raises PrunerMisused (exit 2) naming a size for which there is no such default.
+    Where a config leaves out `head_dim` or `num_key_value_heads`, the shape holds the default of stock attention layers: the
+    heads share the width, and each has keys of its own. Raises PrunerMisused (exit 2) naming any other size that is left out.
     """
     return shape_from(language.model.config, language.dtype.itemsize)
 
@@ -69,7 +69,7 @@ def shape_from(config: Any, itemsize: int) -> LanguageShape:
 
 @dataclass(frozen=True)
 class Convention:
-    """One way in which papers count the language model's prefill; none counts the tower, the projector or the head."""
+    """A way in which papers count the language model's prefill; no convention counts the tower, the projector or the head."""
 
     per_mac: Literal[1, 2]
     """1 counts multiply-accumulates, 2 counts a multiplication and an addition."""
@@ -78,7 +78,7 @@ class Convention:
     text: bool
     """Whether the prompt's text tokens are counted with the visual ones."""
     users: str
-    """The papers and tools that count so."""
+    """The papers and tools that use the convention."""
 
     @property
     def description(self) -> str:

@@ -88,7 +88,7 @@ def _count_right(findings: Findings, text: TextSide, batch: FeatureBatch, outcom
 
 
 def _shapes(raw: Tensor | None, outcomes: Mapping[str, Outcome]) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of one image's features, by the names that the hunt gave them."""
+    """Give the shapes of one image's features, by the names in the report's first lines."""
     named = {"vision_in_emb": outcomes[BASELINE].features}
     if raw is not None:
         named = {"vision_features_raw": raw} | named

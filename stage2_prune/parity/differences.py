@@ -1,4 +1,4 @@
-"""Measure how far two modes of parity are apart, gathered over batches."""
+"""Measure how far the results of two parity modes are apart, over all batches."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch import Tensor
 from stage2_prune.parity.modes import Outcome
 
 ATOL = 1e-5
-"""Absolute tolerance of `torch.allclose`, as in the hunt that this table repeats; the relative one stays torch's own."""
+"""Absolute tolerance of `torch.allclose`; the relative tolerance is torch's default."""
 
 
 @dataclass

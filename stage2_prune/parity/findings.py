@@ -19,7 +19,7 @@ class AskedBatch:
     questions: list[Question]
     layout: PromptLayout
     asked: BatchImages
-    """The images of the batch, as the full model's process is told them."""
+    """The images of the batch, in the form that the full model's process reads."""
 
 
 @dataclass
@@ -47,10 +47,10 @@ class Findings:
     right: dict[str, int]
     """Number of right answers by mode."""
     pairs: list[Pair]
-    """Every two modes that can run."""
+    """A comparison of every two modes that can run."""
     scorer: ParityScorer
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shapes of one image's features, by the names of the hunt."""
+    """Shapes of one image's features, by their names in the report."""
     notes: list[str] = field(default_factory=list)
     """Sentences that explain possible differences."""
 
@@ -66,7 +66,7 @@ class Findings:
 
     @property
     def identical(self) -> bool | None:
-        """Whether all four modes are the same bits; None if nothing differs but a mode could not run."""
+        """Whether all four modes gave the same bits; None if nothing differs but a mode could not run."""
         if not all(pair.equal for pair in self.pairs):
             return False
         return None if self.without else True

@@ -24,7 +24,7 @@ from store.layout.tower_call import FIELDS, call_in, call_of
 from store.questions.exchange import ENVIRONMENT, Prompts, ReferenceRequest, write_order
 
 STANDARD_ERROR = 2
-"""The number of this process's standard error. `sys.stderr` does not do: in a notebook it has no file to pass to a child."""
+"""File descriptor of this process's standard error. In a notebook, `sys.stderr` has none to pass to a child process."""
 
 
 def ask_full_model(
@@ -33,7 +33,7 @@ def ask_full_model(
     """Let the reference process answer all batches, and write the answers into `folder`.
 
     Returns:
-        Sentences about what differs between the machine of that process and the store's, as far as it may change bits.
+        Sentences about the differences, between this machine and the store's, that may change bits.
 
     Raises:
         ReferenceFailed: with the exit code of the reference process.
@@ -43,9 +43,9 @@ def ask_full_model(
     write_order(folder, _order(experiment, features, batches), prompts)
     click.echo(_price(features, batches, folder.parent), err=True)
     command, environment = module_process("stage1_extract", "reference", str(folder))
-    done = subprocess.run(command, env=environment, stdout=STANDARD_ERROR)
-    if done.returncode:
-        raise ReferenceFailed(done.returncode)
+    completed = subprocess.run(command, env=environment, stdout=STANDARD_ERROR)
+    if completed.returncode:
+        raise ReferenceFailed(completed.returncode)
     ran_on = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return _numeric_notes(features.store.fingerprint(features.source).numeric, ran_on)
 

@@ -1,4 +1,4 @@
-"""Write what parity found, for people (in the words of the hunt that it replaces) and for programs."""
+"""Write what parity found, for people and for programs."""
 
 from typing import Any
 
@@ -31,21 +31,21 @@ def as_json(findings: Findings) -> dict[str, Any]:
 def as_text(findings: Findings) -> str:
     """Write shapes and differences of the features, then a line per pair of modes, then the verdict."""
     lines = [f"{name:<22}{shape}" for name, shape in findings.shapes.items()]
-    hunted = next((pair for pair in findings.pairs if (pair.a, pair.b) == (BASELINE, EMB_REPLACED)), None)
-    if hunted is not None:
+    reprojected = next((pair for pair in findings.pairs if (pair.a, pair.b) == (BASELINE, EMB_REPLACED)), None)
+    if reprojected is not None:
         lines += [
             "",
             "vision_in_emb against vision_reprojected",
-            f"  max |diff|   {hunted.features.max_abs:.6f}",
-            f"  mean |diff|  {hunted.features.mean_abs:.6f}",
-            f"  torch.allclose (atol={ATOL:g})  {hunted.features.allclose}",
+            f"  max |diff|   {reprojected.features.max_abs:.6f}",
+            f"  mean |diff|  {reprojected.features.mean_abs:.6f}",
+            f"  torch.allclose (atol={ATOL:g})  {reprojected.features.allclose}",
         ]
     lines += ["", *_pair_table(findings.pairs), "", *_mode_lines(findings)]
     if SOFT_PRUNING not in findings.without:
         lines.append(_scored_by(findings.scorer))
     lines += [f"note: {note}" for note in findings.notes]
-    if (silent := findings.questions - findings.scored) > 0:
-        without = f"{counted(silent, 'question')} {agreeing(silent, 'has', 'have')} no answer"
+    if (unanswered := findings.questions - findings.scored) > 0:
+        without = f"{counted(unanswered, 'question')} {agreeing(unanswered, 'has', 'have')} no answer"
         lines.append(f"note: {without}: compared, but not scored")
     lines += [f"note: {sentence}" for sentence in left_out(question.reason for question in findings.excluded)]
     return "\n".join([*lines, "", _verdict(findings)])

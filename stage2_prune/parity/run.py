@@ -1,4 +1,4 @@
-"""Prove on demand that four ways to the answer give the same bits. No config is edited for it, and none is reverted.
+"""Prove on demand that four ways to the answer give the same bits; no config has to be edited for this.
 
 The exact batches of an evaluation are written to a folder, `python -m stage1_extract reference` answers them with the
 full model (the only process that holds a vision tower, and it ends before a language model is loaded here), then the
@@ -47,7 +47,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
         as_json_text: whether to print JSON instead of the table.
 
     Returns:
-        The exit code: 0 if everything is the same bits, 4 if something differs, 3 if a mode could not run.
+        The exit code: 0 if all bits are the same, 4 if something differs, 3 if a mode could not run.
 
     Raises:
         StoreMissing: (exit 5) if there is no store.
@@ -80,7 +80,7 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
 
 
 def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
-    """Choose the method whose mask is overridden: the one that `train.pruner` names, else the first that takes a budget.
+    """Choose the method whose mask is overridden: the method that `train.pruner` names, else the first that takes a budget.
 
     Methods inside the language model are left out: they have no mask that could be multiplied into the features.
 
@@ -100,7 +100,7 @@ def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
 
 
 def _open(experiment: Experiment, pruner: Pruner) -> tuple[Features, dict[str, str]]:
-    """Open the store with every array that the modes read and the store has; name the modes that it cannot run."""
+    """Open the store with every array that it has and the modes read; name the modes that the store cannot serve."""
     features = open_features(experiment, (), exact=True, optional=pruner.needs | {"raw"})
     return features, reasons(features, pruner)
 

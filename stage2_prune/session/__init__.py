@@ -1,1 +1,1 @@
-"""Opening a run: the store and the model, checked against each other, and batches of features."""
+"""Open what a run works on: the store and the model, checked against each other, and batches of features."""

@@ -1,4 +1,4 @@
-"""Check what is given from Python before anything is computed from it: torch would broadcast a wrong shape to a wrong answer."""
+"""Check arguments from Python before anything is computed, because torch would broadcast a wrong shape to a wrong answer."""
 
 from collections.abc import Sequence
 
@@ -9,25 +9,25 @@ from configs.errors import WrongCall
 
 
 def require_visual_tokens(given: object, width: int, batched: bool = False) -> None:
-    """Refuse what is no tensor of visual tokens in the language model's embedding space.
+    """Refuse an argument that is no tensor of visual tokens in the language model's embedding space.
 
     Args:
-        given: What was given.
+        given: The argument.
         width: Width of the language model's embeddings.
         batched: Whether an axis of images may stand in front.
 
     Raises:
-        WrongCall: (exit 2) It is no tensor, or one of another type, shape or width.
+        WrongCall: (exit 2) The argument is no tensor, or a tensor of another type, shape or width.
     """
     remedy = _remedy(given, width, batched)
     if remedy is not None:
         shape = f"(token, {width})" + (f" or (image, token, {width})" if batched else "")
-        came = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise WrongCall(f"expected visual tokens as a tensor of floats {shape}, got {came}: {remedy}")
+        form = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise WrongCall(f"expected visual tokens as a tensor of floats {shape}, got {form}: {remedy}")
 
 
 def _remedy(given: object, width: int, batched: bool) -> str | None:
-    """Say what to do with what was given; None if it can be used as it is."""
+    """Say what makes an argument usable; None if the argument is usable as it is."""
     if not isinstance(given, Tensor):
         return "torch.as_tensor makes a tensor of it"
     if given.dim() == 3 and not batched:
@@ -44,16 +44,16 @@ def question_answer_pairs(
 ) -> list[tuple[str, str]]:
     """Return each question with its answer.
 
-    Raises WrongCall (exit 2) unless there are as many answers, and as many images where features have an axis of images, and
-    for an empty answer.
+    Raises WrongCall (exit 2) for an empty answer, and unless there are as many answers as questions and, where features have an
+    axis of images, as many images.
     """
     asked, right = ([given] if isinstance(given, str) else list(given) for given in (questions, answers))
     images = len(features) if features.dim() == 3 else None
     if not asked or len(right) != len(asked) or images not in (None, len(asked)):
-        of_images = "one image" if images is None else counted(images, "image")
+        shown_images = "one image" if images is None else counted(images, "image")
         raise WrongCall(
             f"expected an answer to each question, and as many images as questions or one (token, embed) for all, got "
-            f"{of_images}, {counted(len(asked), 'question')} and {counted(len(right), 'answer')}: give one of each"
+            f"{shown_images}, {counted(len(asked), 'question')} and {counted(len(right), 'answer')}: give one of each"
         )
     if not all(answer.strip() for answer in right):
         raise WrongCall("expected an answer to each question, got an empty one: leave out questions without an answer")

@@ -136,14 +136,14 @@ def check_reprojection(features: Features, allow_foreign_device: bool) -> Reproj
     if not rows:  # no image could be encoded
         return None
     stored = features.read("projected", rows)
-    again = features.project(features.read("raw", rows))
-    difference = (stored.float() - again.float()).abs().max().item()
-    result = Reprojection(len(rows), torch.equal(stored, again), difference)
-    close = CLOSE_ULPS * torch.finfo(stored.dtype).eps * stored.float().abs().max().item()
-    if result.equal or (allow_foreign_device and difference <= close):
+    reprojected = features.project(features.read("raw", rows))
+    difference = (stored.float() - reprojected.float()).abs().max().item()
+    result = Reprojection(len(rows), torch.equal(stored, reprojected), difference)
+    tolerance = CLOSE_ULPS * torch.finfo(stored.dtype).eps * stored.float().abs().max().item()
+    if result.equal or (allow_foreign_device and difference <= tolerance):
         return result
     raise StoreMismatch(
         f"expected the stored features from re-projecting {counted(len(rows), 'image')} of {store.path}, the projections "
         f"differ by up to {difference:.6f}: let `python -m stage1_extract diagnose` name the cause; if the "
-        f"store comes from another device, --allow-foreign-device accepts differences up to {close:.6f}"
+        f"store comes from another device, --allow-foreign-device accepts differences up to {tolerance:.6f}"
     )

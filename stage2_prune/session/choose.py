@@ -1,4 +1,4 @@
-"""Choose the questions that a command asks, report how many they are, and set aside those that cannot be scored."""
+"""Choose the questions that a command asks, report their number, and set aside questions that cannot be scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NO_ANSWER = "it has no answer to be scored by"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The questions of a split that a command asks, and those that it leaves out because they have no answer."""
+    """The questions of a split that a command asks, and the questions that the command leaves out for want of an answer."""
 
     questions: list[Question]
     unanswered: list[Excluded]
@@ -45,8 +45,8 @@ def choose_scored(experiment: Experiment, *splits: Split) -> list[Chosen]:
         answered = [question for question in questions if question.can_be_scored]
         if not answered:
             names = ", ".join(question.question_id for question in questions[:3])
-            came = f"none of {len(questions)} has an answer ({names})"
-            raise PrunerMisused(no_questions(f"answered questions in the {split} split", came))
+            reason = f"none of {len(questions)} has an answer ({names})"
+            raise PrunerMisused(no_questions(f"answered questions in the {split} split", reason))
         unanswered = [Excluded(question.question_id, NO_ANSWER) for question in questions if not question.can_be_scored]
         splits_chosen.append(Chosen(answered, unanswered))
     return splits_chosen

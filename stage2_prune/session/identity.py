@@ -20,7 +20,7 @@ _SHOWN_OF_DIGEST = 12
 _SHOWN_OF_VALUE = 60
 """Number of a value's characters that are shown."""
 _SHOWN = 5
-"""The largest number of settings that a message names, and of names that it lists of what came or went."""
+"""The largest number of settings that a message names, and of added or removed names that it lists."""
 _MISSING = "nothing"
 
 
@@ -89,13 +89,13 @@ def require_same(
 def differences(old: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Name each setting that differs, with both values: `eval.batch_size 4, now 2`; `train: 10 questions, were 20`.
 
-    Where a setting holds things by name, such as pruners, the names that came or went are listed without their values.
+    Where a setting holds things by name, such as pruners, the names that were added or removed are listed without their values.
     """
     sentences: list[str] = []
-    come, gone = (_names(new, old) if prefix else [] for new, old in ((now, old), (old, now)))
-    sentences += [f"{prefix[:-1]}: now also {_listed(come)}"] * bool(come)
-    sentences += [f"{prefix[:-1]}: no longer {_listed(gone)}"] * bool(gone)
-    for key in sorted((old.keys() | now.keys()) - {*come, *gone}):
+    added, removed = (_names(new, old) if prefix else [] for new, old in ((now, old), (old, now)))
+    sentences += [f"{prefix[:-1]}: now also {_listed(added)}"] * bool(added)
+    sentences += [f"{prefix[:-1]}: no longer {_listed(removed)}"] * bool(removed)
+    for key in sorted((old.keys() | now.keys()) - {*added, *removed}):
         name, was, value = f"{prefix}{key}", old.get(key, _MISSING), now.get(key, _MISSING)
         if was == value:
             continue

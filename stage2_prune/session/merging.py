@@ -20,7 +20,7 @@ def make_merged(pruned: Pruned, batch: FeatureBatch, project: Project) -> Pruned
         project: the store's projector, for weights over raw features.
 
     Raises:
-        PrunerMisused: (exit 2) for another number of weights than there are rows.
+        PrunerMisused: (exit 2) if a token has another number of weights than there are rows.
     """
     if pruned.merge is None:
         return pruned

@@ -31,7 +31,7 @@ ABOUT_QUESTIONS = frozenset({"question", "clip_text"})
 
 @dataclass(frozen=True)
 class QuestionReader:
-    """Reads for pruners what is no array: a question's embeddings in the language model and in CLIP."""
+    """Reads the inputs of pruners that are not arrays: a question's embeddings in the language model and in CLIP."""
 
     experiment: Experiment
     features: Features
@@ -113,10 +113,7 @@ def per_question(batch: FeatureBatch) -> FeatureBatch:
 
 
 def _prune_questions(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> Pruned:
-    """Prune for each question; questions of equal length go together.
-
-    Padding would be one more thing that a method could get wrong.
-    """
+    """Prune once for each question, in groups of questions of equal length, so that no method has to handle padding."""
     texts = [_read(pruner, question, reader) for question in batch.questions]
     by_length: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, text in enumerate(texts):

@@ -1,7 +1,8 @@
 """Seal JSON that a later command reads back: a checksum closes it, so that no flipped byte is taken for data.
 
 A sealed object is plain JSON, on a line or in a file of its own. Its last field is `"crc32c": "9ae0daaf"`, the checksum of
-every byte before that field's comma. Files of earlier versions lack the field: they are read, and a command says so once.
+every byte before that field's comma. Files of earlier versions lack the field: a command reads them, and says once
+that they cannot be checked.
 """
 
 import json

@@ -33,7 +33,7 @@ _NAMES = {"checkpoint", "revision"}
 
 
 def folder(run_dir: Path, label: str, pruner: TrainedPruner) -> Path:
-    """Return the folder of a pruner's weights: the one that its `weights` names, else the run's own for this `label`."""
+    """Return the folder of a pruner's weights: the folder that `weights` names, or else the run's own folder for `label`."""
     return pruner.weights or run_dir / "pruner" / label
 
 
@@ -107,7 +107,7 @@ def read_record(folder: Path, named: bool = False) -> dict[str, Any] | None:
 
 
 def _again(folder: Path, named: bool) -> str:
-    """Say what replaces damaged weights: `train` writes anew what is deleted, but for a folder that the config names."""
+    """Say how to replace damaged weights; `train` writes deleted weights again, but not into a folder that the config names."""
     copied = "copy the folder that `train` wrote again"
     return copied if named else f"{copied}, or delete the whole folder {folder} and run {TRAIN}"
 
@@ -154,8 +154,8 @@ def load(
     remedy = _again(folder, pruner.weights is not None)
     data = read_bytes(folder / WEIGHTS, remedy)
     if data is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
-        came = "it is missing" if data is None else "it is not the one that pruner.json names"
-        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {came}: {remedy}")
+        problem = "it is missing" if data is None else "it is not the one that pruner.json names"
+        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {problem}: {remedy}")
     module = pruner.fresh(spec, seed=0).module
     module.load_state_dict(safetensors.torch.load(data), strict=True)
     return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record
@@ -164,7 +164,7 @@ def load(
 def _records(
     record: Mapping[str, Any], pruner: TrainedPruner, spec: ModuleSpec, belongs_to: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the weights belong to and what is here, to be compared.
+    """Return what the weights were trained for and what they are loaded for, as two records to compare.
 
     A method is named by its file, because runs may call it by other labels; earlier versions recorded a label, in which
     parameters stand behind `@`.

@@ -37,7 +37,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Work:
-    """The description of what is to be answered, which every worker receives."""
+    """The description of a sweep's work, which every worker receives."""
 
     experiment: Experiment
     tasks: tuple[tuple[str, ...], ...]
@@ -84,7 +84,7 @@ def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Calla
         work: the description of the work.
         session: the opened store and model of this process.
         cells: the cells by name.
-        report: called with each number of new answers, of all workers.
+        report: called with the number of new answers, of all workers, since the last call.
 
     Raises:
         WorkerFailed: if a worker ended with an error; all answers up to then are kept.
@@ -99,7 +99,7 @@ def share(work: Work, session: Session, cells: Mapping[str, Cell], report: Calla
     seen = 0
 
     def report_all(answers: int) -> None:
-        """Report the answers of this process with those that workers gave meanwhile; raise if a worker failed."""
+        """Report the new answers of this process and of all workers since the last report; raise if a worker failed."""
         nonlocal seen
         others = answered.value
         report(answers + others - seen)

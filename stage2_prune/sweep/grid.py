@@ -31,7 +31,7 @@ from stage2_prune.sweep.raster_order import RasterOrder
 from store.reading.absent import how_to_add
 
 OrderChoice = Literal["default", "raster"]
-"""The order of kept patches: the method's own, or that of the image."""
+"""The order of kept patches: the method's own order, or raster order."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Variant:
     label: str
     """The name in results, which also begins the names of files."""
     method: str
-    """The method's name, of a path the file's name without `.py`; or what the config calls the method."""
+    """What the config calls the method, or else its name; a method given by a path has the file's name without `.py`."""
     pruner: Pruner
     order: OrderChoice
     match: Match
@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass
 class Grid:
-    """The cells of a sweep, and the methods and budgets that cannot be had."""
+    """The cells of a sweep, and the methods and budgets that cannot run."""
 
     variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
     """The variants that the store can serve, by label."""
@@ -120,7 +120,7 @@ def label_of(method: str, pruner: Pruner, factors: Mapping[str, Any]) -> str:
 
 
 def open_servable(experiment: Experiment, named: Sequence[Variant]) -> Servable:
-    """Open the store for the methods whose arrays and questions can be read; the others are listed with what they need."""
+    """Open the store for the variants whose arrays and questions can be read; list the others with what each of them needs."""
     features = open_features(experiment, (), optional=needs(named))
     _, without_text = available({variant.label: variant.pruner for variant in named}, experiment.model)
     reasons = {method.pruner: method.reason for method in without_text}
@@ -134,7 +134,7 @@ def open_servable(experiment: Experiment, named: Sequence[Variant]) -> Servable:
 
 
 def build(session: Session, named: Sequence[Variant]) -> Grid:
-    """Build the grid of `servable` methods; a trained method without weights is listed as unavailable."""
+    """Build the grid of the variants that a store serves; list trained methods without weights as unavailable."""
     experiment, patches = session.experiment, session.features.patches
     check_budgets(experiment, patches)
     grid = Grid()
@@ -164,8 +164,10 @@ def _bound(session: Session, variant: Variant, grid: Grid) -> Pruner:
     label = variant.label
     if isinstance(variant.pruner, TrainedPruner) and not _names_weights(variant.pruner):
         configured = configured_pruners(session.experiment)
-        same = (name for name, pruner in configured.items() if pruner == variant.pruner and not _names_weights(pruner))
-        label = next(same, variant.method)
+        labels = (
+            name for name, pruner in configured.items() if pruner == variant.pruner and not _names_weights(pruner)
+        )
+        label = next(labels, variant.method)
     bound, digests = bind(session, {label: variant.pruner})
     if label in digests:
         grid.digests[variant.label] = digests[label]

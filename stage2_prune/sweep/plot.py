@@ -68,9 +68,9 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
     """
     _, _, parameters = row["label"].partition("@")
     parts = [part for part in parameters.split(",") if part and not part.startswith(("quirks=", "match="))]
-    same = {other["positions"] for other in rows if other["label"] == row["label"]}
+    positions = {other["positions"] for other in rows if other["label"] == row["label"]}
     quirks = [str(row["quirks"])] if row["quirks"] else []
-    return ", ".join([*quirks, *parts, *([row["positions"]] if len(same) > 1 else [])])
+    return ", ".join([*quirks, *parts, *([row["positions"]] if len(positions) > 1 else [])])
 
 
 def _laid_out(figure: Figure, groups: Groups) -> Iterator[tuple[Curves, float]]:
@@ -186,9 +186,8 @@ def _scales(panels: Sequence[Axes], rows: Sequence[Row], axis: Axis) -> None:
         axes.grid(color="#eeeeee", lw=0.5, zorder=0)
         axes.set_axisbelow(True)
         if axis.value is AXES["latency"].value:
-            axes.axvline(
-                1, color=_GREY, lw=0.7, zorder=2
-            )  # to the right of this line, pruning is slower than not pruning
+            # To the right of this line, pruning is slower than not pruning.
+            axes.axvline(1, color=_GREY, lw=0.7, zorder=2)
         axes.spines[["top", "right"]].set_visible(False)
         for spine in axes.spines.values():
             spine.set(color=_PALE, linewidth=0.8)
@@ -216,7 +215,7 @@ def _titles(figure: Figure, summary: dict[str, Any], axis: Axis, note: str) -> N
 
 
 def _note(summary: dict[str, Any], name: str) -> str:
-    """Say what is not in the picture."""
+    """Say which methods and cells the picture lacks, and how latencies were measured."""
     lacking = {row["method"]: row["reason"].split(":")[0] for row in summary["unavailable"]}
     listed = ", ".join(f"{method} ({reason})" for method, reason in lacking.items())
     parts = [f"Not available: {listed}."] if lacking else []

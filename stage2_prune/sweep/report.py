@@ -1,4 +1,4 @@
-"""Write a sweep for people: the accuracy of each method at each budget, its cost, and what could not be had."""
+"""Write a sweep for people: the accuracy of each method at each budget, its cost, and what could not run."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,8 +13,8 @@ from stage2_prune.session.features import left_out
 
 Row = dict[str, Any]
 PUBLISHED = (
-    "`published` columns have the schedule that each method's paper or code calls so, and in parentheses the mean of the tokens "
-    "that enter a layer with it: such a column compares settings of equal name, not of equal cost.\n"
+    "A `published` column shows each method at the schedule to which its paper or code gives this name, and in parentheses the "
+    "mean of the tokens that enter a layer: such a column compares settings of equal name, not of equal cost.\n"
 )
 
 
@@ -139,8 +139,8 @@ def _prices(summary: dict[str, Any]) -> list[str]:
         for (payer, budget, tokens), row in sorted(rows.items(), key=lambda item: (item[1]["place"], item[0][0]))
     ]
     note = (
-        "What the visual tokens of a question cost inside the language model: mean over its layers of those that enter, "
-        f"those kept behind the first drop, their KV cache, the prefill as {convention} counts it: "
+        "The table shows what a question's visual tokens cost inside the language model: tokens that enter a layer (mean over "
+        f"layers), tokens kept behind the first drop, their KV cache, and the prefill as {convention} counts operations: "
         f"{summary['flops_conventions'][convention]}.\n"
     )
     header = ["cost of", "budget", "tokens/layer", "kept", "KV cache", convention]
@@ -174,7 +174,7 @@ def _bare(reason: str) -> str:
 
 
 def _matrix(rows: Sequence[Row], title: str, say: Callable[[Row], str]) -> str:
-    """Tabulate methods x budgets, those before the language model first; `say` formats the entry of a row."""
+    """Tabulate methods x budgets, with methods before the language model first; `say` formats the entry of a row."""
     budgets = sorted({row["budget"] for row in rows}, key=ascending, reverse=True)
     entries: dict[tuple[str, str, str], dict[int | float | str, str]] = {}
     for row in rows:

@@ -42,7 +42,7 @@ COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK, *EXPLAINED)
 
 
 def key(cell: Cell) -> Key:
-    """Return what the cell shares with its other seeds."""
+    """Return the label, budget and positions that a cell shares with its other seeds."""
     return cell.label, cell.keep, cell.positions
 
 
@@ -53,7 +53,7 @@ def complete(
     measured: Mapping[Key, Latency],
     patches: int,
 ) -> dict[str, Any]:
-    """Complete an evaluation's summary to a sweep's: results, and what could not be had, each with its factors.
+    """Turn an evaluation's summary into a sweep's: list results, and what could not run, each with its factors.
 
     Args:
         summary: the summary of the evaluation.
@@ -101,7 +101,7 @@ def factors(variant: Variant, budget: int | float | str | None, positions: str |
 
 def _kept(cell: Cell, row: Mapping[str, Any], patches: int) -> float:
     """Count the visual tokens behind the first drop; a selection before the language model counts as a drop."""
-    if cell.pruner.adaptive:  # the mean number that it kept, as its schedule has the most that it may keep
+    if cell.pruner.adaptive:  # its schedule holds the most that it may keep, so take the mean number that it kept
         return float(row["tokens_per_layer"][0])
     return float(cell.schedule.kept(patches))
 

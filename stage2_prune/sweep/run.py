@@ -1,7 +1,7 @@
 """Run a sweep: every method that the store can serve x budgets x positions, and what else the config crosses.
 
 <run_dir>/sweep/
-  results.csv           one row per cell, seeds averaged; cells that could not be had with the reason
+  results.csv           one row per cell, seeds averaged; rows of cells that could not run hold the reason
   table.md              the results for people
   summary.json          everything, for programs
   accuracy_vs_*.png     against tokens, FLOPs and measured latency
@@ -81,7 +81,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 
 
 def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) -> None:
-    """Move the cells that their method refuses to the infeasible ones; raise Infeasible (exit 2) if no cell is left."""
+    """Move cells that their method refuses to the infeasible budgets; raise Infeasible (exit 2) if no cell is left."""
     failed = latency.probe(session, grid.cells, asked[0])
     for cell in grid.cells:
         if cell.name in failed:
@@ -90,7 +90,7 @@ def _drop_impossible(session: Session, grid: Grid, asked: Sequence[Question]) ->
     grid.cells = [cell for cell in grid.cells if cell.name not in failed]
     if not grid.cells:
         first: Unmet | Unavailable = [*grid.infeasible, *grid.unavailable][0]
-        raise Infeasible(f"expected a cell that can be had, there is none: {first.pruner}, {first.reason}")
+        raise Infeasible(f"expected a cell that can run, there is none: {first.pruner}, {first.reason}")
 
 
 def _measure(

@@ -76,8 +76,8 @@ def calibrate(language: Language, questions: Sequence[ModelInputs], keep: int) -
     """
     depth: int = language.model.config.num_hidden_layers
     patches = int(questions[0].slots.sum())
-    shown = ProgressBar(questions, "calibrate", unit="questions")
-    unpruned = [_probed(language, batch, 0.0, {}).unpruned for batch in shown]
+    progress = ProgressBar(questions, "calibrate", unit="questions")
+    unpruned = [_probed(language, batch, 0.0, {}).unpruned for batch in progress]
     low, high = 0.0, 1.0
     best: list[int] | None = None
     while high - low > ALPHA_STEP:

@@ -57,7 +57,9 @@ class PackedLessons:
 def pack(lessons: Sequence[Lesson], device: torch.device) -> PackedLessons:
     """Lay lessons that share the text before the image one after another."""
     before = lessons[0].prompt.before
-    assert all(lesson.prompt.before == before for lesson in lessons), "group them by what precedes the image"
+    assert all(lesson.prompt.before == before for lesson in lessons), (
+        "lessons of one pack share the text before the image"
+    )
     ids: list[int] = []
     segment: list[int] = []
     offset: list[int] = []

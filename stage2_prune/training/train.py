@@ -1,8 +1,8 @@
 """Train one pruner through the frozen language model, from the store alone.
 
-The epoch is chosen on the validation split: the highest accuracy at `train.val_keep` tokens, by the hard
-selection and the greedy generation that an evaluation uses. Epoch 0, the freshly seeded module, is a candidate too:
-`train.epochs: 0` saves it, and a training that only made things worse loses against it.
+The epoch with the highest validation accuracy at `train.val_keep` tokens is chosen. Validation answers as an evaluation does,
+by hard selection and greedy generation. Epoch 0, the freshly seeded module, is a candidate too:
+`train.epochs: 0` saves it, and a training whose epochs are all worse loses against it.
 """
 
 import json
@@ -101,7 +101,7 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     pruner = configured.get(name)
     if isinstance(pruner, TrainedPruner) and pruner.weights is not None:
         raise PrunerMisused(
-            f"train.pruner: expected a method without weights, those of {name} are named ({pruner.weights}): remove "
+            f"train.pruner: expected a method without named weights, prune.methods names {pruner.weights} for {name}: remove "
             "`weights` from prune.methods, or list the method once more without them"
         )
     if isinstance(pruner, TrainedPruner) and not pruner.reads:
@@ -114,7 +114,7 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
     trainable = [label for label, method in configured.items() if isinstance(method, TrainedPruner)]
     problem = "is not among them" if pruner is None else "has no weights to train"
     raise PrunerMisused(
-        f"train.pruner: expected a trainable one of prune.methods ({', '.join(trainable) or 'it has none'}), "
+        f"train.pruner: expected a trainable method of prune.methods ({', '.join(trainable) or 'it has none'}), "
         f"{name!r} {problem}: change train.pruner or prune.methods"
     )
 
@@ -165,7 +165,9 @@ def _as_now(
     """Bring recorded settings to today's form; earlier versions recorded only digests of features and questions."""
     if isinstance(recorded.get("features"), Mapping):
         return recorded
-    known = {key: now[key] for key in now.keys() - recorded.keys()}  # what was not recorded cannot be compared
+    known = {
+        key: now[key] for key in now.keys() - recorded.keys()
+    }  # settings that were not recorded cannot be compared
     if recorded.get("features") == digest(session.fingerprints):
         known["features"] = now["features"]
     for key in ("train_questions", "val_questions"):

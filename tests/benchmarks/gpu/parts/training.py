@@ -10,7 +10,7 @@ from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
-from stage2_prune.training.step import accumulate_gradients, frozen, make_lesson
+from stage2_prune.training.step import accumulate_gradients, frozen, images_at_once, make_lesson
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 from tests.benchmarks.gpu import before
@@ -37,7 +37,9 @@ def measure(place: Place, rows: Rows) -> None:
     with frozen(session.language.model):
         step = place.clock.median(lambda: trainer._step(batch, 1, 0, 10), place.scale.rounds)
         rows.add("training", before.STEP, step, "s")
-        forward = place.clock.median(lambda: _forward(place, session, trainer, batch, lessons), place.scale.rounds)
+        forward = place.clock.median(
+            lambda: _forward(place, session, trainer.pruner, batch, lessons), place.scale.rounds
+        )
     rows.add("training", before.FORWARD, forward, "s")
     rows.add("training", before.BACKWARD, step - forward, "s")
     flops = _flops(session, lessons, place.scale.patches)
@@ -65,11 +67,10 @@ class _ForwardOnly(torch.amp.GradScaler):
         return outputs.detach().requires_grad_()
 
 
-def _forward(place: Place, session: Session, trainer: Trainer, batch: FeatureBatch, lessons: list[Lesson]) -> None:
+def _forward(place: Place, session: Session, pruner: TrainedPruner, batch: FeatureBatch, lessons: list[Lesson]) -> None:
     scaler = _ForwardOnly(place.device.type, enabled=False)
-    accumulate_gradients(
-        session.language, trainer.pruner, batch, lessons, place.scale.few, 0.0, scaler, trainer.at_once
-    )
+    at_once = images_at_once(session.experiment.train, place.device)
+    accumulate_gradients(session.language, pruner, batch, lessons, place.scale.few, 0.0, scaler, at_once)
 
 
 def _rate_of_prefill(place: Place, session: Session) -> float:
