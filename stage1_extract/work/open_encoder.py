@@ -111,9 +111,8 @@ class OpenEncoder:
         waiting = list(batch)
         while waiting:
             now = self._next_call(waiting)
-            filling = [*company, *[now[-1]] * self.batch][: self.batch - len(now)] if self._way.filled else []
             try:
-                encoded = self.encoder.encode([*now, *filling])
+                encoded = self.encoder.encode(self.call.filled(now, company))
             except torch.OutOfMemoryError:
                 self._use_less_memory()
                 continue

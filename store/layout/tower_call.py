@@ -1,10 +1,12 @@
 """How the vision tower was called when a store's features were made: only the shape of a call decides bits, not its company."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from store.layout.plan import Plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,14 @@ class TowerCall:
     """Whether an image's bits do not depend on the other images of its call. Only stores of earlier versions say False."""
     projector_images: int = 1
     """Images per call of the stock projector that makes the store's `projected`; the store's own projects image by image."""
+
+    def filled(self, called: Sequence[T], others: Sequence[T]) -> list[T]:
+        """Fill a call up to the recorded number of images, with `others` and then with its own last image.
+
+        Nothing is added where an image's bits do not hang on the number of images, or where they hang on the company anyway.
+        """
+        lacking = max(0, self.images - len(called)) if self.exact else 0
+        return [*called, *[*others, *[called[-1]] * lacking][:lacking]]
 
     def as_recorded(self) -> dict[str, Any]:
         """Return the fields of a numeric fingerprint; `projector_batch` is left out where it says nothing."""
