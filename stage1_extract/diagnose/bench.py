@@ -24,11 +24,11 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family, own_code
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.images import content_id, decode_image, gone
-from stage1_extract.work.open_encoder import use_threads_of
+from store.layout.environment import use_threads
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, pick_device, torch_dtype
-from store.layout.tower_call import call_of
+from store.layout.tower_call import call_of, tower_numeric
 from store.projectors import Projector, build
 from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
@@ -56,7 +56,7 @@ class Bench:
             others: Rows whose images fill the tower's calls up to the number of images that the store records.
 
         """
-        use_threads_of(store.plan)
+        use_threads(tower_numeric(store.plan))
         self.store = store
         self._call, self._others = call_of(store.plan), tuple(others)
         self.asked: Dtype = experiment.model.dtype

@@ -46,6 +46,11 @@ def call_in(numeric: Mapping[str, Any]) -> TowerCall:
 
 
 def call_of(plan: Plan) -> TowerCall:
-    """Read the call that made a store's features. Derived arrays do not count: no tower made them."""
-    made = (print_.numeric for name, print_ in plan.fingerprints.items() if name not in plan.derived)
-    return call_in(next(made, dict[str, Any]()))
+    """Read the call that made a store's features."""
+    return call_in(tower_numeric(plan))
+
+
+def tower_numeric(plan: Plan) -> Mapping[str, Any]:
+    """Return the numeric fingerprint of the arrays that a tower made, which have one in common; derived arrays do not count."""
+    made = (made_by.numeric for name, made_by in plan.fingerprints.items() if name not in plan.derived)
+    return next(made, dict[str, Any]())
