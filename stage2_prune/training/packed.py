@@ -78,29 +78,9 @@ def answer_logits(
     weights: Float[Tensor, " patch"] | None,
     packed: PackedLessons,
 ) -> Float[Tensor, "scored vocab"]:
-    """Compute float32 logits at each scored index.
-
-    Args:
-        language: the language model.
-        visual: the projected features of one image.
-        weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
-        packed: the lessons about this image.
-    """
-    before, patches = len(packed.before), len(visual)
-    text = language.embed(torch.cat([packed.before, packed.ids]))
-    sequence = torch.cat([text[:before], cast(visual, language.dtype), text[before:]])
-    if weights is not None and weights.requires_grad:
-        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
-        sequence.requires_grad_()
-    order = torch.arange(before + patches, device=language.device)
-    logits = language.model(
-        inputs_embeds=sequence[None],
-        attention_mask=attention_bias(packed, patches, weights).to(language.dtype)[None, None],
-        position_ids=torch.cat([order, packed.offset + before + patches])[None],
-        use_cache=False,
-        logits_to_keep=packed.scored + before + patches,
-    ).logits[0]
-    return logits.float()
+    """Compute float32 logits at each scored index of the lessons about one image; arguments as `answer_logits_together`."""
+    (logits,) = answer_logits_together(language, visual[None], None if weights is None else weights[None], [packed])
+    return logits
 
 
 def answer_logits_together(
@@ -109,12 +89,14 @@ def answer_logits_together(
     weights: Float[Tensor, "image patch"] | None,
     packed: Sequence[PackedLessons],
 ) -> list[Float[Tensor, "_ vocab"]]:
-    """Compute the logits of `answer_logits` for several images in one forward pass, which shorter sequences are padded for.
+    """Compute float32 logits at each scored index of the lessons about several images, in one forward pass.
 
-    Padding stands behind a sequence: nothing looks at it, and it looks at itself.
+    Args:
+        language: the language model.
+        visual: the projected features of each image.
+        weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
+        packed: the lessons about each image. Shorter sequences are padded behind: nothing looks at padding, it looks at itself.
     """
-    if len(packed) == 1:
-        return [answer_logits(language, visual[0], None if weights is None else weights[0], packed[0])]
     patches, device = visual.shape[1], language.device
     sequences, places, biases = [], [], []
     for image, lessons in enumerate(packed):
@@ -126,7 +108,8 @@ def answer_logits_together(
         biases.append(attention_bias(lessons, patches, None if weights is None else weights[image]))
     embeds = pad_sequence(sequences, batch_first=True)
     if weights is not None and weights.requires_grad:
-        embeds.requires_grad_()  # see `answer_logits`
+        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
+        embeds.requires_grad_()
     scored = [lessons.scored + len(lessons.before) + patches for lessons in packed]
     wanted = torch.cat(scored).unique()
     logits = language.model(
