@@ -1,6 +1,7 @@
 """What every worker process of a command shares, in both stages: how it begins, notices that it is alone, and is ended."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -38,6 +39,11 @@ def require_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         raise Interrupted("the process that started this worker is gone; run the same command again to go on")
+
+
+def usable_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stop_workers(processes: Iterable[SpawnProcess], seconds: float) -> None:

@@ -99,8 +99,8 @@ class FullModel:
         for start in range(0, len(names), size):
             called = names[start : start + size]
             others = [pixels for name, pixels in self._others.items() if name not in called]
-            filling = [*others, *[images[called[-1]]] * size][: size - len(called)]
-            made += self._call([*(images[name] for name in called), *filling])[: len(called)]
+            pictures = TowerCall(size).filled([images[name] for name in called], others)
+            made += self._call(pictures)[: len(called)]
         return made
 
     def _call(self, pictures: Sequence[Pixels]) -> list[tuple[Tensor, Tensor | None]]:

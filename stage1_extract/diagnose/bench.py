@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.find_family import find_family, own_code
 from stage1_extract.sources.detect import open_images
 from stage1_extract.sources.images import content_id, decode_image, gone
-from stage1_extract.work.open_encoder import use_threads_of
+from store.layout.environment import use_threads
 from store.layout.fingerprint import differences
 from store.layout.schema import Dtype
 from store.layout.tensors import dtype_name, pick_device, torch_dtype
-from store.layout.tower_call import call_of
+from store.layout.tower_call import call_of, tower_numeric
 from store.projectors import Projector, build
 from store.reading.by_name import read_rows
 from store.reading.reader import FeatureStore
@@ -55,7 +56,7 @@ class Bench:
             others: Rows whose images fill the tower's calls up to the number of images that the store records.
 
         """
-        use_threads_of(store.plan)
+        use_threads(tower_numeric(store.plan))
         self.store = store
         self._call, self._others = call_of(store.plan), tuple(others)
         self.asked: Dtype = experiment.model.dtype
@@ -151,10 +152,10 @@ class Bench:
         if key in self._forwards:
             self._forwards.move_to_end(key)
             return self._forwards[key]
-        pixels = self.pixels(row, hypothesis)["pixel_values"]
+        pixels = self._filled(row, self.pixels(row, hypothesis)["pixel_values"])
         began = time.perf_counter()
         dtype = next(encoder.half.tower.parameters()).dtype
-        layers = encode_every_layer(encoder.half, self._filled(row, pixels).to(self.device, dtype)).first()
+        layers = encode_every_layer(encoder.half, pixels.to(self.device, dtype)).first()
         layers.last_hidden_state.sum().item()  # waits for the device
         self.seconds, self.forwards = time.perf_counter() - began, self.forwards + 1
         self._forwards[key] = layers
@@ -177,9 +178,14 @@ class Bench:
 
     def _filled(self, row: int, picture: Shaped[Tensor, "1 3 height width"]) -> Shaped[Tensor, "image 3 height width"]:
         """Fill a call up to as many images as the store records, with other sampled images and then with the same again."""
-        lacking = self._call.images - 1 if self._call.exact else 0
-        others = [self.pixels(other, {})["pixel_values"] for other in self._others if other != row][:lacking]
-        return torch.cat([picture, *others, *[picture] * (lacking - len(others))])
+        others = [pixels for other, pixels in self._company.items() if other != row]
+        return torch.cat(self._call.filled([picture], others))
+
+    @cached_property
+    def _company(self) -> dict[int, Float[Tensor, "1 3 height width"]]:
+        """The pictures that fill calls, by row; none where a call is of one image."""
+        others = self._others if self._call.images > 1 else ()
+        return {row: self.pixels(row, {})["pixel_values"] for row in others}
 
     def projectors(self, hypothesis: Hypothesis) -> dict[str, Projector]:
         """Return the checkpoint's projector as `own`, and the store's as `stored` where it is another projector."""

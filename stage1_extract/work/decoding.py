@@ -1,6 +1,5 @@
 """Turn image files into pixel values in threads, ahead of the tower."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from configs.experiment import Experiment
+from configs.processes.workers import usable_cores
 from stage1_extract.encoding.family import Encoder, Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import ImageRow, Sources
@@ -51,7 +51,7 @@ def decode_threads(experiment: Experiment, device: torch.device) -> int:
         return asked
     if device.type != "cuda":
         return THREADS_ON_CPU
-    return max(THREADS_ON_CPU, len(os.sched_getaffinity(0)) // len(worker_devices(experiment.model.device)))
+    return max(THREADS_ON_CPU, usable_cores() // len(worker_devices(experiment.model.device)))
 
 
 def lookahead(

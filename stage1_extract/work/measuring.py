@@ -17,6 +17,7 @@ from stage1_extract.errors import BadImage
 from stage1_extract.sources import Sources
 from stage1_extract.work.decoding import decode, decode_threads
 from stage1_extract.work.open_encoder import OpenEncoder
+from store.files.disk import existing_folder
 from store.layout.plan import Plan
 from store.layout.tensors import worker_devices
 
@@ -97,9 +98,8 @@ def _timed(run: Callable[[], T]) -> tuple[float, T]:
 
 def _bytes_per_second(store: Path) -> float:
     """Measure durable writing on the disk that the store will lie on."""
-    folder = next(parent for parent in store.absolute().parents if parent.exists())
     content = np.random.default_rng(0).bytes(WRITTEN)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".measure-") as file:
+    with tempfile.NamedTemporaryFile(dir=existing_folder(store.parent), prefix=".measure-") as file:
         begun = time.perf_counter()
         file.write(content)
         file.flush()

@@ -19,7 +19,7 @@ from store.layout.fingerprint import Fingerprint
 from store.layout.plan import Plan
 from store.layout.schema import default_shard_images
 from store.layout.tensors import pick_device, to_storage
-from store.layout.tower_call import TowerCall, call_of
+from store.layout.tower_call import TowerCall, call_of, tower_numeric
 
 Arrays = dict[str, NDArray[Any]]
 """Values by array name, in storage dtype, with a leading image axis."""
@@ -52,7 +52,7 @@ class OpenEncoder:
 
         """
         if stored is not None:
-            use_threads_of(stored)
+            use_threads(tower_numeric(stored))  # whatever this machine or engine offers
         config, device = checkpoint_config(experiment.model), pick_device(device_name)
         family = find_family(config, experiment.model.vision_family)
         encoder = family.open(experiment, config, device)
@@ -111,9 +111,8 @@ class OpenEncoder:
         waiting = list(batch)
         while waiting:
             now = self._next_call(waiting)
-            filling = [*company, *[now[-1]] * self.batch][: self.batch - len(now)] if self._way.filled else []
             try:
-                encoded = self.encoder.encode([*now, *filling])
+                encoded = self.encoder.encode(self.call.filled(now, company))
             except torch.OutOfMemoryError:
                 self._use_less_memory()
                 continue
@@ -144,14 +143,3 @@ def _images_per_call(
         return min(auto, stored.shard_images)
     of_shard = experiment.store.shard_images or default_shard_images(encoder.description.arrays, images or auto)
     return min(auto, of_shard)
-
-
-def use_threads_of(plan: Plan) -> None:
-    """Use as many CPU threads as the store was encoded with, whatever this machine or engine offers.
-
-    The number of threads can change bits. Derived arrays do not count: no tower made them.
-    """
-    for name, fingerprint in plan.fingerprints.items():
-        if name not in plan.derived:
-            use_threads(fingerprint.numeric)
-            return

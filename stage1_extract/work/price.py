@@ -10,6 +10,7 @@ from stage1_extract.encoding.family import Description
 from stage1_extract.sources import Sources
 from stage1_extract.work import measuring
 from store.errors import NoSpace
+from store.files.disk import existing_folder
 from store.layout.ids import printable
 from store.layout.plan import Plan
 from store.log.progress import bytes_of
@@ -17,8 +18,7 @@ from store.log.progress import bytes_of
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that holds `path`, or will hold it."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_folder(path)).free
 
 
 def price(

@@ -66,14 +66,14 @@ class Worker:
         plan = self.writer.plan
         with self._decoding(shards) as decoded, ThreadPoolExecutor(1, "commit") as committer:
             pending: Future[Any] | None = None
-            for first in self._waits.timed("decode", decoded):
+            for first in decoded:
                 lease = self._leases[0]
                 self.begin(lease.shard)
                 began = time.time()
                 kept = self._kept.pop(lease.shard)
                 rows = [row for row in plan.rows(lease.shard) if row not in kept.rows]
                 self.tick(len(kept.rows))
-                of_shard = islice(chain([first], self._waits.timed("decode", decoded)), len(rows))
+                of_shard = islice(chain([first], decoded), len(rows))
                 arrays, failures = self._encode_shard(lease.shard, rows, kept, of_shard)
                 self.failures |= failures
                 require_few(self.failures, allowed, self.sources)
@@ -98,7 +98,9 @@ class Worker:
         threads = decode_threads(self.experiment, self.opened.device)
         pool = ThreadPoolExecutor(threads, "decode")
         try:
-            yield lookahead(pool, self._decode, self._claimed_rows(shards), 2 * self.opened.batch + threads)
+            depth = 2 * self.opened.batch + threads
+            decoded = lookahead(pool, self._decode, self._claimed_rows(shards), depth)
+            yield self._waits.timed("decode", decoded)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for lease in self._leases:

@@ -1,8 +1,9 @@
 """Remember what methods chose, so that an image is pruned once by a method, however many questions and budgets there are."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from stage2_prune.language.clock import seconds_after_work
 from stage2_prune.pruning.pruner import Pruner
@@ -19,6 +20,7 @@ from stage2_prune.session.prune_batch import (
     with_projector,
 )
 
+T = TypeVar("T")
 LIMIT = 256_000_000
 """Bytes of choices that are remembered; the oldest are forgotten first."""
 Key = tuple[int, int, str]
@@ -77,10 +79,9 @@ class Selections:
             reader: reads what pruners read beside arrays.
             met: ids of the images that the cell has met; the batch's are added.
         """
-        device, begun = batch.projected.device, seconds_after_work(batch.projected.device)
         if pruner.place == "in_llm" or pruner.reads & ABOUT_QUESTIONS:
-            batch, pruned = prune_batch(pruner, batch, keep, reader)
-            return Pruning(batch, pruned, seconds_after_work(device) - begun, len(batch.tokens.image_ids))
+            (batch, pruned), seconds = _timed(batch, lambda: prune_batch(pruner, batch, keep, reader))
+            return Pruning(batch, pruned, seconds, len(batch.tokens.image_ids))
         most = max(keep, self._largest[id(pruner)]) if pruner.nested else keep
         ids = batch.tokens.image_ids
         kept = {image: choice for image in ids if (choice := self._chosen.get((id(pruner), most, image)))}
@@ -93,10 +94,8 @@ class Selections:
             pruned = Pruned(pruner.arrange(pruned.index[:, :keep]))
         new = {image: choice.seconds for image, choice in zip(ids, chosen, strict=True) if image not in met}
         met.update(new)
-        begun = seconds_after_work(device)
-        pruned = make_merged(pruned, batch, reader.features.project)
-        merging = seconds_after_work(device) - begun
-        return Pruning(batch, pruned, sum(new.values(), merging * len(new) / len(ids)), len(new))
+        merged, merging = _timed(batch, lambda: make_merged(pruned, batch, reader.features.project))
+        return Pruning(batch, merged, sum(new.values(), merging * len(new) / len(ids)), len(new))
 
     def _choose(
         self, pruner: Pruner, batch: FeatureBatch, lacking: list[int], most: int, reader: QuestionReader
@@ -104,18 +103,30 @@ class Selections:
         """Choose for the images at the positions `lacking`, and remember the choices."""
         if not lacking:
             return {}
-        device, begun = batch.projected.device, seconds_after_work(batch.projected.device)
         whole = len(lacking) == len(batch.tokens.image_ids)
         part = batch if whole else replace(batch, tokens=batch.tokens.at(lacking))
-        if pruner.nested:
-            pruned = Pruned(rank_images(pruner, with_projector(pruner, part, reader).tokens, most))
-        else:
-            _, pruned = choose_batch(pruner, part, most, reader)
-        seconds = (seconds_after_work(device) - begun) / len(lacking)
-        made = {image: _Chosen(pruned.of_image(number), seconds) for number, image in enumerate(part.tokens.image_ids)}
+        pruned, seconds = _timed(part, lambda: _pruned(pruner, part, most, reader))
+        made = {
+            image: _Chosen(pruned.of_image(number), seconds / len(lacking))
+            for number, image in enumerate(part.tokens.image_ids)
+        }
         for image, choice in made.items():
             self._chosen[id(pruner), most, image] = choice
             self._bytes += choice.nbytes
         while self._bytes > LIMIT:
             self._bytes -= self._chosen.popitem(last=False)[1].nbytes
         return made
+
+
+def _pruned(pruner: Pruner, batch: FeatureBatch, most: int, reader: QuestionReader) -> Pruned:
+    """Let a method choose, and a nested one rank; merges stay the weights that the method returned."""
+    if pruner.nested:
+        return Pruned(rank_images(pruner, with_projector(pruner, batch, reader).tokens, most))
+    return choose_batch(pruner, batch, most, reader)[1]
+
+
+def _timed(batch: FeatureBatch, run: Callable[[], T]) -> tuple[T, float]:
+    """Return what a run returns, and the seconds that it takes on the device of a batch."""
+    begun = seconds_after_work(batch.projected.device)
+    result = run()
+    return result, seconds_after_work(batch.projected.device) - begun

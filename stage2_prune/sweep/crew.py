@@ -4,7 +4,6 @@ The division of work changes no bit, because every process has the same number o
 """
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from configs.cli import run_to_exit_code
 from configs.errors import Interrupted
 from configs.experiment import Experiment
-from configs.processes.workers import begin_worker, require_parent, stop_workers
+from configs.processes.workers import begin_worker, require_parent, stop_workers, usable_cores
 from stage2_prune.errors import WorkerFailed
 from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cell_progress import Progress
@@ -52,7 +51,7 @@ class Work:
         """The number of workers: the config's, else one per GPU or as many as the cores have room for; at most one a task."""
         section, devices = self.experiment.sweep, worker_devices(self.experiment.model.device)
         on_cpu = devices == ["cpu"] or not torch.cuda.is_available()
-        room = _cores() // section.threads if on_cpu else len(devices)
+        room = usable_cores() // section.threads if on_cpu else len(devices)
         return max(1, min(section.workers or room, len(self.tasks)))
 
 
@@ -178,8 +177,3 @@ def _take(taken: Any) -> int:
     with taken.get_lock():
         taken.value += 1
         return taken.value - 1
-
-
-def _cores() -> int:
-    """Count the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

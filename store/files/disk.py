@@ -26,6 +26,11 @@ class Unreadable(IntegrityError):
     """Something that lies in the place of a file or a folder cannot be read as such."""
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the folder that holds `path`, or the nearest one above that is there already: its disk is the one written to."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
 def without_waiting(name: str, flags: int) -> int:
     """Open only regular files; pass this as `opener` to `open`.
 

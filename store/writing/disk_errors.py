@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from store.files.disk import explaining_full_disks
+from store.files.disk import existing_folder, explaining_full_disks
 
 
 @contextmanager
@@ -18,10 +18,9 @@ def naming_free_bytes(path: Path, needed: int) -> Generator[None, None, None]:
     """
 
     def explain(reason: str) -> str:
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
         return (
             f"cannot write to {path} ({reason}): the whole store needs {needed:,} bytes, "
-            f"{shutil.disk_usage(existing).free:,} are free; "
+            f"{shutil.disk_usage(existing_folder(path)).free:,} are free; "
             "make room or make it writable, then run the same command to go on"
         )
 
