@@ -13,6 +13,7 @@ from configs.errors import ConfigError
 from configs.experiment import Experiment, StoreLocation
 from configs.flags import Commands, experiment_from, experiment_options
 from configs.plugin import is_path
+from store.checkpoint.presence import require_checkpoint
 from store.checkpoint.versions import note_untested
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -48,6 +49,7 @@ def extract(
             "expected --overwrite or --append, got both: one replaces the store, the other adds to it"
         )
     experiment = experiment_from(config_path, flags)
+    require_checkpoint(experiment.model.checkpoint, experiment.model.revision)
     from stage1_extract import dry_run as dry
     from stage1_extract import extract as stage
     from stage1_extract.work import price

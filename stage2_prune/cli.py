@@ -10,6 +10,7 @@ from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
+from store.checkpoint.presence import require_checkpoint
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
@@ -33,7 +34,7 @@ def group() -> None:
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score every configured pruner at every budget. An interrupted run is resumed."""
-    experiment = _experiment(config_path, flags)
+    experiment = _answering(config_path, flags)
     from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
@@ -52,7 +53,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
     The config says what varies. An interrupted run is resumed. The command writes tidy CSV, a table and pictures, and lists
     methods and budgets that cannot run, with the reason.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = _answering(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
     from stage2_prune.sweep import run as sweep
 
@@ -70,7 +71,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
     An interrupted training is resumed.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = _answering(config_path, flags)
     from stage2_prune.training import ranks, train
 
     result = train.run(experiment, overwrite)
@@ -94,7 +95,7 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 
     The command fits on training questions, and prints the line `deletes: …` for a config.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = _answering(config_path, flags)
     from stage2_prune.training import calibrate
 
     click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
@@ -112,7 +113,7 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     The command compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit
     code 4 means that two ways differ, 3 that one of the ways could not be tried.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = _answering(config_path, flags)
     from stage2_prune.parity import run as parity
 
     return parity.run(experiment, limit, as_json)
@@ -240,3 +241,10 @@ def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
     from stage2_prune.pruning.pruner import Pruner
 
     return experiment_from(config_path, flags, plugin.find_all(pruners, Pruner))
+
+
+def _answering(config_path: Path, flags: dict[str, Any]) -> Experiment:
+    """Load the experiment of a command that answers questions; raise CheckpointMissing (exit 5) before anything slow begins."""
+    experiment = _experiment(config_path, flags)
+    require_checkpoint(experiment.model.checkpoint, experiment.model.revision)
+    return experiment

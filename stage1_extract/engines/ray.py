@@ -37,8 +37,8 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
 
     An actor that dies is replaced, and its shard is tried again. `look` is called as time passes, to show progress.
 
-    Raises EngineMissing (exit 5) without Ray, and WorkerFailed (exit 3) for a shard on which actors died three times or
-    that met an error.
+    Raises EngineMissing (exit 5) without Ray, and WorkerFailed (exit 3) for an actor that cannot be started and for a shard
+    that met an error or on which actors died three times.
     """
     try:
         import ray
@@ -52,6 +52,16 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
     finally:
         if started_here:
             ray.shutdown()
+
+
+def why_it_died(error: Exception) -> str:
+    """Pick the line of Ray's report that says why an actor died.
+
+    The last line says how its process ended, or which error kept it from starting. Where the machine is out of memory, the first
+    line says so, and advice of many lines follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "low on memory" in line), lines[-1])
 
 
 def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callable[[], None], ray: Any) -> None:
@@ -73,12 +83,16 @@ def _hand_out(experiment: Experiment, writer: StoreWriter, allowed: int, look: C
             try:
                 ray.get(result)
                 idle.append(actor)
-            except ray.exceptions.RayActorError:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                reason = why_it_died(error)
+                if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+                    raise WorkerFailed(3, f"an actor could not be started: {reason}") from None
                 deaths[shard] += 1
-                _log.warning("note: the actor at shard %d died", shard)
+                _log.warning("note: the actor at shard %d died: %s", shard, reason)
                 if deaths[shard] > RETRIES:
                     raise WorkerFailed(
-                        3, f"shard {shard} was given up: actors died on it {deaths[shard]} times"
+                        3,
+                        f"shard {shard} was given up: actors died on it {deaths[shard]} times, at last because: {reason}",
                     ) from None
                 waiting.append(shard)
                 idle.append(actor_class.remote(experiment, allowed))

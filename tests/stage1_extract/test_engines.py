@@ -16,6 +16,7 @@ import yaml
 from configs.errors import ConfigError
 from configs.experiment import Experiment
 from stage1_extract.engines.joined import in_turn
+from stage1_extract.engines.ray import why_it_died
 from stage1_extract.engines.slurm import check_parameters
 from stage1_extract.extract import extract
 from store.care.compare import differences_between
@@ -229,8 +230,28 @@ def test_ray_actors_on_two_nodes_make_the_bytes_of_one_worker_though_one_of_them
     wanted = experiment(home, tmp_path / "run", engine="ray", workers=2)
     done = run(wanted, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "the actor at shard 1 died" in done.stderr
+    assert "the actor at shard 1 died: The actor is dead because its worker process has died" in done.stderr
     assert differences_between(home / "whole" / "store", wanted.store_path) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_a_ray_actor_that_cannot_be_started_is_given_up_with_the_error_that_kept_it_from_starting(home, tmp_path):
+    wanted = experiment(home, tmp_path / "run", engine="ray", workers=2)
+    broken = """
+import sys
+if any("default_worker" in argument for argument in sys.orig_argv):
+    sys.modules["safetensors"] = None
+"""
+    done = run(wanted, tmp_path, broken=broken)
+    assert done.returncode == 3, done.stderr
+    assert "error: an actor could not be started: ModuleNotFoundError: import of safetensors halted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_machine_without_memory_is_named_as_the_reason_and_ray_s_pages_of_advice_are_not():
+    ray = pytest.importorskip("ray")
+    report = "Task was killed due to the node running low on memory.\nMemory on the node was 23/24 GB …\nConsider provisioning"
+    assert why_it_died(ray.exceptions.OutOfMemoryError(report)) == report.splitlines()[0]
 
 
 def test_another_number_of_workers_and_another_engine_go_on_to_the_same_bytes(home, tmp_path):
