@@ -1,5 +1,6 @@
 """The arrays of one shard on the host, which are filled while the device goes on computing."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from store.layout.schema import ArraySpec
 from store.layout.tensors import from_storage, to_storage, torch_dtype
+
+QUEUED = 2
+"""Calls of the tower that a GPU may have before it beside the call that is being queued: more would only hold memory."""
 
 
 class ShardArrays:
@@ -39,10 +43,10 @@ class ShardArrays:
             else torch.empty((images, *spec.shape), dtype=torch_dtype(spec.dtype), pin_memory=device.type == "cuda")
             for spec in specs
         }
-        self._copied: torch.Event | None = None
+        self._copied: deque[torch.cuda.Event] = deque()
 
     def put(self, arrays: Mapping[str, Tensor], positions: Sequence[int]) -> None:
-        """Copy rows that the device makes into their places, ascending; on a GPU the copies are only queued."""
+        """Copy rows that the device makes into their places, ascending; on a GPU wait for no more than earlier copies."""
         if self._stream is None:
             self._copy(arrays, positions)
             return
@@ -53,12 +57,19 @@ class ShardArrays:
             for values in arrays.values():
                 if values.is_cuda:
                     values.record_stream(self._stream)  # its memory is not used for anything else before it is copied
-        self._copied = self._stream.record_event()
+        # A blocking event lets its waiter sleep; otherwise the waiter would keep a core busy that decoding can use.
+        self._copied.append(self._stream.record_event(torch.cuda.Event(blocking=True)))
+        if len(self._copied) > QUEUED:
+            self._copied.popleft().synchronize()
+
+    def wait(self) -> None:
+        """Wait until the device has made and copied all rows that were put."""
+        if self._copied:
+            self._copied[-1].synchronize()
 
     def finished(self) -> dict[str, NDArray[Any]]:
         """Wait for the copies, and return every array in storage dtype; rows that nothing was put into hold anything."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        self.wait()
         return {name: to_storage(tensor) for name, tensor in self._tensors.items()}
 
     def _copy(self, arrays: Mapping[str, Tensor], positions: Sequence[int]) -> None:

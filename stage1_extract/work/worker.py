@@ -65,7 +65,7 @@ class Worker:
         """
         plan = self.writer.plan
         with self._decoding(shards) as decoded, ThreadPoolExecutor(1, "commit") as committer:
-            pending: Future[Any] | None = None
+            pending: tuple[ShardArrays, Future[Any]] | None = None
             for first in decoded:
                 lease = self._leases[0]
                 self.begin(lease.shard)
@@ -78,8 +78,7 @@ class Worker:
                 self.failures |= failures
                 require_few(self.failures, allowed, self.sources)
                 if pending is not None:
-                    with self._waits.waiting_for("disk"):
-                        pending.result()
+                    self._wait_for(*pending)
                 telemetry = {
                     "began": began,
                     "ended": time.time(),
@@ -88,9 +87,16 @@ class Worker:
                     "waited": self._waits.taken(),
                 }
                 self._leases.popleft()
-                pending = committer.submit(self._commit, lease, arrays, failures, telemetry)
+                pending = arrays, committer.submit(self._commit, lease, arrays, failures, telemetry)
             if pending is not None:
-                pending.result()
+                self._wait_for(*pending)
+
+    def _wait_for(self, arrays: ShardArrays, committing: Future[Any]) -> None:
+        """Wait until a shard is committed; what a GPU still has to do for it counts as the tower's time, not the disk's."""
+        with self._waits.waiting_for("tower"):
+            arrays.wait()
+        with self._waits.waiting_for("disk"):
+            committing.result()
 
     @contextmanager
     def _decoding(self, shards: Iterable[int]) -> Generator[Iterator[Decoded], None, None]:

@@ -1,8 +1,10 @@
-"""Stage 1 against the least that it could be: tower and projector on tensors that are ready."""
+"""Stage 1 against the least that it could be: tower and projector on tensors that are ready, and its slowest leg alone."""
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from configs.experiment import Experiment
 from stage1_extract.encoding.family import Encoder, Pixels, checkpoint_config
 from stage1_extract.find_family import find_family
 from stage1_extract.sources import find_sources
-from stage1_extract.work.open_encoder import OpenEncoder
+from stage1_extract.work.decoding import decode
+from stage1_extract.work.open_encoder import Arrays, OpenEncoder
 from stage1_extract.work.planning import plan_for
 from stage1_extract.work.worker import Worker
+from store.layout.tensors import to_storage
 from store.writing.writer import StoreWriter
 from tests.helpers.checkpoints import WORDS, save_processor
 
@@ -42,20 +46,34 @@ def _compare(folder: Path, checkpoint: Path, images: int, rounds: int) -> dict[s
     config = checkpoint_config(wanted.model)
     encoder = find_family(config).open(wanted, config, torch.device("cpu"))
     batches = _ready(encoder, folder / "images")
-    idle = WithoutTower(encoder, encoder.encode([{"pixel_values": one[None]} for one in batches[0]]))
-    stage, bare, outside = [], [], []
+    features = encoder.encode([{"pixel_values": one[None]} for one in batches[0]])
+    opened, idle = (
+        OpenEncoder(wanted, None, one, torch.device("cpu"), TOWER_BATCH)
+        for one in (encoder, WithoutTower(encoder, features))
+    )
+    stored = {name: to_storage(values) for name, values in features.items()}
+    legs: dict[str, list[float]] = {"decoding on all cores": [], "tower + projector": [], "durable writing": []}
+    stage, outside = [], []
     _bare(encoder, batches[:1])
     for number in range(rounds):
-        bare.append(images / _bare(encoder, batches))
-        stage.append(images / _extract(_in(wanted, folder / f"run-{number}"), encoder)[0])
+        legs["decoding on all cores"].append(images / _decode(wanted, encoder))
+        legs["tower + projector"].append(images / _bare(encoder, batches))
+        legs["durable writing"].append(images / _write(_in(wanted, folder / f"written-{number}"), encoder, stored))
+        stage.append(images / _extract(_in(wanted, folder / f"run-{number}"), opened)[0])
         outside.append(1000 * _extract(_in(wanted, folder / f"idle-{number}"), idle)[1] / images)
-    ratios = [one / other for one, other in zip(stage, bare, strict=True)]
+    slowest = min(legs, key=lambda leg: statistics.median(legs[leg]))
     return {
         "stage 1, images/s": statistics.median(stage),
-        "bare tower + projector loop, images/s": statistics.median(bare),
-        "ratio (median of interleaved rounds)": statistics.median(ratios),
+        **{f"{leg} alone, images/s": statistics.median(rates) for leg, rates in legs.items()},
+        f"share of the slowest leg, {slowest}": _ratio(stage, legs[slowest]),
+        "share of the bare tower + projector loop": _ratio(stage, legs["tower + projector"]),
         "CPU ms per image outside tower and projector": statistics.median(outside),
     }
+
+
+def _ratio(ours: list[float], others: list[float]) -> float:
+    """The median over interleaved rounds."""
+    return statistics.median(one / other for one, other in zip(ours, others, strict=True))
 
 
 class WithoutTower(Encoder):
@@ -71,23 +89,46 @@ class WithoutTower(Encoder):
         return self._encoder.preprocess(image)
 
     def encode(self, batch: Sequence[Pixels]) -> dict[str, torch.Tensor]:
-        """What another batch gave."""
-        return {name: array[: len(batch)] for name, array in self._features.items()}
+        """What another image gave, for each image."""
+        return {name: array[:1].expand(len(batch), *array.shape[1:]) for name, array in self._features.items()}
 
 
 def _in(experiment: Experiment, run_dir: Path) -> Experiment:
     return experiment.model_copy(update={"run_dir": run_dir})
 
 
-def _extract(experiment: Experiment, encoder: Any) -> tuple[float, float]:
+def _extract(experiment: Experiment, opened: OpenEncoder) -> tuple[float, float]:
     """Wall and CPU seconds from the first image's decoding to the last shard's commit, with the model open already."""
-    sources = find_sources(experiment)
+    sources, encoder = find_sources(experiment), opened.encoder
     plan = plan_for(experiment, sources, encoder.description, {})
     with StoreWriter.open(experiment.store_path, plan, sources.ids(), encoder.projector) as writer:
-        opened = OpenEncoder(experiment, None, encoder, torch.device("cpu"), TOWER_BATCH)
         wall, cpu = time.perf_counter(), time.process_time()
         Worker(experiment, writer, sources, opened, "benchmark").extract(writer.missing_shards(), allowed=0)
         return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _decode(experiment: Experiment, encoder: Encoder) -> float:
+    """Seconds of reading, decoding and preprocessing every image, with a thread per core."""
+    sources = find_sources(experiment)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = time.perf_counter()
+        list(pool.map(lambda row: decode(row, sources, encoder, experiment.extract.max_pixels), sources.rows))
+        return time.perf_counter() - begun
+
+
+def _write(experiment: Experiment, encoder: Encoder, stored: Arrays) -> float:
+    """Seconds of committing every shard of a store."""
+    sources = find_sources(experiment)
+    plan = plan_for(experiment, sources, encoder.description, {})
+    with StoreWriter.open(experiment.store_path, plan, sources.ids(), encoder.projector) as writer:
+        shards = {
+            shard: {name: np.resize(rows, (len(plan.rows(shard)), *rows.shape[1:])) for name, rows in stored.items()}
+            for shard in writer.missing_shards()
+        }
+        begun = time.perf_counter()
+        for shard, arrays in shards.items():
+            writer.commit_shard(shard, arrays, {}, {})
+        return time.perf_counter() - begun
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Between tower and disk: rows land in their place, waits are told apart, and a measured dry run says what is slowest."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from stage1_extract.cli import group
 from stage1_extract.dry_run import dry_run
 from stage1_extract.extract import extract
 from stage1_extract.work.decoding import THREADS_ON_CPU, decode_threads
-from stage1_extract.work.shard_arrays import ShardArrays
+from stage1_extract.work.shard_arrays import QUEUED, ShardArrays
 from stage1_extract.work.waits import TELL_SECONDS, Waits
 from store.layout.schema import ArraySpec
 from store.reading.reader import FeatureStore
@@ -54,6 +55,44 @@ def test_rows_that_were_right_before_stay_beside_new_ones():
     arrays.put({"raw": torch.ones(1, 2, 3, dtype=torch.bfloat16), "cls_attention": torch.ones(1, 2, 2)}, [2])
     finished = arrays.finished()["cls_attention"]
     assert (finished[0] == 7).all() and (finished[1] == 0).all() and (finished[2] == 1).all()
+
+
+class Stream:
+    """A stream of a GPU that never gets its work done unless it is waited for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.followed = []
+
+    def record_event(self, event=None):
+        return event or "made"
+
+    def wait_event(self, event):
+        self.followed.append(event)
+
+
+def test_copies_follow_the_tower_and_only_a_few_calls_are_queued(monkeypatch):
+    stream, events = Stream(), []
+
+    class Event:
+        def __init__(self, blocking):
+            self.done = False
+            events.append(self)
+
+        def synchronize(self):
+            self.done = True
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    arrays = ShardArrays(SPECS, 6, torch.device("cpu"), stream, {})
+    for place in range(6):
+        arrays.put({"raw": torch.ones(1, 2, 3), "cls_attention": torch.ones(1, 2, 2)}, [place])
+        assert sum(not event.done for event in events) <= QUEUED
+    assert stream.followed == ["made"] * 6 and not events[-1].done
+    arrays.finished()
+    assert events[-1].done
 
 
 def test_the_largest_wait_is_told_now_and_then_and_all_waits_are_summed():
