@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from configs.experiment import Experiment, ModelSection
+from stage1_extract.encoding.processor import ImageProcessor
 from store.checkpoint.opening import load_config
 from store.layout.geometry import Geometry
 from store.layout.schema import ArraySpec
@@ -46,6 +47,10 @@ class Encoder(ABC):
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Pixels:
         """Turn one RGB image into pixel values on the CPU; several decoding threads call this at once."""
+
+    def processor_alone(self) -> ImageProcessor | None:
+        """Return the image processor if `preprocess` is no more than a call of it, which other processes can make too."""
+        return None
 
     def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
         """Measure how many times as long a forward takes with the arrays beside the features.

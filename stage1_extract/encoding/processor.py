@@ -31,6 +31,8 @@ class ImageProcessor:
         """Open the processor of a checkpoint; `options` replace the checkpoint's settings."""
         self.stock = open_image_processor(source, revision, trust_remote_code)
         self.options = options
+        self.opening = {"source": source, "revision": revision, "trust_remote_code": trust_remote_code, **options}
+        """Arguments with which another process opens the same processor."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -64,8 +64,7 @@ class Llava(Family):
     @classmethod
     def open(cls, experiment: Experiment, config: Any, device: torch.device) -> Encoder:
         """Load tower and projector, and nothing of the language model."""
-        description = cls.describe(experiment, config)
-        return LlavaEncoder(experiment, config, description, device)
+        return LlavaEncoder(experiment, config, cls.describe(experiment, config), device)
 
 
 class LlavaEncoder(Encoder):
@@ -108,6 +107,11 @@ class LlavaEncoder(Encoder):
         """Return `pixel_values`, (1, 3, height, width) in float32, and `image_area` where it is asked for."""
         pixels = self.image_processor(image)
         return pixels if self._area is None else pixels | {IMAGE_AREA: self._area.of(image.size)}
+
+    def processor_alone(self) -> ImageProcessor | None:
+        """Return the image processor, unless `image_area` is asked for or a subclass preprocesses in its own way."""
+        stock = type(self).preprocess is LlavaEncoder.preprocess and self._area is None
+        return self.image_processor if stock else None
 
     def side_cost(self, batch: Sequence[Pixels]) -> Sequence[float]:
         """Measure RUNS forwards with the side arrays, each next to a forward without them."""

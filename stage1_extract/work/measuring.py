@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,8 @@ import torch
 from configs.counted import counted
 from configs.experiment import Experiment
 from stage1_extract.errors import BadImage
-from stage1_extract.sources import Sources
-from stage1_extract.work.decoding import decode, decode_threads
+from stage1_extract.sources import ImageRow, Sources
+from stage1_extract.work.decoding import Decoded, decode, decode_threads, start_processes
 from stage1_extract.work.open_encoder import OpenEncoder
 from store.files.disk import existing_folder
 from store.layout.plan import Plan
@@ -49,11 +49,7 @@ def measure(
     opened = OpenEncoder.load(experiment, devices[0], stored, len(sources.rows))
     workers = experiment.extract.workers or len(devices)
     asked = sources.rows[: CALLS * opened.batch]
-    threads, limit = decode_threads(experiment, opened.device), experiment.extract.max_pixels
-    with ThreadPoolExecutor(threads) as pool:
-        decoding, decoded = _timed(
-            lambda: list(pool.map(lambda row: decode(row, sources, opened.encoder, limit), asked))
-        )
+    decoding, decoded = _timed_decoding(experiment, sources, opened, asked)
     pictures = [pixels for pixels in decoded if not isinstance(pixels, BadImage)]
     if not pictures:
         return {"sample": 0, "images_per_second": {}, "slowest": None, "minutes": None, "device_memory": None}
@@ -88,6 +84,23 @@ def as_text(measured: dict[str, Any]) -> str:
         f"measured on {counted(measured['sample'], 'image')}: {rates} images/s; about {measured['minutes']:.1f} minutes, "
         f"bound by {measured['slowest']}{memory}"
     )
+
+
+def _timed_decoding(
+    experiment: Experiment, sources: Sources, opened: OpenEncoder, asked: Sequence[ImageRow]
+) -> tuple[float, list[Decoded]]:
+    """Decode some images as a worker does, with processes that have started; return the seconds and the results."""
+    encoder, limit = opened.encoder, experiment.extract.max_pixels
+    processes = start_processes(experiment, encoder, opened.device)
+    threads = decode_threads(experiment, opened.device) if processes is None else len(processes)
+    try:
+        if processes is not None:
+            processes.wait()
+        with ThreadPoolExecutor(threads) as pool:
+            return _timed(lambda: list(pool.map(lambda row: decode(row, sources, encoder, limit, processes), asked)))
+    finally:
+        if processes is not None:
+            processes.end()
 
 
 def _timed(run: Callable[[], T]) -> tuple[float, T]:

@@ -13,7 +13,7 @@ from configs.experiment import Experiment
 from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import Sources
-from stage1_extract.work.decoding import Decoded, decode, decode_threads, lookahead
+from stage1_extract.work.decoding import Decoded, decode, decode_threads, lookahead, start_processes
 from stage1_extract.work.failures import require_few
 from stage1_extract.work.open_encoder import OpenEncoder
 from stage1_extract.work.shard_arrays import ShardArrays, copy_stream
@@ -101,14 +101,22 @@ class Worker:
     @contextmanager
     def _decoding(self, shards: Iterable[int]) -> Generator[Iterator[Decoded], None, None]:
         """Yield the decoded images of claimed shards, ahead of the tower; release every lease that is left at the end."""
-        threads = decode_threads(self.experiment, self.opened.device)
+        experiment, sources, encoder = self.experiment, self.sources, self.opened.encoder
+        processes = start_processes(experiment, encoder, self.opened.device)
+        threads = decode_threads(experiment, self.opened.device) if processes is None else len(processes)
         pool = ThreadPoolExecutor(threads, "decode")
+
+        def decoded(row: int) -> Decoded:
+            return decode(sources.rows[row], sources, encoder, experiment.extract.max_pixels, processes)
+
         try:
             depth = 2 * self.opened.batch + threads
-            decoded = lookahead(pool, self._decode, self._claimed_rows(shards), depth)
-            yield self._waits.timed("decode", decoded)
+            images = lookahead(pool, decoded, self._claimed_rows(shards), depth)
+            yield self._waits.timed("decode", images)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if processes is not None:
+                processes.end()
             for lease in self._leases:
                 lease.release()
 
@@ -162,6 +170,3 @@ class Worker:
             self.writer.commit_shard(lease.shard, arrays.finished(), failures, telemetry, lease)
         except LeaseLost as lost:  # another worker took the shard over and commits it
             _log.warning("note: %s", lost)
-
-    def _decode(self, row: int) -> Decoded:
-        return decode(self.sources.rows[row], self.sources, self.opened.encoder, self.experiment.extract.max_pixels)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from stage1_extract.sources.images import decode_image
+from stage1_extract.work.decoding import start_processes
 from stage1_extract.work.open_encoder import OpenEncoder
 from tests.benchmarks.gpu.making import photo
 from tests.benchmarks.gpu.parts.stage1 import on_device, open_encoder, prepared
@@ -23,7 +24,7 @@ def measure(place: Place, rows: Rows) -> None:
     """Measure the legs, then the whole."""
     opened = open_encoder(place, place.scale.tower_batch)
     legs = {
-        "decode + preprocess on all cores, in threads": _decoding(place, opened),
+        "decode + preprocess on all cores": _decoding(place, opened),
         f"tower + projector, {place.scale.tower_batch} a call": _tower(place, opened),
         "durable writing": _writing(place, opened),
     }
@@ -46,13 +47,23 @@ def measure(place: Place, rows: Rows) -> None:
 
 
 def _decoding(place: Place, opened: OpenEncoder) -> float:
+    """Decode in processes where a worker does, otherwise in threads."""
     names = [photo(number) for number in range(min(DECODED, place.scale.photos))]
+    processes = start_processes(place.experiment(), opened.encoder, opened.device)
 
-    def work(name: str) -> None:
-        opened.encoder.preprocess(decode_image((place.photos / name).read_bytes(), name, 10**8))
+    def work(name: str) -> object:
+        data = (place.photos / name).read_bytes()
+        if processes is not None:
+            return processes.pixels(data)
+        return opened.encoder.preprocess(decode_image(data, name, 10**8))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return len(names) / place.clock.median(lambda: list(pool.map(work, names)), rounds=1, warm_up=1)
+    if processes is not None:
+        processes.wait()
+    with ThreadPoolExecutor(os.cpu_count() if processes is None else len(processes)) as pool:
+        rate = len(names) / place.clock.median(lambda: list(pool.map(work, names)), rounds=1, warm_up=1)
+    if processes is not None:
+        processes.end()
+    return rate
 
 
 def _tower(place: Place, opened: OpenEncoder) -> float:
