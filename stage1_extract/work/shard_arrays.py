@@ -58,7 +58,9 @@ class ShardArrays:
                 if values.is_cuda:
                     values.record_stream(self._stream)  # its memory is not used for anything else before it is copied
         # A blocking event lets its waiter sleep; otherwise the waiter would keep a core busy that decoding can use.
-        self._copied.append(self._stream.record_event(torch.cuda.Event(blocking=True)))
+        copied = torch.cuda.Event(blocking=True)
+        self._stream.record_event(copied)
+        self._copied.append(copied)
         if len(self._copied) > QUEUED:
             self._copied.popleft().synchronize()
 
