@@ -17,7 +17,7 @@ from configs.load import method_of
 from stage2_prune import pruners
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.evaluation.cells import build
-from stage2_prune.evaluation.evaluate import bind
+from stage2_prune.evaluation.opening import bind
 from stage2_prune.language.assemble import assemble
 from stage2_prune.language.generate import generate
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner

@@ -121,14 +121,14 @@ class ReferenceFailed(PruneError):
 
 
 class WorkerFailed(PruneError):
-    """A process of a sweep ended before its work was done; this error passes the exit code of its error on."""
+    """A process that shared the work ended before its work was done; this error passes the exit code of its error on."""
 
     def __init__(self, exit_code: int) -> None:
         cause = (
             "with an error, its message is above" if exit_code > 0 else f"by signal {-exit_code}, as for want of memory"
         )
         super().__init__(
-            f"a worker of the sweep ended {cause}: run the same command again, which computes no answer twice; fewer "
+            f"a worker ended {cause}: run the same command again, which computes no answer twice; fewer "
             "--workers need less memory"
         )
         self.exit_code = exit_code if exit_code > 0 else 75

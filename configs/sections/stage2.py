@@ -125,6 +125,8 @@ class EvalSection(Section):
     """Ask questions of like length together, within windows of 32 batches, so that batches hold less padding."""
     max_new_tokens: PositiveInt = 16
     """Longest answer, in tokens."""
+    workers: PositiveInt | None = None
+    """Processes that share the batches of each cell; they change no answer. Default: one per GPU, one on a CPU."""
     bootstrap: PositiveInt = 1000
     """Resamples of the confidence intervals, clustered by image."""
     seed: NonNegativeInt = 0

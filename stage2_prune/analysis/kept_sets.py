@@ -10,7 +10,7 @@ from configs.experiment import Experiment
 from stage2_prune.analysis.kept import KeptPatches, kept_of
 from stage2_prune.errors import Infeasible, NotExtracted, NotTrained, PrunerMisused, WeightsMismatch
 from stage2_prune.evaluation.cells import Cell, Unavailable, Unmet, available, check_budgets, plan
-from stage2_prune.evaluation.evaluate import bind
+from stage2_prune.evaluation.opening import bind
 from stage2_prune.find_family import open_embeddings
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.features import FeatureBatch, Features

@@ -28,11 +28,6 @@ class Batching:
         section = experiment.eval
         return cls(batch_size(experiment), section.share_prefix, section.sort_by_length and not section.share_prefix)
 
-    @property
-    def in_order(self) -> bool:
-        """Whether questions are asked in their own order."""
-        return not (self.by_image or self.by_length)
-
     def lacking(self, asked: Sequence[Question], answered: Collection[str]) -> list[Question]:
         """Return the questions without an answer, and where windows are sorted all questions of such a question's window.
 

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from configs.experiment import EvalSection
+from stage2_prune.evaluation.answering import Answered
 from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cells import Cell
 from stage2_prune.evaluation.predictions import PredictionFile, read_cells, refuse_other_runs, write_cells
@@ -31,8 +32,11 @@ class Progress:
     selector: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     """For each batch answered by this command: seconds of the method itself, and number of images."""
 
-    met: set[str] = field(default_factory=set[str])
-    """Ids of the images whose choice this command has timed; questions about the same image share a choice."""
+    def add(self, answered: Answered) -> None:
+        """Write the answers to a batch into the cell's file."""
+        self.file.append(answered.answers)
+        if answered.images:
+            self.selector.append((answered.seconds, answered.images))
 
     def record(self, before: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
         """Make the cell's record for `cells.json`; if nothing was answered now, keep the selector's time from `before`."""

@@ -66,7 +66,7 @@ class PredictionFile:
         wanted = batching.lacking(asked, self._answers)
         for question in wanted:
             self._answers.pop(question.question_id, None)
-        batches, self._in_order = batching.cut(wanted), batching.in_order
+        batches = batching.cut(wanted)
         in_partial, _ = self._read(self._partial)
         self.left = [batch for batch in batches if any(question.question_id not in in_partial for question in batch)]
         """Batches that lack an answer; a batch that was answered in part is answered again as a whole."""
@@ -102,7 +102,7 @@ class PredictionFile:
         """Declare the file complete; join earlier and new answers to one file, in question order."""
         if not self._partial.is_file():
             return
-        if self.path.is_file() or not self._in_order:
+        if self.path.is_file() or [*self._answers] != [row.question_id for row in self.rows]:
             others = [self._answers[name] for name in self.left_out]
             write_atomically(self.path, self._lines([*self.rows, *others]))
             self._partial.unlink()

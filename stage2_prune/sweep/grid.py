@@ -22,7 +22,7 @@ from stage2_prune.evaluation.cells import (
     require_own_labels,
 )
 from stage2_prune.evaluation.cells import build as build_method
-from stage2_prune.evaluation.evaluate import bind
+from stage2_prune.evaluation.opening import bind
 from stage2_prune.language.layer_loop import require_loop
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.features import Features

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stage2_prune.errors import MemoryTooSmall, OtherRun
-from stage2_prune.evaluation import evaluate
+from stage2_prune.evaluation import answering, evaluate
 from stage2_prune.evaluation.batching import WINDOW_BATCHES, Batching
 from stage2_prune.evaluation.fit_batch import LARGEST, largest, with_batch_size
 from stage2_prune.evaluation.predictions import PredictionFile
@@ -189,7 +189,7 @@ def test_a_batch_size_is_halved_until_the_memory_carries_it():
 
 
 def test_a_batch_that_the_memory_does_not_carry_ends_with_the_way_out_and_keeps_the_answers(tiny, monkeypatch):
-    experiment, calls, ask = tiny(prune__methods=[{"name": "keep_none"}]), [], evaluate.ask
+    experiment, calls, ask = tiny(prune__methods=[{"name": "keep_none"}]), [], answering.ask
 
     def exhausted(*arguments):
         calls.append(arguments)
@@ -197,7 +197,7 @@ def test_a_batch_that_the_memory_does_not_carry_ends_with_the_way_out_and_keeps_
             raise torch.OutOfMemoryError
         return ask(*arguments)
 
-    monkeypatch.setattr(evaluate, "ask", exhausted)
+    monkeypatch.setattr(answering, "ask", exhausted)
     with pytest.raises(MemoryTooSmall, match=r"for 4 questions at once .*--eval\.batch-size 2 --overwrite"):
         evaluate.run(experiment)
     (begun,) = (experiment.run_dir / "eval" / "predictions").iterdir()

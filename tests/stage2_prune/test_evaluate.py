@@ -14,7 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from configs import plugin
 from stage2_prune import pruners
 from stage2_prune.errors import Infeasible, NotComparable, NotExtracted, OtherRun, PrunerMisused, StoreMismatch
-from stage2_prune.evaluation import evaluate, report
+from stage2_prune.evaluation import answering, evaluate, report
 from stage2_prune.evaluation.cells import check_budgets, configured_pruners, plan
 from stage2_prune.find_family import open_text
 from stage2_prune.language import price as budget
@@ -185,14 +185,14 @@ def test_unpruned_answers_from_the_store_are_those_of_the_stock_model_on_the_pic
 def test_a_finished_evaluation_is_not_computed_again(tiny, monkeypatch):
     experiment = tiny(prune__methods=[{"name": "keep_all"}, {"name": "random"}])
     first = evaluate.run(experiment)
-    monkeypatch.setattr(evaluate, "ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(answering, "ask", lambda *_: pytest.fail("asked again"))
     assert evaluate.run(experiment) == first
 
 
 def test_an_interrupted_evaluation_resumes_to_the_same_files(tiny, monkeypatch, tmp_path):
     whole = tiny(run_dir=str(tmp_path / "whole"))
     evaluate.run(whole)
-    experiment, calls, ask = tiny(), [], evaluate.ask
+    experiment, calls, ask = tiny(), [], answering.ask
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -201,7 +201,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_files(tiny, monkeypatch, 
         return ask(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "ask", interrupted)
+        patch.setattr(answering, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(experiment)
     assert any(name.endswith(".partial") for name in files(experiment))

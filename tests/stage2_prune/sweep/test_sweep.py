@@ -19,7 +19,7 @@ from configs.variants import variants
 from stage2_prune import pruners
 from stage2_prune.cli import group
 from stage2_prune.errors import PrunerMisused, RunLocked
-from stage2_prune.evaluation import evaluate
+from stage2_prune.evaluation import answering, evaluate
 from stage2_prune.evaluation.predictions import alone
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.tokens import Merge, Pruned
@@ -203,7 +203,7 @@ def test_sorting_takes_merges_along_and_leaves_padding_behind():
 
 def test_a_finished_sweep_computes_and_measures_nothing_again(finished, monkeypatch):
     experiment, first = finished
-    monkeypatch.setattr(evaluate, "ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(answering, "ask", lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured again"))
     before = table(experiment)
     assert sweep.run(experiment) == first and table(experiment) == before
@@ -231,7 +231,7 @@ def test_a_batch_that_nobody_waits_for_is_not_written(home, tmp_path, monkeypatc
 
     experiment = changed(home, tmp_path, prune__methods=[{"name": "uniform_grid"}], prune__budgets=[3])
     answer = evaluate.answer
-    monkeypatch.setattr(evaluate, "answer", lambda *arguments: answer(*arguments, gone))
+    monkeypatch.setattr(evaluate, "answer", lambda *arguments, **options: answer(*arguments, gone, **options))
     with pytest.raises(Interrupted):
         evaluate.run(experiment)
     assert not list((experiment.run_dir / "eval").glob("predictions/*"))
@@ -240,7 +240,7 @@ def test_a_batch_that_nobody_waits_for_is_not_written(home, tmp_path, monkeypatc
 def test_two_workers_that_are_interrupted_leave_none_behind_and_go_on_to_the_files_of_one(
     finished, home, tmp_path, monkeypatch
 ):
-    calls, ask = [], evaluate.ask
+    calls, ask = [], answering.ask
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -250,7 +250,7 @@ def test_two_workers_that_are_interrupted_leave_none_behind_and_go_on_to_the_fil
 
     experiment = changed(home, tmp_path, sweep=SWEEP | {"workers": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "ask", interrupted)
+        patch.setattr(answering, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep.run(experiment)
     assert not multiprocessing.active_children()

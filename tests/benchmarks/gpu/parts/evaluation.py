@@ -6,7 +6,8 @@ import time
 from configs.experiment import EvalSection, Experiment
 from stage2_prune.evaluation.cell_progress import open_progress
 from stage2_prune.evaluation.cells import configured_pruners, plan
-from stage2_prune.evaluation.evaluate import answer, bind
+from stage2_prune.evaluation.evaluate import answer
+from stage2_prune.evaluation.opening import bind
 from stage2_prune.session.choose import choose
 from stage2_prune.session.session import Session
 from store.questions.question import Question
