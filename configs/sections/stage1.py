@@ -147,8 +147,8 @@ class ExtractSection(Section):
     capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""
     decode_threads: PositiveInt | Literal["auto"] = "auto"
-    """Threads that read and decode images; they change no result. `auto` is 2 on a CPU; beside a GPU it is every core, shared
-    among the workers: as threads of at most 4 cores, otherwise as processes on all but 2 cores."""
+    """Threads that read and decode images; they change no result. `auto` is 2 on a CPU. Beside a GPU the workers share the cores:
+    a worker with up to 4 cores decodes in as many threads, one with more in processes, at most 16."""
     max_failures: Failures = "0"
     """Unreadable images that are tolerated: a count (`5`) or a share of all images (`1%`)."""
     max_pixels: PositiveInt = 50_000_000

@@ -53,6 +53,8 @@ FEW_CORES = 4
 """Cores of a worker up to which threads decode: Pillow and numpy free Python's lock for about two thirds of their time."""
 SPARED_CORES = 2
 """Cores that decoding processes leave to what feeds the GPU, and to writing."""
+MOST_PROCESSES = 16
+"""Decoding processes of a worker at most: more would wait for the GPU."""
 
 
 def decode_threads(experiment: Experiment, device: torch.device) -> int:
@@ -61,6 +63,14 @@ def decode_threads(experiment: Experiment, device: torch.device) -> int:
     if asked != "auto":
         return asked
     return max(THREADS_ON_CPU, _cores(experiment)) if device.type == "cuda" else THREADS_ON_CPU
+
+
+def start_decoding(
+    experiment: Experiment, encoder: Encoder, device: torch.device
+) -> tuple[int, DecodingProcesses | None]:
+    """Return how many threads decode, and the processes that do it for them; None where the threads do it themselves."""
+    processes = start_processes(experiment, encoder, device)
+    return (decode_threads(experiment, device), None) if processes is None else (len(processes), processes)
 
 
 def start_processes(experiment: Experiment, encoder: Encoder, device: torch.device) -> DecodingProcesses | None:
@@ -72,12 +82,16 @@ def start_processes(experiment: Experiment, encoder: Encoder, device: torch.devi
     automatic = experiment.extract.decode_threads == "auto" and device.type == "cuda"
     if not automatic or processor is None or cores <= FEW_CORES or not hasattr(os, "memfd_create"):
         return None
-    return DecodingProcesses(processor, experiment.extract.max_pixels, cores - SPARED_CORES)
+    return DecodingProcesses(processor, experiment.extract.max_pixels, min(cores - SPARED_CORES, MOST_PROCESSES))
 
 
 def _cores(experiment: Experiment) -> int:
-    """Return how many cores of this machine each of its workers has."""
-    return usable_cores() // len(worker_devices(experiment.model.device))
+    """Return how many cores of this machine each of its workers has; a Ray actor does not know of those beside it."""
+    section = experiment.extract
+    if section.engine == "ray":
+        return min(usable_cores(), FEW_CORES)
+    of_config = section.workers if section.engine == "local" else None
+    return max(1, usable_cores() // (of_config or len(worker_devices(experiment.model.device))))
 
 
 def lookahead(

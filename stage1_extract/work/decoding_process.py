@@ -53,7 +53,10 @@ class DecodingProcess:
     def is_ready(self, wait: bool = False) -> bool:
         """Return whether the process has opened the image processor, or wait until it has."""
         if not self._ready and (wait or self._poll.poll(0)):
-            if self._answer() != self._fingerprint:
+            opened = self._answer()
+            if "error" in opened:
+                raise WorkerFailed(3, f"a decoding process cannot open the image processor: {opened['error']}")
+            if opened != self._fingerprint:
                 raise WorkerFailed(
                     4, "a decoding process opened another image processor: leave the checkpoint as it is"
                 )
@@ -65,13 +68,16 @@ class DecodingProcess:
 
         Raises WorkerFailed (exit 3) if the process has ended.
         """
-        os.pwrite(self._memory, data, 0)
+        if os.pwrite(self._memory, data, 0) != len(data):
+            return None
         self._send(len(data))
         pixels: Pixels = {}
         offset = 0
         for name, dtype, shape in self._answer():
             array = np.empty(shape, dtype)
-            offset += os.preadv(self._memory, [array.data], offset)
+            if os.preadv(self._memory, [array.data], offset) != array.nbytes:
+                return None
+            offset += array.nbytes
             pixels[name] = torch.from_numpy(array)
         return pixels or None
 
@@ -95,7 +101,7 @@ class DecodingProcess:
         raise WorkerFailed(
             3,
             f"a process that decodes images ended with {ending}: run the same command again, which goes on, or decode in "
-            "threads with --extract.decode_threads 8",
+            "threads with --extract.decode-threads 8",
         )
 
 
@@ -150,16 +156,18 @@ def _free(process: "subprocess.Popen[bytes]", memory: int) -> None:
 def _serve(memory: int, questions: IO[bytes], answers: IO[bytes]) -> None:
     opening = json.loads(questions.readline())
     max_pixels = opening.pop("max_pixels")
-    processor = ImageProcessor(**opening)
+    try:
+        processor = ImageProcessor(**opening)
+    except Exception as error:  # the process that asks raises it as an error of its own
+        _write(answers, {"error": f"{type(error).__name__}: {error}"})
+        return
     _write(answers, processor.fingerprint)
     for line in questions:
         try:
             arrays = _arrays(processor(decode_image(os.pread(memory, int(line), 0), "", max_pixels)))
+            _share(memory, arrays)
         except Exception:  # the process that asks tries again, and raises the error where it is expected
             arrays = {}
-        offset = 0
-        for array in arrays.values():
-            offset += os.pwrite(memory, array, offset)
         _write(answers, [(name, array.dtype.str, array.shape) for name, array in arrays.items()])
 
 
@@ -168,6 +176,15 @@ def _arrays(pixels: Pixels) -> dict[str, Any]:
     if not all(tensor.is_contiguous() for tensor in pixels.values()):
         raise ValueError("expected contiguous tensors")
     return {name: tensor.numpy() for name, tensor in pixels.items()}
+
+
+def _share(memory: int, arrays: dict[str, Any]) -> None:
+    """Write arrays one behind the other; raise OSError if the system takes less than all of an array."""
+    offset = 0
+    for array in arrays.values():
+        if os.pwrite(memory, array, offset) != array.nbytes:
+            raise OSError("the shared memory takes no more")
+        offset += array.nbytes
 
 
 if __name__ == "__main__":

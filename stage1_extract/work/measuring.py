@@ -15,7 +15,7 @@ from configs.counted import counted
 from configs.experiment import Experiment
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import ImageRow, Sources
-from stage1_extract.work.decoding import Decoded, decode, decode_threads, start_processes
+from stage1_extract.work.decoding import Decoded, decode, start_decoding
 from stage1_extract.work.open_encoder import OpenEncoder
 from store.files.disk import existing_folder
 from store.layout.plan import Plan
@@ -91,8 +91,7 @@ def _timed_decoding(
 ) -> tuple[float, list[Decoded]]:
     """Decode some images as a worker does, with processes that have started; return the seconds and the results."""
     encoder, limit = opened.encoder, experiment.extract.max_pixels
-    processes = start_processes(experiment, encoder, opened.device)
-    threads = decode_threads(experiment, opened.device) if processes is None else len(processes)
+    threads, processes = start_decoding(experiment, encoder, opened.device)
     try:
         if processes is not None:
             processes.wait()

@@ -1,4 +1,4 @@
-"""One worker of an extraction: it claims shards, decodes ahead in threads, encodes, and commits in the background."""
+"""One worker of an extraction: it claims shards, decodes ahead of the tower, encodes, and commits in the background."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from configs.experiment import Experiment
 from stage1_extract.encoding.family import Pixels
 from stage1_extract.errors import BadImage
 from stage1_extract.sources import Sources
-from stage1_extract.work.decoding import Decoded, decode, decode_threads, lookahead, start_processes
+from stage1_extract.work.decoding import Decoded, decode, lookahead, start_decoding
 from stage1_extract.work.failures import require_few
 from stage1_extract.work.open_encoder import OpenEncoder
 from stage1_extract.work.shard_arrays import ShardArrays, copy_stream
@@ -102,8 +102,7 @@ class Worker:
     def _decoding(self, shards: Iterable[int]) -> Generator[Iterator[Decoded], None, None]:
         """Yield the decoded images of claimed shards, ahead of the tower; release every lease that is left at the end."""
         experiment, sources, encoder = self.experiment, self.sources, self.opened.encoder
-        processes = start_processes(experiment, encoder, self.opened.device)
-        threads = decode_threads(experiment, self.opened.device) if processes is None else len(processes)
+        threads, processes = start_decoding(experiment, encoder, self.opened.device)
         pool = ThreadPoolExecutor(threads, "decode")
 
         def decoded(row: int) -> Decoded:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 LAUNCHED = {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 """Environment variables of a launcher; a cluster may set WORLD_SIZE alone, for a process that has no others beside it."""
 PATIENCE = timedelta(hours=1)
-"""How long a rank waits for the others, such as for weights that come from a slow disk; of a dead rank the launcher knows."""
+"""How long a rank waits for the others, such as for weights that come from a slow disk; when one dies the launcher ends all."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,12 @@ def joined_ranks(device: str) -> Generator[Ranks, None, None]:
         torch.cuda.set_device(gpu)
     dist.init_process_group("gloo" if gpu is None else "nccl", timeout=PATIENCE, device_id=gpu)
     rank = dist.get_rank()
-    try:
-        with (
-            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-            redirect_stderr(nowhere) if rank else nullcontext(),
-        ):
-            yield Ranks(rank, size, None if gpu is None else str(gpu))
-    finally:
-        dist.destroy_process_group()
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stderr(nowhere) if rank else nullcontext(),
+    ):
+        yield Ranks(rank, size, None if gpu is None else str(gpu))
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that wait for this one
 
 
 def prints() -> bool:

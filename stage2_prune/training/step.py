@@ -134,8 +134,10 @@ def accumulate_gradients(
     scaler: torch.amp.GradScaler,
     at_once: int = 1,
     ranks: Ranks = ALONE,
-) -> StepLoss:
-    """Add the gradient of a batch's scaled loss to the pruner's module, of which all `ranks` do a share; call it in `frozen`.
+) -> Float[Tensor, " 2"]:
+    """Add the gradient of this rank's share of a batch's scaled loss to the pruner's module; call it in `frozen`.
+
+    No rank waits for another one here. `joined_loss` adds up what the ranks have computed.
 
     Args:
         language: the language model.
@@ -148,8 +150,8 @@ def accumulate_gradients(
         at_once: the number of images per forward pass of the language model.
         ranks: the processes that train together.
 
-    Raises:
-        NonFiniteLoss: (exit 3) if the training has diverged.
+    Returns:
+        This rank's share of the losses: of the answers, and of the divergence.
     """
     tokens = sum(len(lesson.answer) for lesson in lessons)
     losses = torch.zeros(2, device=language.device)
@@ -164,6 +166,13 @@ def accumulate_gradients(
         distance = _divergence(language, visual, packed, logits) / tokens if kl_weight else torch.zeros_like(loss)
         losses += torch.stack([loss.detach(), distance.detach()])
         scaler.scale(loss + kl_weight * distance if kl_weight else loss).backward()
+    return losses
+
+
+def joined_loss(
+    losses: Float[Tensor, " 2"], pruner: TrainedPruner, keep: int, kl_weight: float, ranks: Ranks = ALONE
+) -> StepLoss:
+    """Add up the losses and gradients of all ranks, in place; raise NonFiniteLoss (exit 3) if the training has diverged."""
     ranks.add([losses])
     ranks.add_gradients(pruner.module.parameters())
     _require_finite(losses[0], losses[1], keep)

@@ -30,7 +30,7 @@ from store.questions.question import Question
 
 CONFIG = "config.yaml"
 HOW = {"images_at_once", "gradient_checkpointing"}
-"""Fields that say how the same loss is computed; of these only a number of images that the config asks for can change bits."""
+"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries."""
 ONCE = "train.images_at_once"
 
 

@@ -30,11 +30,11 @@ from stage2_prune.training.state import (
     save_state,
 )
 from stage2_prune.training.step import (
-    StepLoss,
     accumulate_gradients,
     checkpointing,
     frozen,
     images_at_once,
+    joined_loss,
     make_lesson,
     seeded,
 )
@@ -44,10 +44,8 @@ from store.questions.question import Question
 SAVE_SECONDS = 60.0
 """Seconds between two saved states inside an epoch; the moments of saving change no result."""
 MAX_GRADIENT_NORM = 1.0
-LESS_MEMORY = (
-    "go on with --train.gradient-checkpointing, begin anew with a smaller --train.images-at-once and --overwrite, or free memory "
-    "of the device"
-)
+LESS_MEMORY = "go on with --train.gradient-checkpointing true, or free memory of the device"
+FEWER_IMAGES = "; or begin anew with a smaller --train.images-at-once and --overwrite"
 ALL_WRONG = (
     "note: no validation answer is right before training: if that stays so, compare the answers in data.questions with what the "
     "model writes (`eval` keeps its predictions), and say in data.post_prompt how short an answer should be"
@@ -142,8 +140,9 @@ class Trainer:
         post_prompt = self.session.experiment.data.post_prompt
         lessons = [make_lesson(language, question, post_prompt) for question in batch.questions]
         seed = step_seed(section.seed, epoch, step) + self.ranks.rank  # ranks draw for different images
-        while (loss := self._gradients(batch, lessons, keep, seed)) is None:
+        while (losses := self._gradients(batch, lessons, keep, seed)) is None:
             self._take_fewer(batch)
+        loss = joined_loss(losses, self.pruner, keep, section.kl_weight, self.ranks)
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.pruner.module.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimiser)
@@ -153,8 +152,8 @@ class Trainer:
             self.log.append(event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}))
         return loss.answer
 
-    def _gradients(self, batch: FeatureBatch, lessons: Sequence[Lesson], keep: int, seed: int) -> StepLoss | None:
-        """Compute the gradients of a step and its loss; None if the device has too little memory for so many images at once."""
+    def _gradients(self, batch: FeatureBatch, lessons: Sequence[Lesson], keep: int, seed: int) -> torch.Tensor | None:
+        """Compute this rank's gradients and losses of a step; None if the device has too little memory for so many images."""
         language, section = self.session.language, self.section
         self.optimiser.zero_grad()
         try:
@@ -170,11 +169,14 @@ class Trainer:
         tried = min(self.at_once, len(self.ranks.share(batch.tokens.image_ids)))
         if tried < 2 or self.section.images_at_once != "auto":
             raise MemoryTooSmall(
-                f"expected memory for a training step with {counted(tried, 'image')} at once, there is less: {LESS_MEMORY}"
+                f"expected memory for a training step with {counted(tried, 'image')} at once, there is less: "
+                f"{LESS_MEMORY}{FEWER_IMAGES if tried > 1 else ''}"
             )
         self.at_once = -(-tried // 2)
         torch.cuda.empty_cache()
-        say(f"train.images_at_once auto: {counted(self.at_once, 'image')} at once, for more the memory is too small")
+        say(
+            f"train.images_at_once auto: {counted(self.at_once, 'image')} at once, because memory is too small for more"
+        )
 
     def _validate(self) -> None:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""

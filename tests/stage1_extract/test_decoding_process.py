@@ -19,7 +19,7 @@ from stage1_extract.families.llava import LlavaEncoder
 from stage1_extract.sources import find_sources
 from stage1_extract.sources.images import decode_image
 from stage1_extract.work import decoding, worker
-from stage1_extract.work.decoding import decode, start_processes
+from stage1_extract.work.decoding import decode, decode_threads, start_processes
 from stage1_extract.work.decoding_process import DecodingProcess, DecodingProcesses
 from store.care.compare import differences_between
 from store.log.leases import FOLDER as LEASES
@@ -120,7 +120,7 @@ def test_a_process_that_is_still_starting_is_not_waited_for(real_python, process
 
 
 def use(processes, monkeypatch):
-    monkeypatch.setattr(worker, "start_processes", lambda *given: processes)
+    monkeypatch.setattr(decoding, "start_processes", lambda *given: processes)
 
 
 def have_ended(processes):
@@ -209,6 +209,11 @@ def test_processes_decode_beside_a_gpu_on_many_cores_where_the_image_processor_c
     assert start_processes(asked, alone, CUDA) is None
     assert start_processes(wanted, Alone(processor, area="asked for"), CUDA) is None
     assert start_processes(wanted, Own(processor), CUDA) is None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(100))
+    assert start_processes(wanted, alone, CUDA) == decoding.MOST_PROCESSES
+    for section in ({"engine": "ray"}, {"workers": 25}):
+        of_many = wanted.model_copy(update={"extract": wanted.extract.model_copy(update=section)})
+        assert start_processes(of_many, alone, CUDA) is None and decode_threads(of_many, CUDA) == 4
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))
     assert start_processes(wanted, alone, CUDA) is None
 
@@ -225,3 +230,17 @@ def test_another_image_processor_is_refused(real_python, processor):
     with pytest.raises(WorkerFailed, match="opened another image processor") as failed:
         DecodingProcess(Other(), LIMIT).is_ready(wait=True)
     assert failed.value.exit_code == 4
+
+
+def test_why_an_image_processor_cannot_be_opened_is_said(real_python, processor, tmp_path):
+    class Gone(ImageProcessor):
+        def __init__(self):
+            self.opening = processor.opening | {"source": str(tmp_path)}
+
+        @property
+        def fingerprint(self):
+            return processor.fingerprint
+
+    with pytest.raises(WorkerFailed, match=f"cannot open the image processor: .*{tmp_path}") as failed:
+        DecodingProcess(Gone(), LIMIT).is_ready(wait=True)
+    assert failed.value.exit_code == 3

@@ -15,7 +15,7 @@ from stage2_prune.errors import MemoryTooSmall, PrunerMisused
 from stage2_prune.training import packed, train, trainer
 from stage2_prune.training import ranks as ranks_module
 from stage2_prune.training.ranks import LAUNCHED, Ranks, joined_ranks, prints
-from stage2_prune.training.step import accumulate_gradients, checkpointing, frozen, make_lesson
+from stage2_prune.training.step import accumulate_gradients, checkpointing, frozen, joined_loss, make_lesson
 from store.questions.question import read_questions
 from tests.stage2_prune.training.test_train import PRUNE, SECTION
 
@@ -37,7 +37,8 @@ def gradients(opened, keep, kl_weight=0.0, at_once=1, checkpointed=False):
     pruner.module.zero_grad()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with frozen(language.model), checkpointing(language.model, checkpointed):
-        loss = accumulate_gradients(language, pruner, batch, lessons, keep, kl_weight, scaler, at_once)
+        losses = accumulate_gradients(language, pruner, batch, lessons, keep, kl_weight, scaler, at_once)
+        loss = joined_loss(losses, pruner, keep, kl_weight)
     return loss, [parameter.grad.clone() for parameter in pruner.module.parameters()]
 
 

@@ -6,7 +6,7 @@ import torch
 
 from configs.errors import WrongCall
 from stage2_prune import CachedModel, load_pruner
-from stage2_prune.training.step import accumulate_gradients, frozen, make_lesson
+from stage2_prune.training.step import accumulate_gradients, frozen, joined_loss, make_lesson
 from store import read_features
 from store.questions.question import read_questions
 
@@ -34,7 +34,8 @@ def test_the_loss_of_all_visual_tokens_is_what_a_training_computes_at_this_budge
     lessons = [make_lesson(session.language, question, session.experiment.data.post_prompt) for question in questions]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with frozen(session.language.model):
-        step = accumulate_gradients(session.language, pruner, batch, lessons, model.patches, 0.0, scaler)
+        losses = accumulate_gradients(session.language, pruner, batch, lessons, model.patches, 0.0, scaler)
+        step = joined_loss(losses, pruner, model.patches, 0.0)
     features, asked, answers = parts(model, questions)
     assert model.loss(features, asked, answers).item() == pytest.approx(step.answer, rel=1e-5)
 
