@@ -46,6 +46,8 @@ def run(experiment: Experiment, writer: StoreWriter, allowed: int, look: Callabl
         raise EngineMissing("expected Ray for the engine ray: pip install 'encode-once[ray]'") from None
     started_here = not ray.is_initialized()
     if started_here:
+        # Ray gives its workers a low priority: beside other work they may not start within the minute that Ray waits for them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(log_to_driver=True, include_dashboard=False, logging_level=logging.WARNING)
     try:
         _hand_out(experiment, writer, allowed, look, ray)
