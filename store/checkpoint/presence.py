@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from store.checkpoint.files import checkpoint_file, local_file
+from store.checkpoint.files import checkpoint_file, names_of
 
 
 def require_checkpoint(source: str, revision: str | None = None) -> None:
     """Raise CheckpointMissing (exit 5) if a checkpoint of the hub is not in the cache and the hub cannot be reached.
 
-    Folders are left to whoever opens them.
+    Folders are left to whoever opens them, and so is a checkpoint of which some files are known.
     """
     is_path = Path(source).exists() or Path(source).is_absolute() or source.startswith(".")
-    if not is_path and local_file(source, "config.json", revision) is None:
+    if not is_path and not names_of(source, revision):
         checkpoint_file(source, "config.json", revision)
