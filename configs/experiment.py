@@ -88,6 +88,10 @@ class Experiment(Section):
         store = self.store.model_copy(update={"arrays": tuple(dict.fromkeys(names))})
         return self.model_copy(update={"store": store})
 
+    def on_device(self, device: str) -> "Experiment":
+        """Return a copy of this experiment that computes on `device`."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"device": device})})
+
 
 def local_folder(location: StoreLocation) -> Path:
     """Return the folder of a store that is about to be written; ConfigError (exit 2) for a URL, which is only read."""

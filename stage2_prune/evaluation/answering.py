@@ -6,7 +6,7 @@ a whole, with as many CPU threads.
 
 import multiprocessing
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +35,7 @@ from store.questions.question import Question
 from store.reading.prefetch import prefetched
 
 PATIENCE_SECONDS = 5.0
-"""How long workers may take to end after an error, before they are killed."""
+"""How long workers may take to end when they are told to, before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -174,22 +174,30 @@ class Crew:
 
 
 def _main(share: Share, device: str, sending: Any) -> NoReturn:
-    """Run a spawned process, and exit with the exit code of a command."""
-    begin_worker()
-    torch.set_num_threads(share.threads)
+    """Answer a share of the work in a spawned process."""
 
-    def run() -> int:
+    def run() -> None:
+        opened = open_cells(share.experiment.on_device(device), share.allow_foreign_device)
+        cells = {cell.name: cell for cell in opened.cells}
+        jobs = [Job(questions, [cells[name] for name in names]) for questions, names in share.jobs]
+        with closing(answers_to(opened.session, jobs)) as answered:
+            for part in answered:
+                require_parent()
+                sending.send(part)
+
+    be_worker(share.threads, run)
+
+
+def be_worker(threads: int, run: Callable[[], None]) -> NoReturn:
+    """Do the work of a spawned process with some CPU threads, and exit with the exit code of a command."""
+    begin_worker()
+    torch.set_num_threads(threads)
+
+    def run_quietly() -> int:
         try:
-            model = share.experiment.model.model_copy(update={"device": device})
-            opened = open_cells(share.experiment.model_copy(update={"model": model}), share.allow_foreign_device)
-            cells = {cell.name: cell for cell in opened.cells}
-            jobs = [Job(questions, [cells[name] for name in names]) for questions, names in share.jobs]
-            with closing(answers_to(opened.session, jobs)) as answered:
-                for part in answered:
-                    require_parent()
-                    sending.send(part)
+            run()
         except Interrupted as end:  # the parent has printed the message
             return end.exit_code
         return 0
 
-    sys.exit(run_to_exit_code(run))
+    sys.exit(run_to_exit_code(run_quietly))

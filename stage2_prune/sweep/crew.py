@@ -4,7 +4,6 @@ The division of work changes no bit, because every process has the same number o
 """
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +12,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from configs.cli import run_to_exit_code
-from configs.errors import Interrupted
 from configs.experiment import Experiment
-from configs.processes.workers import begin_worker, require_parent, stop_workers, usable_cores
+from configs.processes.workers import require_parent, stop_workers, usable_cores
 from stage2_prune.errors import WorkerFailed
+from stage2_prune.evaluation.answering import PATIENCE_SECONDS, be_worker
 from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.cell_progress import Progress
 from stage2_prune.evaluation.cells import Cell
@@ -28,8 +26,6 @@ from stage2_prune.sweep.grid import build, open_servable, wanted
 from store.layout.tensors import worker_devices
 from store.questions.question import Question
 
-PATIENCE_SECONDS = 5.0
-"""How long workers may take to end after the sweep has ended, before they are killed."""
 _POLL_SECONDS = 0.2
 """Seconds between two looks at the workers' progress."""
 
@@ -123,9 +119,7 @@ def _require_alive(members: Sequence[SpawnProcess]) -> None:
 
 
 def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
-    """Run a spawned worker, and exit with the exit code of a command."""
-    begin_worker()
-    torch.set_num_threads(work.experiment.sweep.threads)
+    """Answer tasks in a spawned process."""
 
     def count(answers: int) -> None:
         """Count answers; before they are written, abort if the parent process has died.
@@ -136,19 +130,14 @@ def _main(work: Work, device: str, taken: Any, answered: Any) -> NoReturn:
         with answered.get_lock():
             answered.value += answers
 
-    def run() -> int:
-        try:
-            model = work.experiment.model.model_copy(update={"device": device})
-            experiment = work.experiment.model_copy(update={"model": model})
-            served = open_servable(experiment, wanted(experiment))
-            session = add_language(experiment, served.features, work.allow_foreign_device)
-            cells = {cell.name: cell for cell in build(session, served.variants).cells}
-            _answer(work, session, cells, taken, count)
-        except Interrupted as end:  # the parent has printed the message
-            return end.exit_code
-        return 0
+    def run() -> None:
+        experiment = work.experiment.on_device(device)
+        served = open_servable(experiment, wanted(experiment))
+        session = add_language(experiment, served.features, work.allow_foreign_device)
+        cells = {cell.name: cell for cell in build(session, served.variants).cells}
+        _answer(work, session, cells, taken, count)
 
-    sys.exit(run_to_exit_code(run))
+    be_worker(work.experiment.sweep.threads, run)
 
 
 def _answer(

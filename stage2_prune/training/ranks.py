@@ -43,10 +43,7 @@ class Ranks:
 
     def placed(self, experiment: Experiment) -> Experiment:
         """Return the experiment on this process's own GPU."""
-        if self.device is None:
-            return experiment
-        model = experiment.model.model_copy(update={"device": self.device})
-        return experiment.model_copy(update={"model": model})
+        return experiment if self.device is None else experiment.on_device(self.device)
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this rank's share of the items."""
