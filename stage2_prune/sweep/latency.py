@@ -1,4 +1,4 @@
-"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, in turn with the unpruned model.
+"""Measure what a cell costs on the clock: selecting, and reading one question's prompt, beside the unpruned model.
 
 Beside the measured times stands what explains them: see `Explained`.
 """
@@ -32,6 +32,8 @@ from stage2_prune.sweep.explained import Explained, Explainer, explained
 from store.questions.question import Question
 
 _SAVED_EVERY = 50
+_NEIGHBOURS = 5
+"""How many cells are timed behind one run of the unpruned model, which they are compared with."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Measured:
     prefill_ms: float
     """Milliseconds of the language model's forward pass over the prompt, including a method's work inside the model."""
     prefill_ratio: float
-    """`prefill_ms` divided by the unpruned model's, measured in turn."""
+    """`prefill_ms` divided by the unpruned model's, measured just before it."""
     latency_ratio: float
     """Selecting and prefill together divided by the unpruned prefill: above 1, pruning is slower than not pruning."""
     latency_low: float
@@ -157,22 +159,21 @@ def machine() -> str:
 
 
 def _measure(session: Session, cells: Sequence[Cell], rounds: Sequence[Question]) -> list[Latency]:
-    """Time every cell on every question of `rounds`, in turn with the unpruned model."""
+    """Time every cell on every question of `rounds`; a run of the unpruned model precedes each group of neighbouring cells."""
     unpruned = _unpruned(session)
     runs_of_cells: list[list[_Run]] = [[] for _ in cells]
     for batch in session.features.batches([[question] for question in rounds]):
         prepared = prepare(session.language, batch.questions, session.experiment.data.post_prompt)
         _timed(session, unpruned, batch, prepared)  # warms caches up
-        for runs, cell in zip(runs_of_cells, cells, strict=True):
-            if not runs:
+        for start in range(0, len(cells), _NEIGHBOURS):
+            group, runs = cells[start : start + _NEIGHBOURS], runs_of_cells[start : start + _NEIGHBOURS]
+            for cell in () if runs[0] else group:
                 _timed(session, cell, batch, prepared)  # loads the kernels of the method
-            in_turn = [
-                (_timed(session, unpruned, batch, prepared), _timed(session, cell, batch, prepared)) for _ in range(2)
-            ]
-            runs.append(_run(in_turn))
-    explainer = Explainer.of(
-        session.language
-    )  # behind all runs, because recording a graph empties the allocator's cache
+            twice = [[_timed(session, cell, batch, prepared) for cell in (unpruned, *group)] for _ in range(2)]
+            for place, of_cell in enumerate(runs, start=1):
+                of_cell.append(_run([(timed[0], timed[place]) for timed in twice]))
+    # The explainer comes behind all runs, because recording a graph empties the allocator's cache.
+    explainer = Explainer.of(session.language)
     return [
         _medians(runs, explainer, isinstance(cell.pruner, InLLMPruner))
         for cell, runs in zip(cells, runs_of_cells, strict=True)
