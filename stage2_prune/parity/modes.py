@@ -18,7 +18,14 @@ from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.features import FeatureBatch, Features
-from stage2_prune.session.prune_batch import QuestionReader, prune_batch
+from stage2_prune.session.prune_batch import (
+    ABOUT_QUESTIONS,
+    QuestionReader,
+    by_length,
+    per_question,
+    prune_batch,
+    with_projector,
+)
 
 BASELINE, EMB_DIRECT, EMB_REPLACED, SOFT_PRUNING = MODES = ("baseline", "emb_direct", "emb_replaced", "soft_pruning")
 
@@ -67,8 +74,14 @@ def slot_features(
 def all_ones(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> Float[Tensor, "image patch"]:
     """Let the pruner decide at `keep`, then override every entry of its decision to 1."""
     if isinstance(pruner, TrainedPruner):
-        return torch.ones_like(pruner.soft(batch.tokens.only(pruner.needs), keep))
-    prune_batch(pruner, batch, keep, reader)
+        batch = with_projector(pruner, batch, reader)
+        if pruner.reads & ABOUT_QUESTIONS:
+            for _, tokens in by_length(pruner, per_question(batch), range(len(batch.questions)), reader):
+                pruner.soft(tokens.only(pruner.needs, pruner.reads), keep)
+        else:
+            return torch.ones_like(pruner.soft(batch.tokens.only(pruner.needs, pruner.reads), keep))
+    else:
+        prune_batch(pruner, batch, keep, reader)
     return torch.ones(batch.projected.shape[:2], device=batch.projected.device)
 
 

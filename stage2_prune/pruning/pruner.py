@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from configs.experiment import Positions
 from configs.files.source_code import code_digest
 from stage2_prune.errors import NotTrained, PrunerMisused
+from stage2_prune.pruning.practice import Practice, Shown, Signal
 from stage2_prune.pruning.returned import check_selected, file_of
 from stage2_prune.pruning.tokens import Beside, Pruned, VisualTokens
 
@@ -146,6 +147,10 @@ class TrainedPruner(Pruner, ABC):
     """Folder of the weights: the folder that the config names, or the folder that the module was loaded from. It is bound per
     instance, like the module.
     """
+    learns_from: ClassVar[frozenset[Signal]] = frozenset()
+    """What the method learns from beside the answers: the `regions` of the questions, or the unpruned model's `attention`."""
+    losses: ClassVar[tuple[str, ...]] = ()
+    """The names of the losses that `practise` returns beside what is shown."""
 
     @abstractmethod
     def build(self, spec: ModuleSpec) -> nn.Module:
@@ -154,6 +159,10 @@ class TrainedPruner(Pruner, ABC):
     @abstractmethod
     def soft(self, tokens: VisualTokens, keep: int) -> Float[Tensor, "image patch"]:
         """Return differentiable weights in [0, 1] for training, exactly 1 everywhere at keep = patches."""
+
+    def practise(self, tokens: VisualTokens, practice: Practice) -> Shown:
+        """Return what the language model is shown in a training step: every patch with its soft weight, unless overridden."""
+        return Shown(self.soft(tokens, practice.keep))
 
     @property
     def has_module(self) -> bool:

@@ -113,17 +113,39 @@ def per_question(batch: FeatureBatch) -> FeatureBatch:
 
 
 def _prune_questions(pruner: Pruner, batch: FeatureBatch, keep: int, reader: QuestionReader) -> Pruned:
-    """Prune once for each question, in groups of questions of equal length, so that no method has to handle padding."""
-    texts = [_read(pruner, question, reader) for question in batch.questions]
-    by_length: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    """Prune once for each question."""
+    groups = by_length(pruner, batch, range(len(batch.questions)), reader)
+    parts = [prune_images(pruner, tokens, keep) for _, tokens in groups]
+    return joined(parts, order_of([numbers for numbers, _ in groups]))
+
+
+def by_length(
+    pruner: Pruner, batch: FeatureBatch, questions: Sequence[int], reader: QuestionReader
+) -> list[tuple[list[int], VisualTokens]]:
+    """Group questions of equal length, so that no method has to handle padding, and give their images what a method reads.
+
+    Args:
+        pruner: a method that reads the question or its CLIP text.
+        batch: a batch in which each question has an image of its own.
+        questions: the questions to group, as their places in the batch.
+        reader: the reader of texts.
+
+    Returns:
+        For each length, places in `questions`, and the tokens of these questions' images.
+    """
+    texts = [_read(pruner, batch.questions[question], reader) for question in questions]
+    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, text in enumerate(texts):
-        by_length[_lengths(text)].append(number)
-    parts: list[Pruned] = []
-    for numbers in by_length.values():
-        tokens = _with_texts(batch.tokens.at(numbers), [texts[number] for number in numbers])
-        parts.append(prune_images(pruner, tokens, keep))
-    order = torch.tensor([number for numbers in by_length.values() for number in numbers])
-    return joined(parts, order.argsort().tolist())
+        groups[_lengths(text)].append(number)
+    return [
+        (numbers, _with_texts(batch.tokens.at([questions[n] for n in numbers]), [texts[n] for n in numbers]))
+        for numbers in groups.values()
+    ]
+
+
+def order_of(groups: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each number, from 0, its place among the numbers of all groups, laid one after another."""
+    return torch.tensor([number for numbers in groups for number in numbers]).argsort().tolist()
 
 
 QuestionText = tuple[Tensor | None, ClipText | None]

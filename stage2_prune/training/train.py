@@ -24,6 +24,7 @@ from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.ranks import Ranks, joined_ranks
+from stage2_prune.training.signals import signals_for
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
@@ -78,7 +79,8 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
         _refuse_other_training(session, folder, identity)
         if (folder / weights.RECORD).is_file():
             return _trained_already(session, label, pruner, folder)
-        trainer = Trainer(session, label, pruner, train, val, identity, ranks)
+        signals = signals_for(session, pruner, train)
+        trainer = Trainer(session, label, pruner, train, val, identity, signals, ranks)
         ranks.wait()  # every rank has read the state before the first one writes it again
         if ranks.first:
             save_resolved(experiment, folder)
@@ -104,13 +106,8 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
             f"train.pruner: expected a method without named weights, prune.methods names {pruner.weights} for {name}: remove "
             "`weights` from prune.methods, or list the method once more without them"
         )
-    if isinstance(pruner, TrainedPruner) and not pruner.reads:
-        return name, pruner
     if isinstance(pruner, TrainedPruner):
-        raise PrunerMisused(
-            f"train.pruner: expected a method that looks at stored arrays alone, {name} reads {', '.join(sorted(pruner.reads))}: "
-            "training shares an image's prefix among its questions (stage2_prune/training/packed.py)"
-        )
+        return name, pruner
     trainable = [label for label, method in configured.items() if isinstance(method, TrainedPruner)]
     problem = "is not among them" if pruner is None else "has no weights to train"
     raise PrunerMisused(

@@ -15,6 +15,7 @@ from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
+from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
@@ -29,15 +30,7 @@ from stage2_prune.training.state import (
     read_state,
     save_state,
 )
-from stage2_prune.training.step import (
-    accumulate_gradients,
-    checkpointing,
-    frozen,
-    images_at_once,
-    joined_loss,
-    make_lesson,
-    seeded,
-)
+from stage2_prune.training.step import checkpointing, frozen, images_at_once, make_lesson, seeded
 from stage2_prune.training.validation import accuracy_of
 from store.questions.question import Question
 
@@ -63,9 +56,10 @@ class Trainer:
         train: Sequence[Question],
         val: Sequence[Question],
         identity: Mapping[str, Any],
+        signals: Signals,
         ranks: Ranks,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.signals = ranks, signals
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -134,32 +128,36 @@ class Trainer:
         """Take one optimiser step and return its loss; all randomness is a function of (seed, epoch, step)."""
         section, language = self.section, self.session.language
         keep = step_budget(section.seed, epoch, step, self.low, self.high)
-        rate = learning_rate((epoch - 1) * steps + step, section.epochs * steps, section.learning_rate)
+        done, planned = (epoch - 1) * steps + step, section.epochs * steps
+        aim = Aim(keep, done / planned, section.kl_weight)
+        rate = learning_rate(done, planned, section.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         post_prompt = self.session.experiment.data.post_prompt
         lessons = [make_lesson(language, question, post_prompt) for question in batch.questions]
         seed = step_seed(section.seed, epoch, step) + self.ranks.rank  # ranks draw for different images
-        while (losses := self._gradients(batch, lessons, keep, seed)) is None:
+        while (losses := self._gradients(batch, lessons, aim, seed)) is None:
             self._take_fewer(batch)
-        loss = joined_loss(losses, self.pruner, keep, section.kl_weight, self.ranks)
+        loss = joined_loss(losses, self.pruner, aim, batch, self.ranks)
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.pruner.module.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         row = {"epoch": epoch, "step": step + 1, "keep": keep, "learning_rate": rate, "loss": loss.answer}
         if self.log is not None:
-            self.log.append(event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}))
+            self.log.append(
+                event="step", **row, **({} if loss.divergence is None else {"kl": loss.divergence}), **loss.others
+            )
         return loss.answer
 
-    def _gradients(self, batch: FeatureBatch, lessons: Sequence[Lesson], keep: int, seed: int) -> torch.Tensor | None:
+    def _gradients(self, batch: FeatureBatch, lessons: Sequence[Lesson], aim: Aim, seed: int) -> torch.Tensor | None:
         """Compute this rank's gradients and losses of a step; None if the device has too little memory for so many images."""
-        language, section = self.session.language, self.section
+        session = self.session
         self.optimiser.zero_grad()
         try:
-            with seeded(seed, language.device):
+            with seeded(seed, session.language.device):
                 return accumulate_gradients(
-                    language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler, self.at_once, self.ranks
+                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.signals, self.at_once, self.ranks
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             return None

@@ -14,8 +14,9 @@ from stage2_prune import CachedModel, load_pruner
 from stage2_prune.errors import MemoryTooSmall, PrunerMisused
 from stage2_prune.training import packed, train, trainer
 from stage2_prune.training import ranks as ranks_module
+from stage2_prune.training.gradients import Aim, accumulate_gradients, joined_loss
 from stage2_prune.training.ranks import LAUNCHED, Ranks, joined_ranks, prints
-from stage2_prune.training.step import accumulate_gradients, checkpointing, frozen, joined_loss, make_lesson
+from stage2_prune.training.step import checkpointing, frozen, make_lesson
 from store.questions.question import read_questions
 from tests.stage2_prune.training.test_train import PRUNE, SECTION
 
@@ -29,16 +30,17 @@ def opened(tiny):
     mixed = [questions[index] for index in (0, 1, 2, 4, 5)]  # of some images one question, of others two
     (batch,) = model.session.features.reading(pruner.needs).batches([mixed])
     lessons = [make_lesson(model.session.language, question, " please" * n) for n, question in enumerate(mixed)]
-    return model.session.language, pruner, batch, lessons
+    return model.session, pruner, batch, lessons
 
 
 def gradients(opened, keep, kl_weight=0.0, at_once=1, checkpointed=False):
-    language, pruner, batch, lessons = opened
+    session, pruner, batch, lessons = opened
+    language, aim = session.language, Aim(keep, kl_weight=kl_weight)
     pruner.module.zero_grad()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with frozen(language.model), checkpointing(language.model, checkpointed):
-        losses = accumulate_gradients(language, pruner, batch, lessons, keep, kl_weight, scaler, at_once)
-        loss = joined_loss(losses, pruner, keep, kl_weight)
+        losses = accumulate_gradients(session.reader, pruner, batch, lessons, aim, scaler, at_once=at_once)
+        loss = joined_loss(losses, pruner, aim, batch)
     return loss, [parameter.grad.clone() for parameter in pruner.module.parameters()]
 
 
@@ -56,7 +58,7 @@ def test_images_that_go_through_the_language_model_together_give_the_gradients_o
 
 
 def test_layers_that_are_computed_again_give_the_same_gradients_and_are_left_as_they_were(opened):
-    language = opened[0]
+    language = opened[0].language
     layers = [module for module in language.model.modules() if isinstance(module, GradientCheckpointingLayer)]
     forwards: list[int] = []
     hooks = [layer.self_attn.register_forward_pre_hook(lambda *_: forwards.append(1)) for layer in layers]

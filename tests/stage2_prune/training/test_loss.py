@@ -6,7 +6,8 @@ import torch
 
 from configs.errors import WrongCall
 from stage2_prune import CachedModel, load_pruner
-from stage2_prune.training.step import accumulate_gradients, frozen, joined_loss, make_lesson
+from stage2_prune.training.gradients import Aim, accumulate_gradients, joined_loss
+from stage2_prune.training.step import frozen, make_lesson
 from store import read_features
 from store.questions.question import read_questions
 
@@ -32,10 +33,10 @@ def test_the_loss_of_all_visual_tokens_is_what_a_training_computes_at_this_budge
     pruner = pruner.fresh(session.features.spec(pruner, session.language.width), seed=0)
     (batch,) = session.features.reading(pruner.needs).batches([questions])
     lessons = [make_lesson(session.language, question, session.experiment.data.post_prompt) for question in questions]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler, aim = torch.amp.GradScaler("cpu", enabled=False), Aim(model.patches)
     with frozen(session.language.model):
-        losses = accumulate_gradients(session.language, pruner, batch, lessons, model.patches, 0.0, scaler)
-        step = joined_loss(losses, pruner, model.patches, 0.0)
+        losses = accumulate_gradients(session.reader, pruner, batch, lessons, aim, scaler)
+        step = joined_loss(losses, pruner, aim, batch)
     features, asked, answers = parts(model, questions)
     assert model.loss(features, asked, answers).item() == pytest.approx(step.answer, rel=1e-5)
 

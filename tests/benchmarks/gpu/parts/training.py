@@ -8,9 +8,10 @@ from stage2_prune.language.price import CONVENTIONS, shape_of
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
+from stage2_prune.training.gradients import NO_SIGNALS, Aim, accumulate_gradients
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
-from stage2_prune.training.step import accumulate_gradients, frozen, images_at_once, make_lesson
+from stage2_prune.training.step import frozen, images_at_once, make_lesson
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 from tests.benchmarks.gpu import before
@@ -56,7 +57,7 @@ def measure(place: Place, rows: Rows) -> None:
 def _trainer(session: Session, asked: list[Question]) -> Trainer:
     pruner = load_pruner("learned_scorer")
     assert isinstance(pruner, TrainedPruner)
-    return Trainer(session, "bench", pruner, asked, asked[:1], {}, Ranks())
+    return Trainer(session, "bench", pruner, asked, asked[:1], {}, NO_SIGNALS, Ranks())
 
 
 class _ForwardOnly(torch.amp.GradScaler):
@@ -69,8 +70,8 @@ class _ForwardOnly(torch.amp.GradScaler):
 
 def _forward(place: Place, session: Session, pruner: TrainedPruner, batch: FeatureBatch, lessons: list[Lesson]) -> None:
     scaler = _ForwardOnly(place.device.type, enabled=False)
-    at_once = images_at_once(session.experiment.train, place.device)
-    accumulate_gradients(session.language, pruner, batch, lessons, place.scale.few, 0.0, scaler, at_once)
+    at_once, aim = images_at_once(session.experiment.train, place.device), Aim(place.scale.few)
+    accumulate_gradients(session.reader, pruner, batch, lessons, aim, scaler, at_once=at_once)
 
 
 def _rate_of_prefill(place: Place, session: Session) -> float:
