@@ -73,7 +73,9 @@ def train(out: Path, log: Path, seed: int, device: str, workers: int) -> None:
 
 
 @group.command("train-hard")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of both checkpoints and of the state.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of both checkpoints and of the state."
+)
 @click.option("--log", type=click.Path(path_type=Path), required=True, help="JSONL of measurements to write.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True, help="It decides the recipe too."

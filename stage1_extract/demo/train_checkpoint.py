@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -45,9 +46,7 @@ def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
     scores = {str(k): accuracy(recipe.seed, reader, held_out_features, held_out.asked, k) for k in budgets}
     report(phase="random patches", **scores)
     truth = held_out.color > 0
-    scores = {
-        str(k): accuracy(recipe.seed, reader, held_out_features, held_out.asked, k, truth) for k in (64, 32, 16)
-    }
+    scores = {str(k): accuracy(recipe.seed, reader, held_out_features, held_out.asked, k, truth) for k in (64, 32, 16)}
     report(phase="patches that show an object first", **scores)
 
 
@@ -61,9 +60,7 @@ def save_processor(out: Path, words: dict[str, int]) -> None:
     ).save_pretrained(out)  # fmt: skip
 
 
-def save_model(
-    tower: CLIPVisionModel, reader: DemoLanguageHalf, out: Path, dtype: torch.dtype = torch.float32
-) -> None:
+def save_model(tower: CLIPVisionModel, reader: DemoLanguageHalf, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Assemble the stock model from its trained parts and save it in a dtype."""
     config = LlavaConfig(
         vision_config=tower.config, text_config=reader.config,
@@ -71,7 +68,7 @@ def save_model(
         vision_feature_layer=FEATURE_LAYER, vision_feature_select_strategy="default", projector_hidden_act="gelu",
         image_seq_length=GRID * GRID, tie_word_embeddings=False,
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(config)
+    model: Any = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     for name in ("linear_1", "linear_2"):
         getattr(model.model.multi_modal_projector, name).load_state_dict(getattr(reader, name).state_dict())

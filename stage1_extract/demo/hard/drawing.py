@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from stage1_extract.demo.hard.glyphs import WIDTH, SCALE, glyphs
+from stage1_extract.demo.hard.glyphs import SCALE, WIDTH, glyphs
 from stage1_extract.demo.hard.objects import Distractor, HardObject, Layout, Sign
 from stage1_extract.demo.hard.shapes import shape_mask, texture_mask
 from stage1_extract.demo.scenes import COLORS, GRID, IMAGE_SIZE, NOISE_BLOCK, PATCH_SIZE
@@ -28,7 +28,9 @@ def draw(layout: Layout, rng: np.random.Generator) -> UInt8[np.ndarray, "height 
     coarse = rng.integers(180, 240, 3) + rng.integers(-20, 21, (blocks, blocks, 3))
     pixels = np.clip(coarse, 0, 255).astype(np.uint8).repeat(NOISE_BLOCK, 0).repeat(NOISE_BLOCK, 1)
     for distractor in layout.distractors:
-        _draw_distractor(_block(pixels, distractor.row, distractor.column, distractor.height, distractor.width), distractor)
+        _draw_distractor(
+            _block(pixels, distractor.row, distractor.column, distractor.height, distractor.width), distractor
+        )
     for item in layout.objects:
         _draw_object(pixels, item)
     for sign in layout.signs:

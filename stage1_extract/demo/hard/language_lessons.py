@@ -65,7 +65,8 @@ def deepened(recipe: HardRecipe, reader: DemoLanguageHalf) -> DemoLanguageHalf:
     they write are zero. The projector stays as it is, so that both models read the same store.
     """
     deep = new_reader(recipe, recipe.deep_layers)
-    layers, given = deep.language.model.layers, reader.language.model.layers
+    layers: Any = deep.language.model.layers
+    given = reader.language.model.layers
     places = np.linspace(0, len(layers) - 1, len(given)).round().astype(int).tolist()
     outside = {name: weight for name, weight in reader.state_dict().items() if ".layers." not in name}
     deep.load_state_dict(outside, strict=False)
@@ -81,8 +82,9 @@ def deepened(recipe: HardRecipe, reader: DemoLanguageHalf) -> DemoLanguageHalf:
 
 
 def teach(
-    run: Run, phase: str, reader: DemoLanguageHalf, peak: float, steps: int, features: Features, held_out: Features
-) -> DemoLanguageHalf:
+    run: Run, phase: str, reader: DemoLanguageHalf, peak: float, steps: int, features: Features,
+    held_out: Float[Tensor, "held_out patch hidden"],
+) -> DemoLanguageHalf:  # fmt: skip
     """Train a language model that answers from the image, also when most of the image's tokens are gone."""
     recipe = run.recipe
     reader.to(recipe.device)

@@ -146,4 +146,6 @@ class Layout:
             for item in self.objects
             if not kept.isdisjoint(item.patches())
         )
-        return replace(self, objects=objects, signs=tuple(sign for sign in self.signs if kept.issuperset(sign.patches())))
+        return replace(
+            self, objects=objects, signs=tuple(sign for sign in self.signs if kept.issuperset(sign.patches()))
+        )

@@ -42,7 +42,9 @@ def questions(layout: Layout, seed: int, index: int) -> list[SceneQuestion]:
 
 def ask(kind: str, layout: Layout, rng: np.random.Generator) -> SceneQuestion | None:
     """Ask one question, or return None if the layout has nothing that a question of the kind could be about."""
-    return {"color": _color, "read": _read, "count": _count, "relation": _relation, "exists": _exists}[kind](layout, rng)
+    return {"color": _color, "read": _read, "count": _count, "relation": _relation, "exists": _exists}[kind](
+        layout, rng
+    )
 
 
 def askable(layout: Layout) -> bool:

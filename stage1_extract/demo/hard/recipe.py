@@ -28,7 +28,7 @@ class HardRecipe:
     """Number of layers of the second language model."""
     heads: int = 4
     """Number of attention heads of the tower and of the language models."""
-    window_steps: int = 12_000
+    window_steps: int = 5_000
     """Number of optimiser steps of the tower on windows of scenes."""
     window: int = 12
     """Edge of a window, in patches."""
@@ -36,7 +36,7 @@ class HardRecipe:
     """Scenes per step on windows."""
     windows_per_scene: int = 2
     """Windows of each of these scenes."""
-    image_steps: int = 4_000
+    image_steps: int = 2_000
     """Number of optimiser steps of the tower on whole images, which follow."""
     image_scenes: int = 4
     """Scenes per step on whole images."""
@@ -44,9 +44,9 @@ class HardRecipe:
     """Number of scenes whose features the language models learn from."""
     held_out: int = 200
     """Number of scenes to measure on, drawn from another seed; each has five questions."""
-    language_steps: int = 40_000
+    language_steps: int = 26_000
     """Number of optimiser steps of the projector and the first language model."""
-    deep_steps: int = 12_000
+    deep_steps: int = 8_000
     """Number of optimiser steps of the second language model, which begins from the first."""
     language_scenes: int = 8
     """Scenes per step of a language model."""

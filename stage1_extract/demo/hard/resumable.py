@@ -36,7 +36,9 @@ class Run:
         settings = asdict(recipe)
         for content in saved:
             if content["recipe"] != settings:
-                raise ConfigError(f"expected the state of this recipe in {self.state}, it is another's: name another folder")
+                raise ConfigError(
+                    f"expected the state of this recipe in {self.state}, it is another's: name another folder"
+                )
         latest = max(saved, key=lambda content: content["log_bytes"], default={"log_bytes": 0, "seconds": 0.0})
         self.report = Report(log, latest["log_bytes"], latest["seconds"])
         if not saved:
@@ -86,7 +88,9 @@ def learn(
     for step, lesson in enumerate(lessons(first) if first <= steps else (), start=first):
         loss = loss_of(lesson)
         if not math.isfinite(loss.item()):
-            raise ConfigError(f"expected a finite loss, {phase} has {loss.item()} in step {step}: lower its learning rate")
+            raise ConfigError(
+                f"expected a finite loss, {phase} has {loss.item()} in step {step}: lower its learning rate"
+            )
         pace.step(loss)
         if step % run.recipe.report_every == 0 or step == steps:
             run.report(phase=phase, step=step, loss=round(loss.item(), 4), **measure(step))

@@ -122,22 +122,29 @@ def _cut(seed: int, index: int, windows: int, edge: int) -> Iterable[tuple[Any, 
 
 
 def _forward(tower: Any, lesson: TowerLesson) -> tuple[Tensor, Tensor | None]:
-    """Return the hidden state of the feature layer, and of whole images also the pooled output.
-
-    On windows the layers behind the feature layer are not run: they learn from whole images alone.
-    """
+    """Return the hidden state of the feature layer, and of whole images also the pooled output."""
     pixels = normalised(lesson.pixels)
     with autocast(pixels.device):
         if lesson.index.shape[1] == 1 + GRID * GRID:
             output = tower(pixels, output_hidden_states=True)
             return output.hidden_states[FEATURE_LAYER].float(), output.pooler_output.float()
-        embeddings = tower.embeddings
-        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        rows = torch.cat([embeddings.class_embedding.expand(len(pixels), 1, -1), patches], 1)
-        hidden = tower.pre_layrnorm(rows + embeddings.position_embedding(lesson.index))
-        for layer in tower.encoder.layers[: FEATURE_LAYER + 1]:
-            hidden = layer(hidden, attention_mask=None)
-    return hidden.float(), None
+        return encode_windows(tower, pixels, lesson.index).float(), None
+
+
+def encode_windows(
+    tower: Any, pixels: Float[Tensor, "window 3 height width"], index: Int[Tensor, "window row"]
+) -> Float[Tensor, "window row hidden"]:
+    """Return the hidden state of the feature layer, with the position embeddings of the windows' patches.
+
+    The layers behind the feature layer are not run: they learn from whole images alone.
+    """
+    embeddings = tower.embeddings
+    patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    rows = torch.cat([embeddings.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+    hidden = tower.pre_layrnorm(rows + embeddings.position_embedding(index))
+    for layer in tower.encoder.layers[: FEATURE_LAYER + 1]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden
 
 
 def _loss(pupil: TowerPupil, lesson: TowerLesson) -> Tensor:

@@ -92,19 +92,22 @@ def finish(
     run: Run, phase: str, tower: CLIPVisionModel, reader: DemoLanguageHalf, out: Path, held_out: Features
 ) -> None:
     """Write a checkpoint in 16 bit, and log what the model answers from random patches and from those of the questions."""
+    if run.load(f"{phase}-measured"):
+        return
     save_processor(out, vocabulary())
     save_model(tower, reader, out, torch.float16)
     recipe, asked = run.recipe, held_out_questions(run.recipe, len(held_out))
     scores = {str(keep): accuracy(recipe.seed, reader, held_out, asked, keep) for keep in MEASURED_BUDGETS}
     run.report(phase=f"{phase}: random patches", **scores)
-    region = torch.zeros(len(held_out), PATCHES, device=held_out.device)
+    region = torch.zeros(len(held_out), PATCHES, dtype=torch.bool, device=held_out.device)
     best: dict[str, Any] = {str(keep): {} for keep in (32, 16)}
     for kind in range(len(asked[0])):
         one = [[scene[kind]] for scene in asked]
         for scene, (question,) in enumerate(one):
-            region[scene] = 0
-            region[scene, list(question.patches)] = 1
+            region[scene] = False
+            region[scene, list(question.patches)] = True
         for keep, scores in best.items():
             scores |= accuracy(recipe.seed, reader, held_out, one, int(keep), region)
             scores.pop("all")
     run.report(phase=f"{phase}: patches that a question is about first", **best)
+    run.save(f"{phase}-measured", 0)
