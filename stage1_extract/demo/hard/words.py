@@ -7,7 +7,10 @@ from stage1_extract.demo.scenes import COLORS, SHAPES
 from stage1_extract.demo.teaching import TokenisedQuestion
 from stage1_extract.demo.words import numbered
 
-_SENTENCES = "what color is the which digit word in on sign how many object objects are there a yes no ? left right of above below"
+_SENTENCES = (
+    "what color is the which digit word in on sign how many object objects are there a yes no ? left right of "
+    "above below"
+)
 
 
 def vocabulary() -> dict[str, int]:
