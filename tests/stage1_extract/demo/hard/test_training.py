@@ -13,6 +13,7 @@ from stage1_extract.demo.hard import training
 from stage1_extract.demo.hard.recipe import CPU
 from stage1_extract.demo.hard.scenes import scene
 from stage1_extract.demo.pace import Pace
+from stage1_extract.errors import NonFiniteLoss
 
 TOY = replace(
     CPU, tower_width=16, language_width=16, heads=2, layers=2, deep_layers=3, window_steps=2, image_steps=2, window_scenes=1,
@@ -69,6 +70,11 @@ def test_a_finished_training_is_not_done_again(trained):
 def test_the_state_of_another_recipe_is_refused(trained):
     with pytest.raises(ConfigError, match="another folder"):
         training.train(replace(TOY, deep_steps=9), trained, trained / "log.jsonl")
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="tower has (nan|inf) in step 2"):
+        training.train(replace(TOY, learning_rate=1e30), tmp_path, tmp_path / "log.jsonl")
 
 
 def test_the_log_tells_the_recipe_every_phase_and_the_accuracy_of_every_kind(trained):
