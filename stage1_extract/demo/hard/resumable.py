@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.files.atomic import replacing
 from stage1_extract.demo.hard.recipe import HardRecipe
 from stage1_extract.demo.pace import Pace, Report
+from stage1_extract.errors import NonFiniteLoss
 
 _Lesson = TypeVar("_Lesson")
 
@@ -88,7 +89,7 @@ def learn(
     for step, lesson in enumerate(lessons(first) if first <= steps else (), start=first):
         loss = loss_of(lesson)
         if not math.isfinite(loss.item()):
-            raise ConfigError(
+            raise NonFiniteLoss(
                 f"expected a finite loss, {phase} has {loss.item()} in step {step}: lower its learning rate"
             )
         pace.step(loss)
