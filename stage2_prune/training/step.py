@@ -20,6 +20,8 @@ from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, answer_logits_together, pack
 from stage2_prune.training.ranks import Ranks
+from stage2_prune.training.teacher import Teacher
+from store.checkpoint.text import TextSide
 from store.questions.question import Question
 
 T = TypeVar("T")
@@ -90,14 +92,14 @@ def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
         yield
 
 
-def make_lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
+def make_lesson(text: TextSide, question: Question, post_prompt: str) -> Lesson:
     """Tokenise a question with the first of its answers and the end token, so that generation learns to end there."""
-    return lesson_of(language, question.question + post_prompt, question.answers[0])
+    return lesson_of(text, question.question + post_prompt, question.answers[0])
 
 
-def lesson_of(language: Language, asked: str, answer: str) -> Lesson:
+def lesson_of(text: TextSide, asked: str, answer: str) -> Lesson:
     """Tokenise what is asked, the post prompt included, with its answer and the end token."""
-    return Lesson(language.prompt(asked), (*language.answer_ids(asked, answer), language.eos_token_ids[0]))
+    return Lesson(text.prompt(asked), (*text.answer_ids(asked, answer), text.eos_token_ids[0]))
 
 
 def mean_loss(
@@ -134,6 +136,7 @@ def accumulate_gradients(
     scaler: torch.amp.GradScaler,
     at_once: int = 1,
     ranks: Ranks = ALONE,
+    teacher: Teacher | None = None,
 ) -> Float[Tensor, " 2"]:
     """Add the gradient of this rank's share of a batch's scaled loss to the pruner's module; call it in `frozen`.
 
@@ -149,6 +152,7 @@ def accumulate_gradients(
         scaler: the loss scaler.
         at_once: the number of images per forward pass of the language model.
         ranks: the processes that train together.
+        teacher: the unpruned model's cached answers; None asks the unpruned model.
 
     Returns:
         This rank's share of the losses: of the answers, and of the divergence.
@@ -156,14 +160,14 @@ def accumulate_gradients(
     tokens = sum(len(lesson.answer) for lesson in lessons)
     losses = torch.zeros(2, device=language.device)
     seen = batch.tokens.only(pruner.needs)
-    groups = ranks.share(list(_groups(batch.of_question.tolist(), lessons)))
-    for part in _forwards(groups, at_once):
-        images = [image for image, _ in part]
-        packed = [pack(group, language.device) for _, group in part]
+    for part in _forwards(ranks.share(list(_groups(batch.of_question.tolist(), lessons))), at_once):
+        images, packed = [image for image, _ in part], [pack(group, language.device) for _, group in part]
         weights, visual = pruner.soft(seen.at(images), keep), batch.projected[images]
         logits = answer_logits_together(language, visual, weights, packed)
         loss = sum_of(_answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
-        distance = _divergence(language, visual, packed, logits) / tokens if kl_weight else torch.zeros_like(loss)
+        distance = torch.zeros_like(loss)
+        if kl_weight:
+            distance = _divergence(language, visual, packed, logits, teacher, batch, part) / tokens
         losses += torch.stack([loss.detach(), distance.detach()])
         scaler.scale(loss + kl_weight * distance if kl_weight else loss).backward()
     return losses
@@ -225,8 +229,13 @@ def _divergence(
     visual: Float[Tensor, "image patch embed"],
     packed: Sequence[PackedLessons],
     logits: Sequence[Float[Tensor, "_ vocab"]],
+    teacher: Teacher | None,
+    batch: FeatureBatch,
+    part: Sequence[tuple[int, list[Lesson]]],
 ) -> Float[Tensor, ""]:
-    """Sum the KL divergences of the pruned model's answer distributions from the unpruned model's."""
+    """Sum the KL divergences of the pruned model's answer distributions from the unpruned model's, or from the cached ones."""
+    if teacher is not None:
+        return teacher.divergence([(batch.tokens.image_ids[image], group) for image, group in part], logits)
     with torch.no_grad():
         unpruned = [rows.log_softmax(-1) for rows in answer_logits_together(language, visual, None, packed)]
     return sum_of(

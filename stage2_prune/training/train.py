@@ -25,12 +25,15 @@ from stage2_prune.session.identity import digest, of_questions, questions_as_now
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.ranks import Ranks, joined_ranks
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
+from stage2_prune.training.step import make_lesson
+from stage2_prune.training.teacher import Teacher, open_teacher
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
-HOW = {"images_at_once", "gradient_checkpointing"}
-"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries."""
+HOW = {"images_at_once", "gradient_checkpointing", "teacher"}
+"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries. A
+cached teacher is recorded by what made it."""
 ONCE = "train.images_at_once"
 
 
@@ -55,6 +58,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         MemoryTooSmall: (exit 7) if a GPU's memory does not carry a step.
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
+        NotTaught: (exit 5) naming `teach`, if `train.teacher` is `cached` and signals are missing.
     """
     with joined_ranks(experiment.model.device) as ranks:
         return _run(experiment, overwrite, allow_foreign_device, ranks)
@@ -68,7 +72,8 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
     session = replace(session, experiment=experiment)  # files hold the config as it was given, not one rank's device
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
-    identity = _identity(session, pruner, train, val)
+    teacher = _teacher(session, train)
+    identity = _identity(session, pruner, train, val) | ({} if teacher is None else {"train.teacher": teacher.identity})
     folder = weights.folder(experiment.run_dir, label, pruner)
     with alone(folder) if ranks.first else nullcontext():
         if overwrite and ranks.first:
@@ -78,7 +83,7 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
         _refuse_other_training(session, folder, identity)
         if (folder / weights.RECORD).is_file():
             return _trained_already(session, label, pruner, folder)
-        trainer = Trainer(session, label, pruner, train, val, identity, ranks)
+        trainer = Trainer(session, label, pruner, train, val, identity, ranks, teacher)
         ranks.wait()  # every rank has read the state before the first one writes it again
         if ranks.first:
             save_resolved(experiment, folder)
@@ -125,6 +130,15 @@ def _answerable(session: Session, questions: Sequence[Question]) -> list[Questio
     for question in excluded:
         say(f"question {question.question_id} is left out: {question.reason}")
     return asked
+
+
+def _teacher(session: Session, questions: Sequence[Question]) -> Teacher | None:
+    """Open the cached teacher if the training reads it; raises as `open_teacher` does."""
+    section, post_prompt = session.experiment.train, session.experiment.data.post_prompt
+    if section.teacher == "live" or not section.kl_weight:
+        return None
+    lessons = [(session.features.image_id(q), [make_lesson(session.language, q, post_prompt)]) for q in questions]
+    return open_teacher(session, lessons)
 
 
 def _identity(

@@ -38,6 +38,7 @@ from stage2_prune.training.step import (
     make_lesson,
     seeded,
 )
+from stage2_prune.training.teacher import Teacher
 from stage2_prune.training.validation import accuracy_of
 from store.questions.question import Question
 
@@ -64,8 +65,9 @@ class Trainer:
         val: Sequence[Question],
         identity: Mapping[str, Any],
         ranks: Ranks,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.teacher = ranks, teacher
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -159,7 +161,8 @@ class Trainer:
         try:
             with seeded(seed, language.device):
                 return accumulate_gradients(
-                    language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler, self.at_once, self.ranks
+                    language, self.pruner, batch, lessons, keep, section.kl_weight, self.scaler, self.at_once, self.ranks,
+                    self.teacher,
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             return None
