@@ -10,7 +10,6 @@ from configs.counted import counted
 from configs.experiment import Experiment
 from configs.load import save_resolved
 from configs.progress import say
-from configs.published_layers import language_layers
 from stage2_prune.find_family import open_text
 from stage2_prune.language.layer_loop import require_loop
 from stage2_prune.session.choose import choose_scored
@@ -27,7 +26,7 @@ from stage2_prune.teaching.parts import (
     use_recorded_threads,
 )
 from stage2_prune.teaching.write import commit_missing
-from stage2_prune.training.teacher import chosen_top, fingerprint
+from stage2_prune.training.teacher import chosen_layers, chosen_top, fingerprint
 from store.checkpoint.text import TextSide
 from store.layout.fingerprint import Fingerprint
 from store.log.progress import bytes_of, missing_parts
@@ -118,8 +117,8 @@ def _computation(session: Session, part: Part) -> tuple[Compute, Fingerprint]:
     section = session.experiment.teach
     if part.per_token:
         return answers(section.top), fingerprint(session, **chosen_top(session))
-    layers = language_layers(section.attention_layers, session.language.depth)
-    return attention(layers), fingerprint(session, layers=layers)
+    chosen = chosen_layers(session)
+    return attention(chosen["layers"]), fingerprint(session, **chosen)
 
 
 def _counts(experiment: Experiment, asked: list[Asked]) -> dict[str, Any]:

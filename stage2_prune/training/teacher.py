@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from torch import Tensor
 from configs.counted import counted
 from configs.errors import TEACH
 from configs.experiment import StoreLocation
+from configs.published_layers import language_layers
 from stage2_prune.errors import NotTaught
 from stage2_prune.session.identity import digest
 from stage2_prune.session.session import Session
@@ -75,18 +76,65 @@ def chosen_top(session: Session) -> dict[str, Any]:
     return {"top": session.experiment.teach.top}
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The opened signals of the unpruned model."""
+def chosen_layers(session: Session) -> dict[str, Any]:
+    """Return what the config chooses about `attention`, as the fingerprint records it: the layers of this language model."""
+    return {"layers": language_layers(session.experiment.teach.attention_layers, session.language.depth)}
 
-    answers: FeatureStore
+
+@dataclass(frozen=True)
+class Signals:
+    """One opened part of a teacher."""
+
+    store: FeatureStore
     device: torch.device
     """The device of the language model, which rows are brought to."""
+    per_token: ClassVar[bool]
+    """Whether a question has a row for each token of its answer, or a single row."""
 
     @property
     def identity(self) -> str:
         """Return the digest of what made the signals, which a training depends on."""
-        return digest(self.answers.fingerprint(LOG_REST).model_dump())
+        return digest(self._made_by.model_dump())
+
+    def require(self, expected: Fingerprint, asked: Collection[ImageLessons]) -> None:
+        """Refuse this part unless something semantically equal made it, and it covers what is asked; see `open_teacher`."""
+        made_by = self._made_by
+        require_equal(f"what made the signals in {self.store.path}", expected.semantic, made_by.semantic, OTHER_TEACHER)
+        committed = {*self.store.committed_shards}
+        lessons = [(image_id, lesson) for image_id, about in asked for lesson in about]
+        lacking = sum(not self._shards_of(*lesson) <= committed for lesson in lessons)
+        if lacking:
+            raise _not_taught(self.store.path, f"{lacking} of {counted(len(lessons), 'question')} are not in it")
+
+    def _rows_of(self, image_id: str, lessons: Iterable[Lesson]) -> list[int]:
+        """Find the rows of lessons about one image; raises NotTaught (exit 5) for a lesson that is not there."""
+        rows: list[int] = []
+        for lesson in lessons:
+            first = self.store.ids.row_of_sha(key_of(image_id, lesson))
+            if first is None:
+                raise _not_taught(self.store.path, f"a question about the image {image_id} is not in it")
+            rows += range(first, first + (len(lesson.answer) if self.per_token else 1))
+        return rows
+
+    def _shards_of(self, image_id: str, lesson: Lesson) -> set[int]:
+        """Return the shards that hold a lesson's rows; a number that no shard has if there are no such rows."""
+        if self.store.ids.row_of_sha(key_of(image_id, lesson)) is None:
+            return {-1}
+        return {row // self.store.plan.shard_images for row in self._rows_of(image_id, [lesson])}
+
+    def _read(self, name: str, rows: Sequence[int]) -> Tensor:
+        return from_storage(self.store.gather(name, rows), self.store.arrays[name].dtype).to(self.device)
+
+    @property
+    def _made_by(self) -> Fingerprint:
+        return next(self.store.fingerprint(name) for name in self.store.arrays)
+
+
+@dataclass(frozen=True)
+class Teacher(Signals):
+    """The unpruned model's answer distributions."""
+
+    per_token = True
 
     def divergence(
         self, asked: Iterable[ImageLessons], logits: Iterable[Float[Tensor, "_ vocab"]]
@@ -101,39 +149,25 @@ class Teacher:
         return torch.stack(distances).sum()
 
     def rows(self, image_id: str, lessons: Sequence[Lesson]) -> TeacherRows:
-        """Read what the unpruned model expects at each answer token of lessons about one image, in the order of a pack.
-
-        Raises NotTaught (exit 5) for a lesson that the teacher does not know.
-        """
-        rows: list[int] = []
-        for lesson in lessons:
-            known = self._rows_of(image_id, lesson)
-            if known is None:
-                raise _not_taught(self.answers.path, f"a question about the image {image_id} is not in it")
-            rows += known
+        """Read what the unpruned model expects at each answer token of lessons about one image, in the order of a pack."""
+        rows = self._rows_of(image_id, lessons)
         ids, log_probabilities, log_rest = (self._read(name, rows) for name in (IDS, LOG_PROBABILITIES, LOG_REST))
         return TeacherRows(ids.long(), log_probabilities, log_rest[:, 0])
 
-    def missing(self, asked: Iterable[ImageLessons]) -> int:
-        """Count the lessons of which the teacher does not know every answer token."""
-        committed = {*self.answers.committed_shards}
-        lacking = 0
-        for image_id, lessons in asked:
-            for lesson in lessons:
-                rows = self._rows_of(image_id, lesson)
-                lacking += rows is None or not {row // self.answers.plan.shard_images for row in rows} <= committed
-        return lacking
 
-    def _rows_of(self, image_id: str, lesson: Lesson) -> range | None:
-        start = self.answers.ids.row_of_sha(key_of(image_id, lesson))
-        return None if start is None else range(start, start + len(lesson.answer))
+@dataclass(frozen=True)
+class CachedAttention(Signals):
+    """The unpruned model's attention of each prompt's last token over the visual tokens."""
 
-    def _read(self, name: str, rows: Sequence[int]) -> Any:
-        return from_storage(self.answers.gather(name, rows), self.answers.arrays[name].dtype).to(self.device)
+    per_token = False
+
+    def of(self, image_id: str, lessons: Sequence[Lesson]) -> Float[Tensor, "lesson layer patch"]:
+        """Read the attention of lessons about one image, at the layers of `teach.attention_layers` in ascending order."""
+        return self._read(ATTENTION, self._rows_of(image_id, lessons))
 
 
 def open_teacher(session: Session, asked: Collection[ImageLessons]) -> Teacher:
-    """Open the signals of the unpruned model, and check that they are this language model's and cover what is asked.
+    """Open the unpruned model's answers, and check that they are this language model's and cover what is asked.
 
     Args:
         session: the opened store and language model.
@@ -144,20 +178,26 @@ def open_teacher(session: Session, asked: Collection[ImageLessons]) -> Teacher:
         FingerprintMismatch: (exit 4) with every field that differs, if the signals come from another language model or from
             other features.
     """
-    folder = session.experiment.teacher_path / ANSWERS
+    teacher = Teacher(_opened(session, ANSWERS), session.language.device)
+    teacher.require(fingerprint(session, **chosen_top(session)), asked)
+    return teacher
+
+
+def open_attention(session: Session, asked: Collection[ImageLessons]) -> CachedAttention:
+    """Open the unpruned model's attention as `open_teacher` opens its answers; raises as that function does."""
+    attention = CachedAttention(_opened(session, ATTENTION), session.language.device)
+    attention.require(fingerprint(session, **chosen_layers(session)), asked)
+    return attention
+
+
+def _opened(session: Session, part: str) -> FeatureStore:
+    folder = session.experiment.teacher_path / part
     if not (folder / FEATURES).is_dir():
         raise _not_taught(folder, "there are none")
-    store = FeatureStore.open(folder)
-    expected, found = fingerprint(session, **chosen_top(session)).semantic, store.fingerprint(LOG_REST).semantic
-    require_equal(f"what made the teacher's signals in {folder}", expected, found, OTHER_TEACHER)
-    teacher = Teacher(store, session.language.device)
-    lacking = teacher.missing(asked)
-    if lacking:
-        raise _not_taught(folder, f"{lacking} of {counted(len(asked), 'question')} are not in it")
-    return teacher
+    return FeatureStore.open(folder)
 
 
 def _not_taught(folder: StoreLocation, problem: str) -> NotTaught:
     return NotTaught(
-        f"expected the unpruned model's answers in {folder}, {problem}: run {TEACH} with this config first"
+        f"expected the unpruned model's signals in {folder}, {problem}: run {TEACH} with this config first"
     )

@@ -79,8 +79,10 @@ class ArraySpec(BaseModel):
         return fill_value(self.dtype)
 
     def finite(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Tell for each row whether it holds neither NaN nor infinity, other than the logarithm of 0."""
+        """Tell for each row whether it can be data: no NaN, no infinity but the logarithm of 0, no number below 0."""
         flat = rows.reshape(len(rows), -1)
+        if self.dtype == "int32":
+            return np.asarray((flat >= 0).all(axis=1))
         if self.logarithms:
             return np.asarray((flat < np.inf).all(axis=1))
         if self.dtype == "bfloat16":

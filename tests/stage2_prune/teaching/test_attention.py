@@ -6,6 +6,7 @@ import torch
 import zarr
 from transformers import LlamaForCausalLM
 
+from configs.published_layers import language_layer
 from stage2_prune.contract.small_llama import small_language
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.session.session import open_session
@@ -13,8 +14,10 @@ from stage2_prune.teaching import teach
 from stage2_prune.teaching.compute import Placed, attention
 from stage2_prune.teaching.parts import Asked
 from stage2_prune.training.packed import Lesson
+from stage2_prune.training.step import make_lesson
+from stage2_prune.training.teacher import open_attention
 from store.checkpoint.text import Prompt
-from store.questions.question import Question
+from store.questions.question import Question, read_questions
 
 PATCHES, LAYERS = 16, 4
 LESSONS = [
@@ -79,6 +82,14 @@ def test_it_is_stored_by_question_at_the_published_layers_and_its_answers_stay_a
     assert stored.shape == (12, 2, session.features.patches) and stored.attrs["published_layers"] == [8, 16]
     values = stored[...]
     assert (values >= 0).all() and (values.sum(-1) <= 1 + 1e-5).all() and (values.sum(-1) > 0).all()
+    train = [question for question in read_questions(experiment.data) if question.split == "train"]
+    asked = [(session.features.image_id(q), [make_lesson(session.language, q, "")]) for q in train]
+    cached = open_attention(session, asked)
+    for question, (image_id, lessons) in zip(train, asked, strict=True):
+        (batch,) = session.features.batches([[question]])
+        expected = eager_attention(session.language, batch.projected[0], lessons[0])
+        layers = [language_layer(published, session.language.depth) for published in (8, 16)]
+        torch.testing.assert_close(cached.of(image_id, lessons)[0], expected[layers], rtol=0, atol=1e-5)
 
 
 def test_a_decoder_that_the_layer_loop_does_not_know_is_refused_before_anything_is_computed(tiny, monkeypatch):
