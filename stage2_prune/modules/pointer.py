@@ -62,7 +62,7 @@ def path_logits(
 ) -> Float[Tensor, "image patch"]:
     """Compute how far each choice of a path lay above STOP when it was chosen, differentiably, in the order of the path.
 
-    STOP sees what has been chosen so far; the first choice, before which nothing could stop, is compared with what it says itself.
+    STOP sees what has been chosen so far. Nothing could stop before the first choice, which is compared with what it says itself.
     """
     steps = torch.arange(order.shape[1], device=order.device).clamp_min(1)
     rows = matches.gather(1, order[..., None].expand_as(matches))

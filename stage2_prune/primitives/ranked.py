@@ -10,9 +10,7 @@ from stage2_prune.primitives.draw import permutation
 from stage2_prune.primitives.top_k import ranking
 
 
-def ranking_of(
-    scores: Float[Tensor, "image patch"], image_ids: Sequence[str], seed: int
-) -> Int[Tensor, "image patch"]:
+def ranking_of(scores: Float[Tensor, "image patch"], image_ids: Sequence[str], seed: int) -> Int[Tensor, "image patch"]:
     """Return each image's patches by falling score; of exactly equal scores in an order drawn from (seed, image id).
 
     A network that has learnt nothing scores all patches alike: by index, it would keep the top rows of every image and look

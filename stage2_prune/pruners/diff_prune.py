@@ -10,8 +10,8 @@ language model's loss alone, 10 % of ImageNet-1K's captions (`train.learning_rat
 
 What differs here: a token that attends to itself alone is a network per token, written as one hidden layer that sees the patch
 and its weight; its correction is weighed by 1 - a, so that a whole patch stays as it is. The noise is scaled by the standard
-deviation of the image's projected features. Budgets are drawn at random in each step; raw features are normed first; trained on
-questions, not on captions.
+deviation of the image's projected features. Budgets are drawn at random in each step; raw features are normed first; and it is
+trained on questions, not on captions.
 """
 
 from dataclasses import dataclass

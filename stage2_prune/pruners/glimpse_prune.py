@@ -2,10 +2,10 @@
 
 GlimpsePrune (HVision-NKU/GlimpsePrune at 091a3d5, Apache-2.0; arXiv 2508.01548), reimplemented from the description.
 
-Learnt: a glimpse token, and a predictor of each patch's importance from the token's attention and the patch's features. Published:
-the attention of layer 21 and the tower's layers 5, 11, 17 and 23; loss Dice 1.0 + BCE 0.1 on the boxes of the answers, and the
-language model's loss 1.0; 20,000 questions of GQA, 1e-4, one epoch (`train.learning_rate: 1e-4`); tokens are dropped at layer 21,
-and how many is up to the image.
+Learnt: a glimpse token, and a predictor of each patch's importance from the token's attention and the patch's features.
+Published: the attention of layer 21 and the tower's layers 5, 11, 17 and 23; loss Dice 1.0 + BCE 0.1 on the boxes of the answers,
+and the language model's loss 1.0; 20,000 questions of GQA, 1e-4, one epoch (`train.learning_rate: 1e-4`); tokens are dropped at
+layer 21, and how many is up to the image.
 
 What differs here: it stands before the language model, where the budget is spent from the first layer on. So the token reads the
 question's embeddings and looks at raw features in one attention of its own, of width 256. Boxes are the patches that

@@ -33,7 +33,7 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class GumbelScorer(ScoredPruner):
-    """Keeps the patches with the highest log-odds of being kept; in training each patch is kept or dropped at random by its odds."""
+    """Keeps the patches with the highest odds of being kept; in training each patch is kept or dropped at random by its odds."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"raw"})
     losses: ClassVar[tuple[str, ...]] = ("ratio",)
@@ -64,6 +64,6 @@ class GumbelScorer(ScoredPruner):
         noise = drawn.logit()  # distributed as the difference of two Gumbel draws, of which keep and drop get one each
         soft = ((odds + noise) / self.temperature(practice.progress)).sigmoid()
         hard = (soft > 0.5) | (practice.keep == tokens.patches)
-        kept = straight_through(hard, soft, floor=0).mean(1)
+        kept = straight_through(hard, soft, floor=0.0).mean(1)
         ratio = self.ratio_weight * (practice.keep / tokens.patches - kept).square()
         return Shown(straight_through(hard, soft), losses={"ratio": ratio})

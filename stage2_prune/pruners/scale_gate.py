@@ -3,13 +3,13 @@
 DiffPrune / AutoSelect, arXiv 2603.07135 and 2605.28051, "scale gate" in the table of ablations (93.2, 94.8 and 96.5 % of the
 unpruned accuracy at 64, 128 and 192 tokens, against 95.5, 97.3 and 98.3 % with noise); no code was read.
 
-Learnt: two transformer blocks of width 1024, which is that of the raw features, with 16 heads, and a linear score. Published, with
-the language model frozen: AdamW at 2e-4 with a cosine, batches of 32, 2,000 steps, temperature 2.0 to 0.1, the language model's
-loss alone (`train.learning_rate: 2e-4`, `train.batch_size: 32`). A gate of 0 hides little of a patch where the language model
-norms what it reads, and this is what the ablation shows.
+Learnt: two transformer blocks of width 1024, which is that of the raw features, with 16 heads, and a linear score. Published,
+with the language model frozen: AdamW at 2e-4 with a cosine, batches of 32, 2,000 steps, temperature 2.0 to 0.1, the language
+model's loss alone (`train.learning_rate: 2e-4`, `train.batch_size: 32`). A small gate may hide little of a patch, because the
+language model norms what it reads.
 
-What differs here: budgets are drawn at random in each step, so that one network serves all; raw features are normed first; and
-trained on questions, not on captions.
+What differs here: budgets are drawn at random in each step, so that one network serves all; raw features are normed first; and it
+is trained on questions, not on captions.
 """
 
 from dataclasses import dataclass

@@ -1,16 +1,16 @@
 """Patches that a pointer network picks one after another, until it stops or the budget is spent.
 
-StepPrune (arXiv 2606.16067), from the description: a pointer network with a STOP token, trained with variance-preserving noise; it
-has no code, and its widths and its way of training the choices were not verified.
+StepPrune (arXiv 2606.16067), from the description: a pointer network with a STOP token, trained with variance-preserving noise.
+There is no code, and its widths and its way of training the choices were not verified.
 
-Learnt: a transformer block of width 256 on raw features, a patch's own logit, its match with the mean of the patches chosen so far,
-and the logit of STOP, which sees that mean too. So each choice depends on the choices before it, unlike a top-k.
+Learnt: a transformer block of width 256 on raw features, a patch's own logit, its match with the mean of the patches chosen so
+far, and the logit of STOP, which sees that mean too. So each choice depends on the choices before it, unlike a top-k.
 
 What differs here: a choice is judged by the lowest logit on the path up to it, which orders the patches as they were chosen
-(`policy`); a soft top-k of that gives the weights, and the language model reads sqrt(a) x + sqrt(1 - a) noise. `count: budget`, the
-default, has no STOP. `count: threshold` has: logits count from STOP's, weights are sigmoids, and 100 x (share to keep - mean
-weight)^2 is learnt beside, as Dynamic-LLaVA learns its share; STOP is then shifted for each budget, so that the validation
-questions keep it in the mean. Train that at one budget (`train.min_keep` equal to `train.max_keep`).
+(`policy`); a soft top-k of that gives the weights, and the language model reads sqrt(a) x + sqrt(1 - a) noise. `count: budget`,
+the default, has no STOP. With `count: threshold` there is one: logits count from STOP's, weights are sigmoids, and 100 x (share
+to keep - mean weight)^2 is learnt beside, as Dynamic-LLaVA learns its share. STOP is then shifted for each budget, so that the
+validation questions keep the budget in the mean. Train it at one budget (`train.min_keep` equal to `train.max_keep`).
 """
 
 from dataclasses import dataclass

@@ -104,7 +104,7 @@ class ThresholdPruner(ScoredPruner, ABC):
         ranked = ranking_of(scores, tokens.image_ids, self.tie_seed)
         most = int(counts.max())
         rows = [
-            F.pad(self.arrange(row[:count]), (0, most - count))
+            F.pad(row[:count].sort().values, (0, most - count))
             for row, count in zip(ranked, counts.tolist(), strict=True)
         ]
         return Pruned(torch.stack(rows), counts=counts)
