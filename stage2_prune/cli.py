@@ -10,6 +10,7 @@ from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
+from stage2_prune.sharing_commands import card, pull, push
 from store.checkpoint.presence import require_checkpoint
 from store.checkpoint.versions import note_untested
 
@@ -67,10 +68,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
 @overwrite_option
 @json_option
 def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> None:
-    """Train one pruner; the language model stays as it is.
-
-    An interrupted training is resumed.
-    """
+    """Train one pruner; the language model stays as it is. An interrupted training is resumed."""
     experiment = _answering(config_path, flags)
     from stage2_prune.training import ranks, train
 
@@ -231,8 +229,8 @@ def show(
         click.echo(reason, err=True)
 
 
-group.add_command(list_pruners)
-group.add_command(check_pruner)
+for command in (list_pruners, check_pruner, card, push, pull):
+    group.add_command(command)
 
 
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
