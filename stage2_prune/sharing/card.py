@@ -20,8 +20,8 @@ from stage2_prune.sharing.results import interval_in_words, number_in_words, res
 
 CARD = "README.md"
 UNKNOWN = "unknown"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""What a hub takes for the name of a data set or of a model; a folder in a saved config begins with a dot or a slash."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""What a hub takes for the name of a data set or of a model: OWNER/NAME. A folder in a saved config begins with a dot."""
 
 
 def write_card(

@@ -44,7 +44,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     Args:
         folder: the folder that `train` wrote.
         repository: OWNER/NAME.
-        private: whether a repository that is made is private.
+        private: whether a repository that is made is private; otherwise it is what its owner has set as the default.
 
     Raises:
         NotTrained: (exit 5) if the folder holds no trained pruner.
@@ -61,7 +61,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             hub.CommitOperationAdd(name, _shared(folder / name, record)) for name in SHARED if (folder / name).is_file()
         ]
         client = hub.HfApi()
-        client.create_repo(repository, private=private, exist_ok=True)
+        client.create_repo(repository, private=private or None, exist_ok=True)
         done = client.create_commit(
             repository, additions, commit_message=f"Share the trained pruner {record['pruner']}"
         )
@@ -160,10 +160,10 @@ def _speaking_to_hub(repository: str) -> Generator[Any, None, None]:
         raise WrongCall(
             f"expected the name of a repository as OWNER/NAME, got {repository!r} ({error}): correct it"
         ) from None
-    except (stock.HTTPError, stock.EntryNotFoundError, stock.FileMetadataError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in {*NO_SPACE_OR_READ_ONLY}:
+    except (stock.HTTPError, stock.EntryNotFoundError, ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE_OR_READ_ONLY:
             raise
-        said = " ".join(str(error).split())
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise HubRefused(
             f"expected {repository} on the hub to be there and to let this user have it, the hub says: {said:.{_SAID}}; correct "
             "the name or the revision, or log in with `hf auth login`"

@@ -126,14 +126,20 @@ class Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked.get('organization')}/{asked['name']}"
         there = name in self.hub.repositories
-        self.hub.repositories.setdefault(name, Repository(bool(asked.get("private"))))
+        self.hub.repositories.setdefault(
+            name, Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
+        )
         answer = {"url": f"{self.hub.address}/{name}", "name": name, "id": "1"}
-        self._json({"error": "You already created this model repo"} | answer if there else answer, 409 if there else 200)
+        self._json(
+            {"error": "You already created this model repo"} | answer if there else answer, 409 if there else 200
+        )
 
     def _validate(self, card: str) -> None:
         head = yaml.safe_load(card.split("---\n")[1])
         if head["license"] not in LICENCES:
-            return self._json({"errors": [{"message": '"license" must be one of [apache-2.0, …]'}], "warnings": []}, 400)
+            return self._json(
+                {"errors": [{"message": '"license" must be one of [apache-2.0, …]'}], "warnings": []}, 400
+            )
         return self._json({"errors": [], "warnings": []})
 
     def _preupload(self, body: bytes) -> None:
@@ -173,7 +179,9 @@ class Handler(BaseHTTPRequestHandler):
         oid, files = commit
         if file is None:
             siblings = [{"rfilename": one} for one in files]
-            return self._json({"id": name, "modelId": name, "sha": oid, "private": repository.private, "siblings": siblings})
+            return self._json(
+                {"id": name, "modelId": name, "sha": oid, "private": repository.private, "siblings": siblings}
+            )
         return self._file(oid, file, files[file], body) if file in files else self._missing("EntryNotFound")
 
     def _file(self, commit: str, name: str, content: bytes, body: bool) -> None:
@@ -219,7 +227,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for key, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})).items():
+        for key, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
+        ).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
