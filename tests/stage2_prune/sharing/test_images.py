@@ -41,9 +41,13 @@ def leaking(tmp_path):
 
 
 @pytest.mark.parametrize(("of", "split"), [(TRAIN_IMAGE, "train"), (VAL_IMAGE, "val")])
-def test_a_test_image_that_the_training_sees_under_another_name_is_refused_and_named_with_the_number(leaking, of, split):
+def test_a_test_image_that_the_training_sees_under_another_name_is_refused_and_named_with_the_number(
+    leaking, of, split
+):
     experiment = leaking({TEST_IMAGE: of}, {})
-    with pytest.raises(LeakedImages, match=rf"1 image of 3 is in it \({TEST_IMAGE}, which is {of} in {split}\)") as caught:
+    with pytest.raises(
+        LeakedImages, match=rf"1 image of 3 is in it \({TEST_IMAGE}, which is {of} in {split}\)"
+    ) as caught:
         train.run(experiment)
     assert caught.value.exit_code == 2 and not (experiment.run_dir / "pruner").exists()
 
