@@ -14,6 +14,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from configs.files.atomic import write_atomically
+from stage1_extract.demo.card import CARD, checkpoint_card
 from stage1_extract.demo.language_lessons import DemoLanguageHalf, accuracy, train_language
 from stage1_extract.demo.pace import Report
 from stage1_extract.demo.recipe import Recipe
@@ -40,6 +42,7 @@ def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
     report(phase="encoded", images=len(features))
     reader = train_language(recipe, features, lessons, held_out_features, held_out, report)
     save_model(tower, reader, out)
+    write_atomically(out / CARD, checkpoint_card(recipe))
     patches = features.shape[1]
     scores = {str(k): accuracy(recipe, reader, held_out_features, held_out, k) for k in (patches, *MEASURED_BUDGETS)}
     report(phase="random patches", **scores)

@@ -8,6 +8,7 @@ from pathlib import Path
 from configs.errors import ConfigError
 from configs.files.atomic import write_atomically
 from configs.progress import ProgressBar
+from stage1_extract.demo.card import CARD, data_card
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.scenes import scene
 
@@ -24,6 +25,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
     out/
       images/<split>_<scene>.png
       questions.jsonl
+      README.md             the data's card, with their licence
       dataset.json          seed and counts; UNFINISHED until everything else is written
 
     Raises ConfigError (exit 2) if the folder holds other files.
@@ -61,5 +63,6 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
                 }
             )
     write_atomically(out / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(out / CARD, data_card(seed, counts))
     write_atomically(marker, settings)
     return True
