@@ -24,8 +24,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
 
     out/
       images/<split>_<scene>.png
-      questions.jsonl
-      README.md             the data's card, with their licence
+      questions.jsonl       beside README.md, the data's card
       dataset.json          seed and counts; UNFINISHED until everything else is written
 
     Raises ConfigError (exit 2) if the folder holds other files.
@@ -48,8 +47,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int) -> bool:
         name = f"{split}_{number:05d}.png"
         drawn = scene(seed, index)
         drawn.image.save(out / "images" / name)
-        left = counts[split] - number * QUESTIONS_PER_SCENE
-        for question in questions(drawn, seed, index)[:left]:
+        for question in questions(drawn, seed, index)[: counts[split] - number * QUESTIONS_PER_SCENE]:
             rows.append(
                 {
                     "question_id": f"{split}_{number:05d}_{question.kind}",
