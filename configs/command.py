@@ -32,6 +32,9 @@ HOMES = {
     "calibrate": "stage2_prune",
     "pruners": "stage2_prune",
     "check-pruner": "stage2_prune",
+    "card": "stage2_prune",
+    "push": "stage2_prune",
+    "pull": "stage2_prune",
 }
 """The package of each command."""
 STEPS = {

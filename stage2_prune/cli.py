@@ -11,6 +11,7 @@ from stage2_prune.errors import NotTrained
 from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from stage2_prune.result_commands import claim, compare
+from stage2_prune.sharing_commands import card, pull, push
 from stage2_prune.teach_command import foreign_option, teach
 from store.checkpoint.versions import note_untested
 
@@ -192,8 +193,5 @@ def show(
         click.echo(reason, err=True)
 
 
-group.add_command(teach)
-group.add_command(list_pruners)
-group.add_command(check_pruner)
-group.add_command(compare)
-group.add_command(claim)
+for command in (teach, list_pruners, check_pruner, compare, claim, card, push, pull):
+    group.add_command(command)

@@ -115,6 +115,18 @@ class NonFiniteTeacher(PruneError):
     exit_code = 3
 
 
+class HubRefused(PruneError):
+    """The hub cannot be reached, lacks what was asked for, or does not let this user have it."""
+
+    exit_code = 5
+
+
+class LeakedImages(PruneError, ConfigError):
+    """Images of the test split are among those that a training sees."""
+
+    exit_code = 2
+
+
 class NotExtracted(PruneError):
     """The store lacks features that stage 2 needs."""
 

@@ -51,11 +51,16 @@ def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def redacted(config: bytes) -> str:
     """Return a config for a copy that leaves this machine: each path is cut to its last part."""
-    content = _mapping(yaml.safe_load(config))
+    return yaml.safe_dump(without_folders(_mapping(yaml.safe_load(config))), sort_keys=False)
+
+
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config for a copy that leaves this machine: each path is cut to its last part."""
+    content = deepcopy({key: value for key, value in config.items() if key != MARKER})
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
             holder[field] = Path(holder[field]).name
-    return yaml.safe_dump({key: value for key, value in content.items() if key != MARKER}, sort_keys=False)
+    return content
 
 
 def moved(config: bytes, old: Path, new: Path) -> str:

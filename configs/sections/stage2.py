@@ -114,6 +114,8 @@ class TrainSection(Section):
     time."""
     seed: NonNegativeInt = 0
     """Seed of the pruner's weights, of the order of questions and of the budgets."""
+    licence: str = "unknown"
+    """Licence of the trained weights, as their card names it: the hub's word for it, such as `apache-2.0`."""
 
     @property
     def distils_cached(self) -> bool:

@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from configs.files.atomic import write_atomically
+from stage1_extract.demo.card import CARD, checkpoint_card
 from stage1_extract.demo.language_lessons import DemoLanguageHalf, accuracy, train_language
 from stage1_extract.demo.pace import Report
 from stage1_extract.demo.recipe import Recipe
@@ -41,6 +43,7 @@ def train_checkpoint(recipe: Recipe, out: Path, log: Path) -> None:
     report(phase="encoded", images=len(features))
     reader = train_language(recipe, features, lessons, held_out_features, held_out, report)
     save_model(tower, reader, out)
+    write_atomically(out / CARD, checkpoint_card(recipe))
     patches = features.shape[1]
     budgets = (patches, *MEASURED_BUDGETS)
     scores = {str(k): accuracy(recipe.seed, reader, held_out_features, held_out.asked, k) for k in budgets}

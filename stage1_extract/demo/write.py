@@ -11,6 +11,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.files.atomic import write_atomically
 from configs.progress import ProgressBar
+from stage1_extract.demo.card import CARD, data_card
 from stage1_extract.demo.questions import SceneQuestion, questions
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import scene
@@ -45,7 +46,7 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, world: World = D
 
     out/
       images/<split>_<scene>.png
-      questions.jsonl
+      questions.jsonl       beside README.md, the data's card
       dataset.json          seed and counts; UNFINISHED until everything else is written
 
     Raises ConfigError (exit 2) if the folder holds other files.
@@ -83,5 +84,6 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, world: World = D
                 }
             )
     write_atomically(out / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(out / CARD, data_card(seed, counts))
     write_atomically(marker, settings)
     return True

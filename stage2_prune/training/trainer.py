@@ -10,11 +10,13 @@ from configs.counted import counted
 from configs.files import portable
 from configs.progress import PROGRESS, ProgressBar, say
 from stage2_prune.errors import MemoryTooSmall, PrunerMisused
+from stage2_prune.evaluation.intervals import accuracy_interval
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.pruning.scored import ThresholdPruner
 from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
+from stage2_prune.sharing.images import provenance
 from stage2_prune.training import curves
 from stage2_prune.training.calibrate_mean import calibrate_mean
 from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
@@ -33,7 +35,7 @@ from stage2_prune.training.state import (
     save_state,
 )
 from stage2_prune.training.step import checkpointing, frozen, images_at_once, make_lesson, seeded
-from stage2_prune.training.validation import accuracy_of
+from stage2_prune.training.validation import right_of
 from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
@@ -184,12 +186,15 @@ class Trainer:
         self.pruner.module.eval()
         if isinstance(self.pruner, ThresholdPruner) and self.pruner.adaptive:
             calibrate_mean(self.pruner, self.session, list(self.val))
-        accuracy = accuracy_of(self.pruner, self.session, self.val, self.ranks)
+        right = right_of(self.pruner, self.session, self.val, self.ranks)
+        accuracy = float(right.mean())
         self.position.accuracies.append(accuracy)
         self.position.step = 0
         chosen = self.position.best_epoch == epoch
         if chosen:
             self.best = {name: tensor.clone() for name, tensor in self.pruner.module.state_dict().items()}
+            images, resampling = [question.image for question in self.val], self.session.experiment.eval
+            self.position.best_ci95 = accuracy_interval(right, images, resampling.bootstrap, resampling.seed)
         if self.log is None:
             return
         self.log.append(event="validation", epoch=epoch, keep=keep, accuracy=accuracy, n=len(self.val))
@@ -218,11 +223,13 @@ class Trainer:
             "best_epoch": self.position.best_epoch,
             "val_keep": self.section.val_keep,
             "val_accuracy": self.position.accuracies[self.position.best_epoch],
+            "val_ci95": self.position.best_ci95,
             "val_accuracies": self.position.accuracies,
             "processes": self.ranks.size,
             "train_questions": len(self.train),
             "val_questions": len(self.val),
             "identity": dict(self.identity),
+            **provenance(self.session, {"train": self.train, "val": self.val}),
             "config": portable.saved(self.session.experiment, self.folder),
         }
         if not self.ranks.first:

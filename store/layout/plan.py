@@ -75,7 +75,7 @@ class Plan(BaseModel):
     """sha256 over the ids and names of all rows."""
     notes: tuple[str, ...] = ()
     """Sentences for the user that say what could not be stored, and why."""
-    maker: Literal["extract", "teach"] = Field("extract", exclude_if=lambda maker: maker == "extract")
+    maker: Literal["extract", "teach"] = Field(default="extract", exclude_if=lambda maker: maker == "extract")
     """The command that computes the rows; those of `teach` are answer tokens or questions instead of images."""
 
     @property
