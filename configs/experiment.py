@@ -1,7 +1,7 @@
-"""The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: nine sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval` and `sweep`
-are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep` and
+`oracle` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -28,6 +28,7 @@ from configs.sections.stage2 import (
     Flops,
     Match,
     Method,
+    OracleSection,
     Positions,
     PruneSection,
     SweepSection,
@@ -46,6 +47,7 @@ __all__ = [
     "Match",
     "Method",
     "ModelSection",
+    "OracleSection",
     "Positions",
     "PruneSection",
     "StoreLocation",
@@ -58,7 +60,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the eight sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the nine sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -72,6 +74,7 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
+    oracle: OracleSection = OracleSection()
 
     @property
     def store_location(self) -> StoreLocation:
