@@ -1,7 +1,7 @@
-"""The typed config of one experiment: nine sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: ten sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep` and
-`oracle` are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep`,
+`oracle` and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ from configs.sections.stage1 import (
     store_location,
 )
 from configs.sections.stage2 import (
+    ClaimsSection,
     EvalSection,
     Flops,
     Match,
@@ -36,6 +37,7 @@ from configs.sections.stage2 import (
 )
 
 __all__ = [
+    "ClaimsSection",
     "DataSection",
     "Dtype",
     "EvalSection",
@@ -60,7 +62,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the nine sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the ten sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -75,6 +77,7 @@ class Experiment(Section):
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
     oracle: OracleSection = OracleSection()
+    claims: ClaimsSection = ClaimsSection()
 
     @property
     def store_location(self) -> StoreLocation:
@@ -85,6 +88,19 @@ class Experiment(Section):
     def store_path(self) -> Path:
         """The folder that the feature store is written to; ConfigError (exit 2) where `store.path` is a URL."""
         return local_folder(self.store_location)
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The folder that a sweep writes to: `sweep` for the test split, `sweep-val` and `sweep-train` for the others."""
+        return self._of_split("sweep")
+
+    @property
+    def oracle_dir(self) -> Path:
+        """The folder that a search for the best patches writes to: `oracle` for the test split, else `oracle-val` or the like."""
+        return self._of_split("oracle")
+
+    def _of_split(self, name: str) -> Path:
+        return self.run_dir / (name if self.eval.split == "test" else f"{name}-{self.eval.split}")
 
     def with_arrays(self, names: Iterable[str]) -> "Experiment":
         """Return a copy of this experiment that stores the arrays `names`."""

@@ -34,4 +34,4 @@ def oracle(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_js
 
     summary = oracle.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else oracle.table(experiment, summary), nl=as_json)
-    click.echo(f"written to {experiment.run_dir / 'oracle'}", err=True)
+    click.echo(f"written to {experiment.oracle_dir}", err=True)

@@ -191,3 +191,16 @@ class OracleSection(Section):
                 f"expected a pool of at least `largest` patches, got pool {self.pool}, largest {self.largest}"
             )
         return self
+
+
+class ClaimsSection(Section):
+    """What is to be shown of trained methods, fixed before the test split is read; `claim` tests it."""
+
+    ours: str | None = None
+    """The method of this config that is compared beside the best trained one; null compares the best trained one alone."""
+    budgets: tuple[Budget, ...] = (64, 32, 16)
+    """The budgets of the claims, in tokens per image."""
+    beside: tuple[Path, ...] = ()
+    """Configs of the same questions with other models. Their claims are corrected together with this config's."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The adjusted p-value below which a difference is claimed."""

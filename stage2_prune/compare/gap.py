@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from configs.experiment import EvalSection
+from configs.experiment import EvalSection, Experiment
 from stage2_prune.compare.conditions import alike
 from stage2_prune.compare.results import MethodResult, load
 from stage2_prune.compare.rows import right_answers
@@ -58,15 +58,10 @@ class BesideOracle:
 NOTHING = BesideOracle(0, 0, {}, {})
 
 
-def folder_of(run_dir: Path) -> Path:
-    """Return the folder of a run's search."""
-    return run_dir / "oracle"
-
-
-def beside(run_dir: Path, section: EvalSection) -> BesideOracle:
+def beside(experiment: Experiment) -> BesideOracle:
     """Measure the results of a run's evaluation, and of its sweep, which counts where both have a result of one name."""
-    folders = [folder for folder in (run_dir, run_dir / "sweep") if _holds_results(folder)]
-    return measure(folders, folder_of(run_dir), section)
+    folders = [folder for folder in (experiment.run_dir, experiment.sweep_dir) if _holds_results(folder)]
+    return measure(folders, experiment.oracle_dir, experiment.eval)
 
 
 def measure(results: Sequence[Path], oracle: Path, section: EvalSection) -> BesideOracle:

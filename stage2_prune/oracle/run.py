@@ -1,6 +1,6 @@
 """Find out how well the language model can answer from few patches, if they are the right ones: `oracle`.
 
-<run_dir>/oracle/
+<run_dir>/oracle/             (oracle-val/ for the validation split)
   search.json, search.jsonl   what was searched and found, question by question: see search_log.py
   eval/                       predictions and cells.json of `oracle_answer` and `oracle_self`, as `eval` writes them
   summary.json                the results for programs
@@ -66,7 +66,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     budgets = _budgets(experiment, session.features.patches)
     asked, excluded = session.features.answerable(chosen.questions)
     asked = sample(asked, experiment.oracle.questions, experiment.oracle.seed)
-    folder = gap.folder_of(experiment.run_dir)
+    folder = experiment.oracle_dir
     with alone(folder):
         session = with_batch_size(session, asked)
         truth = _truth(session, asked)
@@ -82,7 +82,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 def table(experiment: Experiment, summary: dict[str, Any]) -> str:
     """Format the answers from what was found, and the gap that other methods of the same run close."""
     named = [row | {"pruner": f"{row['pruner']} ({gap.LOWER_BOUND})"} for row in summary["results"]]
-    measured = gap.beside(experiment.run_dir, experiment.eval)
+    measured = gap.beside(experiment)
     return evaluation_report.table(summary | {"results": named}) + "\n" + gap_report.table(measured)
 
 
@@ -117,7 +117,7 @@ def _answered(
 ) -> dict[str, Any]:
     """Answer the questions from what was found for them, as an evaluation does, and summarise the answers."""
     experiment = session.experiment
-    below = experiment.model_copy(update={"run_dir": gap.folder_of(experiment.run_dir)})
+    below = experiment.model_copy(update={"run_dir": experiment.oracle_dir})
     inner = replace(session, experiment=below)
     cells = cells_of(log.digest, budgets, session.language.depth)
     todo = open_progress(inner, cells, {}, asked, overwrite)

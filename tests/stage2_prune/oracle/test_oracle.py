@@ -166,7 +166,7 @@ def test_eval_and_sweep_results_are_placed_between_random_and_the_search(searche
         3,
         {
             "random-8-original": OnOracleQuestions(0.5, None, 0.25, (-0.5, 1.5)),
-            "oracle_self-8-original": OnOracleQuestions(0.75, [0.5, 1], None, None),
+            "oracle_self-8-original": OnOracleQuestions(0.75, [0.5, 1.0], None, None),
         },
         {"random-8-original": 8, "oracle_self-8-original": 8},
         ("x is not compared",),
