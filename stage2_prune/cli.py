@@ -11,7 +11,7 @@ from stage2_prune.errors import NotTrained
 from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from stage2_prune.result_commands import claim, compare
-from stage2_prune.study_commands import foreign_option, oracle, overwrite_option
+from stage2_prune.study_commands import foreign_option, oracle, overwrite_option, read
 from store.checkpoint.versions import note_untested
 
 
@@ -193,5 +193,6 @@ def show(
 group.add_command(list_pruners)
 group.add_command(check_pruner)
 group.add_command(oracle)
+group.add_command(read)
 group.add_command(compare)
 group.add_command(claim)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from configs.flags import experiment_options
-from stage2_prune.experiments import answering_experiment
+from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import json_option
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
@@ -35,3 +35,28 @@ def oracle(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_js
     summary = oracle.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else oracle.table(experiment, summary), nl=as_json)
     click.echo(f"written to {experiment.oracle_dir}", err=True)
+
+
+@click.command()
+@experiment_options("eval", "model", "data", "store", "prune", "train")
+@click.option("--keep", type=click.IntRange(min=1), default=32, show_default=True, help="Visual tokens per image.")
+@click.option("--against", default="cls_attention", show_default=True, help="The method to read it beside.")
+@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Number of images to draw.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="At most this many questions; default: the whole split."
+)
+@json_option
+def read(
+    config_path: Path, keep: int, against: str, images: int, limit: int | None, as_json: bool, **flags: Any
+) -> None:  # fmt: skip
+    """Read the trained method that train.pruner names.
+
+    The command draws its scores over images, counts what it keeps that another method drops, and says from saved predictions
+    which kinds of question gain and lose, and how the method does at budgets and on kinds that it was not trained on.
+    """
+    experiment = pruning_experiment(config_path, flags)
+    from stage2_prune.insight import read, report
+
+    reading = read.run(experiment, keep, against, images, limit)
+    click.echo(json.dumps(reading) if as_json else report.table(reading), nl=as_json)
+    click.echo(f"written to {read.folder_of(experiment)}", err=True)
