@@ -1,6 +1,6 @@
-"""The typed config of one experiment: ten sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: eleven sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep`,
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `teach`, `train`, `eval`, `sweep`,
 `oracle` and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
@@ -33,6 +33,7 @@ from configs.sections.stage2 import (
     Positions,
     PruneSection,
     SweepSection,
+    TeachSection,
     TrainSection,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "StoreLocation",
     "StoreSection",
     "SweepSection",
+    "TeachSection",
     "TrainSection",
     "local_folder",
     "store_location",
@@ -62,7 +64,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the ten sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the eleven sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -73,6 +75,7 @@ class Experiment(Section):
     store: StoreSection = StoreSection()
     extract: ExtractSection = ExtractSection()
     prune: PruneSection = PruneSection()
+    teach: TeachSection = TeachSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
@@ -101,6 +104,11 @@ class Experiment(Section):
 
     def _of_split(self, name: str) -> Path:
         return self.run_dir / (name if self.eval.split == "test" else f"{name}-{self.eval.split}")
+
+    @property
+    def teacher_path(self) -> Path:
+        """The folder of what the command `teach` computes."""
+        return self.teach.path or self.run_dir / "teacher"
 
     def with_arrays(self, names: Iterable[str]) -> "Experiment":
         """Return a copy of this experiment that stores the arrays `names`."""

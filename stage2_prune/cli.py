@@ -11,7 +11,8 @@ from stage2_prune.errors import NotTrained
 from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from stage2_prune.result_commands import claim, compare
-from stage2_prune.study_commands import foreign_option, oracle, overwrite_option, read
+from stage2_prune.study_commands import oracle, overwrite_option, read
+from stage2_prune.teach_command import foreign_option, teach
 from store.checkpoint.versions import note_untested
 
 
@@ -27,12 +28,18 @@ def group() -> None:
 @foreign_option
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
-    """Score every configured pruner at every budget. An interrupted run is resumed."""
+    """Score every configured pruner at every budget. An interrupted run is resumed.
+
+    Where `oracle` has searched in the same run folder, the command also shows how much of the gap to it each method closes.
+    """
     experiment = answering_experiment(config_path, flags)
+    from stage2_prune.compare import gap, gap_report
     from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else report.table(summary), nl=as_json)
+    if not as_json and (placed := gap_report.table(gap.beside(experiment))):
+        click.echo("\n" + placed, nl=False)
     click.echo(f"written to {experiment.run_dir / 'eval'}", err=True)
 
 
@@ -190,6 +197,7 @@ def show(
         click.echo(reason, err=True)
 
 
+group.add_command(teach)
 group.add_command(list_pruners)
 group.add_command(check_pruner)
 group.add_command(oracle)

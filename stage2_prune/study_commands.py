@@ -9,13 +9,9 @@ import click
 from configs.flags import experiment_options
 from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import json_option
+from stage2_prune.teach_command import foreign_option
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
-foreign_option = click.option(
-    "--allow-foreign-device",
-    is_flag=True,
-    help="Accept a store from another device, if its projections are close although not the same bits.",
-)
 
 
 @click.command()

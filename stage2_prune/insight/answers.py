@@ -88,7 +88,7 @@ def _transferred(label: str, result: MethodResult, trained: Mapping[str, Any]) -
     seen = np.array([kinds is None or result.seeds[0][name].kind in kinds for name in names])
     low, high = trained.get("train.min_keep"), trained.get("train.max_keep")
     drawn = None if low is None or high is None else (low, high)
-    within = low <= keep <= high if drawn and isinstance(keep, int) else None
+    within = drawn[0] <= keep <= drawn[1] if drawn and isinstance(keep, int) else None
     return {
         "method": label,
         "trained_at": drawn,

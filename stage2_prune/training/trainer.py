@@ -15,7 +15,7 @@ from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
-from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
+from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
@@ -56,10 +56,10 @@ class Trainer:
         train: Sequence[Question],
         val: Sequence[Question],
         identity: Mapping[str, Any],
-        signals: Signals,
+        guidance: Guidance,
         ranks: Ranks,
     ) -> None:
-        self.ranks, self.signals = ranks, signals
+        self.ranks, self.guidance = ranks, guidance
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -157,7 +157,7 @@ class Trainer:
         try:
             with seeded(seed, session.language.device):
                 return accumulate_gradients(
-                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.signals, self.at_once, self.ranks
+                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.guidance, self.at_once, self.ranks
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             return None
