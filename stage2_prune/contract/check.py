@@ -27,7 +27,7 @@ LARGE = Case((24, 24), images=4, keeps=(1, 2, 5, 64, 191, 576))
 """The grid of LLaVA-1.5."""
 DRAWN = Case((8, 8), keeps=(16,))
 """A grid so large that two draws are not equal by chance."""
-DTYPES = (Case((4, 6)), Case((4, 6), dtype=torch.bfloat16))
+DTYPES = tuple(Case(in_llm.GRID, dtype=dtype, widths=in_llm.WIDTHS) for dtype in (torch.float32, torch.bfloat16))
 """The dtypes of the language model."""
 WIDELY = (*CASES, LARGE)
 Rules = tuple[tuple[Rule, Sequence[Case]], ...]

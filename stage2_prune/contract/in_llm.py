@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from stage2_prune.contract.inputs import visual_tokens
+from stage2_prune.contract.inputs import TINY, visual_tokens
 from stage2_prune.contract.rule import Broken, Case, Rule, require
 from stage2_prune.contract.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, answers, kept_by, small_language
 from stage2_prune.errors import Infeasible
@@ -19,6 +19,9 @@ from stage2_prune.pruning.schedule import TOLERANCE, Schedule
 ROWS = tuple(range(len(PROMPTS)))
 STEPS = 3
 """Tokens of an answer."""
+GRID = (4, PATCHES // 4)
+WIDTHS = (*TINY[:2], WIDTH)
+"""Widths of arrays, of which the last is that of the language model."""
 SHAPES = ((PATCHES, LAYERS), (576, 32), (576, 4), (1, 3))
 """Patches and layers for which schedules are planned."""
 
@@ -27,7 +30,7 @@ def asked(
     language: Language, pruner: InLLMPruner, schedule: Schedule, rows: Sequence[int] = ROWS
 ) -> ModelInputs:  # fmt: skip
     """Lay out questions about the patches that a method lets enter, each question about an image of its own."""
-    tokens = visual_tokens((4, PATCHES // 4))
+    tokens = visual_tokens(GRID, widths=WIDTHS)
     pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)
     if pruned.index is None or pruned.merge is not None:
         raise Broken("expected an index alone of the patches that enter the language model, `prune` returned a merge")

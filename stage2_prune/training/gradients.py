@@ -13,6 +13,7 @@ from stage2_prune.errors import PruneError
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.practice import Practice, Shown, joined
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.trained_inside import Taught, TrainedInside
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.prune_batch import (
     ABOUT_QUESTIONS,
@@ -22,6 +23,7 @@ from stage2_prune.session.prune_batch import (
     per_question,
     with_projector,
 )
+from stage2_prune.training.layered import Layered
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits_together, pack
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.step import answer_loss, groups_of, sum_of
@@ -110,20 +112,45 @@ def accumulate_gradients(
     total = torch.zeros_like(weights)
     for part in _forwards(ranks.share(groups), at_once):
         practice = _practice(pruner, batch, part, aim, signals)
-        shown = show(pruner, batch, [image for image, _ in part], practice, reader)
         packed = [pack([lessons[number] for number in numbers], device) for _, numbers in part]
-        losses = [*_answer_losses(reader.language, practice, shown, packed, tokens, bool(aim.kl_weight))]
-        losses += [shown.losses[name].sum() / len(groups) for name in pruner.losses]
+        taught = _taught(pruner, batch, [image for image, _ in part], practice, reader, packed)
+        losses = [*_answer_losses(reader.language, practice, taught, packed, tokens, bool(aim.kl_weight))]
+        losses += [taught.losses[name].sum() / len(groups) for name in pruner.losses]
         joint = torch.stack(losses)
         total += joint.detach()
-        scaler.scale((joint * weights).sum()).backward()
+        scaler.scale(_attached((joint * weights).sum(), pruner)).backward()
     return total
+
+
+def _attached(loss: Float[Tensor, ""], pruner: TrainedPruner) -> Float[Tensor, ""]:
+    """Return the loss with a gradient of 0 where it has none, as every patch was kept and nothing depends on the module."""
+    return loss if loss.requires_grad else loss + 0 * sum_of(one.sum() for one in pruner.module.parameters())
+
+
+def _taught(
+    pruner: TrainedPruner,
+    batch: FeatureBatch,
+    images: Sequence[int],
+    practice: Practice,
+    reader: QuestionReader,
+    packed: Sequence[PackedLessons],
+) -> Taught:
+    """Let the language model answer with what a pruner leaves of some images: it prunes before the model or inside it."""
+    language = reader.language
+    if isinstance(pruner, TrainedInside):
+        tokens = batch.tokens.only(pruner.needs, pruner.reads).at(images)
+        schedule = pruner.schedule(tokens.patches, language.depth, practice.keep, reader.experiment.prune.match)
+        return pruner.teach(Layered(language, practice.projected, packed, pruner.asks), tokens, practice, schedule)
+    shown = show(pruner, batch, images, practice, reader)
+    visual = practice.projected if shown.visual is None else shown.visual
+    return Taught(answer_logits_together(language, visual, shown.weights, packed), shown.losses)
 
 
 def _with_images_of(pruner: TrainedPruner, batch: FeatureBatch, reader: QuestionReader) -> FeatureBatch:
     """Give a batch the projector if the pruner reads it, and each question an image of its own if it reads questions."""
     batch = with_projector(pruner, batch, reader)
-    return per_question(batch) if pruner.reads & ABOUT_QUESTIONS else batch
+    inside = isinstance(pruner, TrainedInside) and pruner.asks
+    return per_question(batch) if inside or pruner.reads & ABOUT_QUESTIONS else batch
 
 
 def joined_loss(
@@ -177,7 +204,7 @@ def _practice(
 def _answer_losses(
     language: Language,
     practice: Practice,
-    shown: Shown,
+    taught: Taught,
     packed: Sequence[PackedLessons],
     tokens: int,
     distilled: bool,
@@ -186,12 +213,10 @@ def _answer_losses(
 
     Both are sums, as a share of the mean over `tokens` answer tokens.
     """
-    visual = practice.projected if shown.visual is None else shown.visual
-    logits = answer_logits_together(language, visual, shown.weights, packed)
-    loss = sum_of(answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
+    loss = sum_of(answer_loss(*pair, tokens) for pair in zip(taught.logits, packed, strict=True))
     if not distilled:
         return loss, torch.zeros_like(loss)
-    return loss, _divergence(language, practice.projected, packed, logits) / tokens
+    return loss, _divergence(language, practice.projected, packed, taught.logits) / tokens
 
 
 def _divergence(

@@ -16,6 +16,7 @@ from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
 from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
+from stage2_prune.training.layered import require_budgets
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
@@ -64,6 +65,8 @@ class Trainer:
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
         self.low, self.high = self._budgets()
+        patches, depth = session.features.patches, session.language.depth
+        require_budgets(pruner, self.section, patches, depth, session.experiment.prune.match)
         self.spec = session.features.spec(pruner, session.language.width)
         fresh = pruner.fresh(self.spec, self.section.seed)
         self.pruner = fresh.with_module(fresh.module.to(session.features.device))

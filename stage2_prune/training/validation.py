@@ -6,7 +6,9 @@ import torch
 
 from configs.experiment import Positions
 from configs.progress import ProgressBar
+from stage2_prune.language.layer_loop import pruning_inside
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 from stage2_prune.session.ask import Prepared, ask
 from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.prune_batch import prune_batch
@@ -26,12 +28,15 @@ def accuracy_of(pruner: TrainedPruner, session: Session, questions: Sequence[Que
     batches = ranks.share([questions[start : start + size] for start in range(0, len(questions), size)])
     choice = experiment.prune.positions[0]
     positions: Positions = pruner.positions if choice == "default" else choice
-    right = 0
+    keep, right = experiment.train.val_keep, 0
+    if isinstance(pruner, TrainedInside):
+        schedule = pruner.schedule(session.features.patches, language.depth, keep, experiment.prune.match)
+        language, keep = pruning_inside(language, pruner, schedule, positions), schedule.entering
     with ProgressBar(what="validation", total=sum(map(len, batches)), unit="answers", leave=False) as bar:
         for batch in session.features.batches(batches):
             texts = [question.question + experiment.data.post_prompt for question in batch.questions]
             unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
-            seen, pruned = prune_batch(pruner, batch, experiment.train.val_keep, session.reader)
+            seen, pruned = prune_batch(pruner, batch, keep, session.reader)
             answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
             right += sum(answer.right for answer in answers)
             bar.update(len(texts))

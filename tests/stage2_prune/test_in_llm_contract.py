@@ -14,7 +14,7 @@ CLASSES = {name: found for name, found in plugin.find_all(pruners, Pruner).items
 
 @pytest.fixture(params=CLASSES)
 def pruner(request):
-    return CLASSES[request.param]()
+    return DTYPES[0].ready(CLASSES[request.param]())
 
 
 @pytest.fixture(params=DTYPES, ids=str)

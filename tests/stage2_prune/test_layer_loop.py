@@ -19,18 +19,20 @@ from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.dart import Dart
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.fit_prune import FitPrune
+from stage2_prune.pruners.layer_pruner import LayerPruner
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
 from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
 from stage2_prune.pruning.in_llm import Drop
-from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.pruner import ModuleSpec, Pruner
 from tests.stage2_prune.eager_oracle import Eager, of_question
 from tests.stage2_prune.small_llama import (
     LAYERS,
     PATCHES,
     PROMPTS,
+    WIDTH,
     answers,
     eager_twin,
     kept_by,
@@ -50,6 +52,7 @@ METHODS = [
     (FitPrune(), 5),
     (Vtw(), 0),
     (Dart(), 9),
+    (LayerPruner(layers=(8, 16), hidden=8).fresh(ModuleSpec((4, PATCHES // 4), {}, WIDTH), seed=0), 10),
 ]
 
 

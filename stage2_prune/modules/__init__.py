@@ -1,0 +1,1 @@
+"""Networks that trained pruners share; each reads the arrays of one image, without a batch axis."""
