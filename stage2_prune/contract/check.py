@@ -16,6 +16,7 @@ from stage2_prune.contract import adaptive, every, in_llm, merging, selection
 from stage2_prune.contract.inputs import merges
 from stage2_prune.contract.rule import Broken, Case, Rule
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 
 EXIT_BROKEN = 4
 """Exit code of the command where a rule is broken."""
@@ -53,6 +54,7 @@ INSIDE: Rules = (
     (in_llm.TWICE, DTYPES),
     (in_llm.EVERYTHING, DTYPES),
 )
+TRAINED_INSIDE: Rules = ((in_llm.LEARNT, DTYPES),)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
         declares, would break all later rules.
     """
     if pruner.place == "in_llm":
-        return "inside the language model", [verdict(pruner, *rule) for rule in INSIDE], False
+        rules = (*INSIDE, *TRAINED_INSIDE * isinstance(pruner, TrainedInside))
+        return "inside the language model", [verdict(pruner, *rule) for rule in rules], False
     first: list[Verdict] = []
     for rule in DECLARED:
         first.append(verdict(pruner, rule, SMALL[1:2]))

@@ -21,11 +21,11 @@ from stage2_prune.primitives.soft_topk import soft_top_k
 from stage2_prune.pruning.pruner import ModuleSpec
 from stage2_prune.pruning.schedule import Schedule, fit, staged
 from stage2_prune.pruning.tokens import VisualTokens
-from stage2_prune.pruning.trained_inside import TrainedInside
+from stage2_prune.pruning.trained_inside import SoftInside
 
 
 @dataclass(frozen=True)
-class LayerPruner(TrainedInside):
+class LayerPruner(SoftInside):
     """Keeps the highest learned scores before each of `layers`; a budget chooses the share of what is left that each keeps.
 
     Layer 0 scores the projected features before the language model, without the question; with it every budget is met.

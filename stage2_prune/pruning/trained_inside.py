@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
@@ -41,6 +41,11 @@ class Course(Protocol):
     """How much of each patch is left."""
     decoder: Any
     """The stock decoder, with its layers and its last norm."""
+
+    @property
+    def answers(self) -> Sequence[Int[Tensor, " _"]]:
+        """Return the right token at each place where an image's answers are predicted."""
+        ...
 
     def reach(self, layer: int) -> None:
         """Run the layers up to `layer`, which then runs next."""
@@ -89,12 +94,10 @@ class Taught:
 class TrainedInside(TrainedPruner, InLLMPruner, ABC):
     """A method whose learned module scores, before some layers, the visual tokens that are still present.
 
-    A subclass implements `build`, `schedule` and `scored_layers`. The default training is a soft top-k at each layer's count;
-    `decide` is overridden for another, `teach` where no top-k is trained at all.
+    A subclass implements `build`, `schedule`, `scored_layers` and, for its training, `decide`; or it overrides `teach`, where
+    no decision is trained.
     """
 
-    temperature: PositiveFloat = 0.1
-    """Softness of decisions in training; of a soft top-k in units of the score."""
     seed: NonNegativeInt = 0
     """Seed of the order in which equal scores are kept."""
 
@@ -129,11 +132,15 @@ class TrainedInside(TrainedPruner, InLLMPruner, ABC):
         """Return the weights with which patches enter the language model: 1, unless the method drops before it too."""
         return torch.ones(len(tokens.image_ids), tokens.patches, device=tokens.device)
 
+    def policy_inside(self, course: Course) -> Float[Tensor, "image patch"]:
+        """Return the differentiable scores of what enters the layer that runs next, by whose order tokens are kept."""
+        return torch.stack([self.score(site) for site in course.sites()])
+
     def decide(
         self, scores: Float[Tensor, "image patch"], present: Float[Tensor, "image patch"], keep: int, practice: Practice
     ) -> Decision:  # fmt: skip
-        """Decide softly, in training, which `keep` patches stay of those whose weights are `present`."""
-        return Decision(soft_share(scores, present, keep, self.temperature))
+        """Decide in training which `keep` patches stay of those whose weights are `present`."""
+        raise NotImplementedError(f"{type(self).__name__} trains no decision: it overrides `teach`")
 
     def teach(self, course: Course, tokens: VisualTokens, practice: Practice, schedule: Schedule) -> Taught:
         """Take a course as an evaluation with `schedule` would, but leave every patch a share of its weight."""
@@ -142,11 +149,24 @@ class TrainedInside(TrainedPruner, InLLMPruner, ABC):
             course.weigh(self.soft(tokens, schedule.entering))
         for stage in schedule.stages:
             course.reach(stage.layer)
-            scores = torch.stack([self.score(site) for site in course.sites()])
-            decision = self.decide(scores, course.weights, stage.keep, practice)
+            decision = self.decide(self.policy_inside(course), course.weights, stage.keep, practice)
             course.weigh(decision.share)
             losses = {name: losses[name] + decision.losses[name] for name in self.losses}
         return Taught(course.logits(), losses)
+
+
+@dataclass(frozen=True)
+class SoftInside(TrainedInside, ABC):
+    """A method that is trained by a soft top-k at each layer's count, among what is left there."""
+
+    temperature: PositiveFloat = 0.1
+    """Softness of the top-k in training, in units of the score; towards 0 a training computes what an evaluation does."""
+
+    def decide(
+        self, scores: Float[Tensor, "image patch"], present: Float[Tensor, "image patch"], keep: int, practice: Practice
+    ) -> Decision:  # fmt: skip
+        """Leave every patch the share that the soft top-k gives it."""
+        return Decision(soft_share(scores, present, keep, self.temperature))
 
 
 def fingerprint(site: Site) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs.experiment import Match, TrainSection
@@ -62,6 +62,11 @@ class Layered:
         self.weights = torch.ones(visual.shape[:2], device=language.device)
         self.mask = self.laid.mask(None, language.dtype)
         self.rotary: tuple[Tensor, Tensor] = self.decoder.rotary_emb(self.hidden, position_ids=self.laid.positions)
+
+    @property
+    def answers(self) -> list[Int[Tensor, " _"]]:
+        """Return the right token at each place where an image's answers are predicted."""
+        return [lessons.answer for lessons in self.laid.packed]
 
     def reach(self, layer: int) -> None:
         """Run the layers up to `layer`."""

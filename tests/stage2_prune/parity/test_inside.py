@@ -48,7 +48,13 @@ def experiment(folder: Path, method: dict, dtype: str) -> Experiment:
     )
 
 
-METHODS = [{"name": "layer_pruner", "asking": asking} for asking in (False, True)]
+METHODS = [
+    {"name": "layer_pruner"},
+    {"name": "layer_pruner", "asking": True},
+    {"name": "twig_vlm"},
+    {"name": "dynamic_llava"},
+    {"name": "lv_pruning"},
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -13,6 +13,9 @@ SECTION = {"epochs": 2, "batch_size": 2, "min_keep": 9, "max_keep": 15, "val_kee
 METHODS = {
     "layer_pruner": {"name": "layer_pruner", "hidden": 8},
     "asking": {"name": "layer_pruner", "hidden": 8, "asking": True, "layers": [16]},
+    "twig_vlm": {"name": "twig_vlm", "rank": 4},
+    "dynamic_llava": {"name": "dynamic_llava", "width": 16, "heads": 2},
+    "lv_pruning": {"name": "lv_pruning", "width": 16, "heads": 2},
 }
 
 
@@ -66,7 +69,7 @@ def test_a_trained_method_is_evaluated_and_swept_over_at_every_budget_that_it_me
     evaluate.run(experiment)
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     keeps = [row["keep"] for row in summary["results"]]
-    before_layer_0 = "layers" not in str(experiment.prune.methods[0].parameters)
+    before_layer_0 = experiment.prune.methods[0].parameters == {"hidden": 8}
     assert keeps == ([10, 5] if before_layer_0 else [10])
     assert len(summary["infeasible"]) == 2 - len(keeps)
     sweep.run(experiment)
