@@ -27,11 +27,8 @@ def require_budgets(pruner: TrainedPruner, section: TrainSection, patches: int, 
     """Raise Infeasible (exit 2) where a method inside the language model cannot meet a budget of its training."""
     if not isinstance(pruner, TrainedInside):
         return
-    for name, keep in {
-        "min_keep": section.min_keep,
-        "max_keep": section.max_keep,
-        "val_keep": section.val_keep,
-    }.items():
+    drawn = range(section.min_keep, section.max_keep + 1)
+    for keep, name in {**dict.fromkeys(drawn, "min_keep to train.max_keep"), section.val_keep: "val_keep"}.items():
         try:
             pruner.schedule(patches, depth, keep, match)
         except Infeasible as impossible:

@@ -76,9 +76,16 @@ def test_a_trained_method_is_evaluated_and_swept_over_at_every_budget_that_it_me
     assert (tmp_path / "sweep" / "results.csv").read_text().count(experiment.prune.methods[0].name) >= len(keeps)
 
 
-def test_a_budget_of_the_training_that_cannot_be_met_is_refused_at_once(tiny, tmp_path):
-    section = SECTION | {"pruner": "layer_pruner", "min_keep": 3}
-    prune = {"methods": [{"name": "layer_pruner", "layers": [16]}], "budgets": [10]}
-    with pytest.raises(Infeasible, match=r"train\.min_keep: .* not 3"):
-        train.run(tiny(train=section, prune=prune))
-    assert not (tmp_path / "run" / "pruner" / "layer_pruner" / "log.jsonl").exists()
+@pytest.mark.parametrize(
+    ("method", "section", "said"),
+    [
+        ({"name": "layer_pruner", "layers": [16]}, {"min_keep": 3}, r"train\.min_keep to train\.max_keep: .* not 3"),
+        ({"name": "layer_pruner", "layers": [16]}, {"val_keep": 3}, r"train\.val_keep: .* not 3"),
+        ({"name": "twig_vlm", "wipe": 31, "layer": 1}, {"min_keep": 3}, "not 3"),
+    ],
+)
+def test_a_budget_of_the_training_that_cannot_be_met_is_refused_at_once(tiny, tmp_path, method, section, said):
+    own = SECTION | {"pruner": method["name"]} | section
+    with pytest.raises(Infeasible, match=said):
+        train.run(tiny(train=own, prune={"methods": [method], "budgets": [10]}))
+    assert not (tmp_path / "run" / "pruner" / method["name"] / "log.jsonl").exists()
