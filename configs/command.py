@@ -24,6 +24,7 @@ HOMES = {
     "eval": "stage2_prune",
     "sweep": "stage2_prune",
     "parity": "stage2_prune",
+    "claim": "stage2_prune",
     "compare": "stage2_prune",
     "analyse": "stage2_prune",
     "show": "stage2_prune",

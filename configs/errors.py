@@ -17,8 +17,8 @@ def typed(command: str, flag: str = "") -> str:
 
 
 def or_the_demos_data(folder: Path) -> str:
-    """Name the command that writes missing data, if `folder` is a folder of the demo: `data/demo`, `data/demo_large`, …."""
-    if not (folder.parent.name == "data" and folder.name.startswith("demo")):
+    """Name the command that writes missing data, if `folder` is a folder of a demo: `data/demo_large`, `data/scenes_hard`, …."""
+    if not (folder.parent.name == "data" and folder.name.startswith(("demo", "scenes_hard"))):
         return ""
     return f", or write the demo's with {typed('data') if _IN_A_CHECKOUT else '`encode-once demo`'}"
 

@@ -1,7 +1,7 @@
-"""The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: nine sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval` and `sweep`
-are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep` and
+`claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ from configs.sections.stage1 import (
     store_location,
 )
 from configs.sections.stage2 import (
+    ClaimsSection,
     EvalSection,
     Flops,
     Match,
@@ -35,6 +36,7 @@ from configs.sections.stage2 import (
 )
 
 __all__ = [
+    "ClaimsSection",
     "DataSection",
     "Dtype",
     "EvalSection",
@@ -58,7 +60,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the eight sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the nine sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -72,6 +74,7 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
+    claims: ClaimsSection = ClaimsSection()
 
     @property
     def store_location(self) -> StoreLocation:
@@ -82,6 +85,12 @@ class Experiment(Section):
     def store_path(self) -> Path:
         """The folder that the feature store is written to; ConfigError (exit 2) where `store.path` is a URL."""
         return local_folder(self.store_location)
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The folder that a sweep writes to: `sweep` for the test split, `sweep-val` and `sweep-train` for the others."""
+        split = self.eval.split
+        return self.run_dir / ("sweep" if split == "test" else f"sweep-{split}")
 
     def with_arrays(self, names: Iterable[str]) -> "Experiment":
         """Return a copy of this experiment that stores the arrays `names`."""

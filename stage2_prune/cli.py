@@ -10,6 +10,7 @@ from configs.experiment import Experiment
 from configs.flags import Commands, experiment_from, experiment_options
 from stage2_prune.errors import NotTrained
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
+from stage2_prune.result_commands import claim, compare
 from store.checkpoint.presence import require_checkpoint
 from store.checkpoint.versions import note_untested
 
@@ -59,7 +60,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
 
     summary = sweep.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else sweep_report.table(summary), nl=as_json)
-    click.echo(f"written to {experiment.run_dir / 'sweep'}", err=True)
+    click.echo(f"written to {experiment.sweep_dir}", err=True)
 
 
 @group.command()
@@ -117,41 +118,6 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     from stage2_prune.parity import run as parity
 
     return parity.run(experiment, limit, as_json)
-
-
-@group.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--only", multiple=True, metavar="GLOB", help="Take only results whose names match, such as '*-32-*'; repeatable."
-)
-@click.option("--against", metavar="NAME", help="Compare every result with this result only; default: all pairs.")
-@click.option(
-    "--factor",
-    "factors",
-    multiple=True,
-    type=click.Choice(["model", "store", "prompt", "positions", "dtype", "answer-length"]),
-    help="A factor that may differ between results because you compare it; repeatable.",
-)
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=1),
-    help="Number of resamples of the bootstrap; default: as in the results' evaluation.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), help="Seed of the bootstrap; default: the seed of the results' evaluation."
-)
-@json_option
-def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Compare the saved answers of two or more results.
-
-    RESULTS are run folders or prediction files of eval. For every pair of them the command prints the difference with a
-    paired interval, flips in both directions, and exact McNemar tests with Holm's correction.
-    """
-    from stage2_prune.compare import report as compare_report
-    from stage2_prune.compare import run as compare
-
-    comparison = compare.run(results, **options)
-    click.echo(json.dumps(comparison) if as_json else compare_report.as_text(comparison), nl=as_json)
 
 
 @group.command()
@@ -233,6 +199,8 @@ def show(
 
 group.add_command(list_pruners)
 group.add_command(check_pruner)
+group.add_command(compare)
+group.add_command(claim)
 
 
 def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:

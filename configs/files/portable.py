@@ -16,6 +16,8 @@ MARKER, HERE = "paths", "relative to this file"
 """Top-level key and value that mark a saved config whose paths are relative to its own folder."""
 PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.checkpoint", "model.clip")
 """Fields that hold a path; the weights of methods are paths too, and so are names of methods that end in `.py`."""
+LISTS = ("claims.beside",)
+"""Fields that hold a list of paths."""
 OR_A_NAME = ("model.checkpoint", "model.clip")
 """Fields of PLACES that may hold a hub id instead of a path."""
 CODE = ("vision_family", "tower", "language_family")
@@ -96,6 +98,10 @@ def _paths(content: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
         holder = _mapping(content.get(section)) if section else content
         if isinstance(holder.get(field), str) and "://" not in holder[field]:
             yield holder, field, place
+    for place in LISTS:
+        section, _, field = place.rpartition(".")
+        listed = _list_in(_mapping(content.get(section)), field)
+        yield from ((listed, number, place) for number, path in enumerate(listed) if isinstance(path, str))
     model, sweep = _mapping(content.get("model")), _mapping(content.get("sweep"))
     methods = _list_in(_mapping(content.get("prune")), "methods")
     for method in map(_mapping, methods):

@@ -142,7 +142,7 @@ class ExtractSection(Section):
         return {key: value for key, value in cast("dict[Any, Any]", given).items() if key != "exact_batch"}
 
     tower_batch: PositiveInt | Literal["auto"] = "auto"
-    """Images per call of the vision tower; `auto` is 32 on a GPU, or all images of a shard if these are fewer, and 4 on a
+    """Images per call of the vision tower; `auto` is 32 on a GPU, or all images of a shard if these are fewer, and 2 on a
     CPU. A store records the shape of its calls, and whoever goes on with it uses the recorded one."""
     capture: tuple[str, ...] = ()
     """Side arrays to store beside store.arrays: `core`, `all`, or names, such as `keys,received_attention`."""

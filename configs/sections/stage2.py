@@ -165,3 +165,16 @@ class SweepSection(Section):
     """CPU threads of each worker. Threads change last bits, so their number does not depend on the number of workers."""
     rounds: PositiveInt = 5
     """Questions on which the latency of every cell is measured; each measurement alternates with the unpruned model."""
+
+
+class ClaimsSection(Section):
+    """What is to be shown of trained methods, fixed before the test split is read; `claim` tests it."""
+
+    ours: str | None = None
+    """The method of this config that is compared beside the best trained one; null compares the best trained one alone."""
+    budgets: tuple[Budget, ...] = (64, 32, 16)
+    """The budgets of the claims, in tokens per image."""
+    beside: tuple[Path, ...] = ()
+    """Configs of the same questions with other models. Their claims are corrected together with this config's."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The adjusted p-value below which a difference is claimed."""
