@@ -134,7 +134,8 @@ class TrainedInside(TrainedPruner, InLLMPruner, ABC):
 
     def policy_inside(self, course: Course) -> Float[Tensor, "image patch"]:
         """Return the differentiable scores of what enters the layer that runs next, by whose order tokens are kept."""
-        return torch.stack([self.score(site) for site in course.sites()])
+        with torch.autocast(course.hidden.device.type, enabled=False):  # scores are in float32, as in an evaluation
+            return torch.stack([self.score(site) for site in course.sites()])
 
     def decide(
         self, scores: Float[Tensor, "image patch"], present: Float[Tensor, "image patch"], keep: int, practice: Practice

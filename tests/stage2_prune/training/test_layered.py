@@ -186,6 +186,18 @@ def test_images_that_share_a_forward_pass_have_the_losses_and_gradients_of_each_
             torch.testing.assert_close(said[image], alone, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_scores_are_in_float32_where_the_model_computes_in_bfloat16_by_autocast_too(exact):
+    pruner = LayerPruner(hidden=8).fresh(SPEC, seed=0)
+    course = Layered(exact, patches(), packs())
+    course.reach(2)
+    alone = pruner.policy_inside(course)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pruner.policy_inside(course), alone) and alone.dtype == torch.float32
+        course.weigh(torch.full((IMAGES, PATCHES), 0.5))
+        assert all(logits.isfinite().all() for logits in course.logits())
+
+
 def test_where_every_patch_is_kept_nothing_is_weighed(exact):
     pruner = LayerPruner(hidden=8).fresh(SPEC, seed=0)
     schedule = pruner.schedule(PATCHES, LAYERS, PATCHES)
