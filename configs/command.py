@@ -20,6 +20,7 @@ HOMES = {
     "extract": "stage1_extract",
     "diagnose": "stage1_extract",
     "verify": "stage1_extract",
+    "teach": "stage2_prune",
     "train": "stage2_prune",
     "eval": "stage2_prune",
     "sweep": "stage2_prune",

@@ -25,6 +25,8 @@ def or_the_demos_data(folder: Path) -> str:
 
 EXTRACT, TRAIN, EVAL = map(typed, ("extract", "train", "eval"))
 """The commands that messages name most."""
+TEACH = "`python -m stage2_prune teach`" if _IN_A_CHECKOUT else "`encode-once teach`"
+"""The command that computes the signals of the unpruned model."""
 
 NO_SPACE_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG})
 """The system's errors that mean that a disk is full or read-only: exit code 7."""

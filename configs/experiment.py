@@ -1,7 +1,7 @@
-"""The typed config of one experiment: nine sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: ten sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval`, `sweep` and
-`claims` are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `teach`, `train`, `eval`, `sweep`
+and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -32,6 +32,7 @@ from configs.sections.stage2 import (
     Positions,
     PruneSection,
     SweepSection,
+    TeachSection,
     TrainSection,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "StoreLocation",
     "StoreSection",
     "SweepSection",
+    "TeachSection",
     "TrainSection",
     "local_folder",
     "store_location",
@@ -60,7 +62,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the nine sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the ten sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -71,6 +73,7 @@ class Experiment(Section):
     store: StoreSection = StoreSection()
     extract: ExtractSection = ExtractSection()
     prune: PruneSection = PruneSection()
+    teach: TeachSection = TeachSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
@@ -91,6 +94,11 @@ class Experiment(Section):
         """The folder that a sweep writes to: `sweep` for the test split, `sweep-val` and `sweep-train` for the others."""
         split = self.eval.split
         return self.run_dir / ("sweep" if split == "test" else f"sweep-{split}")
+
+    @property
+    def teacher_path(self) -> Path:
+        """The folder of what the command `teach` computes."""
+        return self.teach.path or self.run_dir / "teacher"
 
     def with_arrays(self, names: Iterable[str]) -> "Experiment":
         """Return a copy of this experiment that stores the arrays `names`."""

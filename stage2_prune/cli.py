@@ -6,20 +6,15 @@ from typing import Any
 
 import click
 
-from configs.experiment import Experiment
-from configs.flags import Commands, experiment_from, experiment_options
+from configs.flags import Commands, experiment_options
 from stage2_prune.errors import NotTrained
+from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from stage2_prune.result_commands import claim, compare
-from store.checkpoint.presence import require_checkpoint
+from stage2_prune.teach_command import foreign_option, teach
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
-foreign_option = click.option(
-    "--allow-foreign-device",
-    is_flag=True,
-    help="Accept a store from another device, if its projections are close although not the same bits.",
-)
 
 
 @click.group(cls=Commands)
@@ -35,7 +30,7 @@ def group() -> None:
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score every configured pruner at every budget. An interrupted run is resumed."""
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
@@ -54,7 +49,7 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
     The config says what varies. An interrupted run is resumed. The command writes tidy CSV, a table and pictures, and lists
     methods and budgets that cannot run, with the reason.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
     from stage2_prune.sweep import run as sweep
 
@@ -72,7 +67,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
     An interrupted training is resumed.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.training import ranks, train
 
     result = train.run(experiment, overwrite)
@@ -96,7 +91,7 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 
     The command fits on training questions, and prints the line `deletes: …` for a config.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.training import calibrate
 
     click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
@@ -114,7 +109,7 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     The command compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit
     code 4 means that two ways differ, 3 that one of the ways could not be tried.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.parity import run as parity
 
     return parity.run(experiment, limit, as_json)
@@ -139,7 +134,7 @@ def analyse(
     that a question is about. Only the store is read and, for methods that read the question, text embeddings. No language model
     is run.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = pruning_experiment(config_path, flags)
     from stage2_prune.analysis import analyse
     from stage2_prune.analysis import report as selection_report
 
@@ -184,7 +179,7 @@ def show(
 
     IMAGE is a name as in the questions. The pictures show what the image processor leaves of the files. No model is run.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = pruning_experiment(config_path, flags)
     from stage2_prune.analysis import show
 
     named = None if methods is None else tuple(methods.split(","))
@@ -197,22 +192,8 @@ def show(
         click.echo(reason, err=True)
 
 
+group.add_command(teach)
 group.add_command(list_pruners)
 group.add_command(check_pruner)
 group.add_command(compare)
 group.add_command(claim)
-
-
-def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
-    from configs import plugin
-    from stage2_prune import pruners
-    from stage2_prune.pruning.pruner import Pruner
-
-    return experiment_from(config_path, flags, plugin.find_all(pruners, Pruner))
-
-
-def _answering(config_path: Path, flags: dict[str, Any]) -> Experiment:
-    """Load the experiment of a command that answers questions; raise CheckpointMissing (exit 5) before anything slow begins."""
-    experiment = _experiment(config_path, flags)
-    require_checkpoint(experiment.model.checkpoint, experiment.model.revision)
-    return experiment

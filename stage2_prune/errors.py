@@ -103,6 +103,18 @@ class NotTrained(PruneError):
     exit_code = 5
 
 
+class NotTaught(PruneError):
+    """The teacher's signals lack what a training needs."""
+
+    exit_code = 5
+
+
+class NonFiniteTeacher(PruneError):
+    """The unpruned language model gives no numbers for a question."""
+
+    exit_code = 3
+
+
 class NotExtracted(PruneError):
     """The store lacks features that stage 2 needs."""
 

@@ -14,7 +14,7 @@ from configs.plugin import is_path
 
 MARKER, HERE = "paths", "relative to this file"
 """Top-level key and value that mark a saved config whose paths are relative to its own folder."""
-PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.checkpoint", "model.clip")
+PLACES = ("run_dir", "data.images", "data.questions", "store.path", "teach.path", "model.checkpoint", "model.clip")
 """Fields that hold a path; the weights of methods are paths too, and so are names of methods that end in `.py`."""
 LISTS = ("claims.beside",)
 """Fields that hold a list of paths."""

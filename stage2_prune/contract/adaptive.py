@@ -9,7 +9,7 @@ from stage2_prune.pruning.pruner import Pruner
 def _reported(pruner: Pruner, case: Case) -> None:
     """Check that the reported counts are the counts of the returned tokens."""
     tokens = case.tokens()
-    result = pruned(pruner, tokens, tokens.patches)
+    result = pruned(pruner, tokens, _asked(pruner, tokens.patches))
     counts = result.counts
     if counts is None:
         raise Broken(f"{case}: it returned no `counts`")
@@ -37,9 +37,10 @@ def _reported(pruner: Pruner, case: Case) -> None:
 def _alone(pruner: Pruner, case: Case) -> None:
     """Check that an image keeps as many tokens alone as in a batch, and the same ones."""
     tokens = case.tokens()
-    together = pruned(pruner, tokens, tokens.patches)
+    keep = _asked(pruner, tokens.patches)
+    together = pruned(pruner, tokens, keep)
     for image in range(case.images):
-        alone, among = pruned(pruner, tokens.one(image), tokens.patches), chosen(together, image)
+        alone, among = pruned(pruner, tokens.one(image), keep), chosen(together, image)
         own = chosen(alone, 0)
         require(
             same(own, among),
@@ -49,6 +50,11 @@ def _alone(pruner: Pruner, case: Case) -> None:
             alone.kept == len(own[0]),
             f"{case}, image {image}: alone it returned padding behind its {len(own[0])} tokens",
         )
+
+
+def _asked(pruner: Pruner, patches: int) -> int:
+    """Return what `prune` is called with: half of the patches, for a method that meets a budget in the mean over images."""
+    return pruner.asked_tokens(patches, -(-patches // 2))
 
 
 REPORTED = Rule("What is reported is what was returned", _reported)

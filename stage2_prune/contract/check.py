@@ -151,7 +151,8 @@ def _before(pruner: Pruner) -> tuple[str, Rules]:
     else:
         kind, rules = "selecting", SELECTING
     trained = isinstance(pruner, TrainedPruner)
-    return kind, (*rules, *BEFORE, *NESTED * pruner.nested, *RANDOMISED * pruner.randomised, *TRAINED * trained)
+    nested = pruner.nested and not pruner.adaptive
+    return kind, (*rules, *BEFORE, *NESTED * nested, *RANDOMISED * pruner.randomised, *TRAINED * trained)
 
 
 def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:

@@ -26,7 +26,7 @@ from stage2_prune.pruning.practice import Practice
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.schedule import TOLERANCE, Schedule
 from stage2_prune.pruning.trained_inside import TrainedInside
-from stage2_prune.training.layered import Layered
+from stage2_prune.training.forward.layered import Layered
 from stage2_prune.training.packed import Lesson, answer_logits_together, pack
 from stage2_prune.training.step import frozen
 

@@ -35,7 +35,7 @@ class Case:
     def budgets(self, pruner: Pruner) -> Sequence[int]:
         """List the numbers that `prune` is called with."""
         patches = self.grid[0] * self.grid[1]
-        if pruner.budget == "fixed" or pruner.adaptive:
+        if not pruner.takes_budget:
             return [pruner.asked_tokens(patches, patches)]
         return self.keeps or range(1, patches + 1)
 

@@ -145,7 +145,7 @@ def available(methods: Mapping[str, Pruner], model: ModelSection) -> tuple[dict[
 def require_budgets(experiment: Experiment, methods: Mapping[str, Pruner]) -> None:
     """Refuse an empty list of budgets (PrunerMisused, exit 2), unless none of the methods takes a budget."""
     if not experiment.prune.budgets:
-        needing = [name for name, pruner in methods.items() if pruner.budget != "fixed" and not pruner.adaptive]
+        needing = [name for name, pruner in methods.items() if pruner.takes_budget]
         if needing:
             raise PrunerMisused(f"expected a budget for {needing[0]}, prune.budgets is empty: name one, such as 64")
 
@@ -181,14 +181,14 @@ def plan(
         fixed = pruner.budget == "fixed"
         once = fixed and pruner.place == "before_llm"  # a reference such as keep_all runs once
         choices = _positions(section.positions, pruner)[: 1 if once else None]
-        for budget in (0,) if fixed or pruner.adaptive else tuple(dict.fromkeys(section.budgets)):
+        for budget in tuple(dict.fromkeys(section.budgets)) if pruner.takes_budget else (0,):
             for positions in choices:
                 try:
                     schedule = _schedule(pruner, patches, depth, budget, positions, section.match)
                 except Infeasible as impossible:
                     unmet.append(Unmet(label, budget, positions, str(impossible)))
                     continue
-                keep = None if pruner.adaptive else round(schedule.mean) if fixed else budget
+                keep = budget if pruner.takes_budget else round(schedule.mean) if fixed else None
                 cells += _seeded(Cell(label, pruner, keep, positions, None, schedule), section.seeds)
     return cells, unmet
 
@@ -205,7 +205,7 @@ def _schedule(
         )
         check_positions(schedule, positions)
         return schedule
-    if pruner.adaptive:
+    if pruner.adaptive and not pruner.takes_budget:
         return Schedule(depth, patches)  # the most that the method may keep; predictions record what it kept
     return Schedule(depth, pruner.fixed_keep(patches) if pruner.budget == "fixed" else whole(budget, patches))
 

@@ -61,9 +61,19 @@ class Pruner:
         """Return whether the method itself decides how many tokens an image keeps; a field of a method may influence the
         answer.
 
-        `prune` is then called with keep = patches, the most that it may keep, and returns the `counts`.
+        `prune` then returns the `counts`. It is called with keep = patches, the most that it may keep, unless the method
+        `takes_budget`.
         """
         return self.budget == "adaptive"
+
+    @property
+    def takes_budget(self) -> bool:
+        """Return whether a budget says how many tokens are kept.
+
+        An adaptive method that takes a budget meets it as a mean over images, by thresholds that its training calibrates on
+        the validation split (stage2_prune/pruning/scored.py).
+        """
+        return self.budget != "fixed" and not self.adaptive
 
     def fixed_keep(self, patches: int) -> int:
         """Return the visual tokens per image of a method whose budget is `fixed`; other methods do not implement this."""
@@ -73,7 +83,7 @@ class Pruner:
         """Return the number that `prune` is called with: the method's own, or the budget if the method takes one."""
         if self.budget == "fixed":
             return self.fixed_keep(patches)
-        return patches if self.adaptive else budget
+        return budget if self.takes_budget else patches
 
     def tower_layers(self, layers: int) -> dict[str, int]:
         """Return the tower layers that fields name, resolved for a tower of `layers` layers, by the names of the fields."""
@@ -163,6 +173,15 @@ class TrainedPruner(Pruner, ABC):
     def practise(self, tokens: VisualTokens, practice: Practice) -> Shown:
         """Return what the language model is shown in a training step: every patch with its soft weight, unless overridden."""
         return Shown(self.soft(tokens, practice.keep))
+
+    def policy(self, tokens: VisualTokens) -> Float[Tensor, "image patch"]:
+        """Return differentiable log-scores, by whose order the method selects; sets can be drawn by them and rewarded.
+
+        Raises PrunerMisused (exit 2) for a method that does not select by scores.
+        """
+        raise PrunerMisused(
+            f"expected a method that selects by scores, {type(self).__name__} has no policy: train it by its losses alone"
+        )
 
     @property
     def has_module(self) -> bool:

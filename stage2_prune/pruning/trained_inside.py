@@ -27,7 +27,7 @@ from stage2_prune.pruning.tokens import VisualTokens
 
 @runtime_checkable
 class Course(Protocol):
-    """A forward pass in training, which a method takes layer by layer; stage2_prune/training/layered.py runs it."""
+    """A forward pass in training, which a method takes layer by layer; stage2_prune/training/forward/layered.py runs it."""
 
     layer: int
     """The layer that runs next."""

@@ -82,14 +82,14 @@ class Selections:
         if pruner.place == "in_llm" or pruner.reads & ABOUT_QUESTIONS:
             (batch, pruned), seconds = _timed(batch, lambda: prune_batch(pruner, batch, keep, reader))
             return Pruning(batch, pruned, seconds, len(batch.tokens.image_ids))
-        most = max(keep, self._largest[id(pruner)]) if pruner.nested else keep
+        most = max(keep, self._largest[id(pruner)]) if _ranks(pruner) else keep
         ids = batch.tokens.image_ids
         kept = {image: choice for image in ids if (choice := self._chosen.get((id(pruner), most, image)))}
         lacking = [number for number, image in enumerate(ids) if image not in kept]
         kept |= self._choose(pruner, batch, lacking, most, reader)
         chosen = [kept[image] for image in ids]
         pruned = joined([choice.pruned for choice in chosen], range(len(chosen)))
-        if pruner.nested:
+        if _ranks(pruner):
             assert pruned.index is not None, "a ranking consists of indices"
             pruned = Pruned(pruner.arrange(pruned.index[:, :keep]))
         new = {image: choice.seconds for image, choice in zip(ids, chosen, strict=True) if image not in met}
@@ -118,9 +118,14 @@ class Selections:
         return made
 
 
+def _ranks(pruner: Pruner) -> bool:
+    """Return whether one ranking serves all budgets of a method; not where it decides how many tokens an image keeps."""
+    return pruner.nested and not pruner.adaptive
+
+
 def _pruned(pruner: Pruner, batch: FeatureBatch, most: int, reader: QuestionReader) -> Pruned:
     """Let a method choose, and a nested one rank; merges stay the weights that the method returned."""
-    if pruner.nested:
+    if _ranks(pruner):
         return Pruned(rank_images(pruner, with_projector(pruner, batch, reader).tokens, most))
     return choose_batch(pruner, batch, most, reader)[1]
 

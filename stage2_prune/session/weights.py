@@ -9,7 +9,7 @@ The JSON is written last and names the weights by content, so that a pair of fil
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,17 @@ def belongings(features: Features, pruner: TrainedPruner, language_model: str | 
         pruner: the pruner whose weights are described.
         language_model: the digest of the language model's weights; None if no model is at hand to compare.
     """
-    arrays = features.fingerprints(pruner.needs | {features.source})
+    described: dict[str, Any] = {"features": semantics(features, pruner.needs | {features.source})}
+    return described if language_model is None else described | {"language_model": language_model}
+
+
+def semantics(features: Features, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the semantic fingerprints of some arrays, as JSON, without the names under which a checkpoint is known."""
     semantic = {
         name: {key: value for key, value in fingerprint["semantic"].items() if key not in _NAMES}
-        for name, fingerprint in arrays.items()
+        for name, fingerprint in features.fingerprints(names).items()
     }
-    described: dict[str, Any] = {"features": json.loads(json.dumps(semantic))}
-    return described if language_model is None else described | {"language_model": language_model}
+    return json.loads(json.dumps(semantic))
 
 
 def save(

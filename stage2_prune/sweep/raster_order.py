@@ -28,6 +28,11 @@ class RasterOrder(Pruner):
         return self.inner.adaptive
 
     @property
+    def takes_budget(self) -> bool:
+        """Answer as `inner` does."""
+        return self.inner.takes_budget
+
+    @property
     def file(self) -> Path:
         """Answer as `inner` does."""
         return self.inner.file

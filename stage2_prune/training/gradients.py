@@ -1,6 +1,6 @@
 """Compute the losses of one training step and their gradient, which reaches the pruner's module and nothing else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,23 +11,16 @@ from torch import Tensor
 
 from stage2_prune.errors import PruneError
 from stage2_prune.language.language import Language
-from stage2_prune.pruning.practice import Practice, Shown, joined
+from stage2_prune.pruning.practice import Practice
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.pruning.trained_inside import Taught, TrainedInside
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import (
-    ABOUT_QUESTIONS,
-    QuestionReader,
-    by_length,
-    order_of,
-    per_question,
-    with_projector,
-)
-from stage2_prune.training.layered import Layered
+from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, QuestionReader, per_question, with_projector
+from stage2_prune.training.forward.taught import taught_by
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits_together, pack
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.step import answer_loss, groups_of, sum_of
-from store.questions.question import Question
+from stage2_prune.training.teacher import CachedAttention, ImageLessons, Teacher
 
 T = TypeVar("T")
 ALONE = Ranks()
@@ -52,16 +45,18 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Signals:
-    """What methods learn from beside the answers; see stage2_prune/pruning/practice.py."""
+class Guidance:
+    """What a training learns from beside the answers."""
 
     regions: Mapping[str, Bool[Tensor, " patch"]] = field(default_factory=dict[str, Tensor])
     """The patches that a question is about, by question id; questions without any are left out."""
-    attention: Callable[[Sequence[Question]], Float[Tensor, "question patch"]] | None = None
-    """Returns the attention of the prompt's last token to each patch in the unpruned model, for each question."""
+    attention: CachedAttention | None = None
+    """The unpruned model's attention, for methods that learn from it."""
+    teacher: Teacher | None = None
+    """The unpruned model's cached answers; None asks the unpruned model in every step that distils it."""
 
 
-NO_SIGNALS = Signals()
+NOTHING_BESIDE = Guidance()
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def accumulate_gradients(
     lessons: Sequence[Lesson],
     aim: Aim,
     scaler: torch.amp.GradScaler,
-    signals: Signals = NO_SIGNALS,
+    guidance: Guidance = NOTHING_BESIDE,
     at_once: int = 1,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " loss"]:
@@ -98,7 +93,7 @@ def accumulate_gradients(
         lessons: the tokenised questions of the batch, in its order.
         aim: the budget, and what is weighed how.
         scaler: the loss scaler.
-        signals: what the pruner learns from beside the answers.
+        guidance: what is learnt from beside the answers.
         at_once: the number of images per forward pass of the language model.
         ranks: the processes that train together.
 
@@ -111,10 +106,11 @@ def accumulate_gradients(
     weights = torch.tensor([1.0, aim.kl_weight, *[1.0 for _ in pruner.losses]], device=device)
     total = torch.zeros_like(weights)
     for part in _forwards(ranks.share(groups), at_once):
-        practice = _practice(pruner, batch, part, aim, signals)
-        packed = [pack([lessons[number] for number in numbers], device) for _, numbers in part]
-        taught = _taught(pruner, batch, [image for image, _ in part], practice, reader, packed)
-        losses = [*_answer_losses(reader.language, practice, taught, packed, tokens, bool(aim.kl_weight))]
+        practice = _practice(pruner, batch, part, lessons, aim, guidance)
+        asked = _asked(batch, part, lessons)
+        packed = [pack(own, device) for _, own in asked]
+        taught = taught_by(pruner, batch, [image for image, _ in part], practice, reader, packed)
+        losses = [*_answer_losses(reader.language, practice, taught, asked, packed, tokens, aim, guidance)]
         losses += [taught.losses[name].sum() / len(groups) for name in pruner.losses]
         joint = torch.stack(losses)
         total += joint.detach()
@@ -125,25 +121,6 @@ def accumulate_gradients(
 def _attached(loss: Float[Tensor, ""], pruner: TrainedPruner) -> Float[Tensor, ""]:
     """Return the loss with a gradient of 0 where it has none, as every patch was kept and nothing depends on the module."""
     return loss if loss.requires_grad else loss + 0 * sum_of(one.sum() for one in pruner.module.parameters())
-
-
-def _taught(
-    pruner: TrainedPruner,
-    batch: FeatureBatch,
-    images: Sequence[int],
-    practice: Practice,
-    reader: QuestionReader,
-    packed: Sequence[PackedLessons],
-) -> Taught:
-    """Let the language model answer with what a pruner leaves of some images: it prunes before the model or inside it."""
-    language = reader.language
-    if isinstance(pruner, TrainedInside):
-        tokens = batch.tokens.only(pruner.needs, pruner.reads).at(images)
-        schedule = pruner.schedule(tokens.patches, language.depth, practice.keep, reader.experiment.prune.match)
-        return pruner.teach(Layered(language, practice.projected, packed, pruner.asks), tokens, practice, schedule)
-    shown = show(pruner, batch, images, practice, reader)
-    visual = practice.projected if shown.visual is None else shown.visual
-    return Taught(answer_logits_together(language, visual, shown.weights, packed), shown.losses)
 
 
 def _with_images_of(pruner: TrainedPruner, batch: FeatureBatch, reader: QuestionReader) -> FeatureBatch:
@@ -170,52 +147,55 @@ def joined_loss(
     return StepLoss(answer, divergence if aim.kl_weight else None, dict(zip(pruner.losses, others, strict=True)))
 
 
-def show(
-    pruner: TrainedPruner, batch: FeatureBatch, images: Sequence[int], practice: Practice, reader: QuestionReader
-) -> Shown:
-    """Let a pruner decide what the language model is shown of some images of a batch, of which `practice` is about."""
-    if not pruner.reads & ABOUT_QUESTIONS:
-        return pruner.practise(batch.tokens.only(pruner.needs, pruner.reads).at(images), practice)
-    groups = by_length(pruner, batch, images, reader)
-    parts = [
-        pruner.practise(tokens.only(pruner.needs, pruner.reads), practice.at(numbers)) for numbers, tokens in groups
-    ]
-    return joined(parts, order_of([numbers for numbers, _ in groups]))
-
-
 def _practice(
-    pruner: TrainedPruner, batch: FeatureBatch, part: Sequence[tuple[int, Sequence[int]]], aim: Aim, signals: Signals
+    pruner: TrainedPruner,
+    batch: FeatureBatch,
+    part: Sequence[tuple[int, Sequence[int]]],
+    lessons: Sequence[Lesson],
+    aim: Aim,
+    guidance: Guidance,
 ) -> Practice:
     """Gather what the pruner learns from, for the images of a forward pass and their questions."""
     regions = attention = None
     if "regions" in pruner.learns_from:
         nowhere = torch.zeros(batch.tokens.patches, dtype=torch.bool)
-        known = {q.question_id: signals.regions.get(q.question_id, nowhere) for q in batch.questions}
+        known = {q.question_id: guidance.regions.get(q.question_id, nowhere) for q in batch.questions}
         each = [torch.stack([known[batch.questions[number].question_id] for number in numbers]) for _, numbers in part]
         regions = torch.stack([marked.any(0) for marked in each]).to(batch.projected.device)
     if "attention" in pruner.learns_from:
-        assert signals.attention is not None, "a training opens the signals that its method learns from"
-        asked = [[batch.questions[number] for number in numbers] for _, numbers in part]
-        attention = torch.stack([signals.attention(questions).mean(0) for questions in asked])
+        assert guidance.attention is not None, "a training opens what its method learns from"
+        attended = [guidance.attention.of(*about) for about in _asked(batch, part, lessons)]
+        attention = torch.stack([each.mean((0, 1)) for each in attended])
     images = [image for image, _ in part]
     return Practice(aim.keep, aim.progress, batch.projected[images], regions, attention)
+
+
+def _asked(
+    batch: FeatureBatch, part: Sequence[tuple[int, Sequence[int]]], lessons: Sequence[Lesson]
+) -> list[ImageLessons]:
+    """Return the sha256 and the lessons of each image of a forward pass."""
+    return [(batch.tokens.image_ids[image], [lessons[number] for number in numbers]) for image, numbers in part]
 
 
 def _answer_losses(
     language: Language,
     practice: Practice,
     taught: Taught,
+    asked: Sequence[ImageLessons],
     packed: Sequence[PackedLessons],
     tokens: int,
-    distilled: bool,
+    aim: Aim,
+    guidance: Guidance,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Compute the cross-entropy of the answers and, if `distilled`, the divergence from the unpruned model.
+    """Compute the cross-entropy of the answers and, if it is weighed, the divergence from the unpruned model.
 
     Both are sums, as a share of the mean over `tokens` answer tokens.
     """
     loss = sum_of(answer_loss(*pair, tokens) for pair in zip(taught.logits, packed, strict=True))
-    if not distilled:
+    if not aim.kl_weight:
         return loss, torch.zeros_like(loss)
+    if guidance.teacher is not None:
+        return loss, guidance.teacher.divergence(asked, taught.logits) / tokens
     return loss, _divergence(language, practice.projected, packed, taught.logits) / tokens
 
 

@@ -24,14 +24,15 @@ from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
 from stage2_prune.training.ranks import Ranks, joined_ranks
-from stage2_prune.training.signals import signals_for
+from stage2_prune.training.signals import guidance_for, identity_of
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
-HOW = {"images_at_once", "gradient_checkpointing"}
-"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries."""
+HOW = {"images_at_once", "gradient_checkpointing", "teacher"}
+"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries. A
+cached teacher is recorded by what made it."""
 ONCE = "train.images_at_once"
 
 
@@ -56,6 +57,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         MemoryTooSmall: (exit 7) if a GPU's memory does not carry a step.
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
+        NotTaught: (exit 5) naming `teach`, if signals of the unpruned model are missing.
     """
     with joined_ranks(experiment.model.device) as ranks:
         return _run(experiment, overwrite, allow_foreign_device, ranks)
@@ -69,7 +71,8 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
     session = replace(session, experiment=experiment)  # files hold the config as it was given, not one rank's device
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
-    identity = _identity(session, pruner, train, val)
+    guidance = guidance_for(session, pruner, train)
+    identity = _identity(session, pruner, train, val) | identity_of(guidance)
     folder = weights.folder(experiment.run_dir, label, pruner)
     with alone(folder) if ranks.first else nullcontext():
         if overwrite and ranks.first:
@@ -79,8 +82,7 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
         _refuse_other_training(session, folder, identity)
         if (folder / weights.RECORD).is_file():
             return _trained_already(session, label, pruner, folder)
-        signals = signals_for(session, pruner, train)
-        trainer = Trainer(session, label, pruner, train, val, identity, signals, ranks)
+        trainer = Trainer(session, label, pruner, train, val, identity, guidance, ranks)
         ranks.wait()  # every rank has read the state before the first one writes it again
         if ranks.first:
             save_resolved(experiment, folder)

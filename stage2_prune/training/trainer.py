@@ -11,12 +11,14 @@ from configs.files import portable
 from configs.progress import PROGRESS, ProgressBar, say
 from stage2_prune.errors import MemoryTooSmall, PrunerMisused
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.scored import ThresholdPruner
 from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.training import curves
-from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
-from stage2_prune.training.layered import require_budgets
+from stage2_prune.training.calibrate_mean import calibrate_mean
+from stage2_prune.training.forward.layered import require_budgets
+from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
@@ -57,10 +59,10 @@ class Trainer:
         train: Sequence[Question],
         val: Sequence[Question],
         identity: Mapping[str, Any],
-        signals: Signals,
+        guidance: Guidance,
         ranks: Ranks,
     ) -> None:
-        self.ranks, self.signals = ranks, signals
+        self.ranks, self.guidance = ranks, guidance
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -160,7 +162,7 @@ class Trainer:
         try:
             with seeded(seed, session.language.device):
                 return accumulate_gradients(
-                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.signals, self.at_once, self.ranks
+                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.guidance, self.at_once, self.ranks
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             return None
@@ -183,6 +185,8 @@ class Trainer:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
+        if isinstance(self.pruner, ThresholdPruner) and self.pruner.adaptive:
+            calibrate_mean(self.pruner, self.session, list(self.val))
         accuracy = accuracy_of(self.pruner, self.session, self.val, self.ranks)
         self.position.accuracies.append(accuracy)
         self.position.step = 0

@@ -17,7 +17,7 @@ from stage2_prune.contract.check import DRAWN
 from stage2_prune.contract.rule import Case
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
-from tests.stage2_prune.tokens import REAL, merges, visual_tokens
+from tests.stage2_prune.tokens import REAL, merges, narrow, visual_tokens
 
 GRIDS = [(4, 4), (3, 5), (1, 7), (5, 7)]
 REAL_GRID = (24, 24)
@@ -33,7 +33,7 @@ def other_quirks(found):
     return set(get_args(field.type)) - {field.default, "official"} if field else ()
 
 
-VARIANTS = {name: found() for name, found in CLASSES.items()} | {
+VARIANTS = {name: narrow(found) for name, found in CLASSES.items()} | {
     f"{name}-{quirks}": found(quirks=quirks)
     for name, found in CLASSES.items()
     for quirks in sorted(other_quirks(found))
@@ -86,8 +86,9 @@ def test_the_first_k_of_one_ranking_are_the_choice_at_every_budget_k(name, case)
 
 def test_every_score_and_every_greedy_order_says_that_it_is_nested():
     assert {name for name, found in EVERY.items() if found.nested} == {
-        "cd_pruner", "cls_attention", "div_prune", "feature_norm", "first_last", "g_prune", "hired", "learned_scorer",
-        "mm_tok", "random", "random_inside", "received_attention", "scope", "zoo_prune",
+        "cd_pruner", "cls_attention", "covipal", "diff_prune", "div_prune", "feature_norm", "first_last", "g_prune",
+        "glimpse_prune", "gumbel_scorer", "hired", "learned_scorer", "mm_tok", "question_scorer", "random", "random_inside",
+        "received_attention", "scale_gate", "scope", "step_prune", "vision_selector", "zoo_prune",
     }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_a
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
 def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_kept(name, case):
-    every.SOFT.check(case.ready(CLASSES[name]()), case)
+    every.SOFT.check(case.ready(VARIANTS[name]), case)
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if found.randomised])

@@ -8,7 +8,7 @@ from stage2_prune.pruners.twig_vlm import TwigVlm
 from stage2_prune.pruning.in_llm import Site
 from stage2_prune.pruning.pruner import ModuleSpec
 from stage2_prune.pruning.schedule import Stage
-from stage2_prune.training.layered import Layered
+from stage2_prune.training.forward.layered import Layered
 from stage2_prune.training.step import frozen
 from tests.stage2_prune.small_llama import PATCHES, WIDTH, eager_twin, small_language
 from tests.stage2_prune.training.test_layered import LESSONS, looked_at, packs, patches, practice

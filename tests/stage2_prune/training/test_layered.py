@@ -12,7 +12,7 @@ from stage2_prune.pruning.in_llm import Drop, InLLMPruner
 from stage2_prune.pruning.practice import Practice
 from stage2_prune.pruning.pruner import ModuleSpec
 from stage2_prune.pruning.schedule import Schedule, Stage
-from stage2_prune.training.layered import Layered
+from stage2_prune.training.forward.layered import Layered
 from stage2_prune.training.packed import Lesson, answer_logits_together, pack
 from stage2_prune.training.step import checkpointing, frozen
 from store.checkpoint.text import Prompt
