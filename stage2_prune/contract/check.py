@@ -16,6 +16,7 @@ from stage2_prune.contract import adaptive, every, in_llm, merging, selection
 from stage2_prune.contract.inputs import merges
 from stage2_prune.contract.rule import Broken, Case, Rule
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 
 EXIT_BROKEN = 4
 """Exit code of the command where a rule is broken."""
@@ -27,7 +28,7 @@ LARGE = Case((24, 24), images=4, keeps=(1, 2, 5, 64, 191, 576))
 """The grid of LLaVA-1.5."""
 DRAWN = Case((8, 8), keeps=(16,))
 """A grid so large that two draws are not equal by chance."""
-DTYPES = (Case((4, 6)), Case((4, 6), dtype=torch.bfloat16))
+DTYPES = tuple(Case(in_llm.GRID, dtype=dtype, widths=in_llm.WIDTHS) for dtype in (torch.float32, torch.bfloat16))
 """The dtypes of the language model."""
 WIDELY = (*CASES, LARGE)
 Rules = tuple[tuple[Rule, Sequence[Case]], ...]
@@ -53,6 +54,7 @@ INSIDE: Rules = (
     (in_llm.TWICE, DTYPES),
     (in_llm.EVERYTHING, DTYPES),
 )
+TRAINED_INSIDE: Rules = ((in_llm.LEARNT, DTYPES),)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def check_rules(pruner: Pruner) -> tuple[str, list[Verdict], bool]:
         declares, would break all later rules.
     """
     if pruner.place == "in_llm":
-        return "inside the language model", [verdict(pruner, *rule) for rule in INSIDE], False
+        rules = (*INSIDE, *TRAINED_INSIDE * isinstance(pruner, TrainedInside))
+        return "inside the language model", [verdict(pruner, *rule) for rule in rules], False
     first: list[Verdict] = []
     for rule in DECLARED:
         first.append(verdict(pruner, rule, SMALL[1:2]))

@@ -5,20 +5,37 @@ from functools import cache
 
 import torch
 
-from stage2_prune.contract.inputs import visual_tokens
+from stage2_prune.contract.inputs import TINY, visual_tokens
 from stage2_prune.contract.rule import Broken, Case, Rule, require
-from stage2_prune.contract.small_llama import LAYERS, PATCHES, PROMPTS, WIDTH, answers, kept_by, small_language
+from stage2_prune.contract.small_llama import (
+    LAYERS,
+    PATCHES,
+    PROMPTS,
+    VOCABULARY,
+    WIDTH,
+    answers,
+    kept_by,
+    small_language,
+)
 from stage2_prune.errors import Infeasible
 from stage2_prune.language.assemble import ModelInputs, assemble, gather_kept
 from stage2_prune.language.generate import generate
 from stage2_prune.language.language import Language
 from stage2_prune.pruning.in_llm import InLLMPruner
+from stage2_prune.pruning.practice import Practice
 from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.schedule import TOLERANCE, Schedule
+from stage2_prune.pruning.trained_inside import TrainedInside
+from stage2_prune.training.forward.layered import Layered
+from stage2_prune.training.packed import Lesson, answer_logits_together, pack
+from stage2_prune.training.step import frozen
 
 ROWS = tuple(range(len(PROMPTS)))
 STEPS = 3
 """Tokens of an answer."""
+GRID = (4, PATCHES // 4)
+WIDTHS = (*TINY[:2], WIDTH)
+"""Widths of arrays, of which the last is that of the language model."""
 SHAPES = ((PATCHES, LAYERS), (576, 32), (576, 4), (1, 3))
 """Patches and layers for which schedules are planned."""
 
@@ -27,7 +44,7 @@ def asked(
     language: Language, pruner: InLLMPruner, schedule: Schedule, rows: Sequence[int] = ROWS
 ) -> ModelInputs:  # fmt: skip
     """Lay out questions about the patches that a method lets enter, each question about an image of its own."""
-    tokens = visual_tokens((4, PATCHES // 4))
+    tokens = visual_tokens(GRID, widths=WIDTHS)
     pruned = pruner.prune(tokens.only(pruner.needs, pruner.reads), schedule.entering)
     if pruned.index is None or pruned.merge is not None:
         raise Broken("expected an index alone of the patches that enter the language model, `prune` returned a merge")
@@ -136,6 +153,33 @@ def _everything(pruner: Pruner, case: Case) -> None:
     )
 
 
+def _learnt(pruner: Pruner, case: Case) -> None:
+    """Check that a training reaches the module, says the losses that it names, and is the stock call where all is kept."""
+    assert isinstance(pruner, TrainedInside), "only trained methods learn"
+    language, where = _language(case.dtype), _named(case)
+    tokens = visual_tokens(GRID, widths=WIDTHS)
+    visual, tokens = tokens.arrays["projected"], tokens.only(pruner.needs, pruner.reads)
+    packed = [pack([Lesson(prompt, (VOCABULARY - 1, 2))], language.device) for prompt in PROMPTS]
+    keep, part = next(iter(feasible(pruner).items()))
+    for budget, schedule in ((keep, part), (PATCHES, pruner.schedule(PATCHES, LAYERS, PATCHES))):
+        with frozen(language.model):
+            course = Layered(language, visual, packed, pruner.asks)
+            taught = pruner.teach(course, tokens, Practice(budget, 0.5, visual), schedule)
+        if budget == PATCHES:
+            stock = answer_logits_together(language, visual, None, packed)
+            same = all(map(torch.equal, taught.logits, stock))
+            require(same, f"{where}, keep {budget}: logits of a training are not the stock model's")
+            return
+        named = set(taught.losses)
+        require(named == set(pruner.losses), f"{where}: losses are {sorted(named)}, not {sorted(pruner.losses)}")
+        total = torch.cat([*(rows.flatten() for rows in taught.logits), *taught.losses.values()])
+        require(bool(total.isfinite().all()), f"{where}, keep {budget}: a logit or a loss is not finite")
+        require(total.requires_grad, f"{where}, keep {budget}: nothing has a gradient to train by")
+        total.sum().backward()
+        grads = [one.grad for one in pruner.module.parameters() if one.grad is not None]
+        require(any(bool(grad.any()) for grad in grads), f"{where}, keep {budget}: the module's gradient is 0")
+
+
 def _inside(pruner: Pruner) -> InLLMPruner:
     """Return the pruner as an InLLMPruner; raise Broken if it is none or has another kind of budget."""
     if not isinstance(pruner, InLLMPruner) or pruner.budget not in ("schedule", "fixed"):
@@ -161,3 +205,6 @@ KEPT = Rule("Every feasible budget is kept to the token, in raster order", _kept
 ALONE = Rule("A question keeps the same patches alone and in a batch", _alone)
 TWICE = Rule("The same question is answered alike twice, and its embeddings are not written to", _twice)
 EVERYTHING = Rule("Where every patch is kept, the answers are the stock model's to the bit", _everything)
+LEARNT = Rule(
+    "A training reaches the module, and where every patch is kept it computes what the stock model does", _learnt
+)

@@ -1,6 +1,7 @@
 """Answer the batches of a parity run from the store, and compare the answers of all modes, one batch at a time."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from stage2_prune.find_family import open_language
 from stage2_prune.language.language import Language
 from stage2_prune.language.score import is_right
 from stage2_prune.parity.findings import Findings
+from stage2_prune.parity.inside import scored_inside
 from stage2_prune.parity.modes import BASELINE, EMB_REPLACED, SOFT_PRUNING, Outcome, answer, slot_features
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session import weights
@@ -50,7 +52,9 @@ def compare_answers(
             full = read_reference(folder, number, language.device)
             outcomes = {BASELINE: Outcome(full.image_features, full.logits, full.tokens)}
             slots = slot_features(batch, pruner, keep, reader, findings.without)
-            outcomes |= {mode: answer(language, asked.layout, batch, visual, steps) for mode, visual in slots.items()}
+            for mode, visual in slots.items():
+                with scored_inside(language, pruner, asked.layout) if mode == SOFT_PRUNING else nullcontext():
+                    outcomes[mode] = answer(language, asked.layout, batch, visual, steps)
             for pair in findings.pairs:
                 pair.add(outcomes)
             _count_right(findings, language, batch, outcomes)

@@ -3,7 +3,8 @@
 baseline       the full model on pixel values, run by `stage1_extract reference`
 emb_direct     the store's projected features
 emb_replaced   the store's raw features through the store's projector
-soft_pruning   as emb_replaced, times the configured pruner's mask, overridden to all ones after real scoring
+soft_pruning   as emb_replaced, times the configured pruner's mask, overridden to all ones after real scoring; a trained method
+               inside the language model scores at each of its layers too (stage2_prune/parity/inside.py)
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,7 @@ from stage2_prune.parity.full_model import ask_full_model
 from stage2_prune.parity.modes import MODES, reasons
 from stage2_prune.parity.report import as_json, as_text
 from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 from stage2_prune.session.ask import prepare
 from stage2_prune.session.batch_size import settled
 from stage2_prune.session.choose import choose
@@ -82,16 +83,22 @@ def run(experiment: Experiment, limit: int | None, as_json_text: bool) -> int:
 def soft_pruner(experiment: Experiment) -> tuple[str, Pruner]:
     """Choose the method whose mask is overridden: the method that `train.pruner` names, else the first that takes a budget.
 
-    Methods inside the language model are left out: they have no mask that could be multiplied into the features.
+    Of the methods inside the language model only trained ones have a mask that could be multiplied into hidden states; the
+    others are left out.
 
     Raises:
-        PrunerMisused: (exit 2) if no method prunes before the language model.
+        PrunerMisused: (exit 2) if no method has a mask.
     """
     methods, _ = available(configured_pruners(experiment), experiment.model)
-    configured = {label: pruner for label, pruner in methods.items() if pruner.place == "before_llm"}
+    configured = {
+        label: pruner
+        for label, pruner in methods.items()
+        if pruner.place == "before_llm" or isinstance(pruner, TrainedInside)
+    }
     if not configured:
         raise PrunerMisused(
-            "expected a method that prunes before the language model, prune.methods has none: add one, such as keep_all"
+            "expected a method that prunes before the language model, or a trained one inside it, prune.methods has none: add "
+            "one, such as keep_all"
         )
     if experiment.train.pruner in configured:
         return experiment.train.pruner, configured[experiment.train.pruner]

@@ -46,6 +46,17 @@ class Site:
     decoder: Any
     """The stock decoder, with its layers and its last norm; stock calls are not typed."""
 
+    @classmethod
+    def entering(
+        cls, layer: int, start: int, visual: int, hidden: Tensor, embedded: Tensor, rotary: tuple[Tensor, Tensor], decoder: Any
+    ) -> "Site":  # fmt: skip
+        """Return a question of which only what enters `layer` is at hand, and nothing of the layer that ran.
+
+        `rotary` holds the cosines and sines of its tokens.
+        """
+        nothing = hidden.new_empty(0, *rotary[0].shape)
+        return cls(layer, start, visual, hidden, hidden, embedded, nothing, *rotary, decoder=decoder)
+
     @property
     def image(self) -> slice:
         """Return where the visual tokens stand among all tokens."""

@@ -11,17 +11,12 @@ from torch import Tensor
 
 from stage2_prune.errors import PruneError
 from stage2_prune.language.language import Language
-from stage2_prune.pruning.practice import Practice, Shown, joined
+from stage2_prune.pruning.practice import Practice
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.trained_inside import Taught, TrainedInside
 from stage2_prune.session.features import FeatureBatch
-from stage2_prune.session.prune_batch import (
-    ABOUT_QUESTIONS,
-    QuestionReader,
-    by_length,
-    order_of,
-    per_question,
-    with_projector,
-)
+from stage2_prune.session.prune_batch import ABOUT_QUESTIONS, QuestionReader, per_question, with_projector
+from stage2_prune.training.forward.taught import taught_by
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits_together, pack
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.step import answer_loss, groups_of, sum_of
@@ -112,20 +107,27 @@ def accumulate_gradients(
     total = torch.zeros_like(weights)
     for part in _forwards(ranks.share(groups), at_once):
         practice = _practice(pruner, batch, part, lessons, aim, guidance)
-        shown = show(pruner, batch, [image for image, _ in part], practice, reader)
         asked = _asked(batch, part, lessons)
-        losses = [*_answer_losses(reader.language, practice, shown, asked, tokens, aim, guidance)]
-        losses += [shown.losses[name].sum() / len(groups) for name in pruner.losses]
+        packed = [pack(own, device) for _, own in asked]
+        taught = taught_by(pruner, batch, [image for image, _ in part], practice, reader, packed)
+        losses = [*_answer_losses(reader.language, practice, taught, asked, packed, tokens, aim, guidance)]
+        losses += [taught.losses[name].sum() / len(groups) for name in pruner.losses]
         joint = torch.stack(losses)
         total += joint.detach()
-        scaler.scale((joint * weights).sum()).backward()
+        scaler.scale(_attached((joint * weights).sum(), pruner)).backward()
     return total
+
+
+def _attached(loss: Float[Tensor, ""], pruner: TrainedPruner) -> Float[Tensor, ""]:
+    """Return the loss with a gradient of 0 where it has none, as every patch was kept and nothing depends on the module."""
+    return loss if loss.requires_grad else loss + 0 * sum_of(one.sum() for one in pruner.module.parameters())
 
 
 def _with_images_of(pruner: TrainedPruner, batch: FeatureBatch, reader: QuestionReader) -> FeatureBatch:
     """Give a batch the projector if the pruner reads it, and each question an image of its own if it reads questions."""
     batch = with_projector(pruner, batch, reader)
-    return per_question(batch) if pruner.reads & ABOUT_QUESTIONS else batch
+    inside = isinstance(pruner, TrainedInside) and pruner.asks
+    return per_question(batch) if inside or pruner.reads & ABOUT_QUESTIONS else batch
 
 
 def joined_loss(
@@ -143,19 +145,6 @@ def joined_loss(
         )
     answer, divergence, *others = losses.tolist()
     return StepLoss(answer, divergence if aim.kl_weight else None, dict(zip(pruner.losses, others, strict=True)))
-
-
-def show(
-    pruner: TrainedPruner, batch: FeatureBatch, images: Sequence[int], practice: Practice, reader: QuestionReader
-) -> Shown:
-    """Let a pruner decide what the language model is shown of some images of a batch, of which `practice` is about."""
-    if not pruner.reads & ABOUT_QUESTIONS:
-        return pruner.practise(batch.tokens.only(pruner.needs, pruner.reads).at(images), practice)
-    groups = by_length(pruner, batch, images, reader)
-    parts = [
-        pruner.practise(tokens.only(pruner.needs, pruner.reads), practice.at(numbers)) for numbers, tokens in groups
-    ]
-    return joined(parts, order_of([numbers for numbers, _ in groups]))
 
 
 def _practice(
@@ -191,8 +180,9 @@ def _asked(
 def _answer_losses(
     language: Language,
     practice: Practice,
-    shown: Shown,
+    taught: Taught,
     asked: Sequence[ImageLessons],
+    packed: Sequence[PackedLessons],
     tokens: int,
     aim: Aim,
     guidance: Guidance,
@@ -201,15 +191,12 @@ def _answer_losses(
 
     Both are sums, as a share of the mean over `tokens` answer tokens.
     """
-    packed = [pack(lessons, language.device) for _, lessons in asked]
-    visual = practice.projected if shown.visual is None else shown.visual
-    logits = answer_logits_together(language, visual, shown.weights, packed)
-    loss = sum_of(answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
+    loss = sum_of(answer_loss(*pair, tokens) for pair in zip(taught.logits, packed, strict=True))
     if not aim.kl_weight:
         return loss, torch.zeros_like(loss)
     if guidance.teacher is not None:
-        return loss, guidance.teacher.divergence(asked, logits) / tokens
-    return loss, _divergence(language, practice.projected, packed, logits) / tokens
+        return loss, guidance.teacher.divergence(asked, taught.logits) / tokens
+    return loss, _divergence(language, practice.projected, packed, taught.logits) / tokens
 
 
 def _divergence(

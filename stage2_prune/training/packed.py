@@ -101,27 +101,60 @@ def answer_logits_together(
         weights: the weight of each patch in [0, 1]; None gives the same bits as weights of 1.
         packed: the lessons about each image; shorter sequences are padded behind, where no other token looks.
     """
+    laid = lay_out(language, visual, packed)
+    if weights is not None and weights.requires_grad:
+        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
+        laid.embeds.requires_grad_()
+    logits = language.model(
+        inputs_embeds=laid.embeds,
+        attention_mask=laid.mask(weights, language.dtype),
+        position_ids=laid.positions,
+        use_cache=False,
+        logits_to_keep=laid.wanted,
+    ).logits
+    return laid.of_images(logits)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """The lessons about several images, laid out for one forward pass."""
+
+    packed: Sequence[PackedLessons]
+    patches: int
+    embeds: Float[Tensor, "image token embed"]
+    positions: Int[Tensor, "image token"]
+    scored: Sequence[Int[Tensor, " _"]]
+    """For each image, where its answer tokens are predicted."""
+    wanted: Int[Tensor, " wanted"]
+    """All these places: each image's own are among them."""
+
+    def mask(
+        self, weights: Float[Tensor, "image patch"] | None, dtype: torch.dtype
+    ) -> Float[Tensor, "image 1 token token"]:
+        """Return what is added to attention scores where patches weigh `weights`."""
+        return attention_bias(self.packed, self.patches, weights, self.embeds.shape[1]).to(dtype)[:, None]
+
+    def of_images(self, logits: Float[Tensor, "image wanted vocab"]) -> list[Float[Tensor, "_ vocab"]]:
+        """Return each image's own float32 logits."""
+        return [
+            rows[torch.searchsorted(self.wanted, own)].float() for rows, own in zip(logits, self.scored, strict=True)
+        ]
+
+
+def lay_out(
+    language: Language, visual: Float[Tensor, "image patch embed"], packed: Sequence[PackedLessons]
+) -> LaidOut:  # fmt: skip
+    """Embed the lessons about several images, each behind its image, and pad them to one length."""
     patches = visual.shape[1]
     starts = [len(lessons.before) + patches for lessons in packed]
     longest = max(start + len(lessons.ids) for start, lessons in zip(starts, packed, strict=True))
     size = padded_size(longest, language.device)
     embeds = _stacked([_embedded(language, *pair) for pair in zip(visual, packed, strict=True)], size)
-    if weights is not None and weights.requires_grad:
-        # CUDA's memory-efficient attention cannot send a gradient to its mask alone (pytorch/pytorch#148476).
-        embeds.requires_grad_()
     pairs = list(zip(starts, packed, strict=True))
     order = torch.arange(size, device=language.device)
     positions = _stacked([torch.cat([order[:start], lessons.offset + start]) for start, lessons in pairs], size)
     scored = [lessons.scored + start for start, lessons in pairs]
-    wanted = torch.cat(scored).unique()  # each image's own places are among them
-    logits = language.model(
-        inputs_embeds=embeds,
-        attention_mask=attention_bias(packed, patches, weights, size).to(language.dtype)[:, None],
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=wanted,
-    ).logits
-    return [rows[torch.searchsorted(wanted, places)].float() for rows, places in zip(logits, scored, strict=True)]
+    return LaidOut(packed, patches, embeds, positions, scored, torch.cat(scored).unique())
 
 
 def padded_size(longest: int, device: torch.device) -> int:

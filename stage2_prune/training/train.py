@@ -163,6 +163,7 @@ def _identity(
         "train_questions": of_questions(train),
         "val_questions": of_questions(val),
         "prune.positions": experiment.prune.positions[0],
+        **({"prune.match": experiment.prune.match} if pruner.place == "in_llm" else {}),
     }
 
 

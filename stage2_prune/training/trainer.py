@@ -19,6 +19,7 @@ from stage2_prune.session.session import Session
 from stage2_prune.sharing.images import provenance
 from stage2_prune.training import curves
 from stage2_prune.training.calibrate_mean import calibrate_mean
+from stage2_prune.training.forward.layered import require_budgets
 from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
@@ -68,6 +69,8 @@ class Trainer:
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
         self.low, self.high = self._budgets()
+        patches, depth = session.features.patches, session.language.depth
+        require_budgets(pruner, self.section, patches, depth, session.experiment.prune.match)
         self.spec = session.features.spec(pruner, session.language.width)
         fresh = pruner.fresh(self.spec, self.section.seed)
         self.pruner = fresh.with_module(fresh.module.to(session.features.device))

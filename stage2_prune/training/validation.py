@@ -8,7 +8,9 @@ from jaxtyping import Float
 
 from configs.experiment import Positions
 from configs.progress import ProgressBar
+from stage2_prune.language.layer_loop import pruning_inside
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 from stage2_prune.session.ask import Prepared, ask
 from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.prune_batch import prune_batch
@@ -32,11 +34,15 @@ def right_of(
     choice = experiment.prune.positions[0]
     positions: Positions = pruner.positions if choice == "default" else choice
     right = torch.zeros(len(questions), device=language.device)
+    keep = experiment.train.val_keep
+    if isinstance(pruner, TrainedInside):
+        schedule = pruner.schedule(session.features.patches, language.depth, keep, experiment.prune.match)
+        language, keep = pruning_inside(language, pruner, schedule, positions), schedule.entering
     with ProgressBar(what="validation", total=sum(map(len, batches)), unit="answers", leave=False) as bar:
         for start, batch in zip(starts, session.features.batches(batches), strict=True):
             texts = [question.question + experiment.data.post_prompt for question in batch.questions]
             unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
-            seen, pruned = prune_batch(pruner, batch, experiment.train.val_keep, session.reader)
+            seen, pruned = prune_batch(pruner, batch, keep, session.reader)
             answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
             right[start : start + len(answers)] = torch.tensor([float(answer.right) for answer in answers])
             bar.update(len(texts))

@@ -22,6 +22,7 @@ from stage2_prune.pruning.in_llm import Drop, InLLMPruner, highest
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.pruning.schedule import Schedule, Stage, fit, staged
 from stage2_prune.pruning.tokens import Merge, Pruned
+from stage2_prune.pruning.trained_inside import Decision, TrainedInside
 
 CALLS = []
 
@@ -64,6 +65,19 @@ def inside(schedule: str, drop: str = "highest(site.hidden[site.image].norm(dim=
         f"{more}\ndef schedule(self, patches, depth, keep, match='mean-tokens'):\n    {schedule}\n"
         f"def drop(self, site, keep):\n    return {drop}",
         "InLLMPruner",
+    )
+
+
+def learned_inside(share: str, scored: str = "self.module(site.hidden[site.image].float())[:, 0]") -> str:
+    """A method with a learned layer before layer 2."""
+    return method(
+        "def schedule(self, patches, depth, keep, match='mean-tokens'):\n"
+        "    return fit(keep, patches, depth, lambda share: staged(patches, depth, [min(2, depth - 1)], [share * patches]))\n"
+        "def scored_layers(self, depth):\n    return (2,)\n"
+        "def build(self, spec):\n    return nn.Linear(spec.embed, 1)\n"
+        f"def score(self, site):\n    return {scored}\n"
+        f"def decide(self, scores, present, keep, practice):\n    return {share}",
+        "TrainedInside",
     )
 
 
@@ -300,12 +314,19 @@ BROKEN = {
         "stock model's to the bit",
         "other logits",
     ),
+    "learns nothing inside": (
+        learned_inside("Decision(torch.ones_like(scores))"),
+        "A training reaches",
+        "nothing has a gradient",
+    ),
+    "infinite inside": (learned_inside("Decision(scores / 0)"), "A training reaches", "not finite"),
 }
 SOUND = {
     "selecting": selecting(NORM),
     "merging": merging("pass", index="torch.arange(keep).expand(images, -1)"),
     "learned": learned(f"{SMOOTH} if keep < tokens.patches else {SOFT}"),
     "inside": inside(FIT),
+    "learned inside": learned_inside("Decision(scores.sigmoid())"),
     "adaptive": adaptive("(tokens.arrays['raw'].float()[..., 0] > 0).sum(-1).clamp_min(1)"),
 }
 
@@ -349,6 +370,7 @@ def test_every_rule_of_the_contract_is_broken_by_one_of_these_pruners():
         + check.RANDOMISED
         + check.TRAINED
         + check.INSIDE
+        + check.TRAINED_INSIDE
     )
     says = [rule.says for rule, _ in rules] + [rule.says for rule in check.DECLARED] + [every.PARAMETERS]
     assert not {one for one in says if not any(named in one for _, named, _ in BROKEN.values())}

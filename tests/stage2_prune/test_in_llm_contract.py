@@ -8,13 +8,14 @@ from stage2_prune import pruners
 from stage2_prune.contract import in_llm
 from stage2_prune.contract.check import DTYPES
 from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.trained_inside import TrainedInside
 
 CLASSES = {name: found for name, found in plugin.find_all(pruners, Pruner).items() if found.place == "in_llm"}
 
 
 @pytest.fixture(params=CLASSES)
 def pruner(request):
-    return CLASSES[request.param]()
+    return DTYPES[0].ready(CLASSES[request.param]())
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -40,6 +41,11 @@ def test_the_same_question_is_answered_alike_twice_and_its_embeddings_are_not_wr
 
 def test_keeping_every_patch_gives_the_bits_of_the_stock_model(pruner, case):
     in_llm.EVERYTHING.check(pruner, case)
+
+
+@pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedInside)])
+def test_a_training_reaches_the_module_and_computes_what_the_stock_model_does_where_all_is_kept(name, case):
+    in_llm.LEARNT.check(case.ready(CLASSES[name]()), case)
 
 
 def test_both_dtypes_are_checked():

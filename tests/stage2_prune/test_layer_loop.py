@@ -17,20 +17,25 @@ from stage2_prune.language.layer_loop import PruningLanguage, pruning_inside
 from stage2_prune.language.score import choice_scores, likeliest
 from stage2_prune.pruners.combination import Combination
 from stage2_prune.pruners.dart import Dart
+from stage2_prune.pruners.dynamic_llava import DynamicLlava
 from stage2_prune.pruners.fastv import FastV
 from stage2_prune.pruners.fit_prune import FitPrune
+from stage2_prune.pruners.layer_pruner import LayerPruner
+from stage2_prune.pruners.lv_pruning import LvPruning
 from stage2_prune.pruners.pyramid_drop import PyramidDrop
 from stage2_prune.pruners.sparse_vlm import SparseVlm
 from stage2_prune.pruners.sparse_vlm_plus import SparseVlmPlus
+from stage2_prune.pruners.twig_vlm import TwigVlm
 from stage2_prune.pruners.v2_drop import V2Drop
 from stage2_prune.pruners.vtw import Vtw
 from stage2_prune.pruning.in_llm import Drop
-from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.pruner import ModuleSpec, Pruner
 from tests.stage2_prune.eager_oracle import Eager, of_question
 from tests.stage2_prune.small_llama import (
     LAYERS,
     PATCHES,
     PROMPTS,
+    WIDTH,
     answers,
     eager_twin,
     kept_by,
@@ -40,6 +45,7 @@ from tests.stage2_prune.small_llama import (
 
 STEPS = 12
 INSIDE = {name: kind for name, kind in plugin.find_all(pruners, Pruner).items() if kind.place == "in_llm"}
+SPEC = ModuleSpec((4, PATCHES // 4), {}, WIDTH)
 METHODS = [
     (FastV(), 8),
     (FastV(layer=12), 18),
@@ -50,6 +56,10 @@ METHODS = [
     (FitPrune(), 5),
     (Vtw(), 0),
     (Dart(), 9),
+    (LayerPruner(layers=(8, 16), hidden=8).fresh(SPEC, seed=0), 10),
+    (TwigVlm(rank=4).fresh(SPEC, seed=0), 9),
+    (DynamicLlava(width=16, heads=2).fresh(SPEC, seed=0), 8),
+    (LvPruning(width=16, heads=2).fresh(SPEC, seed=0), 9),
 ]
 
 

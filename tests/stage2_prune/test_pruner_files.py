@@ -14,7 +14,7 @@ METHODS = [path for path in FILES if not path.name.startswith("_")]
 LINES = 85
 OF_LLAVA = {24, 35, 576, 577, 1024, 4096}
 """Side of the grid, tokens before the image, patches, patches and CLS, widths: none may be written into a method."""
-SCALES = {"pyramid_drop.py": {24}}
+SCALES = {"pyramid_drop.py": {24}, "layer_pruner.py": {24}, "twig_vlm.py": {24}}
 """Layers on the published scale of 32, which are rescaled."""
 MODEL_CLASS = re.compile(r"Llava|Llama|Vicuna|Qwen|Mistral|CLIP[A-Z]|\w+For(CausalLM|ConditionalGeneration)|AutoModel")
 IDS = {"ids": lambda path: path.stem}

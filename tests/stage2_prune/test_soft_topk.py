@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.primitives.soft_topk import soft_top_k
+from stage2_prune.primitives.soft_topk import soft_share, soft_top_k
 from stage2_prune.primitives.top_k import top_k
 
 SCORES = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=40)
@@ -73,3 +73,33 @@ def test_a_budget_that_does_not_exist_is_refused(keep):
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(PrunerMisused, match="finite"):
         soft_top_k(torch.tensor([[1.0, float("inf"), 0.0]]), 1, 0.1)
+
+
+def some_left():
+    present = torch.rand(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    present[:, ::4] = 0
+    return present
+
+
+def test_a_later_top_k_shares_out_what_an_earlier_one_left_and_brings_nothing_back():
+    scores, present = 3 * drawn(), some_left()
+    assert torch.equal(soft_share(scores, torch.ones_like(scores), 5, 0.3), soft_top_k(scores, 5, 0.3))
+    for temperature in (1.0, 0.1, 1e-6):
+        left = present * soft_share(scores, present, 2, temperature)
+        torch.testing.assert_close(left.sum(-1), torch.full((2,), 2.0, dtype=torch.float64))
+        assert (left[:, ::4] == 0).all() and (left <= present).all()
+    hard = torch.ones_like(present)
+    hard[:, ::2] = 0
+    chosen = hard * soft_share(scores, hard, 2, 1e-6)
+    assert torch.equal(chosen.round().nonzero()[:, 1].view(2, 2), top_k(scores.masked_fill(hard == 0, -99), 2))
+
+
+def test_the_gradient_of_a_share_equals_finite_differences_in_scores_and_in_what_is_left():
+    scores, present = drawn().requires_grad_(), (some_left() + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, p: soft_share(s, p, 2, 0.7), (scores, present))
+
+
+def test_a_hard_share_has_a_gradient_without_nan():
+    scores, present = drawn().requires_grad_(), torch.ones(2, 12, dtype=torch.float64, requires_grad=True)
+    soft_share(scores, present, 3, 1e-9).sum().backward()
+    assert scores.grad.isfinite().all() and present.grad.isfinite().all()

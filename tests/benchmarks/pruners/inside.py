@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from stage2_prune.pruning.pruner import Pruner
 from stage2_prune.pruning.schedule import Schedule
 from tests.benchmarks.pruners.inputs import Scale, device_tokens, language, prompts
 from tests.benchmarks.pruners.prefill import flops, with_patches
+from tests.benchmarks.pruners.selectors import ready_on
 from tests.benchmarks.pruners.timing import Bench
 
 UNPRUNED = "unpruned"
@@ -45,13 +46,14 @@ class Inside:
 def inside(scale: Scale, bench: Bench) -> tuple[list[Inside], dict[str, str]]:
     """All methods of the folder at all budgets, and why some cannot have them."""
     model = language(scale, bench.device)
+    scale = replace(scale, widths=(*scale.widths[:2], model.width))  # projected features are as wide as the model
     left_out: dict[str, str] = {}
     runs: dict[str, Callable[[], object]] = {}
     whose: dict[str, tuple[str, int, Schedule]] = {}
     chose: dict[str, list[float]] = {}
     whole = with_patches(model, scale, 1, scale.patches)
     runs[UNPRUNED] = lambda: generate(model, whole, 1)
-    for name, pruner in _methods().items():
+    for name, pruner in _methods(scale, bench.device).items():
         for keep in (0,) if pruner.budget == "fixed" else scale.budgets:
             try:
                 schedule = pruner.schedule(scale.patches, scale.language[0], keep)
@@ -76,8 +78,9 @@ def inside(scale: Scale, bench: Bench) -> tuple[list[Inside], dict[str, str]]:
     return found, left_out
 
 
-def _methods() -> dict[str, InLLMPruner]:
-    made = {name: kind() for name, kind in plugin.find_all(pruners, Pruner).items() if kind.place == "in_llm"}
+def _methods(scale: Scale, device: torch.device) -> dict[str, InLLMPruner]:
+    kinds = {name: kind for name, kind in plugin.find_all(pruners, Pruner).items() if kind.place == "in_llm"}
+    made = {name: ready_on(kind, scale, device) for name, kind in kinds.items()}
     return {name: pruner for name, pruner in made.items() if isinstance(pruner, InLLMPruner)}
 
 

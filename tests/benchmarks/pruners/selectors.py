@@ -65,7 +65,7 @@ def selectors(scale: Scale, bench: Bench) -> Selectors:
             if lacking := sorted(kind.needs - tokens.arrays.keys()):
                 left_out[name] = f"needs {' and '.join(lacking)}, which this benchmark does not make"
         chosen = {
-            name: _ready(kind, scale, bench.device) for name, kind in found.items() if name not in {*once, *left_out}
+            name: ready_on(kind, scale, bench.device) for name, kind in found.items() if name not in {*once, *left_out}
         }
         layer, entering = tower_layer(scale, images, bench.device)
         runs: dict[str, Run] = {YARDSTICK: lambda layer=layer, entering=entering: layer(entering, None)}
@@ -89,7 +89,8 @@ def selectors(scale: Scale, bench: Bench) -> Selectors:
     return Selectors(tuple(cells), yardstick, frozenset(once), left_out, counts())
 
 
-def _ready(kind: type[Pruner], scale: Scale, device: torch.device) -> Pruner:
+def ready_on(kind: type[Pruner], scale: Scale, device: torch.device) -> Pruner:
+    """A method with its defaults; a trained one has a fresh module."""
     pruner = ready(kind(), scale.grid, scale.widths)
     if isinstance(pruner, TrainedPruner):
         pruner.module.to(device)
