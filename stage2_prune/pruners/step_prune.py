@@ -7,8 +7,8 @@ Learnt: a transformer block of width 256 on raw features, a patch's own logit, i
 far, and the logit of STOP, which sees that mean too. So each choice depends on the choices before it, unlike a top-k.
 
 What differs here: `policy` judges a choice by the lowest logit on the path up to it, which orders patches as they were chosen; a
-soft top-k of that gives the weights, and the language model reads sqrt(a) x + sqrt(1 - a) noise. By default there is no STOP. With
-`count: threshold` logits count from STOP's, weights are sigmoids, and 100 x (share to keep - mean weight)^2 is learnt beside. STOP
+soft top-k of that gives the weights; the language model reads sqrt(a) x + sqrt(1 - a) noise. By default there is no STOP. With
+`count: threshold` logits count from STOP's, weights are sigmoids, and 100 x (share to keep - mean weight)^2 is learnt too. STOP
 is shifted for each budget to what validation needs. Train that at one budget (`train.min_keep` equal to `train.max_keep`).
 """
 
