@@ -1,7 +1,7 @@
 """Patches that a pointer network picks one after another, until it stops or the budget is spent.
 
 StepPrune (arXiv 2606.16067), from the description: a pointer network with a STOP token, trained with variance-preserving noise.
-There is no code, and its widths and its way of training the choices were not verified.
+Published without code; its widths and its way of training the choices were not verified.
 
 Learnt: a transformer block of width 256 on raw features, a patch's own logit, its match with the mean of the patches chosen so
 far, and the logit of STOP, which sees that mean too. So each choice depends on the choices before it, unlike a top-k.
