@@ -1,5 +1,7 @@
 """Calibrate the thresholds of a method that keeps a number of its own of each image, so that budgets are met in the mean."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +22,7 @@ from store.questions.question import Question
 
 
 @torch.no_grad()
-def calibrate_mean(pruner: ThresholdPruner, session: Session, questions: list[Question]) -> None:
+def calibrate_mean(pruner: ThresholdPruner, session: Session, questions: Sequence[Question]) -> None:
     """Set the module's threshold of every budget to what the questions need to keep as many patches in the mean."""
     size = batch_size(session.experiment)
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]

@@ -7,10 +7,12 @@ import torch
 from configs.experiment import Positions
 from configs.progress import ProgressBar
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.scored import ThresholdPruner
 from stage2_prune.session.ask import Prepared, ask
 from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.session import Session
+from stage2_prune.training.calibrate_mean import calibrate_mean
 from stage2_prune.training.ranks import Ranks
 from store.questions.question import Question
 
@@ -21,6 +23,8 @@ def accuracy_of(pruner: TrainedPruner, session: Session, questions: Sequence[Que
 
     Ranks share whole batches, so that each question is answered as in one process.
     """
+    if isinstance(pruner, ThresholdPruner) and pruner.adaptive:
+        calibrate_mean(pruner, session, questions)
     experiment, language = session.experiment, session.language
     size = batch_size(experiment)
     batches = ranks.share([questions[start : start + size] for start in range(0, len(questions), size)])
