@@ -2,7 +2,7 @@
 # `sweep` runs several: ARGS goes to the sweep alone, SHARED (--run-dir, --clip, --store.path, …) to extract, train and sweep.
 CONFIG ?= configs/demo.yaml
 # Those with data of their own and a pruner to train.
-DEMOS := configs/demo.yaml configs/demo_large.yaml configs/demo_sweep.yaml
+DEMOS := configs/demo.yaml configs/demo_large.yaml configs/demo_sweep.yaml configs/scenes_hard.yaml configs/scenes_hard_deep.yaml
 ARGS ?=
 SHARED ?=
 ONLY_SHARED := --run-dir% --clip% --model.% --data.% --store.%
@@ -39,7 +39,7 @@ demo: $(READY) ## the whole idea in minutes, on the embedded default: data, extr
 	$(BIN)/python -m stage2_prune eval --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m stage2_prune parity --config configs/demo.yaml $(ARGS)
 
-data: $(READY) ## write the demo's images and questions (CONFIG=configs/demo.yaml, _large or _sweep)
+data: $(READY) ## write the demo's images and questions (CONFIG=configs/demo.yaml, _large, _sweep, or scenes_hard.yaml)
 	$(BIN)/python -m stage1_extract.demo data --config $(CONFIG) $(ARGS)
 
 extract: $(READY) ## stage 1: encode every image of CONFIG once into its store
@@ -113,4 +113,4 @@ $(BENCH_VENV)/.ready: tests/benchmarks/store/others.txt
 	@touch $@
 
 clean: ## remove what the demo wrote
-	rm -rf runs data/demo data/demo_large data/demo_sweep
+	rm -rf runs data/demo data/demo_large data/demo_sweep data/scenes_hard

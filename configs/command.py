@@ -20,16 +20,21 @@ HOMES = {
     "extract": "stage1_extract",
     "diagnose": "stage1_extract",
     "verify": "stage1_extract",
+    "teach": "stage2_prune",
     "train": "stage2_prune",
     "eval": "stage2_prune",
     "sweep": "stage2_prune",
     "parity": "stage2_prune",
+    "claim": "stage2_prune",
     "compare": "stage2_prune",
     "analyse": "stage2_prune",
     "show": "stage2_prune",
     "calibrate": "stage2_prune",
     "pruners": "stage2_prune",
     "check-pruner": "stage2_prune",
+    "card": "stage2_prune",
+    "push": "stage2_prune",
+    "pull": "stage2_prune",
 }
 """The package of each command."""
 STEPS = {

@@ -17,14 +17,16 @@ def typed(command: str, flag: str = "") -> str:
 
 
 def or_the_demos_data(folder: Path) -> str:
-    """Name the command that writes missing data, if `folder` is a folder of the demo: `data/demo`, `data/demo_large`, …."""
-    if not (folder.parent.name == "data" and folder.name.startswith("demo")):
+    """Name the command that writes missing data, if `folder` is a folder of a demo: `data/demo_large`, `data/scenes_hard`, …."""
+    if not (folder.parent.name == "data" and folder.name.startswith(("demo", "scenes_hard"))):
         return ""
     return f", or write the demo's with {typed('data') if _IN_A_CHECKOUT else '`encode-once demo`'}"
 
 
 EXTRACT, TRAIN, EVAL = map(typed, ("extract", "train", "eval"))
 """The commands that messages name most."""
+TEACH = "`python -m stage2_prune teach`" if _IN_A_CHECKOUT else "`encode-once teach`"
+"""The command that computes the signals of the unpruned model."""
 
 NO_SPACE_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG})
 """The system's errors that mean that a disk is full or read-only: exit code 7."""

@@ -1,7 +1,7 @@
-"""The typed config of one experiment: eight sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: ten sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `train`, `eval` and `sweep`
-are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `teach`, `train`, `eval`, `sweep`
+and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ from configs.sections.stage1 import (
     store_location,
 )
 from configs.sections.stage2 import (
+    ClaimsSection,
     EvalSection,
     Flops,
     Match,
@@ -31,10 +32,12 @@ from configs.sections.stage2 import (
     Positions,
     PruneSection,
     SweepSection,
+    TeachSection,
     TrainSection,
 )
 
 __all__ = [
+    "ClaimsSection",
     "DataSection",
     "Dtype",
     "EvalSection",
@@ -51,6 +54,7 @@ __all__ = [
     "StoreLocation",
     "StoreSection",
     "SweepSection",
+    "TeachSection",
     "TrainSection",
     "local_folder",
     "store_location",
@@ -58,7 +62,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the eight sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the ten sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -69,9 +73,11 @@ class Experiment(Section):
     store: StoreSection = StoreSection()
     extract: ExtractSection = ExtractSection()
     prune: PruneSection = PruneSection()
+    teach: TeachSection = TeachSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
+    claims: ClaimsSection = ClaimsSection()
 
     @property
     def store_location(self) -> StoreLocation:
@@ -82,6 +88,17 @@ class Experiment(Section):
     def store_path(self) -> Path:
         """The folder that the feature store is written to; ConfigError (exit 2) where `store.path` is a URL."""
         return local_folder(self.store_location)
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The folder that a sweep writes to: `sweep` for the test split, `sweep-val` and `sweep-train` for the others."""
+        split = self.eval.split
+        return self.run_dir / ("sweep" if split == "test" else f"sweep-{split}")
+
+    @property
+    def teacher_path(self) -> Path:
+        """The folder of what the command `teach` computes."""
+        return self.teach.path or self.run_dir / "teacher"
 
     def with_arrays(self, names: Iterable[str]) -> "Experiment":
         """Return a copy of this experiment that stores the arrays `names`."""

@@ -15,7 +15,12 @@ DEFAULT = Path("configs/demo.yaml")
 """The config of every command that is given none: a file of the checkout, or else the installed one of that name."""
 PACKAGED = Path(__file__).parent
 DEMO_CHECKPOINT = Path("stage1_extract/demo/checkpoint")
-"""The demo's checkpoint in the checkout and in the package; any config may call it `demo`."""
+EMBEDDED_CHECKPOINTS = {
+    "demo": DEMO_CHECKPOINT,
+    "scenes_hard": Path("stage1_extract/demo/hard/checkpoint"),
+    "scenes_hard_deep": Path("stage1_extract/demo/hard/deep/checkpoint"),
+}
+"""Checkpoints in the checkout and in the package, by the names that any config may call them by."""
 
 
 def load_experiment(
@@ -38,7 +43,7 @@ def load_experiment(
     """
     given = {key.replace("__", ".", 1): value for key, value in settings.items()}
     if isinstance(config, Experiment):
-        return _with_the_demos_checkpoint(_changed(config, given))
+        return _with_embedded_checkpoint(_changed(config, given))
     return read_experiment(Path(config), given, pruners)
 
 
@@ -46,7 +51,7 @@ def read_experiment(
     config: Path, overrides: Mapping[str, Any], pruners: Mapping[str, type] | None = None
 ) -> Experiment:
     """Read a config file, or a packaged config by its name, as `configs.load.load` does."""
-    return _with_the_demos_checkpoint(load(find_config(config), overrides, pruners))
+    return _with_embedded_checkpoint(load(find_config(config), overrides, pruners))
 
 
 def find_config(path: Path) -> Path:
@@ -64,12 +69,13 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 
 
-def _with_the_demos_checkpoint(experiment: Experiment) -> Experiment:
-    """Find the demo's checkpoint by its name or its path: below the current folder first, then in the package."""
+def _with_embedded_checkpoint(experiment: Experiment) -> Experiment:
+    """Find an embedded checkpoint by its name or its path: below the current folder first, then in the package."""
     checkpoint = Path(experiment.model.checkpoint)
-    if checkpoint not in {Path("demo"), DEMO_CHECKPOINT} or checkpoint.exists():
+    embedded = EMBEDDED_CHECKPOINTS.get(str(checkpoint), checkpoint)
+    if embedded not in EMBEDDED_CHECKPOINTS.values() or checkpoint.exists():
         return experiment
-    model = experiment.model.model_copy(update={"checkpoint": str(PACKAGED.parent / DEMO_CHECKPOINT)})
+    model = experiment.model.model_copy(update={"checkpoint": str(PACKAGED.parent / embedded)})
     return experiment.model_copy(update={"model": model})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
+import click
 from tqdm import tqdm
 
 from configs.files.atomic import write_atomically
@@ -20,6 +21,8 @@ PROGRESS = "progress.json"
 """Name of the file that says how far the work is, in the folder that the work writes into."""
 FILE_SECONDS = 5.0
 """Seconds between two writings of that file, `progress.json`."""
+_said: set[str] = set()
+"""What was said once outside a command; a command remembers in click's context what it said."""
 
 
 class ProgressBar(Generic[T]):
@@ -139,6 +142,20 @@ class ProgressBar(Generic[T]):
 def say(line: str) -> None:
     """Print a line on stderr, above the bar if a bar is shown there."""
     tqdm.write(line, file=sys.stderr)
+
+
+def say_once(line: str, about: str | None = None) -> None:
+    """Print a line as `say` does, unless this command has said it before.
+
+    Args:
+        line: the line.
+        about: what the line is about, if one such line is enough; default: the line itself.
+    """
+    context = click.get_current_context(silent=True)
+    said = _said if context is None else context.meta.setdefault(__name__, set[str]())
+    if (about or line) not in said:
+        said.add(about or line)
+        say(line)
 
 
 def rate_in_words(per_second: float) -> str:

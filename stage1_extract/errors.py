@@ -94,6 +94,12 @@ class DeviceTooSmall(ExtractError):
     exit_code = 7
 
 
+class NonFiniteLoss(ExtractError):
+    """A training of an embedded checkpoint came to a loss that is infinite or no number."""
+
+    exit_code = 3
+
+
 class EngineMissing(ExtractError):
     """The library of the engine is not installed."""
 

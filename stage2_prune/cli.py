@@ -6,19 +6,16 @@ from typing import Any
 
 import click
 
-from configs.experiment import Experiment
-from configs.flags import Commands, experiment_from, experiment_options
+from configs.flags import Commands, experiment_options
 from stage2_prune.errors import NotTrained
+from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
-from store.checkpoint.presence import require_checkpoint
+from stage2_prune.result_commands import claim, compare
+from stage2_prune.sharing_commands import card, pull, push
+from stage2_prune.teach_command import foreign_option, teach
 from store.checkpoint.versions import note_untested
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
-foreign_option = click.option(
-    "--allow-foreign-device",
-    is_flag=True,
-    help="Accept a store from another device, if its projections are close although not the same bits.",
-)
 
 
 @click.group(cls=Commands)
@@ -34,7 +31,7 @@ def group() -> None:
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
     """Score every configured pruner at every budget. An interrupted run is resumed."""
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
@@ -53,13 +50,13 @@ def sweep(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_jso
     The config says what varies. An interrupted run is resumed. The command writes tidy CSV, a table and pictures, and lists
     methods and budgets that cannot run, with the reason.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.sweep import report as sweep_report
     from stage2_prune.sweep import run as sweep
 
     summary = sweep.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else sweep_report.table(summary), nl=as_json)
-    click.echo(f"written to {experiment.run_dir / 'sweep'}", err=True)
+    click.echo(f"written to {experiment.sweep_dir}", err=True)
 
 
 @group.command()
@@ -71,7 +68,7 @@ def train(config_path: Path, overwrite: bool, as_json: bool, **flags: Any) -> No
 
     An interrupted training is resumed.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.training import ranks, train
 
     result = train.run(experiment, overwrite)
@@ -95,7 +92,7 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
 
     The command fits on training questions, and prints the line `deletes: …` for a config.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.training import calibrate
 
     click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
@@ -113,45 +110,10 @@ def parity(config_path: Path, limit: int | None, as_json: bool, **flags: Any) ->
     The command compares four ways to the answers of eval.split, bit for bit, and writes parity.json into the run folder. Exit
     code 4 means that two ways differ, 3 that one of the ways could not be tried.
     """
-    experiment = _answering(config_path, flags)
+    experiment = answering_experiment(config_path, flags)
     from stage2_prune.parity import run as parity
 
     return parity.run(experiment, limit, as_json)
-
-
-@group.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--only", multiple=True, metavar="GLOB", help="Take only results whose names match, such as '*-32-*'; repeatable."
-)
-@click.option("--against", metavar="NAME", help="Compare every result with this result only; default: all pairs.")
-@click.option(
-    "--factor",
-    "factors",
-    multiple=True,
-    type=click.Choice(["model", "store", "prompt", "positions", "dtype", "answer-length"]),
-    help="A factor that may differ between results because you compare it; repeatable.",
-)
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=1),
-    help="Number of resamples of the bootstrap; default: as in the results' evaluation.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), help="Seed of the bootstrap; default: the seed of the results' evaluation."
-)
-@json_option
-def compare(results: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Compare the saved answers of two or more results.
-
-    RESULTS are run folders or prediction files of eval. For every pair of them the command prints the difference with a
-    paired interval, flips in both directions, and exact McNemar tests with Holm's correction.
-    """
-    from stage2_prune.compare import report as compare_report
-    from stage2_prune.compare import run as compare
-
-    comparison = compare.run(results, **options)
-    click.echo(json.dumps(comparison) if as_json else compare_report.as_text(comparison), nl=as_json)
 
 
 @group.command()
@@ -173,7 +135,7 @@ def analyse(
     that a question is about. Only the store is read and, for methods that read the question, text embeddings. No language model
     is run.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = pruning_experiment(config_path, flags)
     from stage2_prune.analysis import analyse
     from stage2_prune.analysis import report as selection_report
 
@@ -218,7 +180,7 @@ def show(
 
     IMAGE is a name as in the questions. The pictures show what the image processor leaves of the files. No model is run.
     """
-    experiment = _experiment(config_path, flags)
+    experiment = pruning_experiment(config_path, flags)
     from stage2_prune.analysis import show
 
     named = None if methods is None else tuple(methods.split(","))
@@ -231,20 +193,5 @@ def show(
         click.echo(reason, err=True)
 
 
-group.add_command(list_pruners)
-group.add_command(check_pruner)
-
-
-def _experiment(config_path: Path, flags: dict[str, Any]) -> Experiment:
-    from configs import plugin
-    from stage2_prune import pruners
-    from stage2_prune.pruning.pruner import Pruner
-
-    return experiment_from(config_path, flags, plugin.find_all(pruners, Pruner))
-
-
-def _answering(config_path: Path, flags: dict[str, Any]) -> Experiment:
-    """Load the experiment of a command that answers questions; raise CheckpointMissing (exit 5) before anything slow begins."""
-    experiment = _experiment(config_path, flags)
-    require_checkpoint(experiment.model.checkpoint, experiment.model.revision)
-    return experiment
+for command in (teach, list_pruners, check_pruner, compare, claim, card, push, pull):
+    group.add_command(command)

@@ -103,6 +103,30 @@ class NotTrained(PruneError):
     exit_code = 5
 
 
+class NotTaught(PruneError):
+    """The teacher's signals lack what a training needs."""
+
+    exit_code = 5
+
+
+class NonFiniteTeacher(PruneError):
+    """The unpruned language model gives no numbers for a question."""
+
+    exit_code = 3
+
+
+class HubRefused(PruneError):
+    """The hub cannot be reached, lacks what was asked for, or does not let this user have it."""
+
+    exit_code = 5
+
+
+class LeakedImages(PruneError, ConfigError):
+    """Images of the test split are among those that a training sees."""
+
+    exit_code = 2
+
+
 class NotExtracted(PruneError):
     """The store lacks features that stage 2 needs."""
 

@@ -17,11 +17,15 @@ from docs.hooks.notebook import as_page
 from stage1_extract import run_extraction
 from stage1_extract.demo.write import write_dataset
 from stage2_prune import run_evaluation
+from stage2_prune.cli import group
 from store import read_questions
 from tests.helpers.pages import ROOT, all_blocks, blocks, pages, quoted, typed
 from tests.helpers.typed import check, experiment_of
+from tests.stage2_prune.sharing.conftest import hub as hub
 
 FEW = {"train": 12, "val": 6, "test": 6}
+QUICK = ("--prune.methods", "[keep_all, learned_scorer]", "--prune.budgets", "[64]")
+"""What makes the page about sharing short: two of the demo's methods, at one budget."""
 MAKES_ITS_OWN_STORE = "docs/python.md"
 """The page whose blocks tests/test_readme.py runs in an empty folder."""
 TRIED = {"python", "bash", "console", "yaml", "json"}
@@ -92,6 +96,27 @@ def test_every_json_block_is_a_question_that_is_read(block, tmp_path):
 def test_every_block_of_a_page_is_seen_and_its_language_is_tried_or_holds_nothing_to_try(page):
     assert {block.language for block in blocks(page)} <= TRIED | SHOWN
     assert re.findall("^ *```", (ROOT / page).read_text(), re.MULTILINE) == ["```"] * 2 * len(blocks(page))
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client about itself
+def test_the_page_about_sharing_goes_from_a_training_to_a_hub_and_back_to_the_same_answers(desk, demo, hub):
+    shown, _ = blocks("docs/sharing.md", "yaml")
+    assert shown.code == (desk / "shared.yaml").read_text()
+    shutil.copytree(demo, desk, dirs_exist_ok=True)
+    short = {"train": ("--epochs", "1", *QUICK), "eval": QUICK}
+    for block in blocks("docs/sharing.md", "bash"):
+        for words in typed(block):
+            _, _, _, name, *rest = words
+            quick = short.get(name, ()) if "configs/demo.yaml" in rest else ()
+            group.main([name, *rest, *quick], standalone_mode=False)
+    ours, pulled = (
+        [json.loads(line)["prediction"] for line in (desk / "runs" / path).read_text().splitlines()]
+        for path in (
+            "demo/eval/predictions/learned_scorer-64-original.jsonl",
+            "shared/eval/predictions/pulled-64-original.jsonl",
+        )
+    )
+    assert ours == pulled and "| test " in (desk / "pulled" / "README.md").read_text()
 
 
 def test_the_config_of_the_page_about_ones_own_images_is_the_example_file_and_goes_from_images_to_a_table(desk):

@@ -14,8 +14,10 @@ from configs.plugin import is_path
 
 MARKER, HERE = "paths", "relative to this file"
 """Top-level key and value that mark a saved config whose paths are relative to its own folder."""
-PLACES = ("run_dir", "data.images", "data.questions", "store.path", "model.checkpoint", "model.clip")
+PLACES = ("run_dir", "data.images", "data.questions", "store.path", "teach.path", "model.checkpoint", "model.clip")
 """Fields that hold a path; the weights of methods are paths too, and so are names of methods that end in `.py`."""
+LISTS = ("claims.beside",)
+"""Fields that hold a list of paths."""
 OR_A_NAME = ("model.checkpoint", "model.clip")
 """Fields of PLACES that may hold a hub id instead of a path."""
 CODE = ("vision_family", "tower", "language_family")
@@ -49,11 +51,16 @@ def read(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def redacted(config: bytes) -> str:
     """Return a config for a copy that leaves this machine: each path is cut to its last part."""
-    content = _mapping(yaml.safe_load(config))
+    return yaml.safe_dump(without_folders(_mapping(yaml.safe_load(config))), sort_keys=False)
+
+
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config for a copy that leaves this machine: each path is cut to its last part."""
+    content = deepcopy({key: value for key, value in config.items() if key != MARKER})
     for holder, field, place in _paths(content):
         if place not in OR_A_NAME or is_folder(holder[field]):
             holder[field] = Path(holder[field]).name
-    return yaml.safe_dump({key: value for key, value in content.items() if key != MARKER}, sort_keys=False)
+    return content
 
 
 def moved(config: bytes, old: Path, new: Path) -> str:
@@ -96,6 +103,10 @@ def _paths(content: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
         holder = _mapping(content.get(section)) if section else content
         if isinstance(holder.get(field), str) and "://" not in holder[field]:
             yield holder, field, place
+    for place in LISTS:
+        section, _, field = place.rpartition(".")
+        listed = _list_in(_mapping(content.get(section)), field)
+        yield from ((listed, number, place) for number, path in enumerate(listed) if isinstance(path, str))
     model, sweep = _mapping(content.get("model")), _mapping(content.get("sweep"))
     methods = _list_in(_mapping(content.get("prune")), "methods")
     for method in map(_mapping, methods):

@@ -107,6 +107,11 @@ class DataSection(Section):
     """JSONL of questions or LLaVA's conversation JSON; without it the whole image folder is encoded."""
     identity: Literal["content", "name"] = "content"
     """`content` identifies an image by the sha256 of its file; `name` skips the hashing, for trusted, immutable sources."""
+    datasets: tuple[str, ...] = ()
+    """Names of the data sets that images and questions come from, as cards of trained pruners name them: hub ids, or words such
+    as `GQA, training split`."""
+    licence: str = "unknown"
+    """Licence of images and questions, as cards name it: the hub's word for it, such as `cc-by-4.0`."""
     post_prompt: str = ""
     """Text appended to every question, such as an instruction to answer with a single word."""
     train: _AtMost = None

@@ -97,6 +97,9 @@ class TrainSection(Section):
     """Weight decay of AdamW."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the unpruned model's answer distribution, beside the language-model loss."""
+    teacher: Literal["live", "cached"] = "live"
+    """Where that distribution comes from: `live` computes it in every step by a second forward pass, `cached` reads what the
+    command `teach` has written, the likeliest tokens and the remaining mass."""
     min_keep: PositiveInt = 16
     """Smallest budget drawn for a batch, in tokens per image."""
     max_keep: PositiveInt = 192
@@ -111,6 +114,28 @@ class TrainSection(Section):
     time."""
     seed: NonNegativeInt = 0
     """Seed of the pruner's weights, of the order of questions and of the budgets."""
+    licence: str = "unknown"
+    """Licence of the trained weights, as their card names it: the hub's word for it, such as `apache-2.0`."""
+
+    @property
+    def distils_cached(self) -> bool:
+        """Whether the training reads the unpruned model's cached answers."""
+        return self.teacher == "cached" and self.kl_weight > 0
+
+
+class TeachSection(Section):
+    """What the unpruned language model answers, computed once for all trainings."""
+
+    path: Path | None = None
+    """Folder of the teacher's signals; default: `teacher` in the run directory."""
+    top: PositiveInt = 64
+    """Likeliest tokens that are kept for each answer token, with their log-probabilities; the mass of all others is kept as one
+    number."""
+    attention_layers: tuple[NonNegativeInt, ...] = ()
+    """Layers whose attention of the prompt's last token over the visual tokens is kept too, on the published scale of 32
+    layers."""
+    shard_rows: PositiveInt = 4096
+    """Answer tokens per shard, or questions per shard of the attention: as much is computed again after a kill."""
 
 
 class EvalSection(Section):
@@ -165,3 +190,16 @@ class SweepSection(Section):
     """CPU threads of each worker. Threads change last bits, so their number does not depend on the number of workers."""
     rounds: PositiveInt = 5
     """Questions on which the latency of every cell is measured; each measurement alternates with the unpruned model."""
+
+
+class ClaimsSection(Section):
+    """What is to be shown of trained methods, fixed before the test split is read; `claim` tests it."""
+
+    ours: str | None = None
+    """The method of this config that is compared beside the best trained one; null compares the best trained one alone."""
+    budgets: tuple[Budget, ...] = (64, 32, 16)
+    """The budgets of the claims, in tokens per image."""
+    beside: tuple[Path, ...] = ()
+    """Configs of the same questions with other models. Their claims are corrected together with this config's."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The adjusted p-value below which a difference is claimed."""

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BORROWED = {
     "index.md": "README.md",
     "demo.md": "stage1_extract/demo/README.md",
+    "scenes-hard.md": "stage1_extract/demo/hard/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }

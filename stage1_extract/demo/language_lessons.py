@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stage1_extract.demo.pace import Pace, Report, autocast
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.teaching import Teaching, TokenisedQuestion
-from stage1_extract.demo.words import ASSISTANT, BOS, EOS, PAD, USER, vocabulary
+from stage1_extract.demo.words import ASSISTANT, BOS, EOS, PAD, SPECIAL, USER, vocabulary
 
 UNSCORED = -100
 """Label of a position that no loss is taken at."""
@@ -29,11 +29,11 @@ _CHUNK = 50
 class DemoLanguageHalf(nn.Module):
     """Projector and language model of the demo's LLaVA."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, tower_width: int, config: LlamaConfig) -> None:
         super().__init__()
-        width = recipe.language_width
-        self.config = language_config(recipe)
-        self.linear_1, self.linear_2 = nn.Linear(recipe.tower_width, width), nn.Linear(width, width)
+        width = config.hidden_size
+        self.config = config
+        self.linear_1, self.linear_2 = nn.Linear(tower_width, width), nn.Linear(width, width)
         self.language = LlamaForCausalLM(self.config)
 
     def project(self, raw: Float[Tensor, "scene kept hidden"]) -> Float[Tensor, "scene kept embed"]:
@@ -41,14 +41,12 @@ class DemoLanguageHalf(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(raw)))
 
 
-def language_config(recipe: Recipe) -> LlamaConfig:
-    """Return the config of a small Llama over the demo's words."""
-    words = vocabulary()
-    width = recipe.language_width
+def language_config(words: int, width: int, layers: int, heads: int) -> LlamaConfig:
+    """Return the config of a small Llama over a vocabulary of `words` words."""
     return LlamaConfig(
-        vocab_size=len(words), hidden_size=width, intermediate_size=8 * round(width / 3),
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-        max_position_embeddings=2048, pad_token_id=words[PAD], bos_token_id=words[BOS], eos_token_id=words[EOS],
+        vocab_size=words, hidden_size=width, intermediate_size=8 * round(width / 3),
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=2048, pad_token_id=SPECIAL[PAD], bos_token_id=SPECIAL[BOS], eos_token_id=SPECIAL[EOS],
         tie_word_embeddings=False,
     )  # fmt: skip
 
@@ -68,19 +66,18 @@ class PackedScenes:
 
 def pack(batch: list[list[TokenisedQuestion]], first_position: int, device: str) -> PackedScenes:
     """Concatenate the questions of each scene; `first_position` is the position after the image."""
-    words = vocabulary()
     rows: list[tuple[list[int], ...]] = []
     for asked in batch:
         ids, segment, position, label = [], [], [], []
         for number, item in enumerate(asked, start=1):
-            tokens = [*item.question, words[ASSISTANT], item.answer]
+            tokens = [*item.question, SPECIAL[ASSISTANT], item.answer]
             ids += tokens
             segment += [number] * len(tokens)
             position += range(first_position, first_position + len(tokens))
-            label += [UNSCORED] * (len(tokens) - 2) + [item.answer, words[EOS]]
+            label += [UNSCORED] * (len(tokens) - 2) + [item.answer, SPECIAL[EOS]]
         rows.append((ids, segment, position, label))
     length = max(len(row[0]) for row in rows)
-    fills = (words[PAD], -1, first_position, UNSCORED)
+    fills = (SPECIAL[PAD], -1, first_position, UNSCORED)
     parts = [[row[k] + [fill] * (length - len(row[k])) for row in rows] for k, fill in enumerate(fills)]
     return PackedScenes(*(torch.tensor(part, device=device) for part in parts))
 
@@ -92,8 +89,8 @@ def answer_logits(
     packed: PackedScenes,
 ) -> tuple[Float[Tensor, "answer word"], Int[Tensor, " answer"]]:
     """Return the logits at every scored position, and the right tokens."""
-    words, scenes, count = vocabulary(), len(raw), kept.shape[1]
-    opening = torch.tensor([words[BOS], words[USER]], device=raw.device).expand(scenes, -1)
+    scenes, count = len(raw), kept.shape[1]
+    opening = torch.tensor([SPECIAL[BOS], SPECIAL[USER]], device=raw.device).expand(scenes, -1)
     lead = opening.shape[1] + count
     with autocast(raw.device):
         embed = reader.language.model.embed_tokens
@@ -144,7 +141,8 @@ def train_language(
     held_out_features: Float[Tensor, "held_out patch hidden"], held_out: Teaching, report: Report,
 ) -> DemoLanguageHalf:  # fmt: skip
     """Train a language model that answers from the image, also when most of the image's tokens are gone."""
-    reader = DemoLanguageHalf(recipe).to(recipe.device)
+    config = language_config(len(vocabulary()), recipe.language_width, recipe.layers, recipe.heads)
+    reader = DemoLanguageHalf(recipe.tower_width, config).to(recipe.device)
     pace = Pace(list(reader.parameters()), recipe.learning_rate, recipe.language_steps)
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator(recipe.device).manual_seed(recipe.seed)
@@ -162,33 +160,33 @@ def train_language(
         pace.step(loss)
         if step % recipe.report_every == 0 or step == recipe.language_steps:
             budgets = (patches, 32)
-            scores = {str(k): accuracy(recipe, reader, held_out_features, held_out, k) for k in budgets}
+            scores = {str(k): accuracy(recipe.seed, reader, held_out_features, held_out.asked, k) for k in budgets}
             report(phase="language", step=step, loss=round(loss.item(), 4), **scores)
     return reader.eval()
 
 
 @torch.no_grad()
 def accuracy(
-    recipe: Recipe, reader: DemoLanguageHalf, features: Float[Tensor, "scene patch hidden"], held_out: Teaching, keep: int,
-    preferred: Bool[Tensor, "scene patch"] | None = None,
+    seed: int, reader: DemoLanguageHalf, features: Float[Tensor, "scene patch hidden"], asked: list[list[TokenisedQuestion]],
+    keep: int, preferred: Bool[Tensor, "scene patch"] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Return the share of questions whose answer and end of text are right, by kind, with `keep` random patches.
 
     Patches that are `preferred` are kept first; with the ground truth as preference, the result is that of an oracle pruner.
     """
-    generator = torch.Generator(features.device).manual_seed(recipe.seed)
+    generator = torch.Generator(features.device).manual_seed(seed)
     right: dict[str, list[bool]] = {}
     for first in range(0, len(features), _CHUNK):
         part = slice(first, first + _CHUNK)
-        asked = [scene[:KINDS] for scene in held_out.asked[part]]
+        chosen = [scene[:KINDS] for scene in asked[part]]
         score = torch.rand(features[part].shape[:2], generator=generator, device=features.device)
         if preferred is not None:
             score = score + preferred[part]
         kept = score.topk(keep, dim=1).indices.sort(dim=1).values
-        packed = pack(asked, features.shape[1] + 2, recipe.device)
+        packed = pack(chosen, features.shape[1] + 2, str(features.device))
         logits, label = answer_logits(reader, features[part].float(), kept, packed)
         hits = (logits.argmax(-1) == label).view(-1, 2).all(1).tolist()
-        for item, hit in zip((item for scene in asked for item in scene), hits, strict=True):
+        for item, hit in zip((item for scene in chosen for item in scene), hits, strict=True):
             right.setdefault(item.kind, []).append(hit)
     scores = {kind: round(float(np.mean(hits)), 3) for kind, hits in right.items()}
     return scores | {"all": round(float(np.mean([hit for hits in right.values() for hit in hits])), 3)}

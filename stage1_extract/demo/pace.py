@@ -45,12 +45,20 @@ def autocast(device: torch.device | str) -> torch.autocast:
 
 
 class Report:
-    """A log with one JSON line per measurement, in a file and on stdout."""
+    """A log with one JSON line per measurement, in a file and on stdout.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.begun = path, time.monotonic()
+    Args:
+        path: The log's file.
+        kept: Bytes of the file that are kept; a run that is continued keeps what it had logged when its state was saved.
+        seconds: What the clock begins at.
+
+    """
+
+    def __init__(self, path: Path, kept: int = 0, seconds: float = 0.0) -> None:
+        self.path, self.begun = path, time.monotonic() - seconds
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("", encoding="utf-8")
+        with path.open("ab") as file:
+            file.truncate(kept)
 
     def __call__(self, **measured: Any) -> None:
         """Append a line with the measurements and the `seconds` since the log was opened."""

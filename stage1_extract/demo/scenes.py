@@ -75,15 +75,19 @@ class Scene:
 def scene(seed: int, index: int) -> Scene:
     """Draw scene number `index` of a seed."""
     rng = np.random.default_rng([seed, index])
-    base = rng.integers(180, 250, 3)
-    coarse = base + rng.normal(0, 12, (IMAGE_SIZE // NOISE_BLOCK, IMAGE_SIZE // NOISE_BLOCK, 3))
-    pixels = np.clip(coarse, 0, 255).astype(np.uint8).repeat(NOISE_BLOCK, 0).repeat(NOISE_BLOCK, 1)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(background(rng).repeat(NOISE_BLOCK, 0).repeat(NOISE_BLOCK, 1))
     objects = _objects(rng)
     canvas = ImageDraw.Draw(image)
     for item in objects:
         _draw(canvas, item, COLORS[item.color])
     return Scene(image, objects)
+
+
+def background(rng: np.random.Generator) -> np.ndarray:
+    """Draw the colours of a scene's background, a pixel for each block: the first that is drawn of a scene."""
+    base = rng.integers(180, 250, 3)
+    coarse = base + rng.normal(0, 12, (IMAGE_SIZE // NOISE_BLOCK, IMAGE_SIZE // NOISE_BLOCK, 3))
+    return np.clip(coarse, 0, 255).astype(np.uint8)
 
 
 def _objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import COLORS, GRID, IMAGE_SIZE, SHAPES, SceneObject, scene
-from stage1_extract.demo.words import tokenizer
+from stage1_extract.demo.words import tokenizer, vocabulary
 
 IGNORED = -100
 """Label of a patch that shows only part of an object; the patch counts neither as background nor as object."""
@@ -83,7 +83,7 @@ def _draw(job: tuple[Path, tuple[int, ...], int, int, int]) -> tuple[list[np.nda
     """Draw a range of scenes into the memory-mapped file; return their labels and questions."""
     path, shape, seed, first, last = job
     pixels = np.memmap(path, np.uint8, "r+", shape=shape)
-    encode = tokenizer()
+    encode = tokenizer(vocabulary())
     labels, asked = [], []
     for index in range(first, last):
         drawn = scene(seed, index)

@@ -21,11 +21,11 @@ _CHUNK = 200
 """Scenes that are encoded at a time."""
 
 
-def tower_config(recipe: Recipe) -> CLIPVisionConfig:
+def tower_config(width: int, layers: int, heads: int) -> CLIPVisionConfig:
     """Return the config of a tower with LLaVA-1.5's geometry (24 x 24 patches and a CLS row) and a small width."""
     return CLIPVisionConfig(
-        hidden_size=recipe.tower_width, intermediate_size=4 * recipe.tower_width, num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=recipe.tower_width,
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
+        image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=width,
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ class Heads(nn.ModuleDict):
 
 def train_tower(recipe: Recipe, lessons: Teaching, held_out: Teaching, report: Report) -> CLIPVisionModel:
     """Train a tower whose patches tell what and where they are, and whose CLS row attends to the objects."""
-    tower: Any = CLIPVisionModel(tower_config(recipe))
+    tower: Any = CLIPVisionModel(tower_config(recipe.tower_width, recipe.layers, recipe.heads))
     tower.to(recipe.device)
     heads = Heads(recipe.tower_width).to(recipe.device)
     pace = Pace([*tower.parameters(), *heads.parameters()], recipe.learning_rate, recipe.tower_steps)

@@ -1,4 +1,4 @@
-"""The vocabulary of the demo, with one token per word, and the tokenizer that is made of it."""
+"""The vocabulary of the demo, with one token per word, and the tokenizer that is made of a vocabulary."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -8,6 +8,8 @@ from stage1_extract.demo.scenes import COLORS, SHAPES
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 USER, ASSISTANT = "USER:", "ASSISTANT:"
+SPECIAL = {word: number for number, word in enumerate((PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT))}
+"""The words that every vocabulary begins with, and their token ids."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
@@ -20,14 +22,16 @@ _SENTENCES = "what color is the shape object on left or right how many are there
 
 def vocabulary() -> dict[str, int]:
     """Return the token id of each word."""
-    words = [PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT, *_SENTENCES.split(), *COUNTS, *COLORS, *SHAPES]
-    words += [plural(shape) for shape in SHAPES]
-    return {word: number for number, word in enumerate(dict.fromkeys(words))}
+    return numbered([*_SENTENCES.split(), *COUNTS, *COLORS, *SHAPES, *map(plural, SHAPES)])
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def numbered(words: list[str]) -> dict[str, int]:
+    """Return the vocabulary of the special words and of `words`, which may hold a word twice."""
+    return {word: number for number, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
+
+
+def tokenizer(words: dict[str, int]) -> PreTrainedTokenizerFast:
     """Make a tokenizer that splits at spaces and before `?`, and begins every text with the BOS token, as Llama's does."""
-    words = vocabulary()
     core = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     split_question_mark = pre_tokenizers.Split("?", behavior="isolated")
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split_question_mark])

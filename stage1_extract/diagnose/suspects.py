@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stage1_extract.encoding.encode import EveryLayer, FeatureSelection
 from stage1_extract.encoding.tower import TowerFacts
-from store.layout.schema import Dtype
+from store.layout.schema import Dtype, StoredDtype
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 """Dtypes in which features may have been computed or rounded."""
@@ -145,7 +145,7 @@ def scaled(factor: float | str) -> Choice:
     return Choice(factor, Cause("scale", words))
 
 
-def rounding_axis(stored: Dtype, array: str) -> list[Choice]:
+def rounding_axis(stored: StoredDtype, array: str) -> list[Choice]:
     """List the round trips through another dtype that an array may have made."""
     dtypes = [dtype for dtype in DTYPES[1:] if dtype != stored]
     return [Choice(None), *(Choice(dtype, Cause("dtype", f"{array} went through {dtype}")) for dtype in dtypes)]

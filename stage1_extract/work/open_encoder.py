@@ -28,8 +28,8 @@ Arrays = dict[str, NDArray[Any]]
 AUTO_ON_GPU = 32
 """Images per call on a GPU; more images per call were no faster there (docs/gpu-benchmarks.md)."""
 AUTO_ON_CPU = 2
-"""Images per call on a CPU: the fastest on two cores (`python -m tests.benchmarks tower_batch`: 0.276, 0.277, 0.269 and 0.256 images a
-second with 1, 2, 4 and 8).
+"""Images per call on a CPU: on two cores 1, 2, 4 and 8 images a call gave 0.276, 0.277, 0.269 and 0.256 images a second
+(`python -m tests.benchmarks tower_batch`).
 """
 
 

@@ -46,6 +46,33 @@ def intervals(
     return _around(values.mean(0), means, level)
 
 
+def seeds_and_images(
+    right: Float[np.ndarray, "seed question"],
+    image: Int[np.ndarray, " question"],
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Estimate the bootstrap interval of mean `right` over seeds and questions, drawing both seeds and images anew.
+
+    Args:
+        right: what is averaged, for each seed.
+        image: the number of each question's image (0, 1, …).
+        resamples: the number of draws.
+        seed: the seed of these draws.
+        level: the share of resampled means that lie in the interval.
+    """
+    sums = np.stack([np.bincount(image, weights=row) for row in right])
+    counts, generator = np.bincount(image), np.random.default_rng([seed, 1])
+    means: list[np.ndarray] = []
+    for drawn in _drawn(len(counts), resamples, seed):
+        seeds = generator.integers(len(right), size=(len(drawn), len(right)))
+        of_draw = np.stack([sums[chosen].mean(0)[images].sum() for chosen, images in zip(seeds, drawn, strict=True)])
+        means.append(of_draw / counts[drawn].sum(1))
+    low, high = _around(right.mean(), means, level)
+    return float(low), float(high)
+
+
 def _drawn(images: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "resample image"]]:
     """Draw as many images as there are, with replacement, `resamples` times; yield a part of the draws at a time."""
     generator = np.random.default_rng(seed)

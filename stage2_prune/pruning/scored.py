@@ -87,7 +87,8 @@ class ThresholdPruner(ScoredPruner, ABC):
         module = self.network(spec)
         if self.adaptive:
             patches = spec.grid[0] * spec.grid[1]
-            module.register_buffer("thresholds", torch.cat([torch.zeros(patches - 1), torch.tensor([-torch.inf])]))
+            lowest = torch.tensor([torch.finfo(torch.float32).min])  # finite, as saved weights have to be
+            module.register_buffer("thresholds", torch.cat([torch.zeros(patches - 1), lowest]))
         return module
 
     @property

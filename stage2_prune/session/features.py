@@ -231,6 +231,10 @@ class Features:
         assert row is not None, "answerable() refuses questions about unknown images"
         return row
 
+    def image_id(self, question: Question) -> str:
+        """Return the id of a question's image: the sha256 of its file, unless the store identifies images by name."""
+        return self.store.ids.sha_of_row(self.row(question))
+
     def sample(self, images: int) -> list[int]:
         """Return the first rows that hold features: both `raw` and `projected` where the store has both arrays."""
         return self.store.rows_with({"raw", "projected"} & self.store.arrays.keys())[:images]

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import click
-
 from configs.files.atomic import write_atomically
+from configs.progress import say_once
 from stage2_prune.errors import DamagedRun
 from store.layout.shard import crc
 
@@ -22,8 +21,6 @@ _SEAL = re.compile(rb', "crc32c": "([0-9a-f]{8})"\}\Z')
 _SHAPE = b', "crc32c": "________"}'
 _BROKEN_SEAL = 10
 """If this many of the 15 fixed bytes of a seal are at the end of a file, that end counts as a damaged seal."""
-_notes_given: set[str] = set()
-"""Notes that were given outside a command; a command remembers its own notes in click's context."""
 
 
 def seal(text: str) -> str:
@@ -51,9 +48,14 @@ def _resembles_seal(data: bytes) -> bool:
 
 def write_object(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Replace a file by the sealed JSON of `content`, and return the content with its seal."""
-    text = seal(json.dumps(content, indent=1, ensure_ascii=False))
-    write_atomically(path, text + "\n")
-    return {**content, FIELD: text[-10:-2]}
+    text = sealed_object(content)
+    write_atomically(path, text)
+    return {**content, FIELD: text[-11:-3]}
+
+
+def sealed_object(content: Mapping[str, Any]) -> str:
+    """Write the sealed JSON of `content` as the text of a file."""
+    return seal(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
@@ -94,12 +96,8 @@ def read_bytes(path: Path, remedy: str) -> bytes | None:
 
 def say_unsealed(path: Path) -> None:
     """Say once per command, on stderr, that files of an earlier version cannot be checked."""
-    context = click.get_current_context(silent=True)
-    notes = _notes_given if context is None else context.meta.setdefault(__name__, set[str]())
-    if "unsealed" not in notes:
-        notes.add("unsealed")
-        click.echo(
-            f"note: {path} was written by an earlier version and is not sealed: such files are read as they are, damage in "
-            "them is not noticed",
-            err=True,
-        )
+    say_once(
+        f"note: {path} was written by an earlier version and is not sealed: such files are read as they are, damage in "
+        "them is not noticed",
+        about="unsealed",
+    )

@@ -9,25 +9,36 @@ The JSON is written last and names the weights by content, so that a pair of fil
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
+import torch
+from jaxtyping import Shaped
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
+from configs.counted import counted
 from configs.errors import TRAIN, typed
 from configs.files.atomic import write_atomically
+from configs.progress import say_once
 from stage2_prune.errors import DamagedRun, NotTrained, WeightsMismatch
 from stage2_prune.pruning.pruner import ModuleSpec, TrainedPruner
 from stage2_prune.session.features import Features
-from stage2_prune.session.identity import in_both, require_same
+from stage2_prune.session.identity import differences, in_both, require_same
 from stage2_prune.session.sealed import read_bytes, read_object, write_object
+from store.checkpoint.weights import is_finite
+from store.questions.fields import first_few
 
 WEIGHTS = "weights.safetensors"
 RECORD = "pruner.json"
 _FIELDS = {"schema", "pruner", "parameters", "spec", "sha256", "training"}
+NUMERIC = "numeric"
+"""The part of what weights belong to that may differ: versions and machines, which decide the bits of features."""
+_SHOWN = 3
+"""The largest number of numeric differences that a note names."""
 _NAMES = {"checkpoint", "revision"}
 """Fields of a fingerprint that only name a checkpoint; other fields hold the digests of its weights."""
 
@@ -47,13 +58,19 @@ def belongings(features: Features, pruner: TrainedPruner, language_model: str | 
         pruner: the pruner whose weights are described.
         language_model: the digest of the language model's weights; None if no model is at hand to compare.
     """
-    arrays = features.fingerprints(pruner.needs | {features.source})
+    names = pruner.needs | {features.source}
+    numeric = {name: fingerprint["numeric"] for name, fingerprint in features.fingerprints(names).items()}
+    described: dict[str, Any] = {"features": semantics(features, names), NUMERIC: json.loads(json.dumps(numeric))}
+    return described if language_model is None else described | {"language_model": language_model}
+
+
+def semantics(features: Features, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the semantic fingerprints of some arrays, as JSON, without the names under which a checkpoint is known."""
     semantic = {
         name: {key: value for key, value in fingerprint["semantic"].items() if key not in _NAMES}
-        for name, fingerprint in arrays.items()
+        for name, fingerprint in features.fingerprints(names).items()
     }
-    described: dict[str, Any] = {"features": json.loads(json.dumps(semantic))}
-    return described if language_model is None else described | {"language_model": language_model}
+    return json.loads(json.dumps(semantic))
 
 
 def save(
@@ -152,13 +169,61 @@ def load(
         error=WeightsMismatch,
     )
     remedy = _again(folder, pruner.weights is not None)
-    data = read_bytes(folder / WEIGHTS, remedy)
+    tensors = read_tensors(folder, record, remedy)
+    module = pruner.fresh(spec, seed=0).module
+    if (problem := _misfit(tensors, module)) is not None:
+        raise WeightsMismatch(f"expected the weights of {name} in {folder / WEIGHTS}, {problem}: {remedy}")
+    module.load_state_dict(tensors, strict=True)
+    _note_numeric(folder, record, belongs_to)
+    return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record
+
+
+def read_tensors(folder: Path, record: Mapping[str, Any], remedy: str) -> dict[str, Shaped[Tensor, "..."]]:
+    """Read the weights that a record names; nothing but safetensors with finite values is read.
+
+    Raises:
+        WeightsMismatch: (exit 4) for other weights than those of the record, and for NaN or infinity, naming the tensor.
+        DamagedRun: (exit 4) for another kind of file. `remedy` ends the messages.
+    """
+    path = folder / WEIGHTS
+    data = read_bytes(path, remedy)
     if data is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
         problem = "it is missing" if data is None else "it is not the one that pruner.json names"
-        raise WeightsMismatch(f"expected the weights that were trained in {folder / WEIGHTS}, {problem}: {remedy}")
-    module = pruner.fresh(spec, seed=0).module
-    module.load_state_dict(safetensors.torch.load(data), strict=True)
-    return pruner.with_module(module.requires_grad_(False).eval()).trained_in(folder), record
+        raise WeightsMismatch(f"expected the weights that were trained in {path}, {problem}: {remedy}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise DamagedRun(f"{path} is not a safetensors file that can be read ({said:.200}): {remedy}") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not is_finite(tensor.to(torch.float64)):
+            raise WeightsMismatch(f"expected finite weights in {path}, {name:.200} has NaN or infinity: {remedy}")
+    return tensors
+
+
+def _note_numeric(folder: Path, record: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> None:
+    """Say once how the bits of features may differ from those of the training; earlier versions did not record it."""
+    recorded = record.get("belongs_to", {})
+    if NUMERIC in recorded and (changed := differences(recorded[NUMERIC], belongs_to[NUMERIC])):
+        say_once(
+            f"note: the weights in {folder} were trained on features of another machine or other versions "
+            f"({'; '.join(changed[:_SHOWN])}{'; …' * (len(changed) > _SHOWN)}): last bits of scores may differ"
+        )
+
+
+def _misfit(tensors: Mapping[str, Shaped[Tensor, "..."]], module: nn.Module) -> str | None:
+    """Say how tensors differ from those of a module in name, shape or dtype; None if they fit."""
+    wanted = module.state_dict()
+    if lacking := sorted(wanted.keys() - tensors.keys()):
+        return f"it lacks {first_few(lacking)}"
+    if foreign := sorted(tensors.keys() - wanted.keys()):
+        return f"it holds {counted(len(foreign), 'tensor')} too many ({first_few(foreign):.200})"
+    for name, tensor in wanted.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            was, now = (f"{tuple(one.shape)} in {str(one.dtype).removeprefix('torch.')}" for one in (tensor, found))
+            return f"{name} is {now}, not {was}"
+    return None
 
 
 def _records(
@@ -170,7 +235,7 @@ def _records(
     parameters stand behind `@`.
     """
     now: dict[str, Any] = {"pruner": pruner.file.stem, "parameters": pruner.parameters(), "spec": asdict(spec)}
-    now = json.loads(json.dumps(now)) | dict(belongs_to)
+    now = json.loads(json.dumps(now)) | {key: value for key, value in belongs_to.items() if key != NUMERIC}
     old = {"pruner": record["pruner"].partition("@")[0], "parameters": record["parameters"], "spec": record["spec"]}
     old |= record.get("belongs_to", {})
     if "belongs_to" not in record:  # an earlier version, which recorded only the language model

@@ -64,7 +64,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 def inner(experiment: Experiment) -> Experiment:
     """Move the predictions of an experiment below `sweep`, apart from the predictions of `eval`."""
-    return experiment.model_copy(update={"run_dir": experiment.run_dir / "sweep"})
+    return experiment.model_copy(update={"run_dir": experiment.sweep_dir})
 
 
 def below_sweep(session: Session) -> Session:

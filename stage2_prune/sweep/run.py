@@ -1,6 +1,6 @@
 """Run a sweep: every method that the store can serve x budgets x positions, and what else the config crosses.
 
-<run_dir>/sweep/
+<run_dir>/sweep/        (sweep-val/ for the validation split)
   results.csv           one row per cell, seeds averaged; rows of cells that could not run hold the reason
   table.md              the results for people
   summary.json          everything, for programs
@@ -61,7 +61,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
     require_budgets(experiment, {variant.label: variant.pruner for variant in variants})
     (chosen,) = choose_scored(experiment, experiment.eval.split)
     served = open_servable(experiment, variants)
-    with alone(experiment.run_dir / "sweep"), cpu_threads(experiment.sweep.threads):
+    with alone(experiment.sweep_dir), cpu_threads(experiment.sweep.threads):
         session = add_language(experiment, served.features, allow_foreign_device)
         grid = build(session, served.variants)
         grid.unavailable[:0] = served.unavailable
@@ -100,7 +100,7 @@ def _measure(
     first: dict[sweep_rows.Key, Progress] = {}
     for progress in todo:
         first.setdefault(sweep_rows.key(progress.cell), progress)
-    path = session.experiment.run_dir / "sweep" / "latency.json"
+    path = session.experiment.sweep_dir / "latency.json"
     with ProgressBar(what="latency", total=len(first), unit="cells") as bar:
         cells = {progress.cell.name: (progress.cell, progress.identity) for progress in first.values()}
         latencies = latency.measure(session, cells, asked, path, bar.update, overwrite)
@@ -120,7 +120,7 @@ def _answer(session: Session, todo: Sequence[Progress], asked: Sequence[Question
         allow_foreign_device,
     )
     done = sum(len(progress.file.rows) for progress in todo)
-    total, file = len(todo) * len(asked), session.experiment.run_dir / "sweep" / PROGRESS
+    total, file = len(todo) * len(asked), session.experiment.sweep_dir / PROGRESS
     with ProgressBar(what="sweep", total=total, initial=done, unit="answers", file=file) as bar:
         if tasks:
             share(work, session, {progress.cell.name: progress.cell for progress in left}, bar.update)
@@ -146,7 +146,7 @@ def _summary(session: Session, grid: Grid, asked: Sequence[Question], excluded: 
 
 
 def _write(experiment: Experiment, summary: dict[str, Any]) -> None:
-    folder: Path = experiment.run_dir / "sweep"
+    folder: Path = experiment.sweep_dir
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "results.csv", sweep_rows.csv_text(summary))
     write_atomically(folder / "table.md", sweep_report.table(summary))

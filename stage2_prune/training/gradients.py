@@ -1,6 +1,6 @@
 """Compute the losses of one training step and their gradient, which reaches the pruner's module and nothing else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from stage2_prune.session.prune_batch import (
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits_together, pack
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.step import answer_loss, groups_of, sum_of
-from store.questions.question import Question
+from stage2_prune.training.teacher import CachedAttention, ImageLessons, Teacher
 
 T = TypeVar("T")
 ALONE = Ranks()
@@ -50,16 +50,18 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Signals:
-    """What methods learn from beside the answers; see stage2_prune/pruning/practice.py."""
+class Guidance:
+    """What a training learns from beside the answers."""
 
     regions: Mapping[str, Bool[Tensor, " patch"]] = field(default_factory=dict[str, Tensor])
     """The patches that a question is about, by question id; questions without any are left out."""
-    attention: Callable[[Sequence[Question]], Float[Tensor, "question patch"]] | None = None
-    """Returns the attention of the prompt's last token to each patch in the unpruned model, for each question."""
+    attention: CachedAttention | None = None
+    """The unpruned model's attention, for methods that learn from it."""
+    teacher: Teacher | None = None
+    """The unpruned model's cached answers; None asks the unpruned model in every step that distils it."""
 
 
-NO_SIGNALS = Signals()
+NOTHING_BESIDE = Guidance()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def accumulate_gradients(
     lessons: Sequence[Lesson],
     aim: Aim,
     scaler: torch.amp.GradScaler,
-    signals: Signals = NO_SIGNALS,
+    guidance: Guidance = NOTHING_BESIDE,
     at_once: int = 1,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " loss"]:
@@ -96,7 +98,7 @@ def accumulate_gradients(
         lessons: the tokenised questions of the batch, in its order.
         aim: the budget, and what is weighed how.
         scaler: the loss scaler.
-        signals: what the pruner learns from beside the answers.
+        guidance: what is learnt from beside the answers.
         at_once: the number of images per forward pass of the language model.
         ranks: the processes that train together.
 
@@ -109,10 +111,10 @@ def accumulate_gradients(
     weights = torch.tensor([1.0, aim.kl_weight, *[1.0 for _ in pruner.losses]], device=device)
     total = torch.zeros_like(weights)
     for part in _forwards(ranks.share(groups), at_once):
-        practice = _practice(pruner, batch, part, aim, signals)
+        practice = _practice(pruner, batch, part, lessons, aim, guidance)
         shown = show(pruner, batch, [image for image, _ in part], practice, reader)
-        packed = [pack([lessons[number] for number in numbers], device) for _, numbers in part]
-        losses = [*_answer_losses(reader.language, practice, shown, packed, tokens, bool(aim.kl_weight))]
+        asked = _asked(batch, part, lessons)
+        losses = [*_answer_losses(reader.language, practice, shown, asked, tokens, aim, guidance)]
         losses += [shown.losses[name].sum() / len(groups) for name in pruner.losses]
         joint = torch.stack(losses)
         total += joint.detach()
@@ -157,40 +159,56 @@ def show(
 
 
 def _practice(
-    pruner: TrainedPruner, batch: FeatureBatch, part: Sequence[tuple[int, Sequence[int]]], aim: Aim, signals: Signals
+    pruner: TrainedPruner,
+    batch: FeatureBatch,
+    part: Sequence[tuple[int, Sequence[int]]],
+    lessons: Sequence[Lesson],
+    aim: Aim,
+    guidance: Guidance,
 ) -> Practice:
     """Gather what the pruner learns from, for the images of a forward pass and their questions."""
     regions = attention = None
     if "regions" in pruner.learns_from:
         nowhere = torch.zeros(batch.tokens.patches, dtype=torch.bool)
-        known = {q.question_id: signals.regions.get(q.question_id, nowhere) for q in batch.questions}
+        known = {q.question_id: guidance.regions.get(q.question_id, nowhere) for q in batch.questions}
         each = [torch.stack([known[batch.questions[number].question_id] for number in numbers]) for _, numbers in part]
         regions = torch.stack([marked.any(0) for marked in each]).to(batch.projected.device)
     if "attention" in pruner.learns_from:
-        assert signals.attention is not None, "a training opens the signals that its method learns from"
-        asked = [[batch.questions[number] for number in numbers] for _, numbers in part]
-        attention = torch.stack([signals.attention(questions).mean(0) for questions in asked])
+        assert guidance.attention is not None, "a training opens what its method learns from"
+        attended = [guidance.attention.of(*about) for about in _asked(batch, part, lessons)]
+        attention = torch.stack([each.mean((0, 1)) for each in attended])
     images = [image for image, _ in part]
     return Practice(aim.keep, aim.progress, batch.projected[images], regions, attention)
+
+
+def _asked(
+    batch: FeatureBatch, part: Sequence[tuple[int, Sequence[int]]], lessons: Sequence[Lesson]
+) -> list[ImageLessons]:
+    """Return the sha256 and the lessons of each image of a forward pass."""
+    return [(batch.tokens.image_ids[image], [lessons[number] for number in numbers]) for image, numbers in part]
 
 
 def _answer_losses(
     language: Language,
     practice: Practice,
     shown: Shown,
-    packed: Sequence[PackedLessons],
+    asked: Sequence[ImageLessons],
     tokens: int,
-    distilled: bool,
+    aim: Aim,
+    guidance: Guidance,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Compute the cross-entropy of the answers and, if `distilled`, the divergence from the unpruned model.
+    """Compute the cross-entropy of the answers and, if it is weighed, the divergence from the unpruned model.
 
     Both are sums, as a share of the mean over `tokens` answer tokens.
     """
+    packed = [pack(lessons, language.device) for _, lessons in asked]
     visual = practice.projected if shown.visual is None else shown.visual
     logits = answer_logits_together(language, visual, shown.weights, packed)
     loss = sum_of(answer_loss(*pair, tokens) for pair in zip(logits, packed, strict=True))
-    if not distilled:
+    if not aim.kl_weight:
         return loss, torch.zeros_like(loss)
+    if guidance.teacher is not None:
+        return loss, guidance.teacher.divergence(asked, logits) / tokens
     return loss, _divergence(language, practice.projected, packed, logits) / tokens
 
 

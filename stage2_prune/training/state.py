@@ -7,6 +7,8 @@ curves.png            the log as a picture
 state.safetensors     while training: module, optimiser and best module so far, position and checksum in the header
 weights.safetensors   when done: the module of the best epoch
 pruner.json           when done: what the weights belong to and how they were made
+images.jsonl          the images that the training sees, by split, digest and name
+README.md             when done: the card
 """
 
 import json
@@ -45,6 +47,8 @@ class Position:
     """Number of steps taken in the epoch that is under way."""
     log_lines: int = 0
     """Number of log lines that belong to this state; a crash may leave more lines in the log."""
+    best_ci95: list[float] | None = None
+    """Interval of the best epoch's accuracy; None for a single image, and in states of earlier versions."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The state of the loss scaler, which works if the language model computes in float16."""
 

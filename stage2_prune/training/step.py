@@ -17,6 +17,7 @@ from stage2_prune.errors import PrunerMisused
 from stage2_prune.language.language import Language
 from stage2_prune.training.packed import Lesson, PackedLessons, answer_logits, pack
 from stage2_prune.training.ranks import Ranks
+from store.checkpoint.text import TextSide
 from store.questions.question import Question
 
 T = TypeVar("T")
@@ -71,14 +72,14 @@ def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
         yield
 
 
-def make_lesson(language: Language, question: Question, post_prompt: str) -> Lesson:
+def make_lesson(text: TextSide, question: Question, post_prompt: str) -> Lesson:
     """Tokenise a question with the first of its answers and the end token, so that generation learns to end there."""
-    return lesson_of(language, question.question + post_prompt, question.answers[0])
+    return lesson_of(text, question.question + post_prompt, question.answers[0])
 
 
-def lesson_of(language: Language, asked: str, answer: str) -> Lesson:
+def lesson_of(text: TextSide, asked: str, answer: str) -> Lesson:
     """Tokenise what is asked, the post prompt included, with its answer and the end token."""
-    return Lesson(language.prompt(asked), (*language.answer_ids(asked, answer), language.eos_token_ids[0]))
+    return Lesson(text.prompt(asked), (*text.answer_ids(asked, answer), text.eos_token_ids[0]))
 
 
 def mean_loss(

@@ -23,15 +23,18 @@ from stage2_prune.session import weights
 from stage2_prune.session.choose import choose_scored
 from stage2_prune.session.identity import digest, of_questions, questions_as_now, require_same
 from stage2_prune.session.session import Session, open_session
+from stage2_prune.sharing.card import CARD, write_card
+from stage2_prune.sharing.images import IMAGES, refuse_test_images, write_images
 from stage2_prune.training.ranks import Ranks, joined_ranks
-from stage2_prune.training.signals import signals_for
+from stage2_prune.training.signals import guidance_for, identity_of
 from stage2_prune.training.state import CURVES, LOG, STATE, read_state
 from stage2_prune.training.trainer import Trainer
 from store.questions.question import Question
 
 CONFIG = "config.yaml"
-HOW = {"images_at_once", "gradient_checkpointing"}
-"""Fields that say how the same loss is computed. The number of images can change bits; `auto` is what the device carries."""
+HOW = {"images_at_once", "gradient_checkpointing", "teacher", "licence"}
+"""Fields that say how the same loss is computed, or what the card says. The number of images can change bits; `auto` is what the
+device carries. A cached teacher is recorded by what made it."""
 ONCE = "train.images_at_once"
 
 
@@ -50,12 +53,14 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 
     Raises:
         OtherRun: (exit 2) for a training of other settings, unless `overwrite`.
+        LeakedImages: (exit 2) if an image of the test split is among those of training or validation.
         PrunerMisused: (exit 2) for a method without weights.
         StoreMissing, NotExtracted: (exit 5) naming `make extract`.
         NonFiniteLoss: (exit 3) if the training diverges.
         MemoryTooSmall: (exit 7) if a GPU's memory does not carry a step.
         RunLocked: (exit 6) while another command trains this pruner.
         DamagedRun: (exit 4) for damaged files.
+        NotTaught: (exit 5) naming `teach`, if signals of the unpruned model are missing.
     """
     with joined_ranks(experiment.model.device) as ranks:
         return _run(experiment, overwrite, allow_foreign_device, ranks)
@@ -69,29 +74,36 @@ def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ra
     session = replace(session, experiment=experiment)  # files hold the config as it was given, not one rank's device
     session.features.check(label, pruner)
     train, val = _answerable(session, train), _answerable(session, val)
-    identity = _identity(session, pruner, train, val)
+    refuse_test_images(session.features, experiment.data, {"train": train, "val": val})
+    guidance = guidance_for(session, pruner, train)
+    identity = _identity(session, pruner, train, val) | identity_of(guidance)
     folder = weights.folder(experiment.run_dir, label, pruner)
     with alone(folder) if ranks.first else nullcontext():
         if overwrite and ranks.first:
-            for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG):
+            for name in (STATE, weights.RECORD, weights.WEIGHTS, LOG, CURVES, CONFIG, IMAGES, CARD):
                 (folder / name).unlink(missing_ok=True)
         ranks.wait()
         _refuse_other_training(session, folder, identity)
         if (folder / weights.RECORD).is_file():
-            return _trained_already(session, label, pruner, folder)
-        signals = signals_for(session, pruner, train)
-        trainer = Trainer(session, label, pruner, train, val, identity, signals, ranks)
+            return _trained_already(session, label, pruner, folder, ranks)
+        trainer = Trainer(session, label, pruner, train, val, identity, guidance, ranks)
         ranks.wait()  # every rank has read the state before the first one writes it again
         if ranks.first:
             save_resolved(experiment, folder)
-        return trainer.run()
+            write_images(session.features, {"train": train, "val": val}, folder)
+        trained = trainer.run()
+        if ranks.first:
+            write_card(folder)
+        return trained
 
 
-def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder: Path) -> dict[str, Any]:
+def _trained_already(session: Session, label: str, pruner: TrainedPruner, folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Return what `pruner.json` records about a finished training, after checking that its weights can be loaded."""
     spec = session.features.spec(pruner, session.language.width)
     belongs_to = weights.belongings(session.features, pruner, session.language_digest)
     _, record = weights.load(pruner, label, spec, folder, belongs_to)
+    if ranks.first and not (folder / CARD).is_file():  # it was killed before the last file
+        write_card(folder)
     say(f"{label} is trained already with these settings, see {folder}: --overwrite trains it again")
     return record["training"]
 

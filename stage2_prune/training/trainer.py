@@ -10,12 +10,14 @@ from configs.counted import counted
 from configs.files import portable
 from configs.progress import PROGRESS, ProgressBar, say
 from stage2_prune.errors import MemoryTooSmall, PrunerMisused
+from stage2_prune.evaluation.intervals import accuracy_interval
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
+from stage2_prune.sharing.images import provenance
 from stage2_prune.training import curves
-from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
+from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.schedule import epoch_batches, learning_rate, step_budget, step_seed
@@ -31,7 +33,7 @@ from stage2_prune.training.state import (
     save_state,
 )
 from stage2_prune.training.step import checkpointing, frozen, images_at_once, make_lesson, seeded
-from stage2_prune.training.validation import accuracy_of
+from stage2_prune.training.validation import right_of
 from store.questions.question import Question
 
 SAVE_SECONDS = 60.0
@@ -56,10 +58,10 @@ class Trainer:
         train: Sequence[Question],
         val: Sequence[Question],
         identity: Mapping[str, Any],
-        signals: Signals,
+        guidance: Guidance,
         ranks: Ranks,
     ) -> None:
-        self.ranks, self.signals = ranks, signals
+        self.ranks, self.guidance = ranks, guidance
         self.session, self.label, self.section = session, label, session.experiment.train
         self.train, self.val, self.identity = train, val, identity
         self.folder = weights.folder(session.experiment.run_dir, label, pruner)
@@ -157,7 +159,7 @@ class Trainer:
         try:
             with seeded(seed, session.language.device):
                 return accumulate_gradients(
-                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.signals, self.at_once, self.ranks
+                    session.reader, self.pruner, batch, lessons, aim, self.scaler, self.guidance, self.at_once, self.ranks
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             return None
@@ -180,12 +182,15 @@ class Trainer:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
-        accuracy = accuracy_of(self.pruner, self.session, self.val, self.ranks)
+        right = right_of(self.pruner, self.session, self.val, self.ranks)
+        accuracy = float(right.mean())
         self.position.accuracies.append(accuracy)
         self.position.step = 0
         chosen = self.position.best_epoch == epoch
         if chosen:
             self.best = {name: tensor.clone() for name, tensor in self.pruner.module.state_dict().items()}
+            images, resampling = [question.image for question in self.val], self.session.experiment.eval
+            self.position.best_ci95 = accuracy_interval(right, images, resampling.bootstrap, resampling.seed)
         if self.log is None:
             return
         self.log.append(event="validation", epoch=epoch, keep=keep, accuracy=accuracy, n=len(self.val))
@@ -214,11 +219,13 @@ class Trainer:
             "best_epoch": self.position.best_epoch,
             "val_keep": self.section.val_keep,
             "val_accuracy": self.position.accuracies[self.position.best_epoch],
+            "val_ci95": self.position.best_ci95,
             "val_accuracies": self.position.accuracies,
             "processes": self.ranks.size,
             "train_questions": len(self.train),
             "val_questions": len(self.val),
             "identity": dict(self.identity),
+            **provenance(self.session, {"train": self.train, "val": self.val}),
             "config": portable.saved(self.session.experiment, self.folder),
         }
         if not self.ranks.first:

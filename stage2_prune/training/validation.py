@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from configs.experiment import Positions
 from configs.progress import ProgressBar
@@ -18,8 +20,10 @@ from store.questions.question import Question
 
 
 @torch.no_grad()
-def accuracy_of(pruner: TrainedPruner, session: Session, questions: Sequence[Question], ranks: Ranks) -> float:
-    """Compute the share of questions answered right at `train.val_keep` tokens, scored as in `eval`.
+def right_of(
+    pruner: TrainedPruner, session: Session, questions: Sequence[Question], ranks: Ranks
+) -> Float[np.ndarray, " question"]:
+    """Tell which questions are answered right at `train.val_keep` tokens (1 or 0), scored as in `eval`.
 
     Ranks share whole batches, so that each question is answered as in one process.
     """
@@ -27,18 +31,18 @@ def accuracy_of(pruner: TrainedPruner, session: Session, questions: Sequence[Que
         calibrate_mean(pruner, session, questions)
     experiment, language = session.experiment, session.language
     size = batch_size(experiment)
-    batches = ranks.share([questions[start : start + size] for start in range(0, len(questions), size)])
+    starts = ranks.share(range(0, len(questions), size))
+    batches = [questions[start : start + size] for start in starts]
     choice = experiment.prune.positions[0]
     positions: Positions = pruner.positions if choice == "default" else choice
-    right = 0
+    right = torch.zeros(len(questions), device=language.device)
     with ProgressBar(what="validation", total=sum(map(len, batches)), unit="answers", leave=False) as bar:
-        for batch in session.features.batches(batches):
+        for start, batch in zip(starts, session.features.batches(batches), strict=True):
             texts = [question.question + experiment.data.post_prompt for question in batch.questions]
             unranked = Prepared(tuple(language.prompt(text) for text in texts), (None,) * len(texts))
             seen, pruned = prune_batch(pruner, batch, experiment.train.val_keep, session.reader)
             answers = ask(language, seen, unranked, pruned, positions, experiment.eval.max_new_tokens)
-            right += sum(answer.right for answer in answers)
+            right[start : start + len(answers)] = torch.tensor([float(answer.right) for answer in answers])
             bar.update(len(texts))
-    total = torch.tensor([right], device=language.device)
-    ranks.add([total])
-    return int(total) / len(questions)
+    ranks.add([right])
+    return right.double().cpu().numpy()

@@ -23,6 +23,11 @@ _UNKNOWN_RATE = 0.1
 """Units per second that work is assumed to do before its first unit is done."""
 
 
+_OTHER_SPLITS = ("sweep-val", "sweep-train")
+_SWEEPS = ("sweep", *_OTHER_SPLITS)
+"""The folders of sweeps over the test split and over the other splits."""
+
+
 def run_status(folder: Path) -> dict[str, Any]:
     """Count what lies in a run folder; a part of the run that has not begun is None.
 
@@ -33,6 +38,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "path": str(folder),
         "eval": _evaluation(folder / "eval"),
         "sweep": _sweep(folder / "sweep"),
+        **{name: _sweep(folder / name) for name in _OTHER_SPLITS if (folder / name).is_dir()},
         "trainings": {name: training for name, training in trainings.items() if training is not None},
     }
 
@@ -45,7 +51,7 @@ def run_folder_of(store: Path) -> Path:
 
 def has_begun(progress: dict[str, Any]) -> bool:
     """Say whether the run folder holds anything beside a store."""
-    return bool(progress["eval"] or progress["sweep"] or progress["trainings"])
+    return bool(progress["eval"] or progress["trainings"] or any(progress.get(name) for name in _SWEEPS))
 
 
 def as_text(progress: dict[str, Any]) -> str:
@@ -53,10 +59,12 @@ def as_text(progress: dict[str, Any]) -> str:
     lines: list[str] = []
     if (part := progress["eval"]) is not None:
         lines += [f"eval: {_cells_as_text(part)}{_summarised(part)}", *_pace_as_text(part, "answers"), *_begun(part)]
-    if (part := progress["sweep"]) is not None:
+    for name in _SWEEPS:
+        if (part := progress.get(name)) is None:
+            continue
         cells = "begun" if part["cells"] is None else _cells_as_text(part["cells"])
         rows = cells if part["rows"] is None else counted(part["rows"], "row") + " of results"
-        lines += [f"sweep: {rows}{_summarised(part)}", *_pace_as_text(part, "answers")]
+        lines += [f"{name}: {rows}{_summarised(part)}", *_pace_as_text(part, "answers")]
         lines += [] if part["cells"] is None else _begun(part["cells"])
     for name, part in progress["trainings"].items():
         if part["trained"]:

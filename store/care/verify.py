@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from configs.progress import ProgressBar
 from store.care.verify_small import small_files
@@ -22,6 +21,7 @@ from store.layout.shard import FileRecord, Readable, checksum_of
 from store.log.commits import CommitLog, CommitRecord, damaged_records, intact_records, log_folder
 from store.log.finding import ARCHIVE, Finding
 from store.log.progress import stored_codec
+from store.reading.absent import maker_of
 from store.reading.opening import require_fits_plan, stored_ids
 from store.reading.remote import RemoteStore, reached
 
@@ -145,7 +145,7 @@ class _Remedies:
             return ARCHIVE
         exists = 0 <= shard < self.plan.n_shards
         names = {spec.name for spec in self.plan.arrays_of(generation, shard)} if exists else set[str]()
-        maker = "`python -m store derive projected`" if names and names <= {*self.plan.derived} else EXTRACT
+        maker = "`python -m store derive projected`" if names and names <= {*self.plan.derived} else maker_of(self.plan)
         return f"`repair` withdraws shard {shard}, then {maker} computes it again"
 
 

@@ -66,7 +66,7 @@ def optional_checkpoint_file(source: str, name: str, revision: str | None = None
 
     stock: Any = huggingface_hub
     try:
-        return Path(stock.hf_hub_download(source, name, revision=revision, local_files_only=not _hub_answers()))
+        return Path(stock.hf_hub_download(source, name, revision=revision, local_files_only=not hub_answers()))
     except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
     except (HfHubHTTPError, OSError) as error:
@@ -96,7 +96,7 @@ def names_of(source: str, revision: str | None = None) -> frozenset[str]:
 
     Where the hub cannot be reached, these are the names of the files in the cache.
     """
-    if not Path(source).is_dir() and _hub_answers() and (listed := _listed_on_hub(source, revision)):
+    if not Path(source).is_dir() and hub_answers() and (listed := _listed_on_hub(source, revision)):
         return listed
     folder = _local_folder(source, revision)
     return frozenset() if folder is None else frozenset(path.name for path in folder.iterdir())
@@ -133,7 +133,7 @@ def _listed_on_hub(source: str, revision: str | None) -> frozenset[str]:
 
 
 @cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Check whether the hub can be reached, once and briefly, because its own client goes on trying for half a minute."""
     from huggingface_hub import constants
 

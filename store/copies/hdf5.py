@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from configs.progress import ProgressBar
 from store.copies.contents import Contents
-from store.layout.schema import ArraySpec, Dtype, storage_dtype
+from store.layout.schema import ArraySpec, StoredDtype, storage_dtype
 from store.layout.shard import crc
 from store.reading.projector_state import PROJECTOR, ProjectorState
 from store.reading.reader import FeatureStore
@@ -142,7 +142,7 @@ def selections(data: h5py.Dataset, first: int, shape: tuple[int, ...]) -> tuple[
     return h5py.h5s.create_simple(shape), space
 
 
-def hdf5_type(dtype: Dtype) -> h5py.Datatype:
+def hdf5_type(dtype: StoredDtype) -> h5py.Datatype:
     """Return the HDF5 type in which a file holds values of a dtype."""
     return h5py.Datatype(bfloat16() if dtype == "bfloat16" else h5py.h5t.py_create(storage_dtype(dtype)))
 

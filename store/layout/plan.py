@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import EXTRACT
 from configs.files.atomic import write_atomically
@@ -75,6 +75,8 @@ class Plan(BaseModel):
     """sha256 over the ids and names of all rows."""
     notes: tuple[str, ...] = ()
     """Sentences for the user that say what could not be stored, and why."""
+    maker: Literal["extract", "teach"] = Field(default="extract", exclude_if=lambda maker: maker == "extract")
+    """The command that computes the rows; those of `teach` are answer tokens or questions instead of images."""
 
     @property
     def parts(self) -> tuple[Segment, ...]:
@@ -118,17 +120,8 @@ class Plan(BaseModel):
     def flattened(self) -> "Plan":
         """Return this plan as a first generation, for a copy of the store, which has no earlier plans."""
         segments = tuple(segment.model_copy(update={"generation": 0}) for segment in self.segments)
-        return Plan(
-            n_images=self.n_images,
-            segments=segments,
-            shard_images=self.shard_images,
-            arrays=self.arrays,
-            fingerprints=self.fingerprints,
-            geometry=self.geometry,
-            identity=self.identity,
-            ids_digest=self.ids_digest,
-            notes=self.notes,
-        )
+        first = {"generation": 0, "earlier": (), "added": dict[str, int](), "derived": (), "ids_group": "ids"}
+        return self.model_copy(update=first | {"segments": segments})
 
     def digest_of(self, generation: int) -> str:
         """Return the digest of the plan of this or an earlier generation."""

@@ -10,16 +10,17 @@ layer    layer of a model
 kept     visual tokens that a pruner keeps
 token    position of a text or of a whole prompt
 question one question
+top      the likeliest tokens of a distribution, by falling probability
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from configs.experiment import Dtype
 
@@ -31,10 +32,13 @@ PATCH_ORDER = "raster"
 """Order of the patch axis: row by row from the top left. It is part of every fingerprint."""
 Codec = Literal["none", "zstd"]
 """How the chunks of a file are compressed: not at all, or, in an archive, with zstd."""
-_STORAGE: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+StoredDtype = Dtype | Literal["int32"]
+"""Dtype of an array's values; `int32` holds numbers from 0 on, such as token ids."""
+_STORAGE: dict[StoredDtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int32": "<i4"}
 _BFLOAT16_NAN = 0x7FC0
+_NO_NUMBER = -1
 
-__all__ = ["ArraySpec", "Codec", "Dtype", "ShardLayout", "default_shard_images"]
+__all__ = ["ArraySpec", "Codec", "Dtype", "ShardLayout", "StoredDtype", "default_shard_images"]
 
 
 class ArraySpec(BaseModel):
@@ -47,10 +51,12 @@ class ArraySpec(BaseModel):
     """Names of the axes after `image`."""
     shape: tuple[int, ...]
     """Sizes of the axes after `image`."""
-    dtype: Dtype
+    dtype: StoredDtype
     """Logical dtype. The bits of bfloat16 are stored as uint16, because plain Zarr has no bfloat16."""
     attributes: dict[str, Any] = {}
     """Further facts for a reader, such as the layer; they are stored in the array's Zarr attributes."""
+    logarithms: Annotated[bool, Field(exclude_if=lambda logarithms: not logarithms)] = False
+    """Whether the values are logarithms, of which that of 0 is minus infinity; otherwise infinity counts as damage."""
 
     @property
     def storage(self) -> np.dtype[Any]:
@@ -73,26 +79,34 @@ class ArraySpec(BaseModel):
         return fill_value(self.dtype)
 
     def finite(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Tell for each row whether it holds neither NaN nor infinity."""
+        """Tell for each row whether it can be data: no NaN, no infinity but the logarithm of 0, no number below 0."""
         flat = rows.reshape(len(rows), -1)
+        if self.dtype == "int32":
+            return np.asarray((flat >= 0).all(axis=1))
+        if self.logarithms:
+            return np.asarray((flat < np.inf).all(axis=1))
         if self.dtype == "bfloat16":
             exponent = np.uint16(0x7F80)
             return np.asarray(((flat & exponent) != exponent).all(axis=1))
         return np.asarray(np.isfinite(flat).all(axis=1))
 
 
-def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
+def storage_dtype(dtype: StoredDtype) -> np.dtype[Any]:
     """Return the numpy dtype that stores values of a dtype on the disk."""
     return np.dtype(_STORAGE[dtype])
 
 
-def fill_value(dtype: Dtype) -> float | int:
-    """Return NaN as the dtype stores it, so that rows which were never written cannot pass for data."""
+def fill_value(dtype: StoredDtype) -> float | int:
+    """Return NaN as the dtype stores it, or -1, so that rows which were never written cannot pass for data."""
+    if dtype == "int32":
+        return _NO_NUMBER
     return _BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
 
 
-def holds_fill(values: NDArray[Any], dtype: Dtype) -> bool:
-    """Tell whether any value is NaN, as all values of a missing chunk are."""
+def holds_fill(values: NDArray[Any], dtype: StoredDtype) -> bool:
+    """Tell whether any value is NaN or a number below 0, as all values of a missing chunk are."""
+    if dtype == "int32":
+        return bool((values < 0).any())
     if dtype == "bfloat16":
         return bool(((values & 0x7FFF) > 0x7F80).any())
     return bool(np.isnan(values).any())

@@ -6,34 +6,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.errors import ConfigError
-from store.layout.schema import Dtype
+from store.layout.schema import Dtype, StoredDtype
 
-_TORCH: dict[str, torch.dtype] = {
+_TORCH: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
 
 
-def torch_dtype(name: Dtype) -> torch.dtype:
+def torch_dtype(name: StoredDtype) -> torch.dtype:
     """Return the torch dtype of a store dtype's name."""
-    return _TORCH[name]
+    return torch.int32 if name == "int32" else _TORCH[name]
 
 
 def dtype_name(dtype: torch.dtype) -> Dtype:
     """Return the store's name of a torch dtype. Raises ValueError for a dtype that a store cannot hold."""
     for name, candidate in _TORCH.items():
         if candidate == dtype:
-            return name  # type: ignore[return-value]
+            return name
     raise ValueError(f"a store holds {', '.join(_TORCH)}, this tensor is {dtype}: compute in one of them")
 
 
-def from_storage(array: NDArray[Any], dtype: Dtype) -> Float[Tensor, "..."]:
+def from_storage(array: NDArray[Any], dtype: StoredDtype) -> Shaped[Tensor, "..."]:
     """Make a tensor of the same bits as `array`. It shares the array's memory if that is writable, and is a copy otherwise."""
     if not (array.flags.writeable and array.flags.c_contiguous):
         array = np.array(array, order="C")
@@ -42,7 +42,7 @@ def from_storage(array: NDArray[Any], dtype: Dtype) -> Float[Tensor, "..."]:
     return torch.from_numpy(array)
 
 
-def to_storage(tensor: Float[Tensor, "..."]) -> NDArray[Any]:
+def to_storage(tensor: Shaped[Tensor, "..."]) -> NDArray[Any]:
     """Return the bits of `tensor` as the store keeps them: bfloat16 becomes uint16."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:

@@ -1,11 +1,17 @@
-"""How a store gets an array that it lacks, or why it cannot get the array."""
+"""How a store gets rows and arrays that it lacks, or why it cannot get an array."""
 
 from collections.abc import Collection
 
+from configs.errors import EXTRACT, TEACH
 from store.layout.plan import Plan
 
 NEED_CLS_ROW = frozenset({"cls_hidden", "cls_attention", "cls_attention_layers", "last_layer_attention"})
 """Arrays that are made from the tower's CLS row."""
+
+
+def maker_of(plan: Plan) -> str:
+    """Name the command that computes the rows of a store."""
+    return TEACH if plan.maker == "teach" else EXTRACT
 
 
 def how_to_add(names: Collection[str], plan: Plan) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from configs.errors import EXTRACT
 from configs.experiment import StoreLocation
 from store.errors import IntegrityError, StoreMissing
 from store.layout.fingerprint import Fingerprint
@@ -11,7 +10,7 @@ from store.layout.ids import ImageIds
 from store.layout.plan import Plan
 from store.layout.schema import ArraySpec, Codec
 from store.log.commits import CommitLog, CommitRecord
-from store.reading.absent import how_to_add
+from store.reading.absent import how_to_add, maker_of
 from store.reading.opening import require_fits_plan
 
 _SHOWN = 5
@@ -153,7 +152,7 @@ class CommittedStore:
     def _maker(self, names: Collection[str]) -> str:
         """Name the commands that make some arrays."""
         derived = {f"`python -m store derive {name} {self.path}`" for name in names if name in self.plan.derived}
-        return " and ".join([*([EXTRACT] if len(derived) < len({*names}) else []), *sorted(derived)])
+        return " and ".join([*([maker_of(self.plan)] if len(derived) < len({*names}) else []), *sorted(derived)])
 
     def _named(self, row: int) -> str:
         """Name the image of a row for a message; an image may have several names."""

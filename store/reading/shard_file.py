@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from store.errors import IntegrityError
-from store.layout.schema import Dtype, ShardLayout, holds_fill
+from store.layout.schema import ShardLayout, StoredDtype, holds_fill
 from store.layout.seal import FileIdentity, Sealed, identity_of, opened, sealed
 from store.layout.shard import FileRecord, crc
 from store.reading.opening import in_one_line
@@ -43,10 +43,10 @@ class ZarrShard(ShardFile):
     A chunk that is missing reads as fill, which no committed row holds.
     """
 
-    def __init__(self, array: zarr.Array[Any], rows: range, dtype: Dtype, repair: str) -> None:
+    def __init__(self, array: zarr.Array[Any], rows: range, dtype: StoredDtype, repair: str) -> None:
         self.rows = len(rows)
         self._array, self._first, self._repair = array, rows.start, repair
-        self._dtype: Dtype = dtype
+        self._dtype: StoredDtype = dtype
 
     def read(self, index: int, out: NDArray[Any]) -> None:
         """Copy a row through zarr, which compares every chunk's checksum each time."""

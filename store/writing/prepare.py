@@ -163,7 +163,7 @@ def _create_array(group: zarr.Group, spec: ArraySpec, plan: Plan, codec: Codec) 
         shards=(plan.shard_images, *spec.shape),
         compressors=[*([ZstdCodec(level=ZSTD_LEVEL)] if codec == "zstd" else []), Crc32cCodec()],
         fill_value=spec.fill,
-        dimension_names=("image", *spec.axes),
+        dimension_names=("image" if plan.maker == "extract" else "row", *spec.axes),
         attributes={"logical_dtype": spec.dtype, **spec.attributes},
     )
 

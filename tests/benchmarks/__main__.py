@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from tests.benchmarks import canary, evaluation, opening, shared_prefix, stage1, tower_batch, waiting
+from tests.benchmarks import canary, evaluation, opening, shared_prefix, stage1, teacher, tower_batch, waiting
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "stage1_tiny": stage1.tiny,
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "tower_batch": tower_batch.images_per_second,
     "evaluation": evaluation.from_store_over_reencoding,
     "shared_prefix": shared_prefix.questions_per_second,
+    "teacher": teacher.steps_with_distillation,
     "canary": canary.milliseconds,
     "waiting": waiting.share_of_a_training_step,
     "opening": partial(opening.seconds, gigabytes=0.2),

@@ -18,7 +18,7 @@ from configs.parsing.field_types import bounds, in_words, value_in_words
 from stage2_prune.cli import group as stage2
 from tests.configs.test_load import MINIMAL, Warm, write
 
-SECTIONS = ("extract", "model", "data", "store", "prune", "train", "eval", "sweep")
+SECTIONS = ("extract", "model", "data", "store", "prune", "teach", "train", "eval", "sweep")
 
 
 @click.command(cls=SectionedCommand)

@@ -103,7 +103,7 @@ def test_every_field_that_holds_a_path_is_known():
             elif "Path" in str(kind) and "Method" not in str(kind):
                 yield above + name
 
-    assert {*paths(Experiment)} == {*portable.PLACES} - {*portable.OR_A_NAME}
+    assert {*paths(Experiment)} == {*portable.PLACES, *portable.LISTS} - {*portable.OR_A_NAME}
     assert [name for name, field in Method.model_fields.items() if "Path" in str(field.annotation)] == ["weights"]
 
 

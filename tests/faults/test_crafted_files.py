@@ -137,7 +137,7 @@ CRAFTED: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize(("damage", "said"), CRAFTED.values(), ids=CRAFTED.keys())
 @pytest.mark.timeout(60)
-def test_crafted_weights_are_refused_in_one_sentence_that_names_the_tensor(whole, checkpoint, damage, said):
+def test_fault_28_crafted_weights_are_refused_in_one_sentence_that_names_the_tensor(whole, checkpoint, damage, said):
     damage(checkpoint / "model.safetensors")
     before = snapshot(checkpoint)
     with pytest.raises(EncodeOnceError, match=said) as caught:
@@ -148,7 +148,7 @@ def test_crafted_weights_are_refused_in_one_sentence_that_names_the_tensor(whole
     assert snapshot(checkpoint) == before and not (checkpoint.parent / "run").exists()
 
 
-def test_100_000_tensors_of_another_part_cost_seconds_and_change_nothing(whole, checkpoint):
+def test_fault_28_100_000_tensors_of_another_part_cost_seconds_and_change_nothing(whole, checkpoint):
     many("x.", 100_000)(checkpoint / "model.safetensors")
     begun = time.monotonic()
     assert len(load_tensors(str(checkpoint), ["multi_modal_projector."])) == 4
@@ -234,7 +234,7 @@ PICKLED = ("pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt")
 
 
 @pytest.mark.parametrize("name", PICKLED)
-def test_a_pickle_in_place_of_the_weights_is_refused_by_name_and_never_opened(whole, checkpoint, name):
+def test_fault_27_a_pickle_in_place_of_the_weights_is_refused_by_name_and_never_opened(whole, checkpoint, name):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / name).write_bytes(pickle.dumps(Bomb(checkpoint / "marker")))
     with pytest.raises(CheckpointMissing, match=rf"found {name}: a pickle .* never read") as caught:
@@ -258,7 +258,7 @@ def extracted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "parity"])
-def test_pickles_are_not_opened_by_stage_2_either_whose_loader_would_fall_back_to_them(
+def test_fault_27_pickles_are_not_opened_by_stage_2_either_whose_loader_would_fall_back_to_them(
     extracted, checkpoint, tmp_path, capsys, command
 ):
     (checkpoint / "model.safetensors").unlink()
@@ -321,7 +321,7 @@ def with_code(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["extract", "train", "eval", "parity"])
-def test_code_that_a_checkpoint_brings_is_not_run_and_the_refusal_names_the_flag(
+def test_fault_29_code_that_a_checkpoint_brings_is_not_run_and_the_refusal_names_the_flag(
     extracted, with_code, tmp_path, capsys, monkeypatch, command
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -351,7 +351,7 @@ def test_code_of_an_image_processor_is_not_run_either(whole, checkpoint, tmp_pat
     assert caught.value.exit_code == 2 and not (tmp_path / "marker").exists()
 
 
-def test_code_that_is_asked_for_runs_with_a_warning_and_is_in_the_fingerprint(
+def test_fault_29_code_that_is_asked_for_runs_with_a_warning_and_is_in_the_fingerprint(
     whole, with_code, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

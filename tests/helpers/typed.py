@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import click
 
 from configs.flags import FieldOption
-from stage2_prune.cli import _experiment as experiment_of
+from stage2_prune.experiments import pruning_experiment as experiment_of
 from tests.helpers.pages import ROOT
 
 GROUPS = {

@@ -159,7 +159,7 @@ def test_the_table_and_the_plot_are_written(finished):
 
 
 @torch.no_grad()
-def test_unpruned_answers_from_the_store_are_those_of_the_stock_model_on_the_pictures(finished):
+def test_fault_39_unpruned_answers_from_the_store_are_those_of_the_stock_model_on_the_pictures(finished):
     experiment, _ = finished
     checkpoint = experiment.model.checkpoint
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -305,7 +305,7 @@ def test_features_rounded_on_their_way_into_the_model_are_not_called_exact(tiny)
     assert not open_session(experiment, frozenset()).exact
 
 
-def test_budgets_beyond_the_patches_are_a_config_error(tiny):
+def test_fault_40_budgets_beyond_the_patches_are_a_config_error(tiny):
     experiment = tiny(prune__budgets=[4, 10_000])
     with pytest.raises(PrunerMisused, match="10000") as caught:
         check_budgets(experiment, 16)

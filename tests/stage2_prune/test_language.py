@@ -53,7 +53,7 @@ def everything(language, visual, positions="original"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_unpruned_features_give_the_full_models_logits_and_tokens_bit_for_bit(checkpoint, dtype):
+def test_fault_40_unpruned_features_give_the_full_models_logits_and_tokens_bit_for_bit(checkpoint, dtype):
     language, model = opened(checkpoint, dtype), stock(checkpoint, dtype)
     batch = everything(language, features(model))
     answers = generate(language, batch, STEPS)

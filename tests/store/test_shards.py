@@ -1,5 +1,6 @@
 """One file per shard: plain Zarr and the memory map read the same bits."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.errors import NonFinite, RowUnavailable, StoreError
-from store.layout.schema import default_shard_images
+from store.layout.plan import Plan
+from store.layout.schema import ArraySpec, default_shard_images
 from store.layout.shard import write_shard
 from store.layout.tensors import dtype_name, from_storage, to_storage, torch_dtype
 from store.reading.reader import FEATURES, FeatureStore
@@ -172,6 +174,36 @@ def test_features_that_are_not_numbers_are_refused_by_the_name_of_their_image(tm
             writer.commit_shard(1, rows, {}, {})
         assert writer.missing_shards() == [0, 1, 2]
     assert caught.value.exit_code == 3
+
+
+def test_numbers_and_logarithms_are_stored_beside_features_and_what_was_never_written_is_neither(tmp_path):
+    numbers = ArraySpec(name="numbers", axes=("top",), shape=(2,), dtype="int32")
+    logs = ArraySpec(name="logs", axes=("top",), shape=(1,), dtype="float32", logarithms=True)
+    ids = image_ids(4)
+    good = {"numbers": np.array([[0, 7], [2**31 - 1, 1]], "<i4"), "logs": np.array([[-np.inf], [-0.5]], "<f4")}
+    with StoreWriter.open(tmp_path, plan_of(ids, [numbers, logs]), ids, None) as writer:
+        for name, bad in {"numbers": -1, "logs": np.nan}.items():
+            with pytest.raises(NonFinite, match=name):
+                writer.commit_shard(0, good | {name: np.full_like(good[name], bad)}, {}, {})
+        with pytest.raises(NonFinite, match="logs"):
+            writer.commit_shard(0, good | {"logs": np.full_like(good["logs"], np.inf)}, {}, {})
+        writer.commit_shard(0, good, {}, {})
+    for access in ("mmap", "preadv", "zarr"):
+        store = FeatureStore.open(tmp_path, access=access)
+        for name, written in good.items():
+            np.testing.assert_array_equal(store.gather(name, [0, 1]), written)
+            np.testing.assert_array_equal(plain(tmp_path, name)[:2], written)
+    assert (plain(tmp_path, "numbers")[2:] == -1).all() and np.isnan(plain(tmp_path, "logs")[2:]).all()
+    with pytest.raises(RowUnavailable):
+        store.gather("numbers", [2])
+
+
+def test_the_plan_of_features_says_nothing_that_earlier_versions_cannot_read():
+    ids = image_ids(2)
+    assert not {"maker", "logarithms"} & set(re.findall(r"\w+", plan_of(ids).to_json()))
+    taught = plan_of(ids).model_copy(update={"maker": "teach"})
+    assert Plan.model_validate_json(taught.to_json()) == taught != plan_of(ids)
+    assert taught.flattened().maker == "teach"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import AutoProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
-from stage1_extract.demo.language_lessons import DemoLanguageHalf, answer_logits, kept_patches, pack
+from stage1_extract.demo.language_lessons import DemoLanguageHalf, answer_logits, kept_patches, language_config, pack
 from stage1_extract.demo.questions import questions
 from stage1_extract.demo.recipe import Recipe
 from stage1_extract.demo.scenes import GRID, scene
 from stage1_extract.demo.teaching import TokenisedQuestion, normalised
 from stage1_extract.demo.tower_lessons import FEATURE_LAYER, tower_config
 from stage1_extract.demo.train_checkpoint import save_model, save_processor
-from stage1_extract.demo.words import EOS
+from stage1_extract.demo.words import EOS, vocabulary
 
 PATCHES = GRID * GRID
 SMALL = Recipe(tower_width=16, language_width=24, layers=2, heads=2, device="cpu")
@@ -23,11 +23,13 @@ def packed_and_stock(tmp_path_factory):
     """A small random reader, the same weights as a stock LLaVA, and its processor."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    tower, reader = CLIPVisionModel(tower_config(SMALL)).eval(), DemoLanguageHalf(SMALL).eval()
+    tower = CLIPVisionModel(tower_config(SMALL.tower_width, SMALL.layers, SMALL.heads)).eval()
+    config = language_config(len(vocabulary()), SMALL.language_width, SMALL.layers, SMALL.heads)
+    reader = DemoLanguageHalf(SMALL.tower_width, config).eval()
     for weight in (*tower.parameters(), *reader.parameters()):
         if weight.ndim > 1:  # larger than at initialisation, or every logit would be close to 0
             torch.nn.init.normal_(weight, std=0.3)
-    save_processor(folder)
+    save_processor(folder, vocabulary())
     save_model(tower, reader, folder)
     return (
         tower,

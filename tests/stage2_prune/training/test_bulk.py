@@ -148,7 +148,7 @@ def test_more_processes_than_devices_are_refused_before_they_wait_for_each_other
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_train_as_one(tiny, tmp_path, real_python):
+def test_fault_38_two_processes_train_as_one(tiny, tmp_path, real_python):
     one, two = (
         tiny(run_dir=str(tmp_path / name), train=SECTION | {"batch_size": 4}, prune=PRUNE) for name in ("one", "two")
     )

@@ -33,7 +33,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_an_interrupted_training_resumes_to_the_same_weights_and_the_same_log(wanted, tmp_path, monkeypatch, steps):
+def test_fault_37_an_interrupted_training_resumes_to_the_same_weights_and_the_same_log(
+    wanted, tmp_path, monkeypatch, steps
+):
     train.run(wanted(tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "SAVE_SECONDS", -1.0)  # a state after every step

@@ -11,8 +11,9 @@ from stage2_prune.contract.rule import Case
 from stage2_prune.errors import PrunerMisused
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.pruning.scored import ScoredPruner, ThresholdPruner
-from stage2_prune.training.gradients import Aim, Signals, accumulate_gradients, joined_loss
+from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.step import frozen, make_lesson, seeded
+from stage2_prune.training.teacher import CachedAttention
 from store import read_features
 from store.questions.question import read_questions
 from tests.stage2_prune.tokens import narrow, visual_tokens
@@ -35,6 +36,17 @@ def model(tiny):
     return CachedModel.open(tiny())
 
 
+class Attended(CachedAttention):
+    """The unpruned model's attention, drawn instead of read."""
+
+    def __init__(self, patches):
+        object.__setattr__(self, "patches", patches)
+
+    def of(self, image_id, lessons):
+        generators = [torch.Generator().manual_seed(len(lesson.prompt.after)) for lesson in lessons]
+        return torch.stack([torch.rand(2, self.patches, generator=one) for one in generators]).softmax(-1)
+
+
 @pytest.fixture(params=METHODS)
 def pruner(request, model):
     session = model.session
@@ -49,16 +61,16 @@ def step(model, tiny, pruner):
     lessons = [make_lesson(session.language, question, "") for question in questions]
     generator = torch.Generator().manual_seed(0)
     asked = {question.question_id: torch.rand(model.patches, generator=generator) for question in questions}
-    signals = Signals(
+    guidance = Guidance(
         regions={name: seen > 0.7 for name, seen in list(asked.items())[:3]},  # one question is about no place
-        attention=lambda some: torch.stack([asked[question.question_id].softmax(-1) for question in some]),
+        attention=Attended(model.patches),
     )
 
     def take(keep, progress, seed=0):
         aim, scaler = Aim(keep, progress), torch.amp.GradScaler("cpu", enabled=False)
         pruner.module.zero_grad()
         with frozen(session.language.model), seeded(seed, session.language.device):
-            losses = accumulate_gradients(session.reader, pruner, batch, lessons, aim, scaler, signals)
+            losses = accumulate_gradients(session.reader, pruner, batch, lessons, aim, scaler, guidance)
             return joined_loss(losses, pruner, aim, batch)
 
     return take

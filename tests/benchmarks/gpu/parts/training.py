@@ -8,7 +8,7 @@ from stage2_prune.language.price import CONVENTIONS, shape_of
 from stage2_prune.pruning.pruner import TrainedPruner
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
-from stage2_prune.training.gradients import NO_SIGNALS, Aim, accumulate_gradients
+from stage2_prune.training.gradients import NOTHING_BESIDE, Aim, accumulate_gradients
 from stage2_prune.training.packed import Lesson
 from stage2_prune.training.ranks import Ranks
 from stage2_prune.training.step import frozen, images_at_once, make_lesson
@@ -57,7 +57,7 @@ def measure(place: Place, rows: Rows) -> None:
 def _trainer(session: Session, asked: list[Question]) -> Trainer:
     pruner = load_pruner("learned_scorer")
     assert isinstance(pruner, TrainedPruner)
-    return Trainer(session, "bench", pruner, asked, asked[:1], {}, NO_SIGNALS, Ranks())
+    return Trainer(session, "bench", pruner, asked, asked[:1], {}, NOTHING_BESIDE, Ranks())
 
 
 class _ForwardOnly(torch.amp.GradScaler):

@@ -1,0 +1,1 @@
+"""Compute once what the unpruned language model answers, for all trainings (`teach`)."""
