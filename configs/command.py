@@ -26,6 +26,8 @@ HOMES = {
     "sweep": "stage2_prune",
     "parity": "stage2_prune",
     "claim": "stage2_prune",
+    "oracle": "stage2_prune",
+    "read": "stage2_prune",
     "compare": "stage2_prune",
     "analyse": "stage2_prune",
     "show": "stage2_prune",

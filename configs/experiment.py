@@ -1,7 +1,7 @@
-"""The typed config of one experiment: ten sections, every field with its unit, an unknown key is an error.
+"""The typed config of one experiment: eleven sections, every field with its unit, an unknown key is an error.
 
-The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `teach`, `train`, `eval`, `sweep`
-and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
+The sections `model`, `data`, `store` and `extract` are in configs/sections/stage1.py; `prune`, `teach`, `train`, `eval`, `sweep`,
+`oracle` and `claims` are in configs/sections/stage2.py. Code imports all of them from this module.
 """
 
 from collections.abc import Iterable
@@ -29,6 +29,7 @@ from configs.sections.stage2 import (
     Flops,
     Match,
     Method,
+    OracleSection,
     Positions,
     PruneSection,
     SweepSection,
@@ -49,6 +50,7 @@ __all__ = [
     "Match",
     "Method",
     "ModelSection",
+    "OracleSection",
     "Positions",
     "PruneSection",
     "StoreLocation",
@@ -62,7 +64,7 @@ __all__ = [
 
 
 class Experiment(Section):
-    """One experiment: its name, the folder that it writes to, and the ten sections of its config."""
+    """One experiment: its name, the folder that it writes to, and the eleven sections of its config."""
 
     name: Annotated[str, AfterValidator(path_component)]
     """Name of the experiment; default: the name of the config file, without its ending."""
@@ -77,6 +79,7 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
+    oracle: OracleSection = OracleSection()
     claims: ClaimsSection = ClaimsSection()
 
     @property
@@ -92,8 +95,15 @@ class Experiment(Section):
     @property
     def sweep_dir(self) -> Path:
         """The folder that a sweep writes to: `sweep` for the test split, `sweep-val` and `sweep-train` for the others."""
-        split = self.eval.split
-        return self.run_dir / ("sweep" if split == "test" else f"sweep-{split}")
+        return self._of_split("sweep")
+
+    @property
+    def oracle_dir(self) -> Path:
+        """The folder that a search for the best patches writes to: `oracle` for the test split, else `oracle-val` or the like."""
+        return self._of_split("oracle")
+
+    def _of_split(self, name: str) -> Path:
+        return self.run_dir / (name if self.eval.split == "test" else f"{name}-{self.eval.split}")
 
     @property
     def teacher_path(self) -> Path:

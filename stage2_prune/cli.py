@@ -12,10 +12,9 @@ from stage2_prune.experiments import answering_experiment, pruning_experiment
 from stage2_prune.pruner_commands import check_pruner, json_option, list_pruners
 from stage2_prune.result_commands import claim, compare
 from stage2_prune.sharing_commands import card, pull, push
+from stage2_prune.study_commands import oracle, overwrite_option, read
 from stage2_prune.teach_command import foreign_option, teach
 from store.checkpoint.versions import note_untested
-
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that were made with other settings.")
 
 
 @click.group(cls=Commands)
@@ -30,12 +29,18 @@ def group() -> None:
 @foreign_option
 @json_option
 def evaluate(config_path: Path, overwrite: bool, allow_foreign_device: bool, as_json: bool, **flags: Any) -> None:
-    """Score every configured pruner at every budget. An interrupted run is resumed."""
+    """Score every configured pruner at every budget. An interrupted run is resumed.
+
+    Where `oracle` has searched in the same run folder, the command also shows how much of the gap to it each method closes.
+    """
     experiment = answering_experiment(config_path, flags)
+    from stage2_prune.compare import gap, gap_report
     from stage2_prune.evaluation import evaluate, report
 
     summary = evaluate.run(experiment, overwrite, allow_foreign_device)
     click.echo(json.dumps(summary) if as_json else report.table(summary), nl=as_json)
+    if not as_json and (placed := gap_report.table(gap.beside(experiment))):
+        click.echo("\n" + placed, nl=False)
     click.echo(f"written to {experiment.run_dir / 'eval'}", err=True)
 
 
@@ -193,5 +198,5 @@ def show(
         click.echo(reason, err=True)
 
 
-for command in (teach, list_pruners, check_pruner, compare, claim, card, push, pull):
+for command in (teach, list_pruners, check_pruner, oracle, read, compare, claim, card, push, pull):
     group.add_command(command)

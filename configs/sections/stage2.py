@@ -116,6 +116,8 @@ class TrainSection(Section):
     """Seed of the pruner's weights, of the order of questions and of the budgets."""
     licence: str = "unknown"
     """Licence of the trained weights, as their card names it: the hub's word for it, such as `apache-2.0`."""
+    kinds: Annotated[tuple[str, ...] | None, Field(exclude_if=lambda kinds: kinds is None)] = None
+    """Kinds of question to train and to validate on, such as `[colour, count]`; default: all. Evaluations still ask all kinds."""
 
     @property
     def distils_cached(self) -> bool:
@@ -190,6 +192,30 @@ class SweepSection(Section):
     """CPU threads of each worker. Threads change last bits, so their number does not depend on the number of workers."""
     rounds: PositiveInt = 5
     """Questions on which the latency of every cell is measured; each measurement alternates with the unpruned model."""
+
+
+class OracleSection(Section):
+    """A search for the patches that the language model answers best from: how far methods are from the best possible."""
+
+    questions: PositiveInt = 300
+    """Questions of `eval.split` that are searched, chosen by `seed` and their ids; all of a split that has no more."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice of questions and of the random candidates."""
+    methods: tuple[str, ...] = ("cls_attention", "feature_norm", "div_prune")
+    """Training-free methods whose first 32 patches are candidates."""
+    pool: PositiveInt = 96
+    """Candidates of a question, in patches: those that show what it is about, those of `methods`, and random ones."""
+    largest: PositiveInt = 64
+    """Largest of prune.budgets that is searched for, in tokens per image; one search serves all budgets up to it."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "OracleSection":
+        """Refuse a pool that cannot fill the largest budget."""
+        if self.pool < self.largest:
+            raise ValueError(
+                f"expected a pool of at least `largest` patches, got pool {self.pool}, largest {self.largest}"
+            )
+        return self
 
 
 class ClaimsSection(Section):

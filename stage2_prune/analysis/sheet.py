@@ -40,6 +40,16 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """A number for each patch of one image, drawn in colours: dark is low, bright is high."""
+
+    title: str
+    note: str
+    """What the numbers are."""
+    values: Float[np.ndarray, "rows columns"]
+
+
+@dataclass(frozen=True)
 class Band:
     """One image of the sheet, with a panel for each method."""
 
@@ -49,7 +59,7 @@ class Band:
     picture: RgbImage
     asked: Patches | None
     """Patches that show what the question is about; None if they are not known."""
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | Heat]
 
 
 def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
@@ -72,7 +82,10 @@ def draw(bands: Sequence[Band], columns: int, path: Path, dpi: int) -> None:
             left = _MARGIN + column * (wide + _GAP)
             bottom = top - (line + 1) * (high + _TITLE) - line * _GAP
             axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
-            _original(axes, band) if number == 0 else _panel(axes, band.picture, band.panels[number - 1])
+            if number == 0:
+                _original(axes, band)
+            else:
+                _draw(axes, band, band.panels[number - 1])
         top -= count * (high + _TITLE + _GAP)
     _legend(figure, bands, size)
     save_figure(figure, path)
@@ -95,6 +108,17 @@ def _original(axes: Axes, band: Band) -> None:
         _outline(axes, band.asked, band.picture, ASKED, whole=True)
 
 
+def _draw(axes: Axes, band: Band, panel: Panel | Heat) -> None:
+    if isinstance(panel, Panel):
+        _panel(axes, band.picture, panel)
+        return
+    down, across = band.picture.shape[0] // len(panel.values), band.picture.shape[1] // len(panel.values[0])
+    axes.imshow(panel.values.repeat(down, 0).repeat(across, 1), cmap="magma", interpolation="nearest")
+    _title(axes, panel.title, panel.note)
+    if band.asked is not None:
+        _outline(axes, band.asked, band.picture, ASKED, whole=True)
+
+
 def _panel(axes: Axes, picture: RgbImage, panel: Panel) -> None:
     grey = picture @ np.array([0.299, 0.587, 0.114])
     shown = _faded(picture, grey, DROPPED)
@@ -112,6 +136,10 @@ def _faded(picture: RgbImage, grey: Float[np.ndarray, "height width"], fade: tup
 
 def _show(axes: Axes, picture: RgbImage, title: str, note: str) -> None:
     axes.imshow(picture, interpolation="antialiased")
+    _title(axes, title, note)
+
+
+def _title(axes: Axes, title: str, note: str) -> None:
     axes.set_axis_off()
     axes.set_title(title, loc="left", size=7.5, pad=2.5)
     if note:
@@ -142,10 +170,13 @@ def _outline(axes: Axes, patches: Patches, picture: RgbImage, colour: str, whole
 
 
 def _legend(figure: Figure, bands: Sequence[Band], size: tuple[float, float]) -> None:
-    panels = [panel for band in bands for panel in band.panels]
+    drawn = [panel for band in bands for panel in band.panels]
+    panels = [panel for panel in drawn if isinstance(panel, Panel)]
     entries = ["in full: kept", "dark and grey: dropped"]
     if any(panel.merged.any() for panel in panels):
         entries += ["orange frame: a token merged of several patches", "dark: merged into such a token"]
+    if len(panels) < len(drawn):
+        entries.append("bright: scored highly")
     if any(band.asked is not None for band in bands):
         entries.append("red outline: what is asked about")
     figure.text(_MARGIN / size[0], 0.18 / size[1], " · ".join(entries), size=7, va="center", color="#444444")

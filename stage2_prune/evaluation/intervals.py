@@ -34,6 +34,30 @@ def interval(
     return float(low), float(high)
 
 
+def ratio_interval(
+    above: Float[np.ndarray, " question"],
+    below: Float[np.ndarray, " question"],
+    image: Int[np.ndarray, " question"],
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Estimate the interval of the ratio of two means, as `interval` does; the same images are drawn for both.
+
+    Returns:
+        The interval; None where `below` is not positive in so many draws that an end of the interval would depend on them.
+    """
+    drawn = list(_drawn(int(image.max()) + 1, resamples, seed))
+    sums = [
+        np.concatenate([np.bincount(image, weights=values)[part].sum(1) for part in drawn]) for values in (above, below)
+    ]
+    positive = sums[1] > 0
+    if positive.mean() <= (1 + level) / 2:
+        return None
+    low, high = _around(above.mean() / below.mean(), [sums[0][positive] / sums[1][positive]], level)
+    return float(low), float(high)
+
+
 def intervals(
     values: Float[np.ndarray, "image column"], resamples: int, seed: int, level: float = 0.95
 ) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:

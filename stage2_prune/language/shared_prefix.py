@@ -43,11 +43,15 @@ class PrefixedInputs(ModelInputs):
             CACHE,  # here, as it takes a second that other commands can do without
         )
 
-        rows = self.of_question[list(questions)]
-        cache = copy.copy(self.prefixes)
-        cache.layers = [copy.copy(layer) for layer in self.prefixes.layers]
-        cache.batch_select_indices(rows)  # makes tensors of its own, to which only this cache appends
-        return {CACHE: cache}
+        return {CACHE: copied(self.prefixes, self.of_question[list(questions)])}
+
+
+def copied(prefixes: DynamicCache, rows: Int[Tensor, " question"]) -> DynamicCache:
+    """Copy some rows of a cache, a row each time that it is named; only the copy is appended to."""
+    cache = copy.copy(prefixes)
+    cache.layers = [copy.copy(layer) for layer in prefixes.layers]
+    cache.batch_select_indices(rows)  # makes tensors of its own
+    return cache
 
 
 def share_prefixes(
@@ -91,7 +95,7 @@ def share_prefixes(
     return _behind(language, replace(prefix, unpruned=unpruned), own, prompts, ends)
 
 
-def _read(language: Language, prefix: ModelInputs) -> DynamicCache:
+def read_prefix(language: Language, prefix: ModelInputs) -> DynamicCache:
     """Run the prefixes through the language model, and return their keys and values."""
     from stage2_prune.language.cache_argument import CACHE
 
@@ -127,6 +131,6 @@ def _behind(
         torch.cat([prefix.position_ids[own], position_ids], 1),
         torch.cat([prefix.slots[own], slots], 1),
         prefix.unpruned,
-        _read(language, prefix),
+        read_prefix(language, prefix),
         own,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.budgets import ascending, in_words
 from configs.counted import counted
+from stage2_prune.compare.gap import CEILING, LOWER_BOUND
 from stage2_prune.evaluation.report import NOT_EXACT, markdown, si
 from stage2_prune.language.price import one_convention
 from stage2_prune.session.features import left_out
@@ -45,7 +46,8 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
     """Tabulate accuracies: methods x budgets, then the methods that take no budget."""
     parts: list[str] = []
     if _comparable(summary):
-        parts.append(_matrix(_comparable(summary), "accuracy at", _accurate))
+        parts.append(_matrix([*_comparable(summary), *_ceiling(summary)], "accuracy at", _accurate))
+        parts += _closed(summary)
         if any(isinstance(row["budget"], str) for row in _comparable(summary)):
             parts.append(PUBLISHED)
     kept = [row for row in _budgeted(summary) if row["match"] == "kept"]
@@ -156,8 +158,9 @@ def _payer(row: Row) -> tuple[str, int | float | str | None, float]:
 
 
 def _not_had(summary: dict[str, Any]) -> list[str]:
-    """List shortcuts, methods that cannot be served, and budgets that cannot be met, grouped by reason."""
+    """List shortcuts, results not compared, methods that cannot be served, and budgets that cannot be met, grouped by reason."""
     lines = [f"- {row['shortcut']}." for row in summary["results"] if row["shortcut"]]
+    lines += [f"- {sentence}." for sentence in summary["not_compared"]]
     lines += [f"- {row['label']} is unavailable: {row['reason']}." for row in summary["unavailable"]]
     same = groupby(summary["infeasible"], key=lambda row: (row["label"], row["positions"], _bare(row["reason"])))
     for (label, positions, _), group in same:
@@ -196,6 +199,31 @@ def _budgeted(summary: dict[str, Any]) -> list[Row]:
 def _comparable(summary: dict[str, Any]) -> list[Row]:
     """Choose the rows whose budget is a mean over layers, as for every method before the language model."""
     return [row for row in _budgeted(summary) if row["match"] != "kept"]
+
+
+def _ceiling(summary: dict[str, Any]) -> list[Row]:
+    """List the rows of searched patches, each named as the lower bound that it is."""
+    return [
+        row | {"label": f"{row['label']} ({row['reason']}, {counted(row['n'], 'question')})"}
+        for row in summary["ceiling"]
+    ]
+
+
+def _closed(summary: dict[str, Any]) -> list[str]:
+    """Tabulate how much of the gap between random and searched patches each method closes, if there are any."""
+    rows = [row for row in _comparable(summary) if row.get("gap_closed") is not None]
+    if not rows:
+        return []
+    return [
+        f"Gap closed, with its 95 % interval, on the {rows[0]['gap_n']} questions that were searched: (method - random) / "
+        f"({CEILING} - random). {CEILING} is a {LOWER_BOUND}, so more than 1 is possible.\n",
+        _matrix(rows, "gap closed at", _share),
+    ]
+
+
+def _share(row: Row) -> str:
+    ends = "" if row["gap_low"] is None else f" [{row['gap_low']:.2f}, {row['gap_high']:.2f}]"
+    return f"{row['gap_closed']:.2f}{ends}"
 
 
 def _accurate(row: Row) -> str:

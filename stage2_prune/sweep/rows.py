@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from stage2_prune.evaluation.cells import Cell
+from configs.budgets import file_part
+from stage2_prune.compare.gap import LOWER_BOUND, TARGETS, BesideOracle, OnOracleQuestions
+from stage2_prune.evaluation.cells import OWN, Cell
 from stage2_prune.language.price import CONVENTIONS
 from stage2_prune.sweep.grid import Grid, Variant
 from stage2_prune.sweep.latency import Latency
@@ -37,8 +39,10 @@ EXPLAINED = (
     "bound_by",
     "no_graph",
 )
-COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK, *EXPLAINED)
-"""Columns of the CSV. Those in CLOCK and EXPLAINED depend on the machine, all others only on the experiment."""
+GAP = ("gap_closed", "gap_low", "gap_high", "gap_n")
+COLUMNS = (*FACTORS, *STATUS, *PRICE, *ACCURACY, *CLOCK, *EXPLAINED, *GAP)
+"""Columns of the CSV. Those in CLOCK and EXPLAINED depend on the machine, all others only on the experiment; those in GAP are
+empty where no search lies beside the sweep."""
 
 
 def key(cell: Cell) -> Key:
@@ -82,6 +86,34 @@ def complete(
     return {"results": results, "infeasible": infeasible, "unavailable": unavailable}
 
 
+def with_gaps(summary: dict[str, Any], measured: BesideOracle) -> dict[str, Any]:
+    """Add the gap that each result closes, and rows of the searched patches, which `ceiling` lists.
+
+    Args:
+        summary: what `complete` returns, with the numbers of questions and images.
+        measured: the sweep's results on the questions of a search.
+    """
+    for row in summary["results"]:
+        stem = f"{row['label']}-{OWN if row['keep'] is None else file_part(row['keep'])}-{row['positions']}"
+        row |= _gap(measured.results.get(stem), measured.questions)
+    ceiling = [
+        dict.fromkeys(FACTORS)
+        | {"method": target, "label": target, "parameters": {}, "place": "before_llm", "order": "default"}
+        | {"positions": "original", "budget": measured.budgets[stem], "status": "ok", "reason": LOWER_BOUND}
+        | {"accuracy": result.accuracy, "ci95": result.ci95, "n": measured.questions, "n_images": measured.images}
+        for stem, result in measured.results.items()
+        if (target := stem.partition("-")[0]) in TARGETS
+    ]
+    return summary | {"ceiling": ceiling, "not_compared": list(measured.left_out)}
+
+
+def _gap(result: OnOracleQuestions | None, questions: int) -> dict[str, Any]:
+    if result is None or result.gap_closed is None:
+        return dict.fromkeys(GAP)
+    low, high = result.gap_ci95 or (None, None)
+    return dict(zip(GAP, (result.gap_closed, low, high, questions), strict=True))
+
+
 def factors(variant: Variant, budget: int | float | str | None, positions: str | None) -> dict[str, Any]:
     """List the factors of a cell: method, parameters, budget and the like."""
     pruner = variant.pruner
@@ -111,7 +143,7 @@ def csv_text(summary: Mapping[str, Any]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    for row in [*summary["results"], *summary["infeasible"], *summary["unavailable"]]:
+    for row in [*summary["results"], *summary["ceiling"], *summary["infeasible"], *summary["unavailable"]]:
         table.writerow({name: value for name, value in _flat(row, summary).items() if name in COLUMNS})
     return text.getvalue()
 
@@ -120,6 +152,8 @@ def _flat(row: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(row) | {"parameters": json.dumps(row["parameters"])}
     if row["status"] == "ok":
         low, high = row["ci95"] or (None, None)
-        flat |= row["flops"] | {"ci95_low": low, "ci95_high": high}
+        flat |= {"ci95_low": low, "ci95_high": high}
+    if "flops" in row:
+        flat |= row["flops"]
         flat |= {"n_images": summary["n_images"], "seeds": max(len(row["seeds"]), 1)}
     return flat

@@ -19,6 +19,7 @@ from configs.experiment import Experiment
 from configs.files.atomic import write_atomically
 from configs.load import save_resolved
 from configs.progress import PROGRESS, ProgressBar
+from stage2_prune.compare import gap
 from stage2_prune.errors import Infeasible
 from stage2_prune.evaluation.batching import Batching
 from stage2_prune.evaluation.canary import check_layer_loop
@@ -42,7 +43,8 @@ from store.questions.question import Question
 def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: bool = False) -> dict[str, Any]:
     """Evaluate the whole grid; an interrupted sweep goes on where it stopped.
 
-    Each cell is answered once, and each latency is measured once. Methods that cannot be served and budgets that cannot be
+    Each cell is answered once, and each latency is measured once. Where `oracle` has searched in the same run directory, rows
+    say how much of the gap to its results they close. Methods that cannot be served and budgets that cannot be
     met are listed with the reason.
 
     Args:
@@ -76,6 +78,8 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
         summary |= sweep_rows.complete(
             summary, grid, {variant.label: variant for variant in variants}, measured, session.features.patches
         )
+        gaps = gap.measure([experiment.sweep_dir], experiment.oracle_dir, experiment.eval)
+        summary = sweep_rows.with_gaps(summary, gaps)
         _write(experiment, summary)
     return summary
 

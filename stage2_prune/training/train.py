@@ -69,7 +69,7 @@ def run(experiment: Experiment, overwrite: bool = False, allow_foreign_device: b
 def _run(experiment: Experiment, overwrite: bool, allow_foreign_device: bool, ranks: Ranks) -> dict[str, Any]:
     """Train as one of several ranks, of which the first alone locks and empties the folder."""
     label, pruner = _trainable(experiment)
-    train, val = (chosen.questions for chosen in choose_scored(experiment, "train", "val"))
+    train, val = (_of_kinds(chosen.questions, experiment) for chosen in choose_scored(experiment, "train", "val"))
     session = open_session(ranks.placed(experiment), pruner.needs, allow_foreign_device)
     session = replace(session, experiment=experiment)  # files hold the config as it was given, not one rank's device
     session.features.check(label, pruner)
@@ -126,6 +126,20 @@ def _trainable(experiment: Experiment) -> tuple[str, TrainedPruner]:
         f"train.pruner: expected a trainable method of prune.methods ({', '.join(trainable) or 'it has none'}), "
         f"{name!r} {problem}: change train.pruner or prune.methods"
     )
+
+
+def _of_kinds(questions: Sequence[Question], experiment: Experiment) -> list[Question]:
+    """Return the questions of the kinds that `train.kinds` names; raise PrunerMisused (exit 2) for a kind without questions."""
+    kinds = experiment.train.kinds
+    if kinds is None:
+        return list(questions)
+    known = {question.kind for question in questions if question.kind is not None}
+    if absent := [kind for kind in kinds if kind not in known]:
+        raise PrunerMisused(
+            f"train.kinds: expected kinds of training and of validation questions ({', '.join(sorted(known)) or 'none'}), "
+            f"{absent[0]!r} is not among them: change train.kinds, or leave it out to train on all"
+        )
+    return [question for question in questions if question.kind in kinds]
 
 
 def _answerable(session: Session, questions: Sequence[Question]) -> list[Question]:

@@ -107,3 +107,13 @@ def test_a_finished_training_is_left_alone_and_one_of_other_settings_is_not_over
 def test_a_pruner_without_weights_cannot_be_trained(tiny):
     with pytest.raises(PrunerMisused, match="random"):
         train.run(tiny(train=SECTION | {"pruner": "random"}))
+
+
+def test_questions_of_the_test_split_change_nothing_in_a_training(wanted, tmp_path, home):
+    train.run(wanted(tmp_path / "with"))
+    rows = [json.loads(line) for line in (home / "data" / "questions.jsonl").read_text().splitlines()]
+    others = tmp_path / "without.jsonl"
+    others.write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] != "test"))
+    data = wanted(tmp_path / "without").data.model_copy(update={"questions": others})
+    train.run(wanted(tmp_path / "without").model_copy(update={"data": data}))
+    assert files(tmp_path / "with") == files(tmp_path / "without")
