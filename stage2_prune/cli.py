@@ -98,7 +98,7 @@ def calibrate(config_path: Path, keep: int, limit: int, **flags: Any) -> None:
     The command fits on training questions, and prints the line `deletes: …` for a config.
     """
     experiment = answering_experiment(config_path, flags)
-    from stage2_prune.training import calibrate
+    from stage2_prune.training.calibration import calibrate
 
     click.echo(f"deletes: {calibrate.run(experiment, keep, limit)}")
 

@@ -81,7 +81,7 @@ def train(out: Path, log: Path, seed: int, device: str, workers: int) -> None:
     "--device", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True, help="It decides the recipe too."
 )
 def train_hard(out: Path, log: Path, device: str) -> None:
-    """Train the two checkpoints of the harder benchmark from random weights.
+    """Train the two checkpoints of the harder scenes.
 
     This takes hours on a CPU. A run that was stopped goes on when the same command is run again.
     """

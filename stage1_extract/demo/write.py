@@ -70,20 +70,22 @@ def write_dataset(out: Path, counts: dict[str, int], seed: int, world: World = D
         drawn = world.scene(seed, index)
         drawn.image.save(out / "images" / name)
         left = counts[split] - number * QUESTIONS_PER_SCENE
-        for question in world.questions(drawn, seed, index)[:left]:
-            rows.append(
-                {
-                    "question_id": f"{split}_{number:05d}_{question.kind}",
-                    "image": name,
-                    "question": question.text,
-                    "answers": [question.answer],
-                    "choices": question.choices,
-                    "kind": question.kind,
-                    "split": split,
-                    "patches": question.patches,
-                }
-            )
+        rows += [_row(split, number, name, question) for question in world.questions(drawn, seed, index)[:left]]
     write_atomically(out / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(out / CARD, data_card(seed, counts))
     write_atomically(marker, settings)
     return True
+
+
+def _row(split: str, number: int, image: str, question: SceneQuestion) -> dict[str, object]:
+    """Return the row of a question about scene `number` of a split."""
+    return {
+        "question_id": f"{split}_{number:05d}_{question.kind}",
+        "image": image,
+        "question": question.text,
+        "answers": [question.answer],
+        "choices": question.choices,
+        "kind": question.kind,
+        "split": split,
+        "patches": question.patches,
+    }

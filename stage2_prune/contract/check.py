@@ -12,7 +12,7 @@ from configs import plugin
 from configs.import_code import place_of
 from configs.load import build_pruner, method_of
 from stage2_prune import pruners
-from stage2_prune.contract import adaptive, every, in_llm, merging, selection
+from stage2_prune.contract import adaptive, every, in_llm, merging, selection, trained
 from stage2_prune.contract.inputs import merges
 from stage2_prune.contract.rule import Broken, Case, Rule
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
@@ -46,7 +46,7 @@ BEFORE: Rules = ((every.NEIGHBOURS, CASES), (every.TWICE, CASES), (every.UNWRITT
 """The rules for every method before the language model, beside `DECLARED` and the rules for its kind."""
 RANDOMISED: Rules = ((every.SEEDED, (DRAWN,)),)
 NESTED: Rules = ((selection.NESTED, WIDELY),)
-TRAINED: Rules = ((every.SOFT, CASES),)
+TRAINED: Rules = ((every.SOFT, CASES), (trained.PRACTISED, CASES))
 INSIDE: Rules = (
     (in_llm.SCHEDULED, DTYPES[:1]),  # a schedule has no dtype
     (in_llm.KEPT, DTYPES),
@@ -150,9 +150,9 @@ def _before(pruner: Pruner) -> tuple[str, Rules]:
         kind, rules = "merging", MERGING
     else:
         kind, rules = "selecting", SELECTING
-    trained = isinstance(pruner, TrainedPruner)
+    learns = isinstance(pruner, TrainedPruner)
     nested = pruner.nested and not pruner.adaptive
-    return kind, (*rules, *BEFORE, *NESTED * nested, *RANDOMISED * pruner.randomised, *TRAINED * trained)
+    return kind, (*rules, *BEFORE, *NESTED * nested, *RANDOMISED * pruner.randomised, *TRAINED * learns)
 
 
 def _broken(rule: Rule, pruner: Pruner, case: Case) -> str | None:

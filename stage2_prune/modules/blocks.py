@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def image_by_image(module: nn.Module, *arrays: Iterable[Tensor]) -> Float[Tensor, "image ..."]:
-    """Call a module on the arrays of each image alone, in float32, and stack what it returns.
+    """Call a module on the arrays of each image alone, and stack what it returns, in float32 under autocast too.
 
     The last bits of a matrix product may depend on its shape, and an image is pruned alike alone and in a batch.
     """
     images = zip(*arrays, strict=True)
-    return torch.stack([module(*(array.float() for array in image)) for image in images])
+    return torch.stack([module(*(array.float() for array in image)) for image in images]).float()
 
 
 def encoder(width: int, heads: int, layers: int) -> nn.Sequential:

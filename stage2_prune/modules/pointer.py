@@ -34,9 +34,12 @@ class Pointer(nn.Module):
 
 @torch.no_grad()
 def pointed(
-    own: Float[Tensor, "image patch"], matches: Float[Tensor, "image patch patch"], drawn: Int[Tensor, "image patch"]
-) -> Int[Tensor, "image patch"]:
-    """Point to one patch after another, until none is left; of equal logits the one that comes first in `drawn`.
+    own: Float[Tensor, "image patch"],
+    matches: Float[Tensor, "image patch patch"],
+    drawn: Int[Tensor, "image patch"],
+    keep: int,
+) -> Int[Tensor, "image {keep}"]:
+    """Point to `keep` patches, one after another; of equal logits the patch that comes first in `drawn` is chosen.
 
     Every step is elementwise, so that no image depends on its batch.
     """
@@ -44,7 +47,7 @@ def pointed(
     seen = matches.gather(1, drawn[..., None].expand_as(matches))
     total = torch.zeros_like(left)
     order: list[Tensor] = []
-    for step in range(own.shape[1]):
+    for step in range(keep):
         logits = left + total / max(step, 1)
         chosen = logits.argmax(1, keepdim=True)  # of equal logits the first
         patch = drawn.gather(1, chosen)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -65,7 +64,8 @@ class VisionSelector(ScoredPruner):
         soft = soft_top_k(scores, practice.keep, self.temperature(practice.progress))
         kept = ranking_of(scores.detach(), tokens.image_ids, self.tie_seed)[:, : practice.keep]
         hard = torch.zeros_like(soft).scatter(1, kept, 1)
-        apart = F.binary_cross_entropy(soft, hard, reduction="none").mean(1)
+        likely = torch.where(hard > 0, soft, 1 - soft).clamp_min(torch.finfo(soft.dtype).tiny)
+        apart = -likely.log().mean(1)
         weight = self.first_sharpness + (self.last_sharpness - self.first_sharpness) * practice.progress
         return Shown(visual=practice.projected * soft[..., None], losses={"sharpness": weight * apart})
 

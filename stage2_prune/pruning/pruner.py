@@ -175,13 +175,16 @@ class TrainedPruner(Pruner, ABC):
         return Shown(self.soft(tokens, practice.keep))
 
     def policy(self, tokens: VisualTokens) -> Float[Tensor, "image patch"]:
-        """Return differentiable log-scores, by whose order the method selects; sets can be drawn by them and rewarded.
+        """Return differentiable scores of the patches, whose softmax draws the first patch of a set; see training/grpo.py.
 
-        Raises PrunerMisused (exit 2) for a method that does not select by scores.
+        A method that `train.grpo` can finish implements this. Its `select` keeps the patches with the highest of these scores.
         """
-        raise PrunerMisused(
-            f"expected a method that selects by scores, {type(self).__name__} has no policy: train it by its losses alone"
-        )
+        raise PrunerMisused(f"{type(self).__name__} has no policy: leave train.grpo out")
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether the method implements `policy`."""
+        return type(self).policy is not TrainedPruner.policy
 
     @property
     def has_module(self) -> bool:

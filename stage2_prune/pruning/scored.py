@@ -60,7 +60,7 @@ class ThresholdPruner(ScoredPruner, ABC):
     """A scoring method that may keep different numbers of patches: all whose score reaches one threshold for all images.
 
     The threshold of each budget is that at which the validation questions keep as many patches in the mean. A training
-    calibrates thresholds before each validation (stage2_prune/training/calibrate_mean.py), and they are saved as weights.
+    calibrates thresholds before each validation (stage2_prune/training/calibration/calibrate_mean.py), and they are saved as weights.
     """
 
     count: Literal["budget", "threshold"] = "budget"
@@ -87,7 +87,8 @@ class ThresholdPruner(ScoredPruner, ABC):
         module = self.network(spec)
         if self.adaptive:
             patches = spec.grid[0] * spec.grid[1]
-            module.register_buffer("thresholds", torch.cat([torch.zeros(patches - 1), torch.tensor([-torch.inf])]))
+            lowest = torch.tensor([torch.finfo(torch.float32).min])  # finite, as saved weights have to be
+            module.register_buffer("thresholds", torch.cat([torch.zeros(patches - 1), lowest]))
         return module
 
     @property

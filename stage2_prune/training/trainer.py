@@ -12,13 +12,11 @@ from configs.progress import PROGRESS, ProgressBar, say
 from stage2_prune.errors import MemoryTooSmall, PrunerMisused
 from stage2_prune.evaluation.intervals import accuracy_interval
 from stage2_prune.pruning.pruner import TrainedPruner
-from stage2_prune.pruning.scored import ThresholdPruner
 from stage2_prune.session import weights
 from stage2_prune.session.features import FeatureBatch
 from stage2_prune.session.session import Session
 from stage2_prune.sharing.images import provenance
 from stage2_prune.training import curves
-from stage2_prune.training.calibrate_mean import calibrate_mean
 from stage2_prune.training.forward.layered import require_budgets
 from stage2_prune.training.gradients import Aim, Guidance, accumulate_gradients, joined_loss
 from stage2_prune.training.packed import Lesson
@@ -187,8 +185,6 @@ class Trainer:
         """Close an epoch: measure its accuracy, keep its module if no epoch was better, save the state."""
         epoch, keep = self.position.epoch, self.section.val_keep
         self.pruner.module.eval()
-        if isinstance(self.pruner, ThresholdPruner) and self.pruner.adaptive:
-            calibrate_mean(self.pruner, self.session, list(self.val))
         right = right_of(self.pruner, self.session, self.val, self.ranks)
         accuracy = float(right.mean())
         self.position.accuracies.append(accuracy)

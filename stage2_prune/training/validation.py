@@ -10,11 +10,13 @@ from configs.experiment import Positions
 from configs.progress import ProgressBar
 from stage2_prune.language.layer_loop import pruning_inside
 from stage2_prune.pruning.pruner import TrainedPruner
+from stage2_prune.pruning.scored import ThresholdPruner
 from stage2_prune.pruning.trained_inside import TrainedInside
 from stage2_prune.session.ask import Prepared, ask
 from stage2_prune.session.batch_size import batch_size
 from stage2_prune.session.prune_batch import prune_batch
 from stage2_prune.session.session import Session
+from stage2_prune.training.calibration.calibrate_mean import calibrate_mean
 from stage2_prune.training.ranks import Ranks
 from store.questions.question import Question
 
@@ -27,6 +29,8 @@ def right_of(
 
     Ranks share whole batches, so that each question is answered as in one process.
     """
+    if isinstance(pruner, ThresholdPruner) and pruner.adaptive:
+        calibrate_mean(pruner, session, questions)
     experiment, language = session.experiment, session.language
     size = batch_size(experiment)
     starts = ranks.share(range(0, len(questions), size))

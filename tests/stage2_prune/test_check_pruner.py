@@ -19,6 +19,7 @@ from torch import nn
 
 from stage2_prune.primitives.top_k import top_k
 from stage2_prune.pruning.in_llm import Drop, InLLMPruner, highest
+from stage2_prune.pruning.practice import Shown
 from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.pruning.schedule import Schedule, Stage, fit, staged
 from stage2_prune.pruning.tokens import Merge, Pruned
@@ -81,14 +82,15 @@ def learned_inside(share: str, scored: str = "self.module(site.hidden[site.image
     )
 
 
-def learned(soft: str) -> str:
+def learned(soft: str, practise: str = "") -> str:
     return method(
         "needs = frozenset({'raw'})\n"
         "def build(self, spec):\n    return nn.Linear(spec.shapes['raw'][-1], 1)\n"
         "def scores(self, tokens):\n"
         "    return torch.stack([self.module(raw.float())[:, 0] for raw in tokens.arrays['raw']])\n"
         "def select(self, tokens, keep):\n    return top_k(self.scores(tokens), keep)\n"
-        f"def soft(self, tokens, keep):\n    return {soft}",
+        f"def soft(self, tokens, keep):\n    return {soft}"
+        + (f"\ndef practise(self, tokens, practice):\n    return {practise}" if practise else ""),
         "TrainedPruner",
     )
 
@@ -108,6 +110,7 @@ NORM = "top_k(raw.float().norm(dim=-1), keep)"
 FIT = "return fit(keep, patches, depth, lambda share: staged(patches, depth, [2], [share * patches]), match)"
 SOFT = "torch.ones_like(self.scores(tokens))"
 SMOOTH = "self.scores(tokens).sigmoid()"
+GOOD = f"{SMOOTH} if keep < tokens.patches else {SOFT}"
 BROKEN = {
     "no dataclass": (
         method("def select(self, tokens, keep):\n    return 0", decorator=""),
@@ -214,6 +217,16 @@ BROKEN = {
         "no gradient",
     ),
     "soft shape": (learned(f"{SMOOTH}[:, :-1]"), "Soft weights", "expected weights of the shape"),
+    "other losses": (
+        learned(GOOD, "Shown(self.soft(tokens, practice.keep), losses={'mine': self.scores(tokens).sum(1)})"),
+        "In training",
+        "expected the losses that the class names .*, came mine",
+    ),
+    "always a scale": (
+        learned(GOOD, "Shown(visual=practice.projected * self.scores(tokens)[..., None])"),
+        "In training",
+        "other features than the image's own where everything is kept",
+    ),
     "of nothing": (merging("weights[:, 0] = 0"), "every token is made of something", "made of nothing"),
     "not finite": (merging("weights[:, 0] /= 0"), "every token is made of something", "not finite"),
     "merge of raw": (merging("pass", "Merge(weights, 'raw')"), "every token is made of something", "`needs` lacks raw"),
@@ -324,7 +337,7 @@ BROKEN = {
 SOUND = {
     "selecting": selecting(NORM),
     "merging": merging("pass", index="torch.arange(keep).expand(images, -1)"),
-    "learned": learned(f"{SMOOTH} if keep < tokens.patches else {SOFT}"),
+    "learned": learned(GOOD),
     "inside": inside(FIT),
     "learned inside": learned_inside("Decision(scores.sigmoid())"),
     "adaptive": adaptive("(tokens.arrays['raw'].float()[..., 0] > 0).sum(-1).clamp_min(1)"),
@@ -376,7 +389,7 @@ def test_every_rule_of_the_contract_is_broken_by_one_of_these_pruners():
     assert not {one for one in says if not any(named in one for _, named, _ in BROKEN.values())}
 
 
-@pytest.mark.parametrize(("name", "rules"), [("my_pruner", 9), ("my_scorer", 10), ("top_rows", 9)])
+@pytest.mark.parametrize(("name", "rules"), [("my_pruner", 9), ("my_scorer", 11), ("top_rows", 9)])
 def test_the_pruners_that_the_pages_show_keep_the_contract_in_words_and_json(tmp_path, name, rules):
     path = ROOT / "docs" / "examples" / f"{name}.py"
     if name == "top_rows":

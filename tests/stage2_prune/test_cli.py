@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from stage2_prune.cli import group
 from stage2_prune.errors import PrunerMisused
-from stage2_prune.training import calibrate
+from stage2_prune.training.calibration import calibrate
 
 
 def test_pruners_lists_parameters_needs_place_and_budget():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from configs import plugin
 from stage1_extract.encoding.arrays import NAMES
 from stage2_prune import pruners
-from stage2_prune.contract import every, selection
+from stage2_prune.contract import every, selection, trained
 from stage2_prune.contract.check import DRAWN
 from stage2_prune.contract.rule import Case
 from stage2_prune.primitives.top_k import top_k
@@ -126,6 +126,11 @@ def test_parameters_are_the_fields_of_a_frozen_dataclass_and_an_unknown_one_is_a
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
 def test_soft_weights_lie_between_0_and_1_and_are_exactly_1_when_everything_is_kept(name, case):
     every.SOFT.check(case.ready(VARIANTS[name]), case)
+
+
+@pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if issubclass(found, TrainedPruner)])
+def test_a_training_step_shows_the_whole_image_where_everything_is_kept_and_returns_the_named_losses(name, case):
+    trained.PRACTISED.check(case.ready(VARIANTS[name]), case)
 
 
 @pytest.mark.parametrize("name", [name for name, found in CLASSES.items() if found.randomised])

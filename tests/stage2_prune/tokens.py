@@ -9,4 +9,5 @@ __all__ = ["CLIP_WIDTH", "LAYERS", "REAL", "TINY", "long_tailed", "merges", "nar
 
 def narrow(found, **parameters):
     """A method with these parameters; of a network that has a width, one that takes no time."""
-    return found(**({"width": 16} if "width" in {field.name for field in fields(found)} else {}), **parameters)
+    small = {"width": 16, "heads": 2}
+    return found(**{field.name: small[field.name] for field in fields(found) if field.name in small}, **parameters)

@@ -5,7 +5,7 @@ import torch
 
 from stage2_prune.errors import Infeasible
 from stage2_prune.pruners.fit_prune import FitPrune
-from stage2_prune.training.calibrate import calibrate, spared
+from stage2_prune.training.calibration.calibrate import calibrate, spared
 from tests.stage2_prune.eager_oracle import Eager, of_question
 from tests.stage2_prune.pruners.golden import check, layers_of, model
 from tests.stage2_prune.small_llama import LAYERS, PATCHES, PROMPTS, questions

@@ -173,18 +173,22 @@ def walked(own, stop, matches):
 def test_the_pointer_goes_the_way_of_a_plain_loop(tokens, stops):
     pruner, own, stop, matches = scores_of(tokens, stops)
     drawn = torch.arange(PATCHES).expand(3, -1)
-    order = pointed(own, 5 * matches, drawn)
+    order = pointed(own, 5 * matches, drawn, PATCHES)
     logits = path_logits(own, stop, 5 * matches, order)
     for image in range(3):
         expected, above = walked(own[image], stop[image], 5 * matches[image])
         assert order[image].tolist() == expected
         torch.testing.assert_close(logits[image], above)
-    assert torch.equal(pruner.ranking(tokens, PATCHES), pointed(own, matches, drawn))
+    ranked = pruner.ranking(tokens, PATCHES)
+    assert torch.equal(ranked, pointed(own, matches, drawn, PATCHES))
+    assert torch.equal(ranked, pruner.policy(tokens).argsort(1, descending=True))
     assert not torch.equal(order, own.argsort(1, descending=True))  # what was chosen before counts
 
 
 def test_stop_ends_the_path_where_no_patch_is_above_it_any_more(tokens):
-    pruner, own, stop, matches = scores_of(tokens, stops=True, bias=0.1)
+    _, own, stop, matches = scores_of(tokens, stops=True, bias=0.0)
+    middle = walked(own[0], stop[0], matches[0])[1].median()
+    pruner, own, stop, matches = scores_of(tokens, stops=True, bias=float(middle))
     result = pruner.prune(tokens, 5)
     assert any(1 < count < PATCHES for count in result.counts.tolist())
     for image, count in enumerate(result.counts.tolist()):

@@ -11,7 +11,7 @@ from stage2_prune.pruners.step_prune import StepPrune
 from stage2_prune.session.prune_batch import choose_batch
 from stage2_prune.session.session import open_session
 from stage2_prune.training import train
-from stage2_prune.training.calibrate_mean import calibrate_mean, thresholds_of
+from stage2_prune.training.calibration.calibrate_mean import calibrate_mean, thresholds_of
 from store.questions.question import read_questions
 
 METHOD = {"name": "step_prune", "width": 16, "count": "threshold"}
@@ -39,7 +39,8 @@ def test_the_mean_over_the_questions_is_the_budget_at_every_budget(tiny, found):
 
 def test_thresholds_of_scores_by_hand():
     scores = torch.tensor([[9.0, 8.0, 7.0, 1.0], [4.0, 3.0, 2.0, 0.0]])
-    assert thresholds_of(scores).tolist() == [torch.inf, 7.0, 2.0, -torch.inf]
+    highest = torch.finfo(torch.float32).max
+    assert thresholds_of(scores).tolist() == [highest, 7.0, 2.0, -highest]
     # 1 token each; 9, 8, 7 and 4; all but 1 and 0; everything
 
 

@@ -1,5 +1,7 @@
 """Calibrate the thresholds of a method that keeps a number of its own of each image, so that budgets are met in the mean."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +22,7 @@ from store.questions.question import Question
 
 
 @torch.no_grad()
-def calibrate_mean(pruner: ThresholdPruner, session: Session, questions: list[Question]) -> None:
+def calibrate_mean(pruner: ThresholdPruner, session: Session, questions: Sequence[Question]) -> None:
     """Set the module's threshold of every budget to what the questions need to keep as many patches in the mean."""
     size = batch_size(session.experiment)
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
@@ -31,12 +33,14 @@ def calibrate_mean(pruner: ThresholdPruner, session: Session, questions: list[Qu
 def thresholds_of(scores: Float[Tensor, "question patch"]) -> Float[Tensor, " patch"]:
     """Find for each budget the threshold that as many scores reach as the budget has tokens, in the mean over questions.
 
-    A question keeps its best patch at every threshold, so that this patch counts as reaching it.
+    A question keeps its best patch at every threshold, so that this patch counts as reaching it. Thresholds are finite, as saved
+    weights have to be.
     """
+    highest = torch.finfo(scores.dtype).max
     best = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.argmax(1, keepdim=True), True)
-    falling = scores.masked_fill(best, torch.inf).flatten().sort(descending=True).values
+    falling = scores.masked_fill(best, highest).flatten().sort(descending=True).values
     thresholds = falling[len(scores) - 1 :: len(scores)].clone()
-    thresholds[-1] = -torch.inf  # all patches are all patches, whatever another image scores
+    thresholds[-1] = -highest  # all patches are all patches, whatever another image scores
     return thresholds
 
 

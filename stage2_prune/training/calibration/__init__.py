@@ -1,0 +1,1 @@
+"""Fit numbers, not weights, to a model: how many tokens a method drops where."""
