@@ -60,7 +60,7 @@ class ThresholdPruner(ScoredPruner, ABC):
     """A scoring method that may keep different numbers of patches: all whose score reaches one threshold for all images.
 
     The threshold of each budget is that at which the validation questions keep as many patches in the mean. A training
-    calibrates thresholds before each validation (stage2_prune/training/calibration/calibrate_mean.py), and they are saved as weights.
+    calibrates thresholds before each validation (stage2_prune/training/calibration), and they are saved as weights.
     """
 
     count: Literal["budget", "threshold"] = "budget"
