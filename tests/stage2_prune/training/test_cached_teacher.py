@@ -7,6 +7,7 @@ import pytest
 from stage2_prune.errors import NotTaught, OtherRun
 from stage2_prune.teaching import teach
 from stage2_prune.training import gradients, train
+from stage2_prune.training.forward import taught
 from store.errors import FingerprintMismatch
 
 
@@ -40,13 +41,14 @@ def test_losses_are_those_of_the_live_teacher_and_no_second_forward_pass_is_made
     with pytest.raises(NotTaught, match="python -m stage2_prune teach"):
         train.run(cached)
     teach.run(cached)
-    unpruned, together = [], gradients.answer_logits_together
+    unpruned, together = [], taught.answer_logits_together
 
     def watched(language, visual, weights, packed):
         unpruned.append(weights is None)
         return together(language, visual, weights, packed)
 
-    monkeypatch.setattr(gradients, "answer_logits_together", watched)
+    for module in (taught, gradients):
+        monkeypatch.setattr(module, "answer_logits_together", watched)
     train.run(cached)
     assert unpruned and not any(unpruned)
     assert len(log_of(live)) == len(log_of(cached)) > 1

@@ -12,7 +12,7 @@ from tests.benchmarks.gpu import before
 from tests.benchmarks.gpu.place import Place
 from tests.benchmarks.gpu.rows import Rows
 from tests.benchmarks.pruners.inputs import QUICK, REAL, Scale, device_tokens, tower_layer
-from tests.benchmarks.pruners.selectors import _ready, _selecting
+from tests.benchmarks.pruners.selectors import _selecting, ready_on
 
 SLOW = 0.5
 """Seconds from which on a method is timed once."""
@@ -68,7 +68,7 @@ def in_dtype(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
 
 
 def _seconds(place: Place, kind: type[Pruner], shapes: Scale, tokens: VisualTokens) -> float:
-    pruner = _ready(kind, shapes, place.device)
+    pruner = ready_on(kind, shapes, place.device)
     keep = pruner.fixed_keep(shapes.patches) if pruner.budget == "fixed" else shapes.budgets[-1]
     run = _selecting(pruner, tokens, shapes.patches if pruner.adaptive else keep)
     run()  # kernels are loaded at the first call
