@@ -13,7 +13,7 @@ from stage2_prune.evaluation.cells import OWN
 from stage2_prune.evaluation.plot import plot
 from stage2_prune.evaluation.shortcuts import unseeing
 from stage2_prune.language.price import one_convention
-from stage2_prune.pruning.pruner import Pruner
+from stage2_prune.pruning.pruner import Pruner, TrainedPruner
 from stage2_prune.session.features import left_out
 
 NOT_EXACT = (
@@ -104,7 +104,7 @@ def si(number: float | int, unit: str = "", digits: int = 4) -> str:
 
 
 def describe_pruners() -> list[dict[str, Any]]:
-    """Describe every method that has a name: parameters with defaults, needs, place, budget, positions.
+    """Describe every method that has a name: parameters with defaults, needs, place, budget, positions, whether it is trained.
 
     A method of an installed distribution that cannot be used is left out with a note.
     """
@@ -112,7 +112,7 @@ def describe_pruners() -> list[dict[str, Any]]:
     for name, (pruner, _) in plugin.usable(plugin.find_all(pruners, Pruner), adapter_of).items():
         assert dataclasses.is_dataclass(pruner), f"{name} must be a frozen dataclass"
         parameters = {field.name: field.default for field in dataclasses.fields(pruner)}
-        summary = (pruner.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((pruner.__doc__ or "").strip().partition("\n\n")[0].split())
         rows.append(
             {
                 "name": name,
@@ -124,6 +124,7 @@ def describe_pruners() -> list[dict[str, Any]]:
                 "budget": pruner.budget,
                 "positions": pruner.positions,
                 "randomised": pruner.randomised,
+                "trained": issubclass(pruner, TrainedPruner),
             }
         )
     return rows
