@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 
 from configs.errors import typed
-from configs.experiment import Experiment
+from configs.experiment import ClaimsSection, Experiment
 from configs.files.atomic import write_atomically
 from configs.find_config import load_experiment
 from stage2_prune.compare import conditions
 from stage2_prune.compare.results import MethodResult, load
-from stage2_prune.compare.rows import difference, right_answers
+from stage2_prune.compare.rows import both_answered, difference, right_answers
 from stage2_prune.compare.significance import holm
 from stage2_prune.errors import NotComparable, ResultsMissing
 from stage2_prune.evaluation.intervals import number_clusters, seeds_and_images
 from stage2_prune.evaluation.report import markdown
+from stage2_prune.evaluation.shortcuts import UNPRUNED, WITHOUT_IMAGE
 
-REFERENCES = ("keep_all", "keep_none", "oracle_answer", "oracle_self")
+REFERENCES = (UNPRUNED, WITHOUT_IMAGE)
 """Results that no method competes with."""
+TOLERANCE = 0.5
+"""Tokens by which the mean over layers may miss a budget."""
 BEST, OURS = "best trained", "ours"
 
 
@@ -45,6 +48,10 @@ class Candidate:
         return float(right_answers(self.result, list(self.result.questions)).mean())
 
 
+ByBudget = dict[Any, list[Candidate]]
+"""The methods of a sweep by the budget that they meet."""
+
+
 def run(experiment: Experiment) -> dict[str, Any]:
     """Test the claims of a config, and of the configs that `claims.beside` names; return the outcome as JSON.
 
@@ -54,19 +61,20 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     section = experiment.claims
     experiments = [experiment, *(load_experiment(path) for path in section.beside)]
-    rows = [row for one in experiments for row in _of_model(one, section.ours, section.budgets)]
+    swept = [(one, _candidates(one, "val"), _candidates(one, "test")) for one in experiments]
+    rows = [row for one, val, test in swept for row in _of_model(one, val, test, section)]
     adjusted = holm([row["by_image_p"] for row in rows])
     claims = [
         row | {"holm_p": p, "claimed": bool(p < section.level and abs(sum(row["signs"])) == len(row["signs"]) > 0)}
         for row, p in zip(rows, adjusted, strict=True)
     ]
-    others = [row for one in experiments for row in _above_ours(one, section.ours, section.budgets)]
+    others = [row for one, _, test in swept for row in _beside_ours(one, test, section)]
     return {"schema": 1, "level": section.level, "claims": claims, "above_ours": _adjusted(others, section.level)}
 
 
-def _of_model(experiment: Experiment, ours: str | None, budgets: Sequence[Any]) -> list[dict[str, Any]]:
-    """Compare the chosen methods of one config at every budget."""
-    val, test = _candidates(experiment, "val"), _candidates(experiment, "test")
+def _of_model(experiment: Experiment, val: ByBudget, test: ByBudget, section: ClaimsSection) -> list[dict[str, Any]]:
+    """Compare the methods of one config that the validation sweep chooses at every budget."""
+    ours, budgets = section.ours, section.budgets
     rows: list[dict[str, Any]] = []
     for budget in budgets:
         free = _best(experiment, val, budget, trained=False)
@@ -77,15 +85,14 @@ def _of_model(experiment: Experiment, ours: str | None, budgets: Sequence[Any]) 
     return rows
 
 
-def _above_ours(experiment: Experiment, ours: str | None, budgets: Sequence[Any]) -> list[dict[str, Any]]:
+def _beside_ours(experiment: Experiment, test: ByBudget, section: ClaimsSection) -> list[dict[str, Any]]:
     """Compare every other trained method with ours."""
-    if ours is None:
+    if section.ours is None:
         return []
-    test = _candidates(experiment, "test")
     return [
         _compared(experiment, test, budget, candidate.method, own)
-        for budget in budgets
-        for own in [_labelled(experiment, test.get(budget, ()), budget, ours)]
+        for budget in section.budgets
+        for own in [_labelled(experiment, test.get(budget, ()), budget, section.ours)]
         for candidate in test.get(budget, ())
         if candidate.result.trained and candidate.method != own
     ]
@@ -109,7 +116,7 @@ def _adjusted(rows: Sequence[dict[str, Any]], level: float) -> list[dict[str, An
     return [row for row in adjusted if row["holm_p"] < level and row["difference"] > 0]
 
 
-def _candidates(experiment: Experiment, split: str) -> dict[Any, list[Candidate]]:
+def _candidates(experiment: Experiment, split: str) -> ByBudget:
     """Read the sweep of a split; return the methods that met each budget as a mean over layers."""
     section = experiment.eval.model_copy(update={"split": split})
     folder = experiment.model_copy(update={"eval": section}).sweep_dir
@@ -123,15 +130,14 @@ def _candidates(experiment: Experiment, split: str) -> dict[Any, list[Candidate]
     conditions.check(found, ("positions",))
     by_budget: dict[Any, list[Candidate]] = {}
     for result in found:
-        made = result.identities[0]
-        layers = made.get("tokens_per_layer")
-        met = layers is None or abs(sum(layers) / len(layers) - made["keep"]) <= 0.5
-        if made["pruner"].partition("@")[0] not in REFERENCES and met:
-            by_budget.setdefault(made["keep"], []).append(Candidate(made["pruner"], result))
+        keep, mean, label = result.keep, result.mean_tokens, result.label or result.stem
+        met = mean is None or (isinstance(keep, int | float) and abs(mean - keep) <= TOLERANCE)
+        if label.partition("@")[0] not in REFERENCES and met:
+            by_budget.setdefault(keep, []).append(Candidate(label, result))
     return by_budget
 
 
-def _best(experiment: Experiment, val: Mapping[Any, Sequence[Candidate]], budget: Any, trained: bool) -> str:
+def _best(experiment: Experiment, val: ByBudget, budget: Any, trained: bool) -> str:
     """Return the method with the highest validation accuracy; of equal ones the first by name."""
     among = [candidate for candidate in val.get(budget, ()) if candidate.result.trained == trained]
     if not among:
@@ -143,9 +149,7 @@ def _best(experiment: Experiment, val: Mapping[Any, Sequence[Candidate]], budget
     return max(sorted(among, key=lambda one: one.method), key=lambda one: one.accuracy).method
 
 
-def _compared(
-    experiment: Experiment, test: Mapping[Any, Sequence[Candidate]], budget: Any, method: str, against: str
-) -> dict[str, Any]:
+def _compared(experiment: Experiment, test: ByBudget, budget: Any, method: str, against: str) -> dict[str, Any]:
     """Compare two methods on the test split, with intervals over images and seeds."""
     by_name = {candidate.method: candidate.result for candidate in test.get(budget, ())}
     lacking = [name for name in (method, against) if name not in by_name]
@@ -155,7 +159,7 @@ def _compared(
             f"{typed('sweep')} with the methods of the validation sweep"
         )
     a, b = by_name[against], by_name[method]
-    questions = [name for name in a.questions if name in set(b.questions)]
+    questions = both_answered(a, b)
     images = [a.seeds[0][name].image for name in questions]
     right_a, right_b = right_answers(a, questions), right_answers(b, questions)
     resamples, seed = experiment.eval.bootstrap, experiment.eval.seed

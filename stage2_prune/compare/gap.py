@@ -76,7 +76,7 @@ def measure(results: Sequence[Path], oracle: Path, section: EvalSection) -> Besi
         return NOTHING
     searched = {result.stem: result for result in load([oracle], ())[0]}
     named = searched | {result.stem: result for folder in results for result in load([folder], ())[0]}
-    ceilings = {_budget(result): result for result in searched.values() if _label(result) == CEILING}
+    ceilings = {_budget(result): result for result in searched.values() if result.label == CEILING}
     first = next(iter(ceilings.values()))
     questions = list(first.questions)
     images = [first.seeds[0][name].image for name in questions]
@@ -147,15 +147,10 @@ def _unable(
 
 def _budget(result: MethodResult) -> int | None:
     """Return the budget of a result; None for a method without a budget, or whose mean over layers is another number."""
-    made = result.identities[0]
-    keep, entering = made.get("keep"), made.get("tokens_per_layer")
+    keep, mean = result.keep, result.mean_tokens
     if not isinstance(keep, int):
         return None
-    return keep if not entering or abs(np.mean(entering) - keep) <= SAME_COST * keep else None
-
-
-def _label(result: MethodResult) -> str | None:
-    return result.identities[0].get("pruner")
+    return keep if mean is None or abs(mean - keep) <= SAME_COST * keep else None
 
 
 def _holds_results(folder: Path) -> bool:

@@ -46,6 +46,22 @@ class MethodResult:
         return re.split("[-@]", self.stem)[0] == UNPRUNED
 
     @property
+    def label(self) -> str | None:
+        """What the config called the method; None where it is not recorded."""
+        return self.identities[0].get("pruner")
+
+    @property
+    def keep(self) -> int | float | str | None:
+        """The budget as the config stated it; None for a method without a budget, and where it is not recorded."""
+        return self.identities[0].get("keep")
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """The mean of the visual tokens that enter a layer, of a method that drops them inside the language model."""
+        entering = self.identities[0].get("tokens_per_layer")
+        return sum(entering) / len(entering) if entering else None
+
+    @property
     def questions(self) -> Collection[str]:
         """Ids of the questions that every seed answered."""
         first, *others = self.seeds

@@ -19,6 +19,12 @@ def right_answers(result: MethodResult, questions: Sequence[str]) -> Bool[np.nda
     return np.array([[seed[name].right for name in questions] for seed in result.seeds])
 
 
+def both_answered(a: MethodResult, b: MethodResult) -> list[str]:
+    """List the questions that two results answered, in the order of the first."""
+    others = set(b.questions)
+    return [name for name in a.questions if name in others]
+
+
 def describe(
     result: MethodResult,
     results: Sequence[MethodResult],

@@ -9,7 +9,7 @@ import numpy as np
 from configs.budgets import ascending
 from configs.experiment import EvalSection, Experiment
 from stage2_prune.compare.results import MethodResult, load
-from stage2_prune.compare.rows import right_answers
+from stage2_prune.compare.rows import both_answered, right_answers
 from stage2_prune.evaluation.cells import configured_pruners
 from stage2_prune.evaluation.intervals import accuracy_interval
 from stage2_prune.pruning.pruner import TrainedPruner
@@ -22,7 +22,7 @@ ALL = "all"
 def results_of(run_dir: Path) -> list[MethodResult]:
     """Load the results of a run's evaluation, the largest budget first; raise ResultsMissing (exit 5) if there are none."""
     results = load([run_dir], ())[0]
-    return sorted(results, key=lambda result: ascending(_keep(result) or 0), reverse=True)
+    return sorted(results, key=lambda result: ascending(result.keep or 0), reverse=True)
 
 
 def by_kind(results: Sequence[MethodResult], ours: str, other: str, section: EvalSection) -> list[dict[str, Any]]:
@@ -35,11 +35,11 @@ def by_kind(results: Sequence[MethodResult], ours: str, other: str, section: Eva
         section: the number of resamples and their seed.
     """
     rows: list[dict[str, Any]] = []
-    others = {_keep(result): result for result in results if _label(result) == other}
+    others = {result.keep: result for result in results if result.label == other}
     for result in results:
-        if _label(result) != ours or (beside := others.get(_keep(result))) is None:
+        if result.label != ours or (beside := others.get(result.keep)) is None:
             continue
-        names = [name for name in result.questions if name in set(beside.questions)]
+        names = both_answered(result, beside)
         asked = [result.seeds[0][name] for name in names]
         right = [right_answers(of, names).mean(0) for of in (result, beside)]
         for kind in [ALL, *sorted({question.kind for question in asked if question.kind})]:
@@ -49,7 +49,7 @@ def by_kind(results: Sequence[MethodResult], ours: str, other: str, section: Eva
             rows.append(
                 {
                     "kind": kind,
-                    "keep": _keep(result),
+                    "keep": result.keep,
                     "accuracy": float(right[0][chosen].mean()),
                     "other": float(right[1][chosen].mean()),
                     "gain": float(gain.mean()),
@@ -74,15 +74,15 @@ def transfer(experiment: Experiment, results: Sequence[MethodResult]) -> list[di
         record = weights.read_record(folder, named=pruner.weights is not None)
         trained = {} if record is None else record["training"].get("identity", {})
         for result in results:
-            made = result.identities[0]
-            if record is not None and made.get("pruner") == label and made.get("weights") == record["sha256"]:
+            weighs = result.identities[0].get("weights")
+            if record is not None and result.label == label and weighs == record["sha256"]:
                 rows.append(_transferred(label, result, trained))
     return rows
 
 
 def _transferred(label: str, result: MethodResult, trained: Mapping[str, Any]) -> dict[str, Any]:
     """Split a result by whether the method was trained on a question's kind; say whether it was trained at the budget."""
-    keep, kinds = _keep(result), trained.get("train.kinds")
+    keep, kinds = result.keep, trained.get("train.kinds")
     names = list(result.questions)
     right = right_answers(result, names).mean(0)
     seen = np.array([kinds is None or result.seeds[0][name].kind in kinds for name in names])
@@ -100,11 +100,3 @@ def _transferred(label: str, result: MethodResult, trained: Mapping[str, Any]) -
         "on_other_kinds": float(right[~seen].mean()) if (~seen).any() else None,
         "n_other_kinds": int((~seen).sum()),
     }
-
-
-def _label(result: MethodResult) -> str | None:
-    return result.identities[0].get("pruner")
-
-
-def _keep(result: MethodResult) -> int | float | str | None:
-    return result.identities[0].get("keep")

@@ -112,11 +112,7 @@ def last_attention(
 ) -> Float[Tensor, " patch"]:
     """Compute the attention of one prompt's last token over the visual tokens in a layer, in float32, mean over heads."""
     own, start = hidden[tokens], len(packed.before)
-    site = Site(
-        layer=layer, start=start, visual=patches, hidden=own, before=own, embedded=own,
-        keys=own.new_empty(0, len(tokens), cos.shape[-1]), cos=cos[tokens], sin=sin[tokens],
-        decoder=language.model.model,
-    )  # fmt: skip
+    site = Site.entering(layer, start, patches, own, own, (cos[tokens], sin[tokens]), language.model.model)
     return site.attention(site.last, ahead=True)[:, 0, site.image].mean(0)
 
 
